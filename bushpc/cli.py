@@ -1,0 +1,224 @@
+"""The one command: `bushpc pack | cv | status | report | weights`. Words are Hydra-style key=value overrides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+from bushpc.errors import BushpcError, ConfigError, unknown_name
+
+if t.TYPE_CHECKING:
+    from bushpc.dispatch.status import RunStatus
+
+WATCH_S = 1.0
+
+
+def main(argv: t.Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 ended incomplete, 2 an error the user can mend)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except BushpcError as error:
+        print(f"bushpc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; jobs that were submitted go on (`bushpc status RUN`)", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bushpc", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    pack = commands.add_parser("pack", help="raw dataset folder → shards: bushpc pack data=breast src=FOLDER")
+    pack.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="data=, src=, out=, workers=, excerpt=true; for a synthetic dataset also its card's parameters",
+    )
+    pack.set_defaults(run=_pack)
+
+    cv = commands.add_parser("cv", help="cross-validate: bushpc cv model=xbusnet data=breast cluster=local")
+    cv.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    cv.add_argument("--wait", action="store_true", help="follow the cells and print the fold table at the end")
+    cv.set_defaults(run=_cv)
+
+    status = commands.add_parser("status", help="state of every cell: bushpc status RUN")
+    status.add_argument("run_dir", type=Path, metavar="RUN")
+    status.add_argument("--watch", action="store_true", help="keep the table on the screen until every cell ended")
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(run=_status)
+
+    report = commands.add_parser("report", help="tables, figures and page: bushpc report RUN")
+    report.add_argument("run_dir", type=Path, metavar="RUN")
+    report.set_defaults(run=_report)
+
+    weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
+    weights.add_argument("action", choices=("pull", "check"))
+    weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    weights.set_defaults(run=_weights)
+    return parser
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from bushpc.config import ROOT, config_names
+    from bushpc.shards.progress import progress
+    from bushpc.shards.split import ensure_folds
+    from bushpc.shards.write import pack
+
+    given = _words(arguments.words)
+    name = given.pop("data", "")
+    if name not in config_names("data"):
+        raise ConfigError(
+            unknown_name("data", name, config_names("data"), "Example: bushpc pack data=breast src=FOLDER")
+        )
+    out = Path(given.pop("out", ROOT / "shards" / name))
+    src = Path(given.pop("src")).expanduser() if "src" in given else None
+    excerpt = given.pop("excerpt", "false")
+    if excerpt not in ("true", "false"):
+        raise ConfigError(f"excerpt={excerpt}: allowed is true or false")
+    workers = int(_number("workers", given.pop("workers", str(len(os.sched_getaffinity(0))))))
+    parameters = {key: _number(key, value) for key, value in given.items()}
+    with progress(f"pack {name}") as show:
+        manifest = pack(
+            name, src, out, excerpt=excerpt == "true", workers=workers, progress=show, parameters=parameters
+        )
+    ensure_folds(out, manifest)
+    labels = [record.label for record in manifest.records]
+    counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+    shards = f"{len(manifest.shards)} shards, manifest {manifest.hash[:12]}"
+    print(f"{out}: {len(manifest.records)} scans ({counts}) in {shards}")
+
+
+def _cv(arguments: argparse.Namespace) -> int:
+    from bushpc.config import compose
+    from bushpc.dispatch.grid import cv_cells
+    from bushpc.dispatch.submit import submit
+
+    cells = cv_cells(compose(arguments.overrides))
+    result = submit(cells, ["bushpc", "cv", *arguments.overrides])
+    for verb, names in (
+        ("submitted", result.submitted),
+        ("already running", result.live),
+        ("already done", result.done),
+    ):
+        if names:
+            print(f"{verb}: {', '.join(names)}")
+    print(f"run: {result.run_dir}\nstatus: bushpc status {result.run_dir}")
+    if not arguments.wait:
+        return 0
+    status = _watch(result.run_dir, until_report=True)
+    return _finish(result.run_dir, status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bushpc.dispatch.status import read_status, status_table
+
+    if arguments.watch:
+        status = _watch(arguments.run_dir, until_report=False)
+    else:
+        status = read_status(arguments.run_dir)
+        if arguments.json:
+            print(status.to_json())
+        else:
+            Console().print(status_table(status))
+    return 0 if status.complete or any(cell.live for cell in status.cells) else 1
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from bushpc.report.page import build_report
+
+    result = build_report(arguments.run_dir)
+    Console().print(result.fold_table)
+    print(f"report: {result.html}")
+
+
+def _weights(arguments: argparse.Namespace) -> None:
+    from bushpc import weights
+    from bushpc.config import compose
+
+    config = compose(arguments.overrides)
+    if arguments.action == "pull":
+        weights.pull(config.model_class, config.model, config.weights_dir)
+    weights.require(config.model_class, config.model, config.weights_dir)
+    files = config.model_class.weight_files(config.model)
+    print(f"{config.weights_dir}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified")
+
+
+def _watch(run_dir: Path, until_report: bool) -> RunStatus:
+    """Follow a run: a live table on a terminal, a line per change in a log."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from bushpc.dispatch.status import plain_lines, read_status, status_table
+
+    def going(status: RunStatus) -> bool:
+        return any(cell.live for cell in status.cells) or (until_report and status.report_live)
+
+    console = Console()
+    status = read_status(run_dir)
+    if console.is_terminal:
+        with Live(status_table(status), console=console, refresh_per_second=4) as live:
+            while going(status):
+                time.sleep(WATCH_S)
+                status = read_status(run_dir)
+                live.update(status_table(status))
+        return status
+    said: set[str] = set()
+    while True:
+        for line in plain_lines(status):
+            if line not in said:
+                print(time.strftime("%H:%M:%S"), line, flush=True)
+                said.add(line)
+        if not going(status):
+            return status
+        time.sleep(WATCH_S)
+        status = read_status(run_dir)
+
+
+def _finish(run_dir: Path, status: RunStatus) -> int:
+    """After --wait: the fold table and the report's path, and every cell that is not done with its reason."""
+    from rich.console import Console
+
+    from bushpc.report.page import build_report, fold_table
+
+    page = run_dir / "report" / "index.html"
+    if not page.exists():
+        build_report(run_dir)
+    Console().print(fold_table(run_dir))
+    print(f"report: {page}")
+    for cell in status.cells:
+        if cell.state != "done":
+            print(f"{cell.name} {cell.state}: {cell.reason}", file=sys.stderr)
+    return 0 if status.complete else 1
+
+
+def _words(words: t.Sequence[str]) -> dict[str, str]:
+    given = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"'{word}': write key=value, for example data=breast src=FOLDER")
+        given[key] = value
+    return given
+
+
+def _number(key: str, value: str) -> int | float:
+    try:
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        raise ConfigError(f"{key}={value}: a number is needed") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

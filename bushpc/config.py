@@ -1,0 +1,427 @@
+"""Hydra yaml + overrides → one typed, frozen `CellConfig` per training run. Every command starts here.
+
+`configs/` documents each field where it stands; the dataclasses below give each its type. A name, key or value
+that cannot work is refused here, on the login node, before anything is queued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+import types
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from bushpc.errors import ConfigError, unknown_name
+
+if t.TYPE_CHECKING:
+    from bushpc.models.base import Model, ModelConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_DIR = ROOT / "configs"
+GROUPS = ("data", "model", "engine", "cluster")
+PROMPT_SOURCES = ("first_pass", "oracle", "none")
+# What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
+NOT_HASHED = ("name", "runs_dir", "weights_dir", "cluster", "loader", "choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    iterations: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    grad_clip: float
+    save_every: int
+    keep: int
+    log_every: int
+    validate_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "save_every", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "1 or more")
+        for name in ("warmup", "grad_clip", "validate_every", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)}", "0 or more")
+        _require(self.lr > 0, f"train.lr={self.lr}", "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    spatial_dropout: float
+    size_quantiles: tuple[float, ...]
+    tau: float
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.spatial_dropout <= 1, f"prompting.spatial_dropout={self.spatial_dropout}", "0 to 1")
+        _require(0 < self.tau < 1, f"prompting.tau={self.tau}", "between 0 and 1")
+        low_high = self.size_quantiles
+        _require(
+            len(low_high) == 2 and 0 < low_high[0] < low_high[1] < 1,
+            f"prompting.size_quantiles={list(low_high)}",
+            "two rising numbers between 0 and 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    hflip: float
+    rotate: float
+    zoom: float
+    brightness: float
+    contrast: float
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "zoom", "brightness", "contrast"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name}={getattr(self, name)}", "0 to 1")
+        _require(0 <= self.rotate <= 180, f"augment.rotate={self.rotate}", "0 to 180 degrees")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    threshold: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.threshold < 1, f"evaluate.threshold={self.threshold}", "between 0 and 1")
+        _require(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size}", "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    workers: int
+    cache_dir: str | None
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, f"loader.workers={self.workers}", "0 or more")
+
+    @property
+    def cache(self) -> Path:
+        """The node's cache folder, one per user so that nobody meets another's permissions."""
+        return Path(self.cache_dir) if self.cache_dir else Path(tempfile.gettempdir()) / f"bushpc-cache-{os.getuid()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    name: str
+    root: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder with card, folds, tars and manifest."""
+        return Path(self.root).expanduser().resolve() if self.root else ROOT / "shards" / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    device: str
+    precision: str
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        for name, valid in (("device", ("cpu", "cuda", "auto")), ("precision", ("fp32", "bf16", "fp16", "auto"))):
+            if getattr(self, name) not in valid:
+                raise ConfigError(unknown_name(f"engine.{name}", getattr(self, name), valid))
+        if (self.device, self.precision) == ("cpu", "fp16"):
+            raise ConfigError("engine.precision=fp16 needs a GPU: use engine.precision=bf16 or fp32 on the CPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    executor: str
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    cpus_per_rank: int
+    parallel: int
+    time_min: int
+    mem_gb: int | None
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    setup: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.executor not in ("local", "slurm"):
+            raise ConfigError(unknown_name("cluster.executor", self.executor, ("local", "slurm")))
+        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min"):
+            _require(getattr(self, name) >= 1, f"cluster.{name}={getattr(self, name)}", "1 or more")
+        for name in ("gpus_per_node", "parallel"):
+            _require(getattr(self, name) >= 0, f"cluster.{name}={getattr(self, name)}", "0 or more")
+        if self.executor == "local" and self.nodes > 1:
+            raise ConfigError(f"cluster.nodes={self.nodes}: the local executor has one machine; use cluster=slurm")
+        if self.gpus_per_node and self.gpus_per_node != self.ranks_per_node:
+            raise ConfigError(
+                f"cluster.gpus_per_node={self.gpus_per_node} with cluster.ranks_per_node={self.ranks_per_node}: "
+                "each rank drives one GPU, so set both to the same number"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of one cell."""
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """One training run, fully composed. `to_dict` and `from_dict` are inverse; `hash` names what it will learn."""
+
+    name: str | None
+    runs_dir: str
+    weights_dir: str
+    seed: int
+    folds: str
+    fold: int | None
+    prompts: str
+    also_prompts: tuple[str, ...]
+    model_class: type[Model]
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    prompting: PromptingConfig
+    augment: AugmentConfig
+    evaluate: EvaluateConfig
+    loader: LoaderConfig
+    engine: EngineConfig
+    cluster: ClusterConfig
+    choices: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.folds not in ("frozen", "published"):
+            raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published")))
+        for source in (self.prompts, *self.also_prompts):
+            if source not in PROMPT_SOURCES:
+                raise ConfigError(unknown_name("prompt source", source, PROMPT_SOURCES))
+        world = self.cluster.world_size
+        if self.train.batch_size % world:
+            raise ConfigError(
+                f"train.batch_size={self.train.batch_size} cannot be shared by {world} ranks "
+                f"(cluster.nodes x cluster.ranks_per_node): make it a multiple of {world}"
+            )
+
+    @property
+    def prompt_sources(self) -> list[str]:
+        """Prompt sources to evaluate, headline first; a model that reads no spatial prompt has only `none`."""
+        if "spatial_prompts" not in self.model_class.needs:
+            return ["none"]
+        return list(dict.fromkeys((self.prompts, *self.also_prompts)))
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over everything that determines the result."""
+        content = {key: value for key, value in self.to_dict().items() if key not in NOT_HASHED}
+        content["data"] = {"name": self.data.name}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, t.Any]:
+        """Plain data in the layout of the yaml files."""
+        out = _plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_class"})
+        out["model"] = {"_target_": f"{self.model_class.__module__}.{self.model_class.__name__}", **out["model"]}
+        return out
+
+    def to_yaml(self) -> str:
+        """The frozen `config.yaml` of a run directory."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, content: t.Mapping[str, t.Any]) -> CellConfig:
+        """Build and check. Raises: ConfigError for an unknown key, a wrong type or an impossible combination."""
+        content = dict(content)
+        model = dict(content.pop("model", {}))
+        model_class = _model_class(model.pop("_target_", None))
+        built = _build(cls, content, "", skip=("model_class", "model"))
+        return cls(model_class=model_class, model=_build_instance(model_class.Config, model, "model."), **built)
+
+    @classmethod
+    def load(cls, path: Path) -> CellConfig:
+        """Read a frozen `config.yaml`."""
+        return cls.from_dict(yaml.safe_load(path.read_text()))
+
+
+def compose(overrides: t.Sequence[str]) -> CellConfig:
+    """Compose `configs/` with Hydra-style overrides into one checked config.
+
+    Raises: ConfigError naming the nearest valid group, option or key for anything unknown.
+    """
+    chosen = {group: _group_choice(overrides, group) for group in GROUPS}
+    groups = [f"{group}={choice}" for group, choice in chosen.items()]
+    values = [override for override in overrides if override.partition("=")[0] not in GROUPS]
+    defaults = _hydra_compose(groups)
+    valid = sorted(_leaf_keys(defaults))
+    for override in values:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise ConfigError(f"'{override}' is not an override: write key=value, for example train.lr=3e-4")
+        if key not in valid:
+            raise ConfigError(unknown_name("setting", key, valid))
+    content = _hydra_compose(groups + list(values))
+    content["choices"] = chosen
+    return _resolve(CellConfig.from_dict(content))
+
+
+def split_overrides(words: t.Sequence[str], own: t.Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate a command's own key=value words (`src=…` of pack) from those of the configuration."""
+    mine, others = {}, []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in own:
+            mine[key] = value
+        else:
+            others.append(word)
+    return mine, others
+
+
+def config_names(group: str) -> list[str]:
+    """The valid names of a group: the yaml files in its folder."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def differences(ours: CellConfig, theirs: CellConfig) -> list[str]:
+    """Hashed settings that differ, one line each: `train.lr: 0.0001 → 0.0003`."""
+    a, b = (_flat({k: v for k, v in cell.to_dict().items() if k not in NOT_HASHED}) for cell in (ours, theirs))
+    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def _group_choice(overrides: t.Sequence[str], group: str) -> str:
+    default = next(entry[group] for entry in _main_defaults() if isinstance(entry, dict) and group in entry)
+    given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == group]
+    choice = given[-1] if given else default
+    if choice not in config_names(group):
+        raise ConfigError(unknown_name(group, choice, config_names(group)))
+    return choice
+
+
+def _main_defaults() -> list[t.Any]:
+    return yaml.safe_load((CONFIG_DIR / "config.yaml").read_text())["defaults"]
+
+
+def _hydra_compose(overrides: list[str]) -> dict[str, t.Any]:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config = hydra.compose("config", overrides=overrides)
+            return t.cast("dict[str, t.Any]", OmegaConf.to_container(config, resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"the overrides {overrides} cannot be read: {error}") from error
+
+
+def _resolve(cell: CellConfig) -> CellConfig:
+    """Turn `auto` into what the cluster really has, refuse a device it does not have, make folders absolute.
+
+    Jobs run from a code snapshot in another folder, so nothing relative may survive composition.
+    """
+    has_gpu = cell.cluster.gpus_per_node > 0
+    device = cell.engine.device
+    if device == "auto":
+        device = "cuda" if has_gpu else "cpu"
+    if device == "cuda" and not has_gpu:
+        raise ConfigError(
+            f"engine.device=cuda, but cluster={cell.choices['cluster']} gives a cell no GPU: "
+            "set cluster.gpus_per_node, or engine=cpu"
+        )
+    precision = cell.engine.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    engine = dataclasses.replace(cell.engine, device=device, precision=precision)
+    return dataclasses.replace(
+        cell,
+        engine=engine,
+        data=dataclasses.replace(cell.data, root=str(cell.data.folder)),
+        runs_dir=str(Path(cell.runs_dir).expanduser().resolve()),
+        weights_dir=str(Path(cell.weights_dir).expanduser().resolve()),
+    )
+
+
+def _model_class(target: t.Any) -> type[Model]:
+    if not isinstance(target, str) or not target.startswith("bushpc.models."):
+        raise ConfigError(f"model._target_={target}: must name a class below bushpc.models, see configs/model")
+    module, _, name = target.rpartition(".")
+    try:
+        return t.cast("type[Model]", getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+
+
+def _build_instance(cls: type[t.Any], content: t.Any, prefix: str) -> t.Any:
+    if not isinstance(content, t.Mapping):
+        raise ConfigError(f"{prefix[:-1]}={content!r}: expected a group of settings")
+    return cls(**_build(cls, content, prefix))
+
+
+def _build(cls: type, content: t.Mapping[str, t.Any], prefix: str, skip: t.Sequence[str] = ()) -> dict[str, t.Any]:
+    hints = {name: hint for name, hint in t.get_type_hints(cls, localns=_LATE).items() if name not in skip}
+    fields = [f.name for f in dataclasses.fields(cls) if f.name not in skip]
+    for key in content:
+        if key not in fields:
+            raise ConfigError(unknown_name("setting", f"{prefix}{key}", [prefix + name for name in fields]))
+    missing = [prefix + name for name in fields if name not in content]
+    if missing:
+        raise ConfigError(f"settings without a value: {', '.join(missing)}. Add them to the yaml of their group.")
+    return {name: _coerce(hints[name], content[name], prefix + name) for name in fields}
+
+
+def _coerce(hint: t.Any, value: t.Any, key: str) -> t.Any:
+    """`value` as the type that the field declares. Only losslessly: 1 → 1.0, list → tuple; never "3" → 3."""
+    origin, args = t.get_origin(hint), t.get_args(hint)
+    if origin in (t.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(arg for arg in args if arg is not type(None)), value, key)
+    if dataclasses.is_dataclass(hint):
+        return _build_instance(t.cast(type, hint), value, key + ".")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_coerce(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, t.Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is hint:
+        return value
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # `name=2024` is read as a number by yaml
+    wanted = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{key}={value!r} is a {type(value).__name__}; allowed: {wanted}")
+
+
+def _plain(value: t.Any) -> t.Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+    out: dict[str, t.Any] = {}
+    for key, value in content.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
+    return out
+
+
+def _leaf_keys(content: t.Mapping[str, t.Any]) -> set[str]:
+    return set(_flat(content)) - {"model._target_"}
+
+
+def _require(holds: bool, given: str, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{given}: allowed is {allowed}")
+
+
+# Names that only a type checker sees at import; get_type_hints needs something to resolve them to.
+_LATE: dict[str, t.Any] = {"Model": object, "ModelConfig": object}

@@ -1,0 +1,104 @@
+"""Clinical facts → sentences (XBusNet 2.2, 2.7, 2.8). The only place that words a prompt.
+
+Spatial prompt p_c: lesion size (small, medium, large) and breast quadrant. Attribute prompt p_l: shape, margin,
+BI-RADS, read from the metadata. The image's left half is called inner and its right half outer: the public data
+do not say which breast was scanned, so the word is a consistent name for a place in the image, not anatomy.
+
+Size is the square root of the lesion's share of the image, so that a mask and a first-pass proposal are measured
+alike at any resolution. The paper reads it from the metadata, but the published table holds none.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from bushpc.errors import DataError
+
+NO_PROMPT = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeBins:
+    """small < low <= medium < high <= large; fixed per fold from its training part (paper 2.7)."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def from_training(cls, shares: t.Sequence[float], quantiles: tuple[float, ...]) -> SizeBins:
+        """shares: lesion pixels / image pixels of each training lesion. Raises: DataError without any lesion."""
+        sizes = [share**0.5 for share in shares if share > 0]
+        if not sizes:
+            raise DataError("no lesion in the training part: size quantiles need at least one mask that is not empty")
+        low, high = np.quantile(sizes, quantiles)
+        return cls(low=float(low), high=float(high))
+
+    def word(self, share: float) -> str:
+        """The size word of a lesion that covers `share` of its image."""
+        size = share**0.5
+        return "small" if size < self.low else "medium" if size < self.high else "large"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPass:
+    """Spatial prompts from the model's own first pass (paper 2.7): threshold, largest component, its centroid.
+
+    Implements `bushpc.sample.Reprompter`. It never sees a mask; picklable, so it may travel to workers.
+    """
+
+    bins: SizeBins
+    tau: float
+
+    def __call__(self, prob_BHW: np.ndarray) -> list[str]:
+        """One sentence per image; no spatial text where nothing reaches the threshold."""
+        return [spatial_prompt(largest_component(prob_HW >= self.tau), self.bins) for prob_HW in prob_BHW]
+
+
+def centroid(mask_HW: np.ndarray) -> tuple[float, float]:
+    """(C_x, C_y) = (M10 / M00, M01 / M00) of a non-empty mask, in pixels (eq. 1)."""
+    rows, columns = np.nonzero(mask_HW)
+    return float(columns.mean()), float(rows.mean())
+
+
+def largest_component(mask_HW: np.ndarray) -> np.ndarray:
+    """The largest 8-connected component of a boolean map; the first in reading order among equals."""
+    labels, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
+    if count <= 1:
+        return mask_HW
+    sizes = np.bincount(labels.ravel())[1:]
+    return labels == 1 + int(sizes.argmax())
+
+
+def spatial_prompt(mask_HW: np.ndarray, bins: SizeBins) -> str:
+    """p_c for a lesion mask, or a proposal, of any resolution; "" if it is empty."""
+    if not mask_HW.any():
+        return NO_PROMPT
+    height, width = mask_HW.shape
+    c_x, c_y = centroid(mask_HW)
+    vertical = "upper" if c_y < (height - 1) / 2 else "lower"
+    horizontal = "inner" if c_x < (width - 1) / 2 else "outer"
+    return f"a {bins.word(float(mask_HW.mean()))} lesion in the {vertical} {horizontal} quadrant of the breast"
+
+
+def attribute_prompt(attributes: t.Mapping[str, t.Any]) -> str:
+    """p_l from the metadata: "irregular shape, not circumscribed angular and indistinct margin, BI-RADS 4c".
+
+    What is not recorded is left out; nothing recorded gives "".
+    """
+    parts = []
+    if shape := attributes.get("shape"):
+        parts.append(f"{shape} shape")
+    if margin := attributes.get("margin"):
+        parts.append(f"{_spoken(str(margin))} margin")
+    if birads := attributes.get("birads"):
+        parts.append(f"BI-RADS {birads}")
+    return ", ".join(parts)
+
+
+def _spoken(value: str) -> str:
+    """Several values are joined with & in the spreadsheet, and " - " separates a term from its kinds."""
+    return value.replace(" - ", " ").replace("&", " and ")

@@ -1,0 +1,54 @@
+"""Writing that is whole or absent, and hashing. Used by every room that writes files; knows nothing of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import typing as t
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old one or the new one, never a part, even after a crash."""
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    flush_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, t.Any] | None:
+    """The content of a JSON file, or None where there is none (yet)."""
+    try:
+        content: dict[str, t.Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def flush_file(path: Path) -> None:
+    """Force a file that another library wrote to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Force names to the disk: a rename is durable only when the folder that holds it is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

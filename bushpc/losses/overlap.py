@@ -1,0 +1,49 @@
+"""Overlap losses of the segmentation models: soft Dice and binary cross-entropy, always in float32.
+
+logits (model) + mask (Batch) → Losses
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from bushpc.sample import Losses
+
+
+def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """1 - (2 Σ p m + smooth) / (Σ p + Σ m + smooth), per sample and mask class, then the mean over both.
+
+    logits_BKHW: before the sigmoid, any floating type. mask_BKHW: 0 or 1, same shape.
+    Returns a float32 scalar in [0, 1). Per sample, so that a small lesion weighs as much as a large one;
+    with an empty mask the term still pushes probabilities down, because of `smooth`.
+    """
+    # Sums over 10^5 pixels lose all their digits in bfloat16, hence float() even under autocast.
+    prob_BKHW = logits_BKHW.float().sigmoid()
+    mask_BKHW = mask_BKHW.float()
+    intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
+    size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
+    return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
+
+
+def bce_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, the mean over all pixels of the batch: a float32 scalar."""
+    return F.binary_cross_entropy_with_logits(logits_BKHW.float(), mask_BKHW.float())
+
+
+def overlap_losses(
+    logits_BKHW: torch.Tensor,
+    mask_BKHW: torch.Tensor,
+    *,
+    dice_weight: float,
+    bce_weight: float,
+) -> Losses:
+    """`dice_weight` · soft Dice + `bce_weight` · cross-entropy, with the terms named "dice" and "bce".
+
+    A term whose weight is 0 is still in `terms`: a curve of both tells more than a curve of one.
+    """
+    dice, bce = soft_dice_loss(logits_BKHW, mask_BKHW), bce_loss(logits_BKHW, mask_BKHW)
+    return Losses(
+        total=dice_weight * dice + bce_weight * bce,
+        terms={"dice": dice.detach(), "bce": bce.detach()},
+    )

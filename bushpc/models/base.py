@@ -1,0 +1,72 @@
+"""The contract between a model and everything else. Trainer, evaluator and grid know this page and no model.
+
+A model is one file here and one yaml in `configs/model/`. The yaml's `_target_` names the class; its other
+keys are the fields of the class's `Config`. See CONTRIBUTING.md, "Add a model".
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+from torch import nn
+
+from bushpc.sample import Batch, Losses, Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Fields that every model has; a model's own `Config` extends it.
+
+    image_size: edge in pixels of the square images that the loader makes for this model.
+    pretrained: start from staged weights (`bushpc weights pull`); false trains from scratch.
+    """
+
+    image_size: int
+    pretrained: bool
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values. Raises: ConfigError."""
+
+
+class WeightFile(t.NamedTuple):
+    """A pretrained file that a model loads: staged by `bushpc weights pull`, never fetched by a job.
+
+    name: file name below the weights folder, always `.safetensors`.
+    hub_repo, hub_file, revision: where `weights pull` gets it on the Hugging Face hub, at a pinned commit.
+    """
+
+    name: str
+    hub_repo: str
+    hub_file: str
+    revision: str
+
+
+class Model(nn.Module):
+    """Base class of all models. Written as if for one device; no model calls torch.distributed.
+
+    needs: the `Batch` fields that `forward` and `predict` read.
+    makes: the `Prediction` fields that `predict` fills.
+    """
+
+    Config: t.ClassVar[type[ModelConfig]]
+    needs: t.ClassVar[frozenset[str]]
+    makes: t.ClassVar[frozenset[str]]
+
+    def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
+        """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
+        """The pretrained files that this configuration loads; empty with `pretrained=false`."""
+        return []
+
+    def forward(self, batch: Batch) -> Losses:
+        """The training loss. DDP and DeepSpeed hook `forward`, which is why it is computed in here."""
+        raise NotImplementedError
+
+    def predict(self, batch: Batch) -> Prediction:
+        """The prediction, however many passes it takes. Called in eval mode without gradients."""
+        raise NotImplementedError

@@ -1,0 +1,568 @@
+"""XBusNet: a global CLIP branch and a local U-Net branch, each steered by its own sentence.
+
+Mallina and Shareef, "XBusNet: Text-Guided Breast Ultrasound Segmentation via Multimodal Vision-Language
+Learning". Equation numbers are the paper's, and so are the symbols: p_c and e_c are the sentence on lesion
+size and place and its embedding (`Batch.spatial_prompts`), p_l and e_l those on shape, margin and BI-RADS
+(`Batch.attribute_prompts`).
+
+    image ─CLIP ViT, frozen─→ A ──(7) e_c──→ F_g ──SFA e_c──┐
+                                                            ├─ RB, RB, 1x1 conv ─→ logits
+    image ─ResNet + TrEnc, U-Net decoder, SFA e_l─→ F_l ────┘
+
+Shape suffixes besides those of `bushpc.sample`: N patch tokens, D width of CLIP's image tower, R reduced
+width r, E width d of a sentence embedding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing as t
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import timm
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import resize_pos_embed
+from open_clip.tokenizer import tokenize
+from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+from torch.nn import functional as F
+
+from bushpc import weights
+from bushpc.errors import ConfigError, WeightsError
+from bushpc.losses.overlap import overlap_losses
+from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.normalize import Normalize
+from bushpc.sample import Batch, Losses, Prediction
+
+CLIP_VIT_B16 = WeightFile(
+    name="clip_vit_b16_openai.safetensors",
+    hub_repo="timm/vit_base_patch16_clip_224.openai",
+    hub_file="open_clip_model.safetensors",
+    revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
+)
+ENCODER_REVISIONS = {"timm/resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
+ENCODER_STRIDE = 32  # of enc5 to the image; every skip connection fits only if it divides the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class XBusNetConfig(ModelConfig):
+    """XBusNet's settings; `configs/model/xbusnet.yaml` states the paper's value of each and its source.
+
+    lfe, gfe, sfa: the switches of Table 4. A part that is off has no parameters. Without `sfa` the local
+        branch reads no sentence; the global one still does, because conditioning (7) belongs to the GFE.
+    freeze_vision: keep CLIP's image tower as it is loaded. The text tower is frozen always.
+    clip_patch_size, clip_width, clip_layers, clip_heads: CLIP's image tower; sizes in pixels and channels.
+    text_width, text_layers, text_heads, text_dim: CLIP's text tower; text_dim is d of (9).
+    layers: L of (6): which of the image tower's blocks give tokens, counted from 1.
+    reduce_dim: r of (6).
+    global_channels, local_channels: channels of F_g (8) and F_l (12).
+    encoder: name of the local branch's encoder in timm; it must give features at strides 2 to 32.
+    attention_heads: heads of TrEnc (10), at both of its places.
+    decoder_channels: channels of dec4, dec3, dec2, dec1.
+    fusion_channels: channels of both residual blocks (17).
+    fusion_stride: H / h of (12) and (16): 1 fuses at the image's size, 2 at half of it.
+    dice_weight, bce_weight: weights of the two loss terms.
+    """
+
+    lfe: bool
+    gfe: bool
+    sfa: bool
+    freeze_vision: bool
+    clip_patch_size: int
+    clip_width: int
+    clip_layers: int
+    clip_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_dim: int
+    layers: tuple[int, ...]
+    reduce_dim: int
+    global_channels: int
+    local_channels: int
+    encoder: str
+    attention_heads: int
+    decoder_channels: tuple[int, ...]
+    fusion_channels: int
+    fusion_stride: int
+    dice_weight: float
+    bce_weight: float
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be built. Raises: ConfigError."""
+        super().__post_init__()
+        if not (self.lfe or self.gfe):
+            raise ConfigError("lfe=false and gfe=false leave no branch; switch at least one of them on.")
+        if self.reads_text:
+            self._check_text()
+        if self.gfe:
+            self._check_global_branch()
+        if self.lfe:
+            self._check_local_branch()
+        if self.fusion_stride not in (1, 2):
+            raise ConfigError(f"fusion_stride={self.fusion_stride}; allowed are 1 (the paper's) and 2.")
+        if self.dice_weight < 0 or self.bce_weight < 0 or self.dice_weight + self.bce_weight == 0:
+            raise ConfigError(
+                f"dice_weight={self.dice_weight}, bce_weight={self.bce_weight}; neither may be negative, "
+                "and one of them must be above 0."
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether any part that is switched on reads a sentence."""
+        return self.gfe or self.sfa
+
+    def _check_text(self) -> None:
+        _check_divides("text_heads", self.text_heads, "text_width", self.text_width)
+        shape = (self.text_width, self.text_layers, self.text_heads, self.text_dim)
+        if self.pretrained and shape != (512, 12, 8, 512):
+            raise ConfigError(
+                "pretrained=true loads CLIP's ViT-B/16, and (text_width, text_layers, text_heads, text_dim) "
+                f"are {shape}, not (512, 12, 8, 512). Use those, or pretrained=false."
+            )
+
+    def _check_global_branch(self) -> None:
+        _check_divides("clip_patch_size", self.clip_patch_size, "image_size", self.image_size)
+        _check_divides("clip_heads", self.clip_heads, "clip_width", self.clip_width)
+        if not self.layers or not all(1 <= j <= self.clip_layers for j in self.layers):
+            raise ConfigError(f"layers={list(self.layers)}; name at least one block from 1 to {self.clip_layers}.")
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ConfigError(f"layers={list(self.layers)}; name each block once, in rising order.")
+        shape = (
+            self.clip_patch_size,
+            self.clip_width,
+            self.clip_layers,
+            self.clip_heads,
+        )
+        if self.pretrained and shape != (16, 768, 12, 12):
+            raise ConfigError(
+                "pretrained=true loads CLIP's ViT-B/16, and (clip_patch_size, clip_width, clip_layers, clip_heads) "
+                f"are {shape}, not (16, 768, 12, 12). Use those, or pretrained=false."
+            )
+
+    def _check_local_branch(self) -> None:
+        _check_divides("the encoder's stride", ENCODER_STRIDE, "image_size", self.image_size)
+        if len(self.decoder_channels) != 4:
+            raise ConfigError(
+                f"decoder_channels={list(self.decoder_channels)}; four are needed: dec4, dec3, dec2, dec1."
+            )
+        with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
+            _, channels = _build_encoder(self.encoder, None)
+        for stage in (4, 5):
+            _check_divides("attention_heads", self.attention_heads, f"channels of enc{stage}", channels[stage - 1])
+
+
+def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    if divisor < 1:
+        raise ConfigError(f"{divisor_name}={divisor}; it must be 1 or more.")
+    if value < 1 or value % divisor:
+        nearest = max(1, round(value / divisor)) * divisor
+        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; the nearest is {nearest}.")
+
+
+class XBusNet(Model):
+    """Dual-prompt, dual-branch segmentation network; one mask class.
+
+    First pass and second: with `Batch.reprompt` the sentences p_c of the batch (all "" by then) give a
+    probability map, `reprompt` turns it into sentences, and these give the prediction (section 2.7).
+    With gfe=false nothing reads p_c, and `Prediction.spatial_prompts` is None.
+    """
+
+    Config = XBusNetConfig
+    needs = frozenset({"image_BCHW", "mask_BKHW", "spatial_prompts", "attribute_prompts", "reprompt"})
+    makes = frozenset({"prob_BKHW", "spatial_prompts"})
+
+    config: XBusNetConfig
+
+    def __init__(self, config: XBusNetConfig, weights_dir: str | None = None) -> None:
+        super().__init__(config, weights_dir)
+        clip_state = None
+        if config.pretrained and config.reads_text:
+            clip_state = weights.load_staged(XBusNet, CLIP_VIT_B16, weights_dir)
+        if config.reads_text:
+            self.text = TextEncoder(config, clip_state)
+        if config.gfe:
+            self.gfe = GlobalFeatureExtractor(config, clip_state)
+        if config.lfe:
+            encoder_state = None
+            if config.pretrained:
+                encoder_state = weights.load_staged(XBusNet, _encoder_file(config.encoder), weights_dir)
+            self.lfe = LocalFeatureExtractor(config, encoder_state)
+        fused = config.gfe * config.global_channels + config.lfe * config.local_channels
+        self.fusion = nn.Sequential(  # (17)
+            ResidualBlock(fused, config.fusion_channels),
+            ResidualBlock(config.fusion_channels, config.fusion_channels),
+            nn.Conv2d(config.fusion_channels, 1, kernel_size=1),
+        )
+
+    @classmethod
+    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
+        """CLIP's towers if a sentence or the global branch is used, the encoder if the local branch is."""
+        assert isinstance(config, XBusNetConfig)
+        if not config.pretrained:
+            return []
+        return [CLIP_VIT_B16] * config.reads_text + [_encoder_file(config.encoder)] * config.lfe
+
+    def forward(self, batch: Batch) -> Losses:
+        """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""
+        logits_BKHW = self._fuse(self._prompt_free(batch), batch.spatial_prompts)
+        return overlap_losses(
+            logits_BKHW,
+            batch.mask_BKHW,
+            dice_weight=self.config.dice_weight,
+            bce_weight=self.config.bce_weight,
+        )
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Probabilities, and the sentences p_c that gave them. `Batch.mask_BKHW` is not read."""
+        features = self._prompt_free(batch)
+        prompts = batch.spatial_prompts
+        prob_BKHW = self._fuse(features, prompts).float().sigmoid()
+        if not self.config.gfe:
+            return Prediction(prob_BKHW=prob_BKHW)
+        if batch.reprompt is not None:
+            prompts = batch.reprompt(prob_BKHW[:, 0].cpu().numpy())
+            prob_BKHW = self._fuse(features, prompts).float().sigmoid()
+        return Prediction(prob_BKHW=prob_BKHW, spatial_prompts=prompts)
+
+    def _prompt_free(self, batch: Batch) -> _PromptFree:
+        """Everything that p_c cannot change, so that a second pass costs only what it must."""
+        image_BCHW = batch.image_BCHW
+        A_BNR = self.gfe.tokens(image_BCHW) if self.config.gfe else None
+        F_l = None
+        if self.config.lfe:
+            e_l = self.text(batch.attribute_prompts, image_BCHW.device) if self.config.sfa else None
+            F_l = self.lfe(image_BCHW, e_l)
+        return _PromptFree(A_BNR, F_l, image_BCHW.device)
+
+    def _fuse(self, features: _PromptFree, spatial_prompts: list[str]) -> torch.Tensor:
+        """(3), (16) and (17): logits B x 1 x H x W."""
+        maps = []
+        if features.A_BNR is not None:
+            e_c = self.text(spatial_prompts, features.device)
+            maps.append(self.gfe(features.A_BNR, e_c))
+        if features.F_l is not None:
+            maps.append(features.F_l)
+        logits_BKhw = self.fusion(torch.cat(maps, dim=1))
+        return F.interpolate(logits_BKhw, scale_factor=self.config.fusion_stride, mode="bilinear", align_corners=False)
+
+
+class _PromptFree(t.NamedTuple):
+    A_BNR: torch.Tensor | None
+    F_l: torch.Tensor | None
+    device: torch.device
+
+
+class TextEncoder:
+    """T of (9): CLIP's text tower, frozen, asked once per distinct sentence.
+
+    Deliberately no nn.Module. As a part of the model its weights would be written into every checkpoint
+    and broadcast by DDP; under ZeRO-3, ranks that meet a new sentence at different steps would wait for
+    each other for ever in the gathering of the tower's parameters. So the tower must be the same without
+    a checkpoint: staged weights, or a random draw from a seed of its own.
+
+    e = sqrt(d) (T(p) - T("")) / |T(p) - T("")|, and 0 for "", so a sentence that was dropped asks for no
+    modulation beyond the biases of the layers that read e. The shift is one that those biases can undo.
+    The scale makes the components about 1 whatever the tower: without it |T(p)| is 7 for the small random
+    tower and 22 for a random one of CLIP's size. Sentences that differ in one word stay apart: their
+    cosine is at most 0.997 and 0.8 on average for random towers, before the shift and after it.
+
+    tower: open_clip's TextTransformer, in eval mode.
+    """
+
+    SEED = 2021
+
+    def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.SEED)
+            self.tower = TextTransformer(
+                width=config.text_width,
+                heads=config.text_heads,
+                layers=config.text_layers,
+                output_dim=config.text_dim,
+                act_layer=QuickGELU,
+            )
+        if clip_state is not None:
+            text_state = {k: v for k, v in clip_state.items() if not k.startswith(("visual.", "logit_"))}
+            _load(self.tower, text_state, CLIP_VIT_B16)
+        self.tower.requires_grad_(False).eval()
+        self._raw: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompts: list[str], device: torch.device) -> torch.Tensor:
+        """The embeddings of B sentences, B x E, float32, on `device`."""
+        for prompt in dict.fromkeys(("", *prompts)):
+            if prompt not in self._raw:
+                self._raw[prompt] = self._embed(prompt, device)
+        shifted_BE = torch.stack([self._raw[prompt] - self._raw[""] for prompt in prompts])
+        e_BE: torch.Tensor = F.normalize(shifted_BE, dim=-1) * shifted_BE.shape[-1] ** 0.5
+        return e_BE.to(device)
+
+    def _embed(self, prompt: str, device: torch.device) -> torch.Tensor:
+        # One sentence at a time: in a batch its last digits would depend on its neighbours, and a resumed
+        # run meets the sentences in other company than the run it must repeat. Not in inference mode: the
+        # tensor is kept, and training saves it for the backward pass.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            e_1E: torch.Tensor = self.tower.to(device)(tokenize([prompt]).to(device))
+            return e_1E[0].cpu()
+
+
+class ClipImageTower(VisionTransformer):
+    """CLIP's image tower up to the last block that is asked for; what lies above it is left out.
+
+    Positions: CLIP's grid is 14 x 14 (224 pixels). Staged weights are interpolated bicubically to this
+    model's grid once, when they are loaded; a tower trained from scratch has its own grid from the start.
+    """
+
+    def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
+        super().__init__(
+            image_size=config.image_size,
+            patch_size=config.clip_patch_size,
+            width=config.clip_width,
+            layers=config.clip_layers,
+            heads=config.clip_heads,
+            mlp_ratio=4.0,
+            output_dim=config.text_dim,
+            act_layer=QuickGELU,  # OpenAI's weights load into a GELU tower without complaint and mean less there
+        )
+        if clip_state is not None:
+            vision_state = {k: v for k, v in clip_state.items() if k.startswith("visual.")}
+            resize_pos_embed(vision_state, SimpleNamespace(visual=self))
+            _load(self, {k.removeprefix("visual."): v for k, v in vision_state.items()}, CLIP_VIT_B16)
+        self.indices = [j - 1 for j in config.layers]
+        # Parameters above the last block read would get no gradient, and DDP stops at those.
+        self.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+        if config.freeze_vision:
+            self.requires_grad_(False)
+
+    def forward(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Z^(j) for j in L, without the class token: a list of B x N x D."""
+        Z: list[torch.Tensor] = self.forward_intermediates(
+            image_BCHW, indices=self.indices, intermediates_only=True, output_fmt="NLC"
+        )["image_intermediates"]
+        return Z
+
+
+class GlobalFeatureExtractor(nn.Module):
+    """GFE, section 2.7: CLIP's image tokens, conditioned on e_c, as a map of `global_channels` channels."""
+
+    UPSCALE = 4  # of the transposed convolution; the rest of the way up is bilinear
+
+    def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
+        super().__init__()
+        r, d = config.reduce_dim, config.text_dim
+        self.frozen = config.freeze_vision
+        self.grid = config.image_size // config.clip_patch_size
+        self.size = config.image_size // config.fusion_stride
+        self.normalize = Normalize(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        self.clip = ClipImageTower(config, clip_state)
+        self.W = nn.ModuleList(nn.Linear(config.clip_width, r) for _ in config.layers)
+        self.W_c = nn.Linear(d, r)
+        self.W_mul = nn.Linear(r, r)
+        self.W_add = nn.Linear(r, r)
+        # With e = 0 for "" the biases are what is left of (7); 1 and 0 let the tokens through unchanged.
+        nn.init.ones_(self.W_mul.bias)
+        nn.init.zeros_(self.W_add.bias)
+        self.project = nn.ConvTranspose2d(r, config.global_channels, kernel_size=self.UPSCALE, stride=self.UPSCALE)
+        self.sfa = SFA(config.global_channels, d) if config.sfa else None
+
+    def train(self, mode: bool = True) -> GlobalFeatureExtractor:
+        """As for any module, but a frozen tower stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.clip.eval()
+        return self
+
+    def tokens(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """A of (6), B x N x R: independent of the sentence."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            Z = self.clip(self.normalize(image_BCHW))
+        return torch.stack([W_j(Z_j) for W_j, Z_j in zip(self.W, Z, strict=True)]).sum(dim=0)
+
+    def forward(self, A_BNR: torch.Tensor, e_c: torch.Tensor) -> torch.Tensor:
+        """F_g after SFA, B x C_g x h x w, from the tokens and the embeddings (B x E)."""
+        c = self.W_c(e_c.to(A_BNR.dtype))[:, None]  # (7)
+        A_BNR = self.W_mul(c) * A_BNR + self.W_add(c)
+        grid_BRhw = A_BNR.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        F_g: torch.Tensor = self.project(grid_BRhw)  # (8)
+        F_g = F.interpolate(F_g, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        if self.sfa is not None:
+            F_g = self.sfa(F_g, e_c)
+        return F_g
+
+
+class LocalFeatureExtractor(nn.Module):
+    """LFE, section 2.8: encoder, transformer blocks at its two deepest stages, U-Net decoder."""
+
+    def __init__(self, config: XBusNetConfig, encoder_state: dict[str, torch.Tensor] | None) -> None:
+        super().__init__()
+        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.encoder, channels = _build_encoder(config.encoder, encoder_state)
+        enc1, enc2, enc3, enc4, enc5 = channels
+        dec4, dec3, dec2, dec1 = config.decoder_channels
+        self.transformer4 = TransformerBlock(enc4, config.attention_heads)
+        self.transformer5 = TransformerBlock(enc5, config.attention_heads)
+        self.up4 = UpBlock(enc5, enc4, dec4)
+        self.up3 = UpBlock(dec4, enc3, dec3)
+        self.up2 = UpBlock(dec3, enc2, dec2)
+        self.up1 = UpBlock(dec2, enc1, dec1)
+        if config.fusion_stride == 1:
+            self.project: nn.Module = nn.ConvTranspose2d(dec1, config.local_channels, kernel_size=2, stride=2)
+        else:
+            self.project = nn.Conv2d(dec1, config.local_channels, kernel_size=3, padding=1)
+        sites = {"enc4": enc4, "dec4": dec4, "dec3": dec3, "dec2": dec2}
+        self.sfa = (
+            nn.ModuleDict({site: SFA(channels, config.text_dim) for site, channels in sites.items()})
+            if config.sfa
+            else None
+        )
+
+    def forward(self, image_BCHW: torch.Tensor, e_l: torch.Tensor | None) -> torch.Tensor:
+        """F_l (12), B x C_l x h x w, from images and embeddings (B x E; None with `sfa` switched off)."""
+        enc1, enc2, enc3, enc4, enc5 = self.encoder(self.normalize(image_BCHW))
+        enc4 = self._adjust("enc4", self.transformer4(enc4), e_l)  # (10), (11)
+        center = self.transformer5(enc5)  # (10)
+        dec4 = self._adjust("dec4", self.up4(center, enc4), e_l)  # (11)
+        dec3 = self._adjust("dec3", self.up3(dec4, enc3), e_l)  # (11)
+        dec2 = self._adjust("dec2", self.up2(dec3, enc2), e_l)  # (11)
+        F_l: torch.Tensor = self.project(self.up1(dec2, enc1))  # (12)
+        return F_l
+
+    def _adjust(self, site: str, feature: torch.Tensor, e_l: torch.Tensor | None) -> torch.Tensor:
+        if self.sfa is not None:
+            feature = self.sfa[site](feature, e_l)
+        return feature
+
+
+class SFA(nn.Module):
+    """Semantic feature adjustment, section 2.9: channels scaled and shifted by what a sentence says.
+
+    The last layer starts at zero, so gamma = beta = 0 and F_out = F: training starts from the network
+    without text and takes up the sentence as far as it helps, instead of from randomly scaled features.
+    """
+
+    def __init__(self, channels: int, text_dim: int) -> None:
+        super().__init__()
+        first, last = nn.Linear(text_dim, text_dim), nn.Linear(text_dim, 2 * channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(first, nn.ReLU(), last)
+
+    def forward(self, F_BChw: torch.Tensor, e_BE: torch.Tensor) -> torch.Tensor:
+        """F_out (15), of the shape of F_BChw; e_BE (B x E) is cast to its type."""
+        z = self.mlp(e_BE.to(F_BChw.dtype))  # (14)
+        gamma, beta = z[:, :, None, None].chunk(2, dim=1)
+        F_out: torch.Tensor = gamma * F_BChw + beta + F_BChw  # (13), (15)
+        return F_out
+
+
+class TransformerBlock(nn.Module):
+    """TrEnc of (10): a pre-norm transformer layer over the positions of a feature map, shape unchanged."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            channels,
+            heads,
+            4 * channels,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+
+    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
+        tokens_BNC = F_BChw.flatten(2).transpose(1, 2)
+        attended_BNC: torch.Tensor = self.layer(tokens_BNC)
+        return attended_BNC.transpose(1, 2).reshape(F_BChw.shape)
+
+
+class UpBlock(nn.Module):
+    """U-Net decoder step: double the size, join the skip connection, two 3 x 3 convolutions."""
+
+    def __init__(self, channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, out_channels, kernel_size=2, stride=2)
+        self.merge = nn.Sequential(
+            *_conv_bn_relu(out_channels + skip_channels, out_channels),
+            *_conv_bn_relu(out_channels, out_channels),
+        )
+
+    def forward(self, F_BChw: torch.Tensor, skip_BCHW: torch.Tensor) -> torch.Tensor:
+        merged: torch.Tensor = self.merge(torch.cat([skip_BCHW, self.up(F_BChw)], dim=1))
+        return merged
+
+
+class ResidualBlock(nn.Module):
+    """RB of (17): two 3 x 3 convolutions beside a skip, which is a 1 x 1 convolution if the width changes."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv_bn_relu(channels, out_channels),
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, kernel_size=1)
+
+    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(F_BChw) + self.skip(F_BChw))
+
+
+def _conv_bn_relu(channels: int, out_channels: int) -> list[nn.Module]:
+    # No bias: batch normalisation would take it away again.
+    return [
+        nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def _build_encoder(name: str, state: dict[str, torch.Tensor] | None) -> tuple[nn.Module, list[int]]:
+    """timm's feature extractor and the channels of its enc1 to enc5. Raises: ConfigError, WeightsError."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")
+    try:
+        encoder: t.Any = timm.create_model(name, features_only=True, pretrained=False)
+        strides = encoder.feature_info.reduction()
+    except Exception as error:  # timm raises anything from AttributeError to RuntimeError here
+        raise ConfigError(f"timm cannot make a feature extractor of encoder '{name}': {error}") from error
+    if strides != [2, 4, 8, 16, 32]:
+        raise ConfigError(
+            f"encoder '{name}' gives features at strides {strides}; needed are [2, 4, 8, 16, 32], "
+            "as timm's ResNets have them."
+        )
+    if state is not None:
+        _load(
+            encoder,
+            {k: v for k, v in state.items() if not k.startswith("fc.")},
+            _encoder_file(name),
+        )
+    return encoder, list(encoder.feature_info.channels())
+
+
+def _encoder_file(name: str) -> WeightFile:
+    """timm's own weights of `name`. Raises: ConfigError when there are none."""
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
+        raise ConfigError(f"timm has no pretrained weights of encoder '{name}'; choose another, or pretrained=false.")
+    repo = pretrained_cfg.hf_hub_id
+    return WeightFile(
+        name=f"{name}.safetensors",
+        hub_repo=repo,
+        hub_file="model.safetensors",
+        revision=ENCODER_REVISIONS.get(repo, "main"),
+    )
+
+
+def _load(module: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -> None:
+    """Load all of `state` into all of `module`. Raises: WeightsError naming what does not fit."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(XBusNet)}"
+        ) from error

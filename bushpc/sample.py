@@ -1,0 +1,105 @@
+"""The vocabulary every room shares: what flows from the raw folder to the prediction.
+
+    raw folder → Sample → shards → Batch → Losses (training) | Prediction (evaluation)
+
+Shape suffixes: B batch, C channels, H height, W width, K mask classes. A name such as `image_BCHW` is
+its own documentation.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+if t.TYPE_CHECKING:  # torch takes seconds to import, and packing and dispatch do without it
+    import torch
+
+LABELS = ("benign", "malignant", "normal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One scan as its publisher means it, with every oddity of the publisher's files already resolved.
+
+    image_HWC: uint8, RGB, at its original size.
+    mask_HW: uint8, 1 inside the lesion and 0 elsewhere, same height and width; all zero for a normal scan.
+    label: one of LABELS.
+    attributes: clinical descriptors by snake_case name (`shape`, `margin`, `birads`, `echogenicity` …);
+        a missing value is None, never an empty string.
+    pixel_mm: edge of one pixel in millimetres, or None where the publisher does not say.
+    sources: the raw files it was read from, relative to the raw folder.
+    """
+
+    key: str
+    patient: str
+    label: str
+    image_HWC: np.ndarray
+    mask_HW: np.ndarray
+    attributes: dict[str, str | float | None] = field(default_factory=dict)
+    pixel_mm: float | None = None
+    sources: tuple[str, ...] = ()
+
+
+class Reprompter(t.Protocol):
+    """Turns a first-pass probability map into the spatial prompts of the second pass, touching no mask."""
+
+    def __call__(self, prob_BHW: np.ndarray) -> list[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a model sees. A model names the fields it uses in `needs`.
+
+    keys: B sample keys.
+    image_BCHW: float32 in [0, 1], three channels; models normalise for their own backbone.
+    mask_BKHW: float32, 0 or 1.
+    label_B: int64, index into LABELS.
+    spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
+    attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
+    reprompt: given at evaluation with `prompts=first_pass` only: a model that uses spatial prompts first
+        predicts with the ones above (all ""), then asks this for better ones and predicts again.
+    """
+
+    keys: list[str]
+    image_BCHW: torch.Tensor
+    mask_BKHW: torch.Tensor
+    label_B: torch.Tensor
+    spatial_prompts: list[str]
+    attribute_prompts: list[str]
+    reprompt: Reprompter | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            image_BCHW=self.image_BCHW.to(device, non_blocking=True),
+            mask_BKHW=self.mask_BKHW.to(device, non_blocking=True),
+            label_B=self.label_B.to(device, non_blocking=True),
+        )
+
+
+class Losses(t.NamedTuple):
+    """What `Model.forward` returns: a pytree of tensors, so DDP and DeepSpeed can find the graph in it.
+
+    total: scalar, the weighted sum that is differentiated, a mean over the batch's samples.
+    terms: every named, unweighted term, detached, for the log.
+    """
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What `Model.predict` returns. A field that the model does not make is None.
+
+    prob_BKHW: float32 in [0, 1], at the batch's own height and width.
+    class_prob_BL: float32, B x number of labels, rows sum to 1.
+    spatial_prompts: the sentences that were really used (those of the second pass where there was one).
+    """
+
+    prob_BKHW: torch.Tensor | None = None
+    class_prob_BL: torch.Tensor | None = None
+    spatial_prompts: list[str] | None = None

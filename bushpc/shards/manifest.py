@@ -1,0 +1,214 @@
+"""The manifest: what a packed dataset is, sample by sample and shard by shard. Read by everything downstream.
+
+    shards/<name>/
+      card.yaml                 where to get it, licence, layout, expected counts (committed)
+      folds.csv                 frozen folds (committed for public datasets)
+      lesion-000000.tar …       WebDataset tars: <key>.image.png, <key>.mask.png, <key>.json
+      normal-000000.tar …       scans without a lesion, kept apart
+      manifest.json             written last, so its presence means that the set is whole
+
+Samples are read by offset, so a tar is a plain random-access file here and still opens as a stream with the
+webdataset library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import typing as t
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bushpc.errors import DataError
+from bushpc.files import sha256_of, write_atomically
+
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One packed sample: its facts, and where its bytes lie.
+
+    key, patient, label, attributes, pixel_mm: as in `bushpc.sample.Sample`.
+    height, width: original size in pixels.
+    lesion_pixels: area of the mask in original pixels, 0 for a normal scan.
+    lesion_length: longest side of the mask's bounding box in original pixels, 0 for a normal scan.
+    shard: file name of the tar.
+    image_offset, image_bytes, mask_offset, mask_bytes: the PNG files inside the tar, in bytes from its start.
+    """
+
+    key: str
+    patient: str
+    label: str
+    attributes: dict[str, str | float | None]
+    pixel_mm: float | None
+    height: int
+    width: int
+    lesion_pixels: int
+    lesion_length: int
+    shard: str
+    image_offset: int
+    image_bytes: int
+    mask_offset: int
+    mask_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar: its name, SHA-256 as hex, size in bytes and number of samples."""
+
+    file: str
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a packed dataset but its pixels.
+
+    dataset: name of the source, as in `data=<name>`.
+    packer_version: of the code that wrote the tars; another version repacks.
+    excerpt: packed from a part of the dataset, on the user's word; its numbers are not the dataset's.
+    sources: SHA-256 as hex of every raw file, by its path relative to the raw folder.
+    records: lesions first, then normals; by key within each.
+    """
+
+    dataset: str
+    packer_version: int
+    excerpt: bool
+    shards: list[ShardInfo] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read `folder`/manifest.json. Raises: DataError if it is missing or damaged."""
+        path = Path(folder) / FILE_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist: this dataset is not packed yet.{_repack(path)}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read ({error}).{_repack(path)}") from error
+        try:
+            content = json.loads(text)
+            stated = content.pop("hash")
+            content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
+            content["records"] = [Record(**record) for record in content["records"]]
+            manifest = cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is damaged or was written by another version of bushpc ({error}).{_repack(path)}"
+            ) from error
+        if manifest.hash != stated:
+            raise DataError(f"{path} is damaged: its content does not have the hash that it states.{_repack(path)}")
+        return manifest
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder`/manifest.json whole or not at all; the same manifest always gives the same bytes."""
+        content = {**asdict(self), "hash": self.hash}
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        write_atomically(Path(folder) / FILE_NAME, text)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 as hex over the whole content, the tars' hashes included: the identity of the packed data."""
+        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def lesions(self) -> list[Record]:
+        """The records that segmentation trains and evaluates on: every one but the normals."""
+        return [record for record in self.records if record.label != "normal"]
+
+    def record(self, key: str) -> Record:
+        """The record of one sample. Raises: DataError for a key that the dataset does not have."""
+        try:
+            return self._by_key[key]
+        except KeyError:
+            raise DataError(
+                f"{self.dataset} has no sample '{key}': it has {len(self.records)} samples, "
+                f"from '{self.records[0].key}' to '{self.records[-1].key}'."
+                if self.records
+                else f"{self.dataset} has no samples."
+            ) from None
+
+    @cached_property
+    def _by_key(self) -> dict[str, Record]:
+        return {record.key: record for record in self.records}
+
+
+def read_image(folder: str | Path, record: Record) -> np.ndarray:
+    """The image of `record`: uint8, (height, width, 3), RGB. Raises: DataError naming tar and key."""
+    return _decode(folder, record, "image", record.image_offset, record.image_bytes, mode="RGB")
+
+
+def read_mask(folder: str | Path, record: Record) -> np.ndarray:
+    """The mask of `record`: uint8, (height, width), 0 or 1. Raises: DataError naming tar and key."""
+    grey_HW = _decode(folder, record, "mask", record.mask_offset, record.mask_bytes, mode="L")
+    return (grey_HW > 127).astype(np.uint8)
+
+
+def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
+    """Hold the tars in `folder` against the manifest: presence and size, with `deep` the SHA-256 too.
+
+    Raises: DataError naming every tar that is missing, truncated or altered.
+    """
+    folder = Path(folder)
+    bad = [f"{shard.file}: {fault}" for shard in manifest.shards if (fault := _fault(folder, shard, deep))]
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(manifest.shards)} shards in {folder} are not what the manifest says:\n  "
+            + "\n  ".join(bad)
+            + _repack(folder / FILE_NAME)
+        )
+
+
+def _decode(
+    folder: str | Path, record: Record, what: str, offset: int, length: int, mode: t.Literal["RGB", "L"]
+) -> np.ndarray:
+    path = Path(folder) / record.shard
+    where = f"{what} of '{record.key}' in {path}"
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except OSError as error:
+        raise DataError(f"The {where} cannot be read ({error}).{_repack(path)}") from error
+    if len(data) != length:
+        raise DataError(f"The {where} is cut off: {length} bytes expected, {len(data)} left.{_repack(path)}")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            pixels = np.asarray(image.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged PNG data
+        raise DataError(f"The {where} is not a readable PNG ({error}).{_repack(path)}") from error
+    if pixels.shape[:2] != (record.height, record.width):
+        raise DataError(
+            f"The {where} has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+            f"the manifest says {record.width}x{record.height}.{_repack(path)}"
+        )
+    return pixels
+
+
+def _fault(folder: Path, shard: ShardInfo, deep: bool) -> str | None:
+    path = folder / shard.file
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return "missing"
+    if size != shard.bytes:
+        return f"{size} bytes instead of {shard.bytes}"
+    if deep and sha256_of(path) != shard.sha256:
+        return "content altered (its SHA-256 is another one)"
+    return None
+
+
+def _repack(path: Path) -> str:
+    name = path.parent.name
+    return f"\nRun: bushpc pack data={name} src=FOLDER   (the publisher's folder; a synthetic dataset takes no src)"

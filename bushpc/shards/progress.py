@@ -1,0 +1,56 @@
+"""How far a long command is: a bar on a terminal, plain lines where the output is a log."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINES = 10  # in a log, so that a thousand samples do not become a thousand lines
+
+
+class Show(t.Protocol):
+    """Told how many of how many are done, and in words when something else is worth saying."""
+
+    def __call__(self, done: int, total: int, message: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(title: str, console: Console | None = None) -> t.Iterator[Show]:
+    """A `Show` for `title`, by default on the standard error stream."""
+    console = console or Console(stderr=True)
+    if console.is_terminal:
+        with _bar(title, console) as show:
+            yield show
+    else:
+        yield _lines(title, console)
+
+
+@contextlib.contextmanager
+def _bar(title: str, console: Console) -> t.Iterator[Show]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=None)
+
+        def show(done: int, total: int, message: str = "") -> None:
+            bars.update(task, completed=done, total=total)
+            if message:
+                console.print(message, markup=False, highlight=False)
+
+        yield show
+
+
+def _lines(title: str, console: Console) -> Show:
+    told = 0
+
+    def show(done: int, total: int, message: str = "") -> None:
+        nonlocal told
+        tenth = done * LINES // total
+        if message or tenth > told:
+            told = max(told, tenth)
+            text = f"{title}: {done}/{total}" + (f", {message}" if message else "")
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return show

@@ -1,0 +1,255 @@
+"""Folds: which samples train and which validate, frozen into a file before any training.
+
+    records ─make_folds→ folds.csv ─load_folds→ Folds → the loader        (or imported from published CSVs)
+
+A fold file has the columns key, patient, label, fold: `fold` is the one fold whose validation part holds the
+sample; the sample trains in all the others. With five folds that is the paper's 80 to 20. Only lesions are in
+folds; normal scans have no mask to learn from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import typing as t
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bushpc.errors import ConfigError, DataError, unknown_name
+from bushpc.files import write_atomically
+from bushpc.shards.card import PROJECT_SHARDS, Card
+from bushpc.shards.manifest import Manifest, Record
+
+FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv"}
+COLUMNS = ("key", "patient", "label", "fold")
+MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """Every lesion's fold. `fold_by_key` is in the manifest's order, and so are the lists made from it."""
+
+    fold_by_key: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """How many folds there are, numbered from 0."""
+        return max(self.fold_by_key.values()) + 1
+
+    def train(self, fold: int) -> list[str]:
+        """Keys that train in `fold`. Raises: ConfigError for a fold that does not exist."""
+        self._check(fold)
+        return [key for key, held_out in self.fold_by_key.items() if held_out != fold]
+
+    def validation(self, fold: int) -> list[str]:
+        """Keys held out in `fold`. Raises: ConfigError for a fold that does not exist."""
+        self._check(fold)
+        return [key for key, held_out in self.fold_by_key.items() if held_out == fold]
+
+    def _check(self, fold: int) -> None:
+        if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < self.count:
+            raise ConfigError(f"fold={fold} does not exist: there are {self.count} folds, 0 to {self.count - 1}.")
+
+
+def make_folds(records: Sequence[Record], k: int = 5, seed: int = 0) -> dict[str, int]:
+    """Draw `k` folds: patients never divided, labels spread evenly. The same records and seed give the same folds.
+
+    Patients are dealt in random order, those with most scans first, each to the fold that is then nearest to an
+    even share of every label. Labels stay within one scan of even where each patient has one scan.
+    Raises: ConfigError for fewer than 2 folds; DataError for fewer patients than folds.
+    """
+    if k < 2:
+        raise ConfigError(f"k={k}: at least 2 folds are needed.")
+    lesions = [record for record in records if record.label != "normal"]
+    scans: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(lesions, key=lambda record: record.key):
+        scans[record.patient].append(record)
+    if len(scans) < k:
+        raise DataError(f"{len(scans)} patients cannot be divided into {k} folds: each needs a patient of its own.")
+    labels = sorted({record.label for record in lesions})
+    share = {label: sum(record.label == label for record in lesions) / k for label in labels}
+
+    patients = sorted(scans)
+    np.random.default_rng(seed).shuffle(patients)
+    rarest_first = {label: rank for rank, label in enumerate(sorted(labels, key=lambda label: share[label]))}
+    patients.sort(key=lambda patient: (-len(scans[patient]), min(rarest_first[r.label] for r in scans[patient])))
+
+    held: list[Counter[str]] = [Counter() for _ in range(k)]
+    fold_by_key = {}
+    for patient in patients:
+        added = Counter(record.label for record in scans[patient])
+        fold = min(range(k), key=lambda fold: (*_crowding(held[fold], added, share), fold))
+        held[fold] += added
+        fold_by_key.update({record.key: fold for record in scans[patient]})
+    return {record.key: fold_by_key[record.key] for record in lesions}
+
+
+def _crowding(held: Counter[str], added: Counter[str], share: dict[str, float]) -> tuple[float, int]:
+    """How full a fold is of the labels that a patient brings, against an even share; then how full it is at all."""
+    return sum(count * held[label] / share[label] for label, count in added.items()), held.total()
+
+
+def write_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[str, int]) -> None:
+    """Freeze folds into a file, in the order of `records`; written whole or not at all."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record in records:
+        if record.key in fold_by_key:
+            writer.writerow([record.key, record.patient, record.label, fold_by_key[record.key]])
+    write_atomically(Path(path), stream.getvalue())
+
+
+def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
+    """The fold file beside the shards in `folder`, else the one that the project ships for the dataset.
+
+    source: `frozen` or `published`. Raises: ConfigError for another source; DataError when there is no file.
+    """
+    if source not in FILE_BY_SOURCE:
+        raise ConfigError(unknown_name("folds", source, FILE_BY_SOURCE))
+    folder, name = Path(folder), FILE_BY_SOURCE[source]
+    shipped = PROJECT_SHARDS / manifest.dataset / name
+    if (folder / name).exists():
+        return folder / name
+    if (
+        shipped.exists() and not Card.find(manifest.dataset, folder).synthetic
+    ):  # those differ from one packing to another
+        return shipped
+    raise DataError(
+        f"folds={source}: no {name} in {folder}, and the project ships none for {manifest.dataset}. "
+        "`bushpc pack` makes folds.csv; folds_published.csv exists only where a paper's authors published theirs."
+    )
+
+
+def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
+    """The frozen fold file of a freshly packed dataset, drawn with seed 0 into `folder` where there is none.
+
+    Folds of a synthetic dataset are drawn again when they are of another packing. Raises: DataError for frozen
+    folds of a real dataset that do not fit it.
+    """
+    try:
+        path = find_folds(manifest, folder, "frozen")
+        load_folds(path, manifest.lesions, manifest.excerpt)
+    except DataError:
+        path = Path(folder) / FILE_BY_SOURCE["frozen"]
+        if path.exists() and not Card.find(manifest.dataset, folder).synthetic:
+            raise
+        write_folds(path, manifest.records, make_folds(manifest.records))
+    return path
+
+
+def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = False) -> Folds:
+    """Read a fold file and hold it against the packed records.
+
+    excerpt: only a part of the dataset is packed: keys of the file that are not packed are left out.
+    Raises: DataError naming unknown, missing or repeated keys, changed patients or labels, and every patient
+    that is in two folds.
+    """
+    path = Path(path)
+    by_key = {record.key: record for record in records if record.label != "normal"}
+    folds: dict[str, int] = {}
+    problems: dict[str, list[str]] = defaultdict(list)
+    for row, cells in _read_csv(path, COLUMNS):
+        key = cells["key"]
+        record = by_key.get(key)
+        if key in folds:
+            problems["keys in two rows"].append(f"{key} (again in row {row})")
+        elif record is None:
+            if not excerpt:
+                problems["keys that no packed lesion has"].append(f"{key} (row {row})")
+        elif (record.patient, record.label) != (cells["patient"], cells["label"]):
+            problems["patient or label differs from the packed one"].append(f"{key} (row {row})")
+        folds[key] = _fold_number(path, row, cells["fold"])
+    problems["lesions without a fold"] = [key for key in by_key if key not in folds]
+    held = {key: folds[key] for key in by_key if key in folds}
+    problems["patients in more than one fold"] = _straddling(by_key, held)
+    _refuse(path, problems)
+    if not held or set(held.values()) != set(range(max(held.values()) + 1)):
+        raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {sorted(set(held.values()))}.")
+    return Folds(fold_by_key=held)
+
+
+def import_published(folder: str | Path, records: Sequence[Record]) -> dict[str, int]:
+    """Folds from XBusNet's published train_fold<N>.csv and val_fold<N>.csv, whose first column is `Image Name`.
+
+    Raises: DataError if training and validation overlap, validation parts do not divide the lesions among
+    themselves, or a training part is not all the rest.
+    """
+    folder = Path(folder)
+    count = len(list(folder.glob("val_fold*.csv")))
+    if not count:
+        raise DataError(f"{folder} holds no val_fold0.csv: the folder with the published fold CSVs is needed.")
+    lesions = [record for record in records if record.label != "normal"]
+    problems: dict[str, list[str]] = defaultdict(list)
+    fold_by_key: dict[str, int] = {}
+    for fold in range(count):
+        parts = {name: _image_keys(folder / f"{name}_fold{fold}.csv") for name in ("train", "val")}
+        leaking = sorted(set(parts["train"]) & set(parts["val"]))
+        problems["in training and validation of one fold"] += [f"{key} (fold {fold})" for key in leaking]
+        for key in parts["val"]:
+            if fold_by_key.setdefault(key, fold) != fold:
+                problems["in two validation parts"].append(f"{key} (folds {fold_by_key[key]} and {fold})")
+        for record in lesions:
+            if record.key not in parts["train"] and record.key not in parts["val"]:
+                problems["in neither part of a fold"].append(f"{record.key} (fold {fold})")
+    known = {record.key: record for record in lesions}
+    problems["keys that no packed lesion has"] = [key for key in fold_by_key if key not in known]
+    problems["lesions in no validation part"] = [key for key in known if key not in fold_by_key]
+    problems["patients in more than one fold"] = _straddling(known, fold_by_key)
+    _refuse(folder, problems)
+    return {record.key: fold_by_key[record.key] for record in lesions}
+
+
+def _image_keys(path: Path) -> list[str]:
+    return [cells["Image Name"].removesuffix(".png") for _, cells in _read_csv(path, ("Image Name",))]
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file, each with its line number in an editor."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = reader.fieldnames or []
+            if missing := [column for column in columns if column not in header]:
+                raise DataError(f"{path} lacks the column {', '.join(missing)}; it has: {', '.join(header) or 'none'}.")
+            for cells in reader:
+                if any(cells[column] is None for column in columns):
+                    raise DataError(f"{path}, row {reader.line_num}: cut off; {', '.join(columns)} are needed.")
+                yield reader.line_num, cells
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist. Pack the dataset to have its folds made: bushpc pack data={path.parent.name}"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _fold_number(path: Path, row: int, text: str) -> int:
+    if not text.isdecimal():
+        raise DataError(f"{path}, row {row}: fold is '{text}'; a whole number from 0 on is needed.")
+    return int(text)
+
+
+def _straddling(records: dict[str, Record], fold_by_key: dict[str, int]) -> list[str]:
+    folds: dict[str, set[int]] = defaultdict(set)
+    for key, fold in fold_by_key.items():
+        if key in records:
+            folds[records[key].patient].add(fold)
+    return [
+        f"{patient} (folds {', '.join(map(str, sorted(where)))})" for patient, where in folds.items() if len(where) > 1
+    ]
+
+
+def _refuse(where: Path, problems: dict[str, list[str]]) -> None:
+    found = {what: cases for what, cases in problems.items() if cases}
+    if found:
+        lines = [
+            f"{what}: {', '.join(cases[:MOST_SHOWN])}"
+            + (f" and {len(cases) - MOST_SHOWN} more" if len(cases) > MOST_SHOWN else "")
+            for what, cases in found.items()
+        ]
+        raise DataError(f"{where} does not fit the packed dataset:\n  " + "\n  ".join(lines))

@@ -1,0 +1,421 @@
+"""Packing: raw folder → shards. Parallel, deterministic, resumable; nothing half-written is taken for whole.
+
+    plan → check against the card → for each shard: load and encode its samples in parallel, write the tar
+         → move the tars in place → write the manifest, last
+
+Work in progress lies in `<out>/.packing/`. A shard counts as finished when its facts are written beside its
+tar, which happens after the tar is flushed; a later attempt at the same work keeps such shards if their SHA-256
+still fits. The bytes of a tar depend on the samples alone: fixed headers, a fixed order, a fixed PNG encoding.
+(PNG bytes may differ between versions of Pillow's zlib, so equal hashes are promised for equal environments.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import threading
+import typing as t
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bushpc.errors import BushpcError, ConfigError, DataError
+from bushpc.files import flush_folder, sha256_of, write_atomically
+from bushpc.sample import LABELS, Sample
+from bushpc.shards import manifest as manifests
+from bushpc.shards import sources
+from bushpc.shards.card import Card
+from bushpc.shards.manifest import Manifest, Record, ShardInfo
+from bushpc.shards.progress import Show
+
+PACKER_VERSION = 1  # raise it when the same samples would give other bytes: existing sets are then packed anew
+
+PNG_LEVEL = 3  # zlib level: packing is bound by PNG encoding, and higher levels gain 3 % in size for twice the time
+WORK_FOLDER = ".packing"
+LOCK_FILE = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """A sample as the tar will hold it. `record` lacks the offsets, which only the tar's writer knows."""
+
+    record: Record
+    image_png: bytes
+    mask_png: bytes
+    json: bytes
+
+
+def pack(
+    name: str,
+    src: str | Path | None,
+    out: str | Path,
+    *,
+    excerpt: bool = False,
+    workers: int = 1,
+    progress: Show | None = None,
+    shard_samples: int = 64,
+    parameters: dict[str, int | float] | None = None,
+) -> Manifest:
+    """Pack dataset `name` from the raw folder `src` into the folder `out`; returns the manifest.
+
+    src: the publisher's folder; None for a synthetic dataset.
+    excerpt: `src` is knowingly a part of the dataset: its counts are not held against the card.
+    workers: processes that decode and encode; the result does not depend on it.
+    shard_samples: samples in a tar, at most.
+    parameters: overrides of the card's parameters (synthetic datasets only).
+
+    Already packed from identical sources with intact tars, it does nothing but say so.
+    Raises: ConfigError for a name, parameter or number that does not exist; DataError for a folder that does not
+    match the card, files that cannot be used, or another process packing into `out`.
+    """
+    source = sources.source(name)
+    if workers < 1 or shard_samples < 1:
+        raise ConfigError(f"workers={workers} shard_samples={shard_samples}: whole numbers from 1 on are needed.")
+    out = Path(out)
+    say = progress or _silent
+    card = Card.find(name, out).override(parameters or {})
+    src = _raw_folder(src, card)
+    plan = source.plan(src, card, excerpt=excerpt)
+    if src is not None and not excerpt:
+        _check_counts(src, card, plan)
+    shards = _divide(plan.items, shard_samples)
+
+    with _alone_in(out) as work:
+        if packed := _already_packed(name, out, plan, excerpt, shards):
+            say(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
+            return packed
+        _keep_only_own_work(work, name, plan, excerpt, shards)
+        finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
+        done = 0
+        with _pool(workers) as encode:
+            for file, items in shards.items():
+                if kept := _finished_shard(work, out, file):
+                    finished[file] = kept
+                    done += len(items)
+                    say(done, len(plan.items), f"{file} kept from an earlier attempt")
+                    continue
+                encoded = []
+                for sample in encode(name, items):
+                    encoded.append(sample)
+                    done += 1
+                    say(done, len(plan.items))
+                finished[file] = _write_shard(work, file, encoded)
+        manifest = Manifest(
+            dataset=name,
+            packer_version=PACKER_VERSION,
+            excerpt=excerpt,
+            shards=[info for info, _ in finished.values()],
+            sources=dict(sorted(plan.sources.items())),
+            records=[record for _, records in finished.values() for record in records],
+        )
+        _publish(work, out, manifest)
+    return manifest
+
+
+# --- before any work: what is asked for, and whether the raw folder is what the card says ----------------------
+
+
+def _silent(done: int, total: int, message: str = "") -> None:
+    pass
+
+
+def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
+    if card.synthetic:
+        return None if src is None else Path(src)  # a synthetic source says itself that it takes no src
+    if src is None:
+        raise ConfigError(
+            f"data={card.name} needs src=FOLDER: {card.title} as downloaded from {card.where} ({card.licence}); "
+            f"what must be in it is described in shards/{card.name}/card.yaml."
+        )
+    if not Path(src).is_dir():
+        raise DataError(f"src={src} is not a folder. {card.title} is available from {card.where}.")
+    return Path(src)
+
+
+def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
+    found = {pattern: sum(1 for _ in src.glob(pattern)) for pattern in card.files}
+    off = [
+        f"{found[pattern]} files match {pattern}, {count} expected"
+        for pattern, count in card.files.items()
+        if found[pattern] != count
+    ]
+    labels = [item.label for item in plan.items]
+    off += [
+        f"{labels.count(label)} samples are {label}, {count} expected"
+        for label, count in card.counts.items()
+        if labels.count(label) != count
+    ]
+    if off:
+        raise DataError(
+            f"{src} does not match the card of {card.name}:\n  "
+            + "\n  ".join(off)
+            + "\nDownload it again, or add excerpt=true if it is a part of the dataset on purpose."
+        )
+
+
+def _divide(items: list[sources.Item], shard_samples: int) -> dict[str, list[sources.Item]]:
+    """Items by tar, in the order of the manifest: lesions and normals apart, by key within each."""
+    seen: set[str] = set()
+    for item in items:
+        if item.key in seen:
+            raise DataError(f"Two samples have the key '{item.key}': keys must be unique in a dataset.")
+        if not item.key or set(item.key) & set("./\\ \n\t") or len(item.key.encode()) > 80:
+            raise DataError(f"'{item.key}' cannot be a key: 1 to 80 bytes without dots, slashes and blanks are needed.")
+        if item.label not in LABELS:
+            raise DataError(f"Sample '{item.key}' has label '{item.label}'; allowed: {', '.join(LABELS)}.")
+        seen.add(item.key)
+    if not items:
+        raise DataError("The raw folder holds no sample at all.")
+    shards = {}
+    for group in ("lesion", "normal"):
+        members = sorted((item for item in items if (item.label == "normal") == (group == "normal")), key=_key)
+        for number, start in enumerate(range(0, len(members), shard_samples)):
+            shards[f"{group}-{number:06d}.tar"] = members[start : start + shard_samples]
+    return shards
+
+
+def _key(item: sources.Item) -> str:
+    return item.key
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> t.Iterator[Path]:
+    """Hold the work folder for this process; the kernel lets go of it however the process ends."""
+    work = out / WORK_FOLDER
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"Another bushpc pack is writing into {out}. Wait for it, or choose another folder."
+            ) from None
+        except OSError as error:  # a file system mounted without locks
+            warnings.warn(f"{out} cannot be locked ({error}): start no second pack into it.", stacklevel=3)
+        yield work
+
+
+def _already_packed(
+    name: str, out: Path, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
+) -> Manifest | None:
+    try:
+        manifest = Manifest.load(out)
+        manifests.verify(out, manifest, deep=True)
+    except DataError:
+        return None  # not packed, or damaged: either way the thing to do is to pack
+    same = (
+        manifest.dataset == name
+        and manifest.packer_version == PACKER_VERSION
+        and manifest.excerpt == excerpt
+        and manifest.sources == plan.sources
+        and [(shard.file, shard.samples) for shard in manifest.shards]
+        == [(file, len(items)) for file, items in shards.items()]
+    )
+    return manifest if same else None
+
+
+# --- work that survives a kill ----------------------------------------------------------------------------------
+
+
+def _keep_only_own_work(
+    work: Path, name: str, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
+) -> None:
+    """Leave what an earlier attempt at exactly this work has finished; clear away what is from any other."""
+    task = {
+        "dataset": name,
+        "packer_version": PACKER_VERSION,
+        "excerpt": excerpt,
+        "sources": dict(sorted(plan.sources.items())),
+        "shards": {file: [item.key for item in items] for file, items in shards.items()},
+    }
+    text = json.dumps(task, indent=1)
+    try:
+        if (work / "task.json").read_text(encoding="utf-8") == text:
+            return
+    except (OSError, UnicodeDecodeError):
+        pass  # no earlier attempt, or one killed before it began
+    _clear(work)
+    write_atomically(work / "task.json", text)
+
+
+def _clear(work: Path) -> None:
+    """Empty the work folder but for the lock, which this process holds."""
+    for path in work.iterdir():
+        if path.name != LOCK_FILE:
+            path.unlink()
+
+
+def _finished_shard(work: Path, out: Path, file: str) -> tuple[ShardInfo, list[Record]] | None:
+    """A shard that an earlier attempt finished: its facts are there, and its tar has the hash they state."""
+    try:
+        facts = json.loads((work / f"{file}.json").read_text(encoding="utf-8"))
+        info = ShardInfo(**facts["info"])
+        records = [Record(**record) for record in facts["records"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    for folder in (work, out):  # in `out` already, if the attempt was killed while it moved the tars in place
+        if (folder / file).exists() and sha256_of(folder / file) == info.sha256:
+            return info, records
+    return None
+
+
+def _write_shard(work: Path, file: str, samples: list[_Encoded]) -> tuple[ShardInfo, list[Record]]:
+    path = work / file
+    records = []
+    with path.open("wb") as stream:
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                key = sample.record.key
+                image_offset = _add(tar, stream, f"{key}.image.png", sample.image_png)
+                mask_offset = _add(tar, stream, f"{key}.mask.png", sample.mask_png)
+                _add(tar, stream, f"{key}.json", sample.json)
+                facts = {**asdict(sample.record), "shard": file}
+                records.append(Record(**{**facts, "image_offset": image_offset, "mask_offset": mask_offset}))
+        stream.flush()
+        os.fsync(stream.fileno())
+    info = ShardInfo(file=file, sha256=sha256_of(path), bytes=path.stat().st_size, samples=len(samples))
+    content = json.dumps({"info": asdict(info), "records": [asdict(record) for record in records]})
+    write_atomically(work / f"{file}.json", content)
+    return info, records
+
+
+def _add(tar: tarfile.TarFile, stream: t.BinaryIO, name: str, data: bytes) -> int:
+    """Append a member whose header depends on its name and length alone; returns the offset of its data."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    header.mode = 0o644
+    header.mtime = 0
+    tar.addfile(header, io.BytesIO(data))
+    blocks = -(-len(data) // tarfile.BLOCKSIZE)
+    return stream.tell() - blocks * tarfile.BLOCKSIZE
+
+
+def _publish(work: Path, out: Path, manifest: Manifest) -> None:
+    """Put the finished shards in the place of what was there. Between the first and the last line nothing is whole."""
+    (out / manifests.FILE_NAME).unlink(missing_ok=True)
+    files = {shard.file for shard in manifest.shards}
+    for stale in [*out.glob("lesion-*.tar"), *out.glob("normal-*.tar")]:
+        if stale.name not in files:
+            stale.unlink()
+    for file in sorted(files):
+        if (work / file).exists():
+            (work / file).replace(out / file)
+    flush_folder(out)
+    manifest.save(out)
+    _clear(work)
+
+
+# --- one sample, in a worker process ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> t.Iterator[t.Callable[[str, list[sources.Item]], t.Iterable[_Encoded]]]:
+    """A function that encodes items in order: here with one worker, else in that many processes."""
+    if workers == 1:
+        yield lambda name, items: (_encode(name, item) for item in items)
+        return
+    # Spawned, not forked: the caller may hold threads, locks or a CUDA context, which a fork would copy half.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
+        try:
+            yield lambda name, items: pool.map(_encode, [name] * len(items), items)
+        except BrokenProcessPool:
+            raise DataError(
+                f"One of the {workers} packing processes was ended from outside, most often for want of memory. "
+                "Run the same command again with fewer workers; finished shards are kept."
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)  # a bad file stops the packing now, not after the rest
+            raise
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the packer is killed: a pool's workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _encode(name: str, item: sources.Item) -> _Encoded:
+    try:
+        sample = sources.source(name).load(item)
+    except BushpcError:
+        raise
+    except Exception as error:
+        raise DataError(f"Sample '{item.key}' cannot be read: {type(error).__name__}: {error}") from error
+    _check_sample(sample)
+    height, width = sample.mask_HW.shape
+    rows, columns = np.nonzero(sample.mask_HW)
+    facts = {
+        "key": sample.key,
+        "patient": sample.patient,
+        "label": sample.label,
+        "attributes": sample.attributes,
+        "pixel_mm": sample.pixel_mm,
+        "sources": list(sample.sources),
+    }
+    image_png, mask_png = _png(_narrow(sample.image_HWC)), _png(sample.mask_HW * np.uint8(255))
+    record = Record(
+        key=sample.key,
+        patient=sample.patient,
+        label=sample.label,
+        attributes=dict(sorted(sample.attributes.items())),
+        pixel_mm=sample.pixel_mm,
+        height=height,
+        width=width,
+        lesion_pixels=len(rows),
+        lesion_length=int(max(np.ptp(rows), np.ptp(columns))) + 1 if len(rows) else 0,
+        shard="",
+        image_offset=0,
+        image_bytes=len(image_png),
+        mask_offset=0,
+        mask_bytes=len(mask_png),
+    )
+    text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False)
+    return _Encoded(record=record, image_png=image_png, mask_png=mask_png, json=text.encode())
+
+
+def _check_sample(sample: Sample) -> None:
+    """Hold a source to the promises of `Sample`; what a raw file can break is a DataError."""
+    image, mask = sample.image_HWC, sample.mask_HW
+    assert image.dtype == mask.dtype == np.uint8, sample.key
+    assert image.ndim == 3, sample.key
+    assert image.shape[2] == 3, sample.key
+    files = f" ({', '.join(sample.sources)})" if sample.sources else ""
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"Image and mask of '{sample.key}' differ in size: "
+            f"{image.shape[1]}x{image.shape[0]} and {mask.shape[1]}x{mask.shape[0]} pixels{files}."
+        )
+    assert mask.max() <= 1, sample.key
+    if mask.any() == (sample.label == "normal"):
+        what = "is normal but has lesion pixels" if sample.label == "normal" else "has a lesion but an empty mask"
+        raise DataError(f"'{sample.key}' {what}{files}.")
+
+
+def _narrow(image_HWC: np.ndarray) -> np.ndarray:
+    """One channel where all three are equal, as in most scans: a third of the work, and read back as RGB."""
+    red = image_HWC[..., 0]
+    grey = np.array_equal(red, image_HWC[..., 1]) and np.array_equal(red, image_HWC[..., 2])
+    return red if grey else image_HWC
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=PNG_LEVEL)
+    return stream.getvalue()

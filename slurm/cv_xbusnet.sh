@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=cv_xbusnet
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --time=00:30:00
+#SBATCH --output=slurm-%x-%j.out
+# Five-fold cross-validation of XBusNet on BrEaST: one array of five cells, then the report.
+#
+#   sbatch slurm/cv_xbusnet.sh                      from anywhere in the clone
+#   bash slurm/cv_xbusnet.sh train.iterations=500   on a login node; words are overrides
+#
+# This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
+# Submitting again runs only what is missing.
+set -euo pipefail
+# Slurm runs a copy of this script from its spool, so the clone is where sbatch was called.
+cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+cd "$(git rev-parse --show-toplevel)"
+exec .venv/bin/bushpc cv model=xbusnet data=breast cluster=a100 "$@"

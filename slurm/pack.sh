@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=pack
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --exclusive
+#SBATCH --time=01:00:00
+#SBATCH --output=slurm-%x-%j.out
+# Pack a dataset into shards, on one compute node with all its cores.
+#
+#   sbatch slurm/pack.sh breast FOLDER                 FOLDER as its publisher offers it
+#   sbatch slurm/pack.sh phantom                       synthetic, needs no folder
+#   bash slurm/pack.sh breast FOLDER excerpt=true      here, without Slurm; further words are passed on
+#
+# Preempted or out of time, submit it again: finished shards are kept.
+set -euo pipefail
+if [ $# -lt 1 ]; then
+  echo "usage: sbatch slurm/pack.sh DATASET [FOLDER] [KEY=VALUE ...]" >&2
+  exit 2
+fi
+words=("data=$1")
+shift
+# A word without "=" is the folder. It may be relative to where the script is called, so it is resolved first.
+if [ $# -gt 0 ] && [[ $1 != *=* || -d $1 ]]; then
+  words+=("src=$(realpath -m -- "$1")")
+  shift
+fi
+# Slurm runs a copy of this script from its spool, so the clone is where sbatch was called.
+cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+cd "$(git rev-parse --show-toplevel)"
+exec .venv/bin/bushpc pack "${words[@]}" "$@"

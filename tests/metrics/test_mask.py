@@ -1,0 +1,91 @@
+"""Mask metrics against torchmetrics and MONAI, and cases worked by hand."""
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_dice, compute_iou
+from torchmetrics.functional.classification import binary_jaccard_index, binary_stat_scores
+
+from bushpc.metrics.mask import confusion, lesion_length, mask_metrics
+
+
+@pytest.fixture
+def case():
+    random = np.random.default_rng(5)
+    return random.random((6, 20, 30)), (random.random((6, 20, 30)) > 0.8).astype(np.uint8)
+
+
+def test_counts_agree_with_torchmetrics(case):
+    prob, mask = case
+    counts = confusion(prob, mask)
+    reference = binary_stat_scores(torch.tensor(prob), torch.tensor(mask), multidim_average="samplewise")
+    for count, column in ((counts.tp, 0), (counts.fp, 1), (counts.tn, 2), (counts.fn, 3)):
+        assert count.tolist() == reference[:, column].tolist()
+
+
+def test_dice_and_iou_agree_with_monai_and_torchmetrics(case):
+    prob, mask = case
+    metrics = mask_metrics(prob, mask)
+    predicted, actual = torch.tensor(prob >= 0.5)[:, None], torch.tensor(mask)[:, None]
+    np.testing.assert_allclose(metrics["dice"], compute_dice(predicted, actual)[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(metrics["iou"], compute_iou(predicted, actual)[:, 0], rtol=1e-6)
+    for i in range(len(prob)):
+        reference = binary_jaccard_index(torch.tensor(prob[i]), torch.tensor(mask[i]))
+        assert metrics["iou"][i] == pytest.approx(reference.item(), abs=1e-6)
+
+
+def test_case_worked_by_hand():
+    mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0]])
+    prob = np.array([[0.9, 0.5, 0.1, 0.8], [0.2, 0.7, 0.0, 0.4]])  # TP 2, FN 1, FP 2, TN 3; 0.5 counts as lesion
+    metrics = mask_metrics(prob, mask)
+    assert metrics["dice"] == pytest.approx(4 / 7)
+    assert metrics["iou"] == pytest.approx(2 / 5)
+    assert metrics["fpr"] == pytest.approx(2 / 5)
+    assert metrics["fnr"] == pytest.approx(1 / 3)
+
+
+def test_leading_axes_are_images(case):
+    prob, mask = case
+    whole = mask_metrics(prob.reshape(2, 3, 20, 30), mask.reshape(2, 3, 20, 30))
+    assert whole["dice"].shape == (2, 3)
+    assert whole["dice"][1, 0] == mask_metrics(prob[3], mask[3])["dice"]
+
+
+@pytest.mark.parametrize("predicted_pixels", [0, 4])
+def test_an_empty_reference_has_no_overlap_metrics_but_a_false_positive_rate(predicted_pixels):
+    prob = np.zeros((4, 4))
+    prob.flat[:predicted_pixels] = 1
+    metrics = mask_metrics(prob, np.zeros((4, 4)))
+    assert all(np.isnan(metrics[name]) for name in ("dice", "iou", "fnr"))
+    assert metrics["fpr"] == pytest.approx(predicted_pixels / 16)
+
+
+def test_an_empty_prediction_of_a_lesion_misses_all_of_it():
+    mask = np.zeros((4, 4))
+    mask[1, 1] = 1
+    metrics = mask_metrics(np.zeros((4, 4)), mask)
+    assert (metrics["dice"], metrics["iou"], metrics["fpr"]) == (0, 0, 0)
+    assert metrics["fnr"] == pytest.approx(1)
+
+
+def test_a_probability_that_is_not_a_number_is_refused():
+    prob = np.zeros((4, 4))
+    prob[0, 0] = np.nan
+    with pytest.raises(AssertionError, match="not finite"):
+        confusion(prob, np.zeros((4, 4)))
+
+
+def test_a_mask_that_is_not_binary_is_refused():
+    with pytest.raises(AssertionError, match="0 and 1"):
+        confusion(np.zeros((4, 4)), np.full((4, 4), 255))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "length"),
+    [([], 0), ([(3, 4)], 1), ([(1, 2), (1, 6)], 5), ([(0, 0), (7, 3)], 8), ([(2, 0), (4, 9)], 10)],
+)
+def test_lesion_length_is_the_longest_side_of_the_bounding_box(pixels, length):
+    mask = np.zeros((8, 10), np.uint8)
+    for row, column in pixels:
+        mask[row, column] = 1
+    assert lesion_length(mask) == length

@@ -1,0 +1,102 @@
+"""Promises of composition: what cannot work is refused by name, and a frozen config is the same config."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from bushpc.config import CONFIG_DIR, CellConfig, compose, config_names, differences
+from bushpc.errors import ConfigError
+
+SMALL = ["model=xbusnet_small", "data=phantom"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model=xbusnt", "did you mean 'xbusnet'"),
+        ("data=brest", "did you mean 'breast'"),
+        ("cluster=sllurm", "did you mean 'slurm'"),
+        ("train.itrations=3", "did you mean 'train.iterations'"),
+        ("train.iterations=abc", "train.iterations='abc' is a str; allowed: int"),
+        ("train.iterations=0", "allowed is 1 or more"),
+        ("prompts=gt", "Valid: first_pass, none, oracle"),
+        ("folds=mine", "Valid: frozen, published"),
+        ("engine.precision=fp8", "Valid: auto, bf16, fp16, fp32"),
+        ("train.batch_size=3 cluster.ranks_per_node=2", "make it a multiple of 2"),
+        ("cluster.nodes=2", "use cluster=slurm"),
+        ("engine=ddp", "gives a cell no GPU"),
+        ("just_a_word", "write key=value"),
+        ("name=$(touch${IFS}owned)", "cannot be read"),
+        ("prompting.size_quantiles=[0.7,0.3]", "two rising numbers"),
+    ],
+)
+def test_an_impossible_override_is_refused_and_the_way_out_is_named(override, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        compose([*SMALL, *override.split(" ")])
+
+
+@pytest.mark.parametrize("model", config_names("model"))
+def test_every_model_composes_with_every_dataset_and_cluster(model):
+    for data in config_names("data"):
+        for cluster in config_names("cluster"):
+            cell = compose([f"model={model}", f"data={data}", f"cluster={cluster}"])
+            assert cell.choices["model"] == model
+            assert cell.data.name == data
+
+
+def test_a_frozen_config_reads_back_as_itself(tmp_path):
+    cell = compose([*SMALL, "train.lr=3e-4"])
+    path = tmp_path / "config.yaml"
+    path.write_text(cell.to_yaml())
+    assert CellConfig.load(path) == cell
+    assert CellConfig.load(path).hash == cell.hash
+
+
+def test_the_hash_follows_what_is_learnt_and_nothing_else():
+    cell = compose(SMALL)
+    assert compose([*SMALL, "train.lr=3e-4"]).hash != cell.hash
+    assert compose([*SMALL, "seed=1"]).hash != cell.hash
+    assert compose([*SMALL, "cluster=slurm", "name=other", "runs_dir=elsewhere", "loader.workers=3"]).hash == cell.hash
+
+
+def test_differences_name_each_changed_setting():
+    assert differences(compose(SMALL), compose([*SMALL, "train.iterations=7"])) == [
+        f"train.iterations: {compose(SMALL).train.iterations} → 7"
+    ]
+
+
+def test_auto_is_resolved_before_anything_is_frozen():
+    assert (compose(SMALL).engine.device, compose(SMALL).engine.precision) == ("cpu", "fp32")
+    a100 = compose([*SMALL, "cluster=a100"])
+    assert (a100.engine.device, a100.engine.precision) == ("cuda", "bf16")
+
+
+def test_xbusnet_defaults_are_the_papers():
+    """Section 2.3: 1000 iterations, batch 4, AdamW 1e-4; 352 x 352; threshold 0.30 for the first pass."""
+    cell = compose(["model=xbusnet", "data=breast"])
+    train = cell.train
+    assert (train.iterations, train.batch_size, train.lr, train.warmup) == (1000, 4, 1e-4, 0)
+    assert (cell.model.image_size, cell.prompting.tau, cell.evaluate.threshold) == (352, 0.30, 0.5)
+    assert cell.prompt_sources[0] == "first_pass"
+
+
+def test_every_field_of_every_yaml_has_a_sentence():
+    """A field is documented by a comment on its line, on the line above, or above the group of lines it stands in."""
+    undocumented = []
+    for path in sorted(CONFIG_DIR.rglob("*.yaml")):
+        documented = False
+        for line in path.read_text().splitlines():
+            text = line.strip()
+            if not text:
+                documented = False
+            elif text.startswith("#"):
+                documented = True
+            elif ":" in text and not documented and "#" not in text:
+                opens_group = text.endswith(":")
+                if not opens_group and not text.startswith(("-", "_target_")):
+                    undocumented.append(f"{path.name}: {text}")
+        yaml.safe_load(path.read_text())
+    assert undocumented == []

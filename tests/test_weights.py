@@ -1,0 +1,151 @@
+"""Staging of pretrained weights against a hub made of files, and what `check` finds wrong with a folder."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+
+from bushpc import weights
+from bushpc.errors import WeightsError
+from bushpc.models.base import Model, ModelConfig, WeightFile
+
+CONFIG = ModelConfig(image_size=32, pretrained=True)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Toy(Model):
+    files = (WeightFile(name="toy.safetensors", hub_repo="lab/toy", hub_file="model.safetensors", revision="main"),)
+
+    @classmethod
+    def weight_files(cls, config):
+        return list(cls.files) if config.pretrained else []
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stands in for the Hugging Face hub: one repository, one file; counts downloads."""
+    source = tmp_path / "hub.safetensors"
+    safetensors.torch.save_file({"w": torch.arange(3.0)}, source)
+    state = SimpleNamespace(downloads=[], content=source.read_bytes(), error=None)
+
+    def download(repo, filename, *, revision, local_dir):
+        state.downloads.append((repo, filename, revision))
+        if state.error is not None:
+            raise state.error
+        path = f"{local_dir}/{filename}"
+        with open(path, "wb") as file:
+            file.write(state.content)
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=lambda repo, revision: SimpleNamespace(sha=COMMIT))
+    )
+    return state
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "HfApi", refuse)
+
+
+def test_pulled_files_verify_and_are_recorded_with_commit_and_hash(hub, tmp_path):
+    folder = tmp_path / "weights"
+    assert weights.pull(Toy, CONFIG, folder) == [folder / "toy.safetensors"]
+    assert hub.downloads == [("lab/toy", "model.safetensors", COMMIT)]
+    entry = json.loads((folder / "weights.lock.json").read_text())["toy.safetensors"]
+    assert entry["commit"] == COMMIT
+    assert entry["revision"] == "main"
+    assert entry["sha256"] == hashlib.sha256(hub.content).hexdigest()
+    assert weights.check(Toy, CONFIG, folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["toy.safetensors", "weights.lock.json"]
+
+
+def test_pulling_twice_downloads_once(hub, tmp_path):
+    weights.pull(Toy, CONFIG, tmp_path)
+    weights.pull(Toy, CONFIG, tmp_path)
+    assert len(hub.downloads) == 1
+
+
+def test_a_damaged_file_is_named_and_pulled_again(hub, tmp_path):
+    weights.pull(Toy, CONFIG, tmp_path)
+    damaged = bytearray(hub.content)
+    damaged[-1] ^= 1
+    (tmp_path / "toy.safetensors").write_bytes(damaged)
+    (problem,) = weights.check(Toy, CONFIG, tmp_path)
+    assert "toy.safetensors" in problem
+    assert hashlib.sha256(hub.content).hexdigest() in problem
+    assert "bushpc weights pull model=toy" in problem
+    weights.pull(Toy, CONFIG, tmp_path)
+    assert weights.check(Toy, CONFIG, tmp_path) == []
+
+
+def test_a_download_that_fails_leaves_nothing_behind(hub, tmp_path):
+    hub.error = OSError("connection reset")
+    with pytest.raises(WeightsError, match="lab/toy.*connection reset.*copy the weights folder"):
+        weights.pull(Toy, CONFIG, tmp_path / "weights")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_missing_weights_are_one_problem_with_the_command(offline, tmp_path):
+    (problem,) = weights.check(Toy, CONFIG, tmp_path)
+    assert "toy.safetensors is not staged" in problem
+    with pytest.raises(WeightsError, match="Run: bushpc weights pull model=toy"):
+        weights.require(Toy, CONFIG, tmp_path)
+
+
+def test_a_file_nobody_pulled_is_not_trusted(offline, tmp_path):
+    safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "toy.safetensors")
+    (problem,) = weights.check(Toy, CONFIG, tmp_path)
+    assert "not recorded" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"revision": "v2"}, "at revision main, not v2"), ({"hub_repo": "lab/other"}, "not lab/other/model.safetensors")],
+)
+def test_a_file_from_elsewhere_is_named(hub, tmp_path, monkeypatch, changes, message):
+    weights.pull(Toy, CONFIG, tmp_path)
+    monkeypatch.setattr(Toy, "files", (Toy.files[0]._replace(**changes),))
+    (problem,) = weights.check(Toy, CONFIG, tmp_path)
+    assert message in problem
+
+
+def test_nothing_is_needed_from_scratch(offline, tmp_path):
+    config = ModelConfig(image_size=32, pretrained=False)
+    assert weights.check(Toy, config, tmp_path / "absent") == []
+    weights.require(Toy, config, tmp_path / "absent")
+
+
+def test_staged_tensors_load_without_the_network(hub, tmp_path, monkeypatch):
+    weights.pull(Toy, CONFIG, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights.load_staged(Toy, Toy.files[0], tmp_path)["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("folder", ["given", "none"])
+def test_loading_what_is_not_staged_names_the_command(tmp_path, folder):
+    with pytest.raises(WeightsError, match="bushpc weights pull model=toy"):
+        weights.load_staged(Toy, Toy.files[0], tmp_path if folder == "given" else None)
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path):
+    (tmp_path / "toy.safetensors").write_bytes(b"\x80\x04 a pickle could run code")
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        weights.load_staged(Toy, Toy.files[0], tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "toy.safetensors").write_bytes(b"x")
+    (tmp_path / "weights.lock.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"weights.lock.json is not valid JSON"):
+        weights.check(Toy, CONFIG, tmp_path)
