@@ -37,3 +37,29 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
     assert main(["pack", "data=phantom", f"out={folder}", "count=20", "workers=1"]) == 0
     return folder
+
+
+TINY = (
+    *("model=xbusnet_small", "data=phantom", "cluster=local", "model.image_size=64"),
+    *("train.iterations=6", "train.batch_size=4", "train.save_every=2", "train.log_every=1", "prompts=first_pass"),
+)
+
+
+@pytest.fixture
+def make_cell(tmp_path: Path, phantom_folder: Path):
+    """make_cell("name", "train.lr=1e-3", …) → the folder of one tiny cell (fold 0), ready for `run_cell`."""
+    import dataclasses
+    import shutil
+
+    from bushpc.config import compose
+
+    def make(name: str, *overrides: str, fold: int = 0) -> Path:
+        where = (f"data.root={phantom_folder}", f"runs_dir={tmp_path}", f"loader.cache_dir={tmp_path / 'cache'}")
+        config = compose([*TINY, *where, *overrides])
+        cell_dir = tmp_path / name / "cells" / f"fold{fold}"
+        cell_dir.mkdir(parents=True)
+        (cell_dir / "config.yaml").write_text(dataclasses.replace(config, fold=fold, name=name).to_yaml())
+        shutil.copy(phantom_folder / "folds.csv", tmp_path / name / "folds.csv")
+        return cell_dir
+
+    return make

@@ -1,0 +1,159 @@
+"""Promises of one cell: it ends with everything it owes, and a death at any time changes nothing in the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bushpc.dist import World, meet, world_from_environment
+from bushpc.errors import ResumeError, TrainingError
+from bushpc.run import run_cell
+
+
+def final_weights(cell_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((cell_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = final_weights(a), final_weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def rows_of(cell_dir: Path) -> list[dict[str, str]]:
+    with (cell_dir / "per_image.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_finished_cell_has_all_it_owes(make_cell):
+    cell_dir = make_cell("whole")
+    assert run_cell(cell_dir, World()) is None
+    assert json.loads((cell_dir / "DONE").read_text())["step"] == 6
+    rows = rows_of(cell_dir)
+    assert {row["prompts"] for row in rows} == {"first_pass", "oracle", "none"}
+    validation = {row["key"] for row in rows}
+    assert len(rows) == 3 * len(validation)
+    for source in ("first_pass", "oracle", "none"):
+        assert {path.stem for path in (cell_dir / "predictions" / source).iterdir()} == validation
+    steps = [json.loads(line)["step"] for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert json.loads((cell_dir / "state.json").read_text())["phase"] == "done"
+
+
+def test_a_model_without_prompts_runs_through_the_same_door(make_cell):
+    cell_dir = make_cell("unet", "model=unet_small", "model.image_size=64")
+    run_cell(cell_dir, World())
+    assert {row["prompts"] for row in rows_of(cell_dir)} == {"none"}
+
+
+def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_cell):
+    undisturbed, disturbed = make_cell("undisturbed"), make_cell("disturbed")
+    run_cell(undisturbed, World())
+    for _ in range(6):
+        timer = threading_kill_after_first_step(disturbed)
+        stopped = run_cell(disturbed, World())
+        timer.join()
+        if stopped is None:
+            break
+        assert stopped.signal_name == "SIGTERM"
+        assert not (disturbed / "DONE").exists()
+    assert (disturbed / "DONE").exists()
+    assert_same_weights(undisturbed, disturbed)
+
+
+def threading_kill_after_first_step(cell_dir: Path):
+    """A thread that sends this process TERM when the run has logged one more step."""
+    import threading
+
+    metrics = cell_dir / "metrics.jsonl"
+    before = metrics.stat().st_size if metrics.exists() else 0
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (cell_dir / "DONE").exists():
+            if metrics.exists() and metrics.stat().st_size > before:
+                if json.loads((cell_dir / "state.json").read_text())["phase"] == "training":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def child(cell_dir: Path) -> None:
+    torch.set_num_threads(1)
+    run_cell(cell_dir, World())
+
+
+def test_kill_9_costs_the_steps_since_the_last_checkpoint_and_nothing_else(make_cell):
+    spawn = multiprocessing.get_context("spawn")
+    undisturbed, disturbed = make_cell("undisturbed"), make_cell("disturbed")
+    whole = spawn.Process(target=child, args=(undisturbed,))
+    whole.start()
+    killed = spawn.Process(target=child, args=(disturbed,))
+    killed.start()
+    deadline = time.monotonic() + 120
+    while not list((disturbed / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert not (disturbed / "DONE").exists()
+    again = spawn.Process(target=child, args=(disturbed,))
+    again.start()
+    for process in (whole, again):
+        process.join()
+        assert process.exitcode == 0
+    assert_same_weights(undisturbed, disturbed)
+    assert rows_of(undisturbed) == rows_of(disturbed)
+
+
+def ranked_child(cell_dir: Path, rank: int, size: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    world = world_from_environment()
+    meet(world, cell_dir, "test")
+    run_cell(cell_dir, world)
+
+
+@pytest.mark.real
+def test_two_ranks_train_together_and_score_every_image_once(make_cell):
+    cell_dir = make_cell("two", "cluster.ranks_per_node=2")
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=ranked_child, args=(cell_dir, rank, 2)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
+    [newest, _] = sorted((cell_dir / "checkpoints").glob("step_*"), reverse=True)
+    assert json.loads((newest / "meta.json").read_text())["world"] == 2
+    keys = [row["key"] for row in rows_of(cell_dir) if row["prompts"] == "first_pass"]
+    assert len(keys) == len(set(keys)) == len(list((cell_dir / "predictions" / "first_pass").iterdir()))
+
+
+def test_resume_with_other_settings_is_refused(make_cell):
+    cell_dir = make_cell("other")
+    run_cell(cell_dir, World())
+    (cell_dir / "DONE").unlink()
+    config = (cell_dir / "config.yaml").read_text()
+    (cell_dir / "config.yaml").write_text(config.replace("seed: 0", "seed: 1", 1))
+    with pytest.raises(ResumeError, match="other settings"):
+        run_cell(cell_dir, World())
+
+
+def test_a_non_finite_loss_stops_with_step_samples_and_terms(make_cell):
+    cell_dir = make_cell("nan", "train.lr=1e30", "train.grad_clip=0")
+    with pytest.raises(TrainingError, match=r"not finite at step \d+: samples phantom\d+.*dice"):
+        run_cell(cell_dir, World())
+    assert not (cell_dir / "DONE").exists()
