@@ -90,7 +90,7 @@ def test_a_damaged_file_is_named_and_pulled_again(hub, tmp_path):
 
 def test_a_download_that_fails_leaves_nothing_behind(hub, tmp_path):
     hub.error = OSError("connection reset")
-    with pytest.raises(WeightsError, match="lab/toy.*connection reset.*copy the weights folder"):
+    with pytest.raises(WeightsError, match=r"lab/toy.*connection reset.*copy the weights folder"):
         weights.pull(Toy, CONFIG, tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
 

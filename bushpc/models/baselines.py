@@ -106,5 +106,5 @@ class UNet(Model):
         return Prediction(prob_BKHW=self._logits(batch).float().sigmoid())
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        logits_BKHW: torch.Tensor = self.net(self.normalize(batch.image_BCHW))
+        logits_BKHW: torch.Tensor = self.net(self.normalize(batch.image_BCHW, self.net))
         return logits_BKHW

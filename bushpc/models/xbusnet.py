@@ -151,8 +151,12 @@ class XBusNetConfig(ModelConfig):
             )
         with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
             _, channels = _build_encoder(self.encoder, None)
-        for stage in (4, 5):
-            _check_divides("attention_heads", self.attention_heads, f"channels of enc{stage}", channels[stage - 1])
+        heads = self.attention_heads
+        if heads < 1 or channels[3] % heads or channels[4] % heads:
+            raise ConfigError(
+                f"attention_heads={heads} must divide the channels of enc4 and enc5, which are {channels[3]} and "
+                f"{channels[4]} in encoder '{self.encoder}'."
+            )
 
 
 def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
@@ -378,7 +382,7 @@ class GlobalFeatureExtractor(nn.Module):
     def tokens(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """A of (6), B x N x R: independent of the sentence."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            Z = self.clip(self.normalize(image_BCHW))
+            Z = self.clip(self.normalize(image_BCHW, self.clip))
         return torch.stack([W_j(Z_j) for W_j, Z_j in zip(self.W, Z, strict=True)]).sum(dim=0)
 
     def forward(self, A_BNR: torch.Tensor, e_c: torch.Tensor) -> torch.Tensor:
@@ -421,7 +425,7 @@ class LocalFeatureExtractor(nn.Module):
 
     def forward(self, image_BCHW: torch.Tensor, e_l: torch.Tensor | None) -> torch.Tensor:
         """F_l (12), B x C_l x h x w, from images and embeddings (B x E; None with `sfa` switched off)."""
-        enc1, enc2, enc3, enc4, enc5 = self.encoder(self.normalize(image_BCHW))
+        enc1, enc2, enc3, enc4, enc5 = self.encoder(self.normalize(image_BCHW, self.encoder))
         enc4 = self._adjust("enc4", self.transformer4(enc4), e_l)  # (10), (11)
         center = self.transformer5(enc5)  # (10)
         dec4 = self._adjust("dec4", self.up4(center, enc4), e_l)  # (11)

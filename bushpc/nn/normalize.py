@@ -9,11 +9,10 @@ from torch import nn
 
 
 class Normalize(nn.Module):
-    """(image - mean) / std per channel, in the type that the model's parameters have.
+    """(image - mean) / std per channel, in the type that the backbone's parameters have.
 
     mean, std: three numbers each, in units of an image in [0, 1]. They are part of the code, not of the
-    checkpoint. Like every buffer they follow `model.to(torch.bfloat16)`, which is how a model that
-    DeepSpeed has turned into bfloat16 gets bfloat16 images from a float32 batch.
+    checkpoint, and stay in float32.
     """
 
     mean: torch.Tensor
@@ -24,6 +23,10 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
 
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """B x 3 x H x W, float32 in [0, 1], to the same shape, normalised."""
-        return ((image_BCHW - self.mean) / self.std).to(self.mean.dtype)
+    def forward(self, image_BCHW: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
+        """B x 3 x H x W, float32 in [0, 1], to the same shape, normalised for `backbone`.
+
+        DeepSpeed turns parameters into bfloat16 and hands the batch on as it is; under autocast
+        parameters stay float32, and so does the image, until the first convolution.
+        """
+        return ((image_BCHW - self.mean) / self.std).to(next(backbone.parameters()).dtype)

@@ -13,7 +13,7 @@ from bushpc.models.baselines import UNet
 
 def test_learns_one_batch_by_heart(unet_config, make_batch):
     model, batch = UNet(unet_config()), make_batch()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(30):
         optimizer.zero_grad()
         model(batch).total.backward()

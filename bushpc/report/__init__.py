@@ -1,0 +1,11 @@
+"""CSV → TABLES: what a run directory says, as numbers, tables, figures and one page. Last room of the way.
+
+    run directory ─results→ checked frames ─stats, summary→ numbers ─tables, figures, panel→ page
+
+Only files are read: no model, no torch, no scheduler. So a report can be written on a login node, for a run
+that another machine trained, and again years later.
+"""
+
+from bushpc.report.page import ReportResult, build_report, fold_table
+
+__all__ = ["ReportResult", "build_report", "fold_table"]

@@ -1,0 +1,237 @@
+"""One small table, four renderings: HTML for the page, CSV for machines, booktabs LaTeX for the paper, rich for
+the terminal. What a table says is decided once, in `content.py`; nothing is computed or rounded differently here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import typing as t
+from dataclasses import dataclass, field
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Number:
+    """A figure with the decimals it is shown with; None is shown as a dash and left empty in CSV."""
+
+    value: float | None
+    sd: float | None = None
+    decimals: int = 4
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "—"
+        shown = f"{self.value:.{self.decimals}f}"
+        return shown if self.sd is None else f"{shown} ± {self.sd:.{self.decimals}f}"
+
+
+Value = str | int | Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """key: name in CSV. header, over: as shown; neighbours with the same `over` share it as a second header line.
+    better: "high" or "low" where the best of each group of rows is set in bold.
+    """
+
+    key: str
+    header: str
+    over: str = ""
+    better: t.Literal["high", "low"] | None = None
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """values: one per column. group: heading that it stands under.
+    ranked: may be the best of its group. strong: a row of means, set apart from what it summarises.
+    quoted: a paper's figures, set in another tone than our own.
+    """
+
+    values: tuple[Value, ...]
+    group: str = ""
+    ranked: bool = True
+    strong: bool = False
+    quoted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """name: file stem and LaTeX label. caption: one sentence. notes: how to read it, one sentence each."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        assert all(len(row.values) == len(self.columns) for row in self.rows), self.name
+
+    def groups(self) -> list[tuple[str, list[Row]]]:
+        """Rows under their headings, in order."""
+        return [(group, list(rows)) for group, rows in itertools.groupby(self.rows, key=lambda row: row.group)]
+
+    def overs(self) -> list[tuple[str, int]]:
+        """The second header line as (text, columns spanned)."""
+        return [(over, len(list(columns))) for over, columns in itertools.groupby(c.over for c in self.columns)]
+
+
+def best_rows(rows: list[Row], column: Column, index: int) -> set[int]:
+    """Positions within a group that hold its best figure, ties as shown included; none if there is no contest."""
+    figures = {
+        i: round(value.value, value.decimals)
+        for i, row in enumerate(rows)
+        if row.ranked and isinstance(value := row.values[index], Number) and value.value is not None
+    }
+    if column.better is None or len(figures) < 2:
+        return set()
+    best = max(figures.values()) if column.better == "high" else min(figures.values())
+    return {i for i, figure in figures.items() if figure == best}
+
+
+def _bold_cells(table: Table, rows: list[Row]) -> set[tuple[int, int]]:
+    return {(i, j) for j, column in enumerate(table.columns) for i in best_rows(rows, column, j)}
+
+
+def to_html(table: Table) -> Markup:
+    """A `<table>` with header scopes; every text is escaped."""
+    parts = [Markup("<table>"), _html_head(table)]
+    for group, rows in table.groups():
+        bold = _bold_cells(table, rows)
+        parts.append(Markup("<tbody>"))
+        if group:
+            heading = Markup('<tr class="group"><th colspan="{}" scope="rowgroup"><span>{}</span></th></tr>')
+            parts.append(heading.format(len(table.columns), group))
+        parts.extend(_html_row(table, row, {j for i, j in bold if i == position}) for position, row in enumerate(rows))
+        parts.append(Markup("</tbody>"))
+    parts.append(Markup("</table>"))
+    return Markup("\n").join(parts)
+
+
+def _html_head(table: Table) -> Markup:
+    lines = []
+    if any(column.over for column in table.columns):
+        cells = (Markup('<th colspan="{}" scope="colgroup">{}</th>').format(span, over) for over, span in table.overs())
+        lines.append(Markup('<tr class="over">{}</tr>').format(Markup("").join(cells)))
+    cells = (Markup('<th scope="col"{}>{}</th>').format(_html_class(column), column.header) for column in table.columns)
+    lines.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))
+    return Markup("<thead>{}</thead>").format(Markup("").join(lines))
+
+
+def _html_row(table: Table, row: Row, bold: set[int]) -> Markup:
+    cells = []
+    for j, (column, value) in enumerate(zip(table.columns, row.values, strict=True)):
+        shown = Markup("<strong>{}</strong>").format(value) if j in bold else escape(value)
+        tag = Markup('<th scope="row"{}>{}</th>') if j == 0 else Markup("<td{}>{}</td>")
+        cells.append(tag.format(_html_class(column), shown))
+    names = " ".join(name for name, on in (("strong", row.strong), ("quoted", row.quoted)) if on)
+    return Markup("<tr{}>{}</tr>").format(Markup(' class="{}"').format(names) if names else "", Markup("").join(cells))
+
+
+def _html_class(column: Column) -> Markup:
+    return Markup(' class="number"') if column.numeric else Markup(' class="text"')
+
+
+def to_csv(table: Table) -> str:
+    """Header and rows for machines: figures at full precision, SD in a column of its own, no figure left blank
+    by rounding; a group's heading becomes the first column.
+    """
+    with_sd = {
+        j
+        for row in table.rows
+        for j, value in enumerate(row.values)
+        if isinstance(value, Number) and value.sd is not None
+    }
+    header = ["group"]
+    for j, column in enumerate(table.columns):
+        header += [column.key, f"{column.key}_sd"] if j in with_sd else [column.key]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        line: list[str] = [row.group]
+        for j, value in enumerate(row.values):
+            line.append(_csv_number(value.value) if isinstance(value, Number) else str(value))
+            if j in with_sd:
+                line.append(_csv_number(value.sd) if isinstance(value, Number) else "")
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _csv_number(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def to_latex(table: Table) -> str:
+    """A `table` float for a document that loads booktabs; notes stand below as comments."""
+    spec = "".join("r" if column.numeric else "l" for column in table.columns)
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{latex(table.caption)}}}"]
+    lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", *_latex_head(table)]
+    for group, rows in table.groups():
+        bold = _bold_cells(table, rows)
+        lines.append(r"\midrule")
+        if group:
+            lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{latex(group)}}}}} \\")
+        for i, row in enumerate(rows):
+            cells = [_latex_bold(latex(str(value)), (i, j) in bold) for j, value in enumerate(row.values)]
+            lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    lines += [f"% {' '.join(note.split())}" for note in table.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_head(table: Table) -> list[str]:
+    lines = []
+    if any(column.over for column in table.columns):
+        cells, rules, start = [], [], 1
+        for over, span in table.overs():
+            cells.append(rf"\multicolumn{{{span}}}{{c}}{{{latex(over)}}}")
+            if over:
+                rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+            start += span
+        lines += [" & ".join(cells) + r" \\", " ".join(rules)]
+    return [*lines, " & ".join(latex(column.header) for column in table.columns) + r" \\"]
+
+
+def _latex_bold(text: str, bold: bool) -> str:
+    return rf"\textbf{{{text}}}" if bold else text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "\u2212": r"$-$", "\u2013": "--", "—": "---",
+    "<": r"\textless{}", ">": r"\textgreater{}", "“": "``", "”": "''", "\n": " ", "\r": " ",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Text with every character that LaTeX would act upon made harmless."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_rich(table: Table) -> rich.console.Group:
+    """For the terminal, a table per group so that no heading is cut on a narrow one.
+
+    `Text` cells, so that a name with square brackets is not taken for markup.
+    """
+    parts: list[rich.console.RenderableType] = [rich.text.Text(table.caption, style="bold")]
+    for group, rows in table.groups():
+        bold = _bold_cells(table, rows)
+        shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+        for column in table.columns:
+            header = rich.text.Text(f"{column.over} {column.header}".strip())
+            shown.add_column(header, justify="right" if column.numeric else "left")
+        for i, row in enumerate(rows):
+            style = "bold" if row.strong else "dim" if row.quoted else ""
+            values = enumerate(row.values)
+            shown.add_row(*(rich.text.Text(str(v), style="bold" if (i, j) in bold else style) for j, v in values))
+        parts += [rich.text.Text(group, style="italic"), shown]
+    return rich.console.Group(*parts)

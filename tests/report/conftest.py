@@ -1,0 +1,213 @@
+"""A builder of run directories as the trainer and evaluator leave them, with synthetic scans and predictions."""
+
+from __future__ import annotations
+
+import io
+import json
+import typing as t
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from bushpc.shards.manifest import Manifest, Record, ShardInfo
+
+NETWORK = 64  # edge of the square predictions
+Row = dict[str, t.Any]
+
+
+def make_row(key: str, fold: int, prompts: str = "first_pass", dice: float = 0.8, **changes: t.Any) -> Row:
+    """One line of per_image.csv; what a test does not care about is filled in consistently."""
+    iou = dice / (2 - dice)
+    filled = {
+        "key": key, "patient": key, "label": "benign", "fold": fold, "prompts": prompts,
+        "dice": dice, "iou": iou, "fpr": 0.01, "fnr": 1 - dice, "tp": 80, "fp": 20, "fn": 20, "tn": 3976,
+        "length_px": 150, "spatial_prompt": "", "attribute_prompt": "",
+    }  # fmt: skip
+    return {**filled, **changes}
+
+
+def make_rows(fold: int, dice_by_source: Mapping[str, Iterable[float]]) -> list[Row]:
+    """Images named after fold and position, with the given Dice for each source."""
+    return [
+        make_row(f"f{fold}i{i}", fold, source, dice)
+        for source, values in dice_by_source.items()
+        for i, dice in enumerate(values)
+    ]
+
+
+@dataclass
+class RunBuilder:
+    """Writes `path` piece by piece. folds: expected folds of the run; only those added become complete."""
+
+    path: Path
+    folds: int = 5
+    run: Row = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path.mkdir(parents=True)
+        self.write_run_json()
+
+    def write_run_json(self, **changes: t.Any) -> None:
+        cells = [{"name": f"fold{k}", "fold": k, "hash": f"{k:08x}"} for k in range(self.folds)]
+        whole = {
+            "name": self.path.name, "kind": "cv", "created": "2026-11-20T10:00:00+00:00", "commit": "0123abc",
+            "command": ["bushpc", "cv", "model=xbusnet", "data=breast"], "model": "xbusnet", "data": "breast",
+            "prompts": "first_pass", "shards": str(self.path.parent / "shards"), "manifest_sha256": "0" * 64,
+            "folds": {"source": "frozen", "sha256": "f" * 64}, "versions": {"bushpc": "0.1.0", "torch": "2.15.0"},
+            "cells": cells,
+        }  # fmt: skip
+        self.run = {**whole, **self.run, **changes}
+        (self.path / "run.json").write_text(json.dumps(self.run))
+
+    def cell(self, fold: int) -> Path:
+        folder = self.path / "cells" / f"fold{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def trained(self, fold: int, steps: int = 1000, validations: bool = True) -> None:
+        """Config and a training log of `steps` steps."""
+        rng = np.random.default_rng(fold)
+        (self.cell(fold) / "config.yaml").write_text(
+            f"model:\n  name: xbusnet\n  image_size: {NETWORK}\ntrain:\n  iterations: 1000\n"
+            f"evaluate:\n  threshold: 0.4\nseed: {fold}\n"
+        )
+        with (self.cell(fold) / "metrics.jsonl").open("w") as log:
+            for step in range(10, steps + 1, 10):
+                loss = 0.15 + 0.8 * np.exp(-step / 200) + 0.05 * rng.standard_normal()
+                line = {"kind": "train", "step": step, "loss": loss, "terms": {"dice": loss}, "lr": 1e-4, "time": 0.0}
+                log.write(json.dumps(line) + "\n")
+                if validations and step % 200 == 0:
+                    dice = 0.85 - 0.6 * np.exp(-step / 250) + 0.02 * rng.standard_normal()
+                    log.write(json.dumps({"kind": "validation", "step": step, "dice": dice, "iou": dice / 2}) + "\n")
+
+    def evaluated(self, fold: int, rows: list[Row], done: bool = True) -> Path:
+        """per_image.csv and DONE."""
+        path = self.cell(fold) / "per_image.csv"
+        pd.DataFrame(rows).to_csv(path, index=False)
+        if done:
+            (self.cell(fold) / "DONE").write_text(
+                json.dumps({"finished": "2026-11-20T11:00:00+00:00", "step": 1000, "wall_seconds": 1234.5})
+            )
+        return path
+
+    def failed(self, fold: int, why: str) -> None:
+        (self.cell(fold) / "FAILED").write_text(why)
+
+    def complete(self, rows_by_fold: Mapping[int, list[Row]]) -> RunBuilder:
+        for fold, rows in rows_by_fold.items():
+            self.trained(fold)
+            self.evaluated(fold, rows)
+        return self
+
+
+@pytest.fixture
+def row() -> t.Callable[..., Row]:
+    return make_row
+
+
+@pytest.fixture
+def rows_with_dice() -> t.Callable[..., list[Row]]:
+    return make_rows
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> RunBuilder:
+    return RunBuilder(tmp_path / "run")
+
+
+@pytest.fixture
+def realistic(tmp_path: Path) -> RunBuilder:
+    """Five complete folds of four scans each with packed images and predictions of three prompt sources."""
+    return write_realistic(tmp_path / "run", images_per_fold=4, edge=90)
+
+
+def write_realistic(path: Path, images_per_fold: int, edge: int, seed: int = 1) -> RunBuilder:
+    """A whole run: scans of about `edge` pixels and predictions whose metrics are really theirs."""
+    rng = np.random.default_rng(seed)
+    run = RunBuilder(path)
+    samples: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for fold in range(run.folds):
+        rows = []
+        for i in range(images_per_fold):
+            key = f"case{fold * images_per_fold + i:03d}"
+            image_HWC, mask_HW, place = _scan(rng, edge)
+            samples.append((key, image_HWC, mask_HW))
+            for source, spread in (("first_pass", 0.10), ("oracle", 0.06), ("none", 0.14)):
+                prob_HW = _prediction(rng, mask_HW, spread)
+                target = run.cell(fold) / "predictions" / source / f"{key}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(prob_HW).save(target)
+                spatial = "" if source == "none" else f"a medium lesion in the {place} quadrant"
+                rows.append(_measured(key, fold, source, mask_HW, prob_HW, spatial))
+        run.trained(fold)
+        run.evaluated(fold, rows)
+    run.write_run_json(manifest_sha256=write_shards(path.parent / "shards", samples).hash)
+    return run
+
+
+def write_shards(folder: Path, samples: list[tuple[str, np.ndarray, np.ndarray]]) -> Manifest:
+    """One file with all PNGs one after the other, which is all that reading by offset needs of a tar."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, at = [], 0
+    with (folder / "lesion-000000.tar").open("wb") as tar:
+        for key, image_HWC, mask_HW in samples:
+            sizes = [tar.write(_png(array)) for array in (image_HWC, mask_HW * 255)]
+            facts = {"key": key, "patient": key, "label": "benign", "attributes": {}, "pixel_mm": None}
+            extent = {"height": mask_HW.shape[0], "width": mask_HW.shape[1]}
+            lesion = {"lesion_pixels": int(mask_HW.sum()), "lesion_length": _length(mask_HW)}
+            image = {"image_offset": at, "image_bytes": sizes[0]}
+            mask = {"mask_offset": at + sizes[0], "mask_bytes": sizes[1]}
+            records.append(Record(**facts, **extent, **lesion, **image, **mask, shard="lesion-000000.tar"))
+            at += sum(sizes)
+    shard = ShardInfo(file="lesion-000000.tar", sha256="0" * 64, bytes=at, samples=len(records))
+    manifest = Manifest(dataset="breast", packer_version=1, excerpt=False, shards=[shard], sources={}, records=records)
+    manifest.save(folder)
+    return manifest
+
+
+def _png(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG")
+    return out.getvalue()
+
+
+def _length(mask_HW: np.ndarray) -> int:
+    return int(max(np.ptp(np.flatnonzero(mask_HW.any(axis))) for axis in (0, 1))) + 1
+
+
+def _scan(rng: np.random.Generator, edge: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """A dark ellipse in Rayleigh speckle that fades with depth: (image, mask, place in words)."""
+    height, width = int(edge * rng.uniform(0.7, 0.9)), edge
+    y_HW, x_HW = np.mgrid[:height, :width]
+    cy, cx = height * rng.uniform(0.35, 0.65), width * rng.uniform(0.3, 0.7)
+    a, b = edge * rng.uniform(0.07, 0.3), edge * rng.uniform(0.06, 0.2)
+    mask_HW = (((x_HW - cx) / a) ** 2 + ((y_HW - cy) / b) ** 2 < 1).astype(np.uint8)
+    tissue_HW = np.where(mask_HW, 35, 120) * np.exp(-y_HW / height)
+    grey_HW = np.clip(ndimage.gaussian_filter(tissue_HW * rng.rayleigh(0.9, tissue_HW.shape), 0.8), 0, 255)
+    place = f"{'upper' if cy < height / 2 else 'lower'} {'left' if cx < width / 2 else 'right'}"
+    return np.repeat(grey_HW.astype(np.uint8)[..., None], 3, axis=2), mask_HW, place
+
+
+def _prediction(rng: np.random.Generator, mask_HW: np.ndarray, spread: float) -> np.ndarray:
+    """The mask squeezed to the network's square, moved and blurred: probability x 255."""
+    small = np.asarray(Image.fromarray(mask_HW * 255).resize((NETWORK, NETWORK), Image.Resampling.BILINEAR)) / 255
+    moved = ndimage.shift(small, rng.normal(0, spread * NETWORK / 3, 2), order=1)
+    return np.round(255 * np.clip(ndimage.gaussian_filter(moved, 1.2), 0, 1)).astype(np.uint8)
+
+
+def _measured(key: str, fold: int, source: str, mask_HW: np.ndarray, prob_HW: np.ndarray, spatial: str) -> Row:
+    shrunk = Image.fromarray(mask_HW * 255).resize((NETWORK, NETWORK), Image.Resampling.NEAREST)
+    truth, found = np.asarray(shrunk) > 127, prob_HW > 127
+    tp, fp = int((truth & found).sum()), int((found & ~truth).sum())
+    fn, tn = int((truth & ~found).sum()), int((~truth & ~found).sum())
+    return make_row(
+        key, fold, source, 2 * tp / (2 * tp + fp + fn + 1e-8), iou=tp / (tp + fp + fn + 1e-8),
+        fpr=fp / (fp + tn + 1e-8), fnr=fn / (fn + tp + 1e-8), tp=tp, fp=fp, fn=fn, tn=tn, length_px=_length(mask_HW),
+        spatial_prompt=spatial, attribute_prompt="oval shape, circumscribed margin, BI-RADS 3",
+    )  # fmt: skip

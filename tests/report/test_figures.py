@@ -1,0 +1,64 @@
+"""Charts: every fold and source is in them, labels are honest, and they stay small and the same."""
+
+import xml.etree.ElementTree as ET
+
+import pandas as pd
+import pytest
+
+from bushpc.report import figures
+from bushpc.report.results import read_run
+
+
+@pytest.fixture
+def text_in_svg(monkeypatch) -> None:
+    """Letters as text instead of outlines, so that a test can read them."""
+    monkeypatch.setitem(figures._STYLE, "svg.fonttype", "none")
+
+
+def _texts(svg: str) -> str:
+    return " ".join("".join(element.itertext()) for element in ET.fromstring(svg).iter() if "text" in element.tag)
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_the_box_plot_names_missing_folds_and_labels_the_oracle(rows_with_dice) -> None:
+    frame = pd.DataFrame(rows_with_dice(0, {"first_pass": [0.5, 0.7], "oracle": [0.6, 0.8]}))
+    shown = _texts(figures.box_plot(frame, ["first_pass", "oracle"], [0, 3], {3}))
+    for text in ("fold 0", "fold 3", "missing", "first_pass", "oracle (uses the ground-truth mask)"):
+        assert text in shown
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_training_curves_name_every_fold_and_mark_the_incomplete(builder, rows_with_dice) -> None:
+    builder.complete({0: rows_with_dice(0, {"first_pass": [0.5]})})
+    builder.trained(1, steps=300)
+    shown = _texts(figures.training_curves(read_run(builder.path).cells))
+    assert "fold 0" in shown
+    assert "fold 1 (incomplete)" in shown
+    assert "Validation Dice" in shown
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_without_validation_there_is_no_empty_validation_plot(builder) -> None:
+    builder.trained(0, validations=False)
+    assert "Validation Dice" not in _texts(figures.training_curves(read_run(builder.path).cells))
+
+
+def test_no_logged_step_gives_no_curve(builder) -> None:
+    assert figures.training_curves(read_run(builder.path).cells) is None
+
+
+def test_long_logs_and_many_images_keep_the_charts_small(builder, rows_with_dice) -> None:
+    builder.trained(0, steps=300_000)
+    assert len(figures.training_curves(read_run(builder.path).cells)) < 200_000
+    frame = pd.DataFrame(rows_with_dice(0, {"first_pass": [i / 5000 for i in range(5000)]}))
+    assert len(figures.box_plot(frame, ["first_pass"], [0], set())) < 200_000
+
+
+def test_the_same_results_give_the_same_picture(rows_with_dice) -> None:
+    frame = pd.DataFrame(rows_with_dice(0, {"first_pass": [0.5, 0.7]}))
+    assert figures.box_plot(frame, ["first_pass"], [0], set()) == figures.box_plot(frame, ["first_pass"], [0], set())
+
+
+def test_smoothing_a_constant_changes_nothing_and_starts_at_the_first_value() -> None:
+    assert figures.smooth(pd.Series([2.0] * 50)).tolist() == pytest.approx([2.0] * 50)
+    assert figures.smooth(pd.Series([5.0, 1.0, 1.0] * 40)).iloc[0] == 5.0

@@ -1,0 +1,104 @@
+"""Best, median and worst cases: which are chosen, what is drawn, and what happens when pictures are gone."""
+
+import base64
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bushpc.report.panel import build_panel, choose, draw
+from bushpc.report.results import read_run
+
+
+def _pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).astype(int)
+
+
+def test_best_median_and_worst_are_chosen_by_dice_and_ties_by_key(row) -> None:
+    dice = [0.9, 0.1, 0.5, 0.5, 0.7, 0.3, 0.8, 0.2, 0.6, 0.4]
+    rows = pd.DataFrame([row(f"k{i}", 0, dice=value) for i, value in enumerate(dice)])
+    chosen = [(rank, row["key"]) for rank, row in choose(rows.sample(frac=1, random_state=1))]
+    assert [key for rank, key in chosen if rank == "best"] == ["k0", "k6", "k4"]
+    assert [key for rank, key in chosen if rank == "median"] == ["k8", "k2", "k3"]
+    assert [key for rank, key in chosen if rank == "worst"] == ["k5", "k7", "k1"]
+
+
+@pytest.mark.parametrize(("images", "ranks"), [(1, ["best"]), (2, ["best", "worst"]), (5, ["best", "median", "worst"])])
+def test_few_images_are_shown_once_each(row, images: int, ranks: list[str]) -> None:
+    chosen = choose(pd.DataFrame([row(f"k{i}", 0, dice=i / 10) for i in range(images)]))
+    assert [rank for rank, _ in chosen] == ranks
+    assert len({row["key"] for _, row in chosen}) == len(chosen)
+
+
+def test_false_positives_are_blue_and_false_negatives_red_at_the_images_own_aspect() -> None:
+    image = np.full((100, 200, 3), 90, np.uint8)
+    truth, prob = np.zeros((100, 200), np.uint8), np.zeros((50, 50), np.uint8)
+    truth[20:80, 40:120] = 1  # left and middle
+    prob[10:40, 20:40] = 255  # on the stretched square: columns 80 to 160, so middle and right
+    contour, overlay = (_pixels(uri) for uri in draw(image, truth, prob, 0.5))
+    assert overlay.shape == contour.shape == (200, 400, 3)
+    missed, found, invented, outside = (overlay[100, x] for x in (120, 200, 280, 380))
+    assert missed[0] > missed[2] + 100
+    assert invented[2] > invented[0] + 100
+    assert np.ptp(found) <= 3
+    assert np.ptp(outside) <= 3
+    edge, inside = contour[100, 80], contour[100, 160]
+    assert edge[0] > edge[2] + 80
+    assert np.ptp(inside) <= 3
+
+
+def test_the_overlay_is_drawn_at_the_runs_own_threshold() -> None:
+    image, truth = np.full((40, 40, 3), 90, np.uint8), np.zeros((40, 40), np.uint8)
+    faint = np.full((40, 40), 77, np.uint8)  # a probability of 0.30
+    for threshold, invented in ((0.3, True), (0.31, False)):
+        _, overlay = draw(image, truth, faint, threshold)
+        assert (np.ptp(_pixels(overlay)[20, 20]) > 50) == invented
+
+
+def test_the_panel_shows_the_headline_source_of_all_folds(realistic) -> None:
+    results = read_run(realistic.path)
+    panel = build_panel(results)
+    rows = results.per_image[results.per_image["prompts"] == "first_pass"]
+    assert panel.problems == []
+    assert [case.rank for case in panel.cases] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
+    assert panel.cases[0].dice == rows["dice"].max()
+    assert panel.cases[-1].dice == rows["dice"].min()
+    assert panel.cases[0].spatial_prompt.startswith("a medium lesion")
+
+
+def test_missing_shards_become_a_statement(realistic) -> None:
+    shutil.rmtree(realistic.path.parent / "shards")
+    panel = build_panel(read_run(realistic.path))
+    assert panel.cases == []
+    assert "no predictions are shown" in panel.problems[0]
+
+
+def test_shards_packed_anew_are_not_shown_beside_old_results(realistic) -> None:
+    realistic.write_run_json(manifest_sha256="1" * 64)
+    panel = build_panel(read_run(realistic.path))
+    assert panel.cases == []
+    assert "packed anew" in panel.problems[0]
+
+
+def test_a_missing_or_damaged_prediction_is_named_and_the_others_shown(realistic) -> None:
+    best, second = build_panel(read_run(realistic.path)).cases[:2]
+    folders = [realistic.cell(case.fold) / "predictions" / "first_pass" for case in (best, second)]
+    (folders[0] / f"{best.key}.png").unlink()
+    (folders[1] / f"{second.key}.png").write_bytes(b"\x89PNG and then nothing")
+    panel = build_panel(read_run(realistic.path))
+    assert len(panel.cases) == 7
+    assert f"{best.key} of fold {best.fold} cannot be shown" in panel.problems[0]
+    assert f"{second.key} of fold {second.fold} cannot be shown" in panel.problems[1]
+
+
+def test_a_key_never_leads_out_of_the_run_directory(realistic, row) -> None:
+    outside = realistic.path.parent / "outside.png"
+    Image.new("L", (8, 8)).save(outside)
+    for fold in range(5):
+        realistic.evaluated(fold, [row(f"../../../../../outside{'/.' * fold}", fold)])
+    panel = build_panel(read_run(realistic.path))
+    assert panel.cases == []
+    assert all("is not a file name" in problem for problem in panel.problems)

@@ -1,0 +1,165 @@
+"""The real Slurm of the tests in this folder: one two-node sandbox for the whole session (tools/slurm_sandbox)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import typing as t
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox"
+EXIT_NOT_INSTALLED = 3
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
+
+Result = t.TypeVar("Result")
+
+
+class Sandbox:
+    """A running Slurm and the questions that tests ask it.
+
+    env: the environment for subprocesses whose Slurm is this one.
+    ready_seconds: how long its `up` took.
+    """
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.root = root
+        self.options = options
+        self.env = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")}
+        self.ready_seconds = float("nan")
+
+    def tool(self, subcommand: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """One of `tools/slurm_sandbox`'s commands on this sandbox's directory."""
+        return subprocess.run(self.command(subcommand, *args), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    def command(self, subcommand: str, *args: str) -> list[str]:
+        return [str(TOOL), subcommand, "--dir", str(self.root), *args]
+
+    def beside(self, root: Path) -> Sandbox:
+        """Another one in `root`, not started."""
+        return Sandbox(root)
+
+    def up(self) -> None:
+        """Start it. Skips where Slurm cannot be had; fails there instead if BUSHPC_REQUIRE_REAL=1."""
+        begun = time.monotonic()
+        done = self.tool("up", *self.options)
+        self.ready_seconds = time.monotonic() - begun
+        if done.returncode == EXIT_NOT_INSTALLED and os.environ.get("BUSHPC_REQUIRE_REAL") != "1":
+            pytest.skip(f"no real Slurm on this machine: {done.stderr.strip()}")
+        if done.returncode:
+            pytest.fail(f"the Slurm sandbox did not start:\n{done.stderr}")
+
+    def down(self) -> None:
+        """Take it down and insist that it left no process and no listening port."""
+        ports = self.status().get("ports", {})
+        done = self.tool("down")
+        assert done.returncode == 0, done.stderr
+        assert self.processes() == {}
+        for port in ports.values():
+            with socket.socket() as s:
+                # Connections that have ended may still hold the port's number for a minute; a listener must not.
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                s.bind(("", port))
+
+    def status(self) -> dict[str, t.Any]:
+        """`status --json`."""
+        return dict(json.loads(self.tool("status", "--json").stdout))
+
+    def processes(self) -> dict[int, str]:
+        """Command line by pid of every live process that this sandbox's directory appears in, whoever started it."""
+        needle, found = os.fsencode(self.root), {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes()
+                if int(entry.name) != os.getpid() and needle in command + (entry / "environ").read_bytes():
+                    found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue  # it has just ended, or is another user's
+        return found
+
+    def run(self, command: list[str], **options: t.Any) -> str:
+        """Run a command in the sandbox and return what it printed; a failure fails the test."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, **options)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def sbatch(self, script: str, *options: str) -> str:
+        """Submit a shell script (its lines, without `#!`). Returns the job's id."""
+        command = [
+            "sbatch",
+            "--parsable",
+            "--chdir",
+            str(self.root),
+            "--output",
+            str(self.root / "%A_%a.out"),
+            *options,
+        ]
+        return self.run(command, input=f"#!/bin/sh\n{script}\n").strip()
+
+    def squeue(self) -> dict[str, str]:
+        """State by job id (`12`, or `12_0` in an array) of every job that Slurm still has in memory, ended or not."""
+        lines = self.run(["squeue", "--noheader", "--array", "--states=all", "--format=%i %T"]).splitlines()
+        return dict(line.split() for line in lines)
+
+    def sacct(self, jobid: str) -> list[dict[str, str]]:
+        """What accounting knows of a job, one row per job or array task, its steps left out."""
+        columns = ["JobID", "State", "ExitCode", "Partition", "NodeList"]
+        answer = self.run(["sacct", "-n", "-P", "-X", "-j", jobid, "-o", ",".join(columns)])
+        return [dict(zip(columns, line.split("|"), strict=True)) for line in answer.splitlines()]
+
+    def wait(self, jobid: str, states: Collection[str] = ENDED, timeout: float = 30) -> list[str]:
+        """Poll until the job, or all tasks of the array, are in one of `states`. Returns their states by index."""
+
+        def reached() -> list[str]:
+            mine = [state for job, state in self.squeue().items() if job.partition("_")[0] == jobid]
+            return mine if all(state in states for state in mine) else []
+
+        return self.until(reached, timeout, lambda: f"job {jobid} in {sorted(states)}; the queue: {self.squeue()}")
+
+    @staticmethod
+    def until(question: Callable[[], Result], timeout: float = 20, what: Callable[[], str] = lambda: "") -> Result:
+        """Poll until the answer is true and return it; fails the test with `what()` after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not (answer := question()):
+            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what()}"
+            time.sleep(0.1)
+        return answer
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Sandbox]:
+    """A sandbox of two nodes with two CPUs each, with accounting; SLURM_CONF points at it in the tests' environment."""
+    # Not pytest's own folder: its path may be longer than a unix socket's may be.
+    root = Path(tempfile.mkdtemp(prefix="slurm-"))
+    sandbox = Sandbox(root)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            sandbox.up()
+            patch.setenv("SLURM_CONF", sandbox.env["SLURM_CONF"])
+            yield sandbox
+        finally:
+            sandbox.down()
+            shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def make_sandbox() -> Iterator[Callable[..., Sandbox]]:
+    """Call it with options of `up` for one more sandbox, of one node unless they say otherwise."""
+    made: list[Sandbox] = []
+
+    def make(*options: str) -> Sandbox:
+        made.append(Sandbox(Path(tempfile.mkdtemp(prefix="slurm-")), *(options or ("--nodes", "1"))))
+        made[-1].up()
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.down()
+        shutil.rmtree(sandbox.root, ignore_errors=True)
