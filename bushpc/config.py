@@ -210,7 +210,7 @@ class CellConfig:
     @property
     def prompt_sources(self) -> list[str]:
         """Prompt sources to evaluate, headline first; a model that reads no spatial prompt has only `none`."""
-        if "spatial_prompts" not in self.model_class.needs:
+        if "spatial_prompts" not in self.model_class.needs(self.model):
             return ["none"]
         return list(dict.fromkeys((self.prompts, *self.also_prompts)))
 

@@ -50,7 +50,7 @@ class Reprompter(t.Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a model sees. A model names the fields it uses in `needs`.
+    """What a model sees. A model names the fields it uses in `Model.needs`.
 
     keys: B sample keys.
     image_BCHW: float32 in [0, 1], three channels; models normalise for their own backbone.

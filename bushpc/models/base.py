@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bushpc.errors import ConfigError
 from bushpc.sample import Batch, Losses, Prediction
 
 
@@ -27,6 +28,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values. Raises: ConfigError."""
+        if self.image_size < 1:
+            raise ConfigError(f"model.image_size={self.image_size}: allowed is 1 or more")
 
 
 class WeightFile(t.NamedTuple):
@@ -45,18 +48,21 @@ class WeightFile(t.NamedTuple):
 class Model(nn.Module):
     """Base class of all models. Written as if for one device; no model calls torch.distributed.
 
-    needs: the `Batch` fields that `forward` and `predict` read.
     makes: the `Prediction` fields that `predict` fills.
     """
 
     Config: t.ClassVar[type[ModelConfig]]
-    needs: t.ClassVar[frozenset[str]]
     makes: t.ClassVar[frozenset[str]]
 
     def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
         """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""
         super().__init__()
         self.config = config
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """The `Batch` fields that `forward` and `predict` read with this configuration."""
+        raise NotImplementedError
 
     @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:

@@ -56,7 +56,6 @@ class UNet(Model):
     """segmentation-models-pytorch's U-Net; one mask class."""
 
     Config = UNetConfig
-    needs = frozenset({"image_BCHW", "mask_BKHW"})
     makes = frozenset({"prob_BKHW"})
 
     config: UNetConfig
@@ -72,6 +71,11 @@ class UNet(Model):
         )
         for file in self.weight_files(config):
             self.net.encoder.load_state_dict(weights.load_staged(UNet, file, weights_dir))
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """Image and mask; no sentence."""
+        return frozenset({"image_BCHW", "mask_BKHW"})
 
     @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:

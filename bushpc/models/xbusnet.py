@@ -176,7 +176,6 @@ class XBusNet(Model):
     """
 
     Config = XBusNetConfig
-    needs = frozenset({"image_BCHW", "mask_BKHW", "spatial_prompts", "attribute_prompts", "reprompt"})
     makes = frozenset({"prob_BKHW", "spatial_prompts"})
 
     config: XBusNetConfig
@@ -201,6 +200,14 @@ class XBusNet(Model):
             ResidualBlock(config.fusion_channels, config.fusion_channels),
             nn.Conv2d(config.fusion_channels, 1, kernel_size=1),
         )
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """The global branch reads the spatial prompts; the attribute prompts are read through SFA in the local one."""
+        assert isinstance(config, XBusNetConfig)
+        spatial = {"spatial_prompts", "reprompt"} if config.gfe else set()
+        attributes = {"attribute_prompts"} if config.lfe and config.sfa else set()
+        return frozenset({"image_BCHW", "mask_BKHW"} | spatial | attributes)
 
     @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:

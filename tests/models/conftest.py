@@ -16,7 +16,7 @@ ATTRIBUTES = ["irregular shape, indistinct margin, BI-RADS 5", "oval shape, circ
 
 
 def _config(model_class, name, changes):
-    fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
     del fields["_target_"]
     fields = {**fields, **changes}
     return model_class.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
