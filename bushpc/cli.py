@@ -15,6 +15,7 @@ if t.TYPE_CHECKING:
     from bushpc.dispatch.status import RunStatus
 
 WATCH_S = 1.0
+LINE_EVERY_S = 20.0
 
 
 def main(argv: t.Sequence[str] | None = None) -> int:
@@ -156,11 +157,11 @@ def _weights(arguments: argparse.Namespace) -> None:
 
 
 def _watch(run_dir: Path, until_report: bool) -> RunStatus:
-    """Follow a run: a live table on a terminal, a line per change in a log."""
+    """Follow a run: a live table on a terminal, a line per change, and now and then, in a log."""
     from rich.console import Console
     from rich.live import Live
 
-    from bushpc.dispatch.status import plain_lines, read_status, status_table
+    from bushpc.dispatch.status import plain_line, read_status, status_table
 
     def going(status: RunStatus) -> bool:
         return any(cell.live for cell in status.cells) or (until_report and status.report_live)
@@ -174,12 +175,14 @@ def _watch(run_dir: Path, until_report: bool) -> RunStatus:
                 status = read_status(run_dir)
                 live.update(status_table(status))
         return status
-    said: set[str] = set()
+    said: dict[str, tuple[str, float]] = {}
     while True:
-        for line in plain_lines(status):
-            if line not in said:
-                print(time.strftime("%H:%M:%S"), line, flush=True)
-                said.add(line)
+        for cell in status.cells:
+            stage, since = f"{cell.state} {cell.phase}", said.get(cell.name, ("", 0.0))
+            due = cell.state == "running" and time.monotonic() - since[1] >= LINE_EVERY_S
+            if stage != since[0] or due:
+                print(time.strftime("%H:%M:%S"), plain_line(cell), flush=True)
+                said[cell.name] = (stage, time.monotonic())
         if not going(status):
             return status
         time.sleep(WATCH_S)

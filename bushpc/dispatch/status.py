@@ -122,14 +122,15 @@ def status_table(status: RunStatus) -> Table:
     return table
 
 
-def plain_lines(status: RunStatus) -> list[str]:
-    """The same for a log file: one line per cell."""
-    return [
-        f"{cell.name}: {cell.state}{f' ({cell.phase})' if cell.phase else ''} {cell.step}/{cell.total} "
-        + "  ".join(f"{name} {value:.3f}" for name, value in cell.metric.items())
-        + (f"  {cell.reason}" if cell.reason else "")
-        for cell in status.cells
-    ]
+def plain_line(cell: CellStatus) -> str:
+    """One cell as a line of a log."""
+    parts = [f"{cell.name}: {cell.state}"]
+    if cell.phase:
+        parts.append(f"({cell.phase})")
+    if cell.total:
+        parts.append(f"{cell.step}/{cell.total}")
+    parts += [f"{name} {value:.3f}" for name, value in cell.metric.items()]
+    return " ".join(parts) + (f"  {cell.reason}" if cell.reason else "")
 
 
 def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, str]) -> CellStatus:

@@ -31,9 +31,11 @@ def submit(slurm, tmp_path, phantom_folder):
     def run(*overrides: str) -> str:
         log = tmp_path / "submit.out"
         log.unlink(missing_ok=True)
-        command = ["sbatch", "--wait", "--parsable", f"--output={log}", "slurm/cv_xbusnet.sh", *settings, *overrides]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr + log.read_text()
+        command = ["sbatch", "--parsable", f"--output={log}", "slurm/cv_xbusnet.sh", *settings, *overrides]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        [state] = slurm.wait(done.stdout.strip(), timeout=120)
+        assert state == "COMPLETED", log.read_text()
         return log.read_text()
 
     return run
@@ -55,14 +57,14 @@ def wait_for(what, timeout: float = 300.0):
 
 def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tmp_path):
     run_dir = tmp_path / "runs" / "cv"
-    said = submit("train.iterations=60")
+    said = submit("train.iterations=120")
     assert "submitted: fold0, fold1, fold2, fold3, fold4" in said
     job_ids = {cell["job_id"] for cell in state_of(run_dir).values()}
     [array] = {job_id.partition("_")[0] for job_id in job_ids}
     assert job_ids == {f"{array}_{k}" for k in range(5)}
 
     # Again, while they run: nothing is submitted.
-    again = submit("train.iterations=60")
+    again = submit("train.iterations=120")
     assert "submitted" not in again
     assert "already running" in again
 
@@ -73,7 +75,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
                 cell
                 for cell in state_of(run_dir).values()
                 if cell["state"] == "running"
-                and cell["step"] < 50
+                and cell["step"] < 100
                 and list((run_dir / "cells" / cell["name"] / "checkpoints").glob("step_*"))
             ),
             None,
@@ -94,7 +96,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
 
     # Again: only the killed one runs, and goes on from its checkpoint.
     finished = {name: (run_dir / "cells" / name / "DONE").stat().st_mtime_ns for name in states}
-    assert f"submitted: {victim['name']}\n" in submit("train.iterations=60")
+    assert f"submitted: {victim['name']}\n" in submit("train.iterations=120")
     wait_for(lambda: state_of(run_dir)[victim["name"]]["state"] == "done")
     assert finished == {name: (run_dir / "cells" / name / "DONE").stat().st_mtime_ns for name in states}
     log = Path(state_of(run_dir)[victim["name"]]["log"]).read_text()
@@ -105,7 +107,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
     assert set(summary["metrics"]) == {"first_pass", "oracle", "none"}
 
     # And once more: nothing is left to do.
-    assert "already done: fold0, fold1, fold2, fold3, fold4" in submit("train.iterations=60")
+    assert "already done: fold0, fold1, fold2, fold3, fold4" in submit("train.iterations=120")
 
 
 def test_one_cell_spans_two_nodes_with_one_task_per_rank(slurm, submit, tmp_path):
