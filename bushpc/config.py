@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import tempfile
 import types
 import typing as t
@@ -195,6 +196,8 @@ class CellConfig:
     choices: dict[str, str]
 
     def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigError(f"name={self.name!r}: a folder name of letters, digits, '.', '_' and '-' is needed")
         if self.folds not in ("frozen", "published"):
             raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published")))
         for source in (self.prompts, *self.also_prompts):

@@ -15,4 +15,4 @@ set -euo pipefail
 # Slurm runs a copy of this script from its spool, so the clone is where sbatch was called.
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 cd "$(git rev-parse --show-toplevel)"
-exec "${BUSHPC_BIN:-.venv/bin/bushpc}" cv model=xbusnet data=breast cluster=a100 "$@"
+exec .venv/bin/bushpc cv model=xbusnet data=breast cluster=a100 "$@"

@@ -30,6 +30,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("engine=ddp", "gives a cell no GPU"),
         ("just_a_word", "write key=value"),
         ("name=$(touch${IFS}owned)", "cannot be read"),
+        ("name=../elsewhere", "a folder name of letters"),
         ("prompting.size_quantiles=[0.7,0.3]", "two rising numbers"),
     ],
 )

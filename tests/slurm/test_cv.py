@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,25 +15,30 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture
-def submit(slurm, tmp_path, phantom_folder):
+def clone(tmp_path):
+    """A clone whose `.venv` is the environment that the tests run in."""
+    clone = tmp_path / "clone"
+    (clone / ".venv").mkdir(parents=True)
+    (clone / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (clone / "slurm").symlink_to(ROOT / "slurm")
+    subprocess.run(["git", "init", "--quiet", clone], check=True)
+    return clone
+
+
+@pytest.fixture
+def submit(slurm, clone, tmp_path, phantom_folder):
     """submit("override", …): `sbatch slurm/cv_xbusnet.sh` with settings for a small model; returns its output."""
     settings = [
         *("model=xbusnet_small", "data=phantom", "cluster=slurm", "name=cv", f"runs_dir={tmp_path / 'runs'}"),
         *(f"data.root={phantom_folder}", f"loader.cache_dir={tmp_path / 'cache'}", "model.image_size=64"),
         *("train.save_every=5", "train.log_every=5", "cluster.time_min=30"),
     ]
-    # The script finds bushpc in the clone's .venv; these tests run from whatever environment they run from.
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "bushpc").symlink_to(Path(sys.executable).parent / "bushpc")
-    env = {**os.environ, **slurm.env, "BUSHPC_BIN": str(tmp_path / "bin" / "bushpc")}
 
     def run(*overrides: str) -> str:
         log = tmp_path / "submit.out"
         log.unlink(missing_ok=True)
         command = ["sbatch", "--parsable", f"--output={log}", "slurm/cv_xbusnet.sh", *settings, *overrides]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        [state] = slurm.wait(done.stdout.strip(), timeout=120)
+        [state] = slurm.wait(slurm.run(command, cwd=clone).strip(), timeout=120)
         assert state == "COMPLETED", log.read_text()
         return log.read_text()
 
@@ -117,3 +121,12 @@ def test_one_cell_spans_two_nodes_with_one_task_per_rank(slurm, submit, tmp_path
     cell = state_of(run_dir)["fold0"]
     assert cell["state"] == "done", Path(cell["log"]).read_text()
     assert "2 rank(s) on cpu" in Path(cell["log"]).read_text()
+
+
+def test_packing_runs_on_a_compute_node(slurm, clone, tmp_path):
+    out, log = tmp_path / "packed here", tmp_path / "pack.out"
+    words = ["phantom", f"out={out}", "count=6"]
+    job = slurm.run(["sbatch", "--parsable", f"--output={log}", "slurm/pack.sh", *words], cwd=clone).strip()
+    [state] = slurm.wait(job, timeout=120)
+    assert state == "COMPLETED", log.read_text()
+    assert (out / "manifest.json").exists()

@@ -1,0 +1,92 @@
+"""Promises of the command line: early, typed, and nothing is touched by a command that cannot work."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bushpc.cli import main
+
+
+@pytest.fixture
+def say(tmp_path, phantom_folder, capsys):
+    """say("cv", …) → (exit status, what it said), with runs in a folder that must stay empty."""
+
+    def run(*words: str, root: Path | None = None) -> tuple[int, str]:
+        rest = [f"data.root={root or phantom_folder}", f"runs_dir={tmp_path / 'runs'}"] if words[0] == "cv" else []
+        status = main([*words, *rest])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+CV = ("cv", "model=unet_small", "data=phantom")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("cv", "model=unet_smal"), "did you mean 'unet_small'? Valid: unet, unet_small, xbusnet, xbusnet_small"),
+        ((*CV, "fold=7"), "fold=7 does not exist: there are 5 folds, 0 to 4"),
+        ((*CV, "folds=published"), "no folds_published.csv"),
+        ((*CV, "train.iteration=5"), "did you mean 'train.iterations'"),
+        ((*CV, "model.image_size=abc"), "model.image_size='abc' is a str; allowed: int"),
+        (("cv", "model=xbusnet_small", "data=phantom", "model.image_size=100"), "image_size=100 is not a multiple of"),
+        ((*CV, "cluster=slurm", "engine=ddp"), "gives a cell no GPU"),
+        (("pack", "data=brest"), "did you mean 'breast'"),
+        (("pack", "data=breast"), "needs src=FOLDER"),
+        (("pack", "data=breast", "src=/nowhere/at/all"), "/nowhere/at/all"),
+        (("pack", "data=phantom", "out=x", "coutn=3"), "did you mean 'count'"),
+        (("pack", "data=phantom", "count=three"), "count=three: a number is needed"),
+        (("status", "/nowhere"), "not a run folder"),
+        (("report", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(say, tmp_path, words, said):
+    status, text = say(*words)
+    assert status == 2, text
+    assert said in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_weights_stop_the_submit_with_the_command_to_run(say, tmp_path):
+    status, text = say("cv", "model=xbusnet", "data=phantom", f"weights_dir={tmp_path / 'weights'}")
+    assert status == 2
+    assert "bushpc weights pull model=xbusnet" in text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated tar", "missing tar", "torn manifest", "leaking folds"])
+def test_damaged_shards_stop_the_submit(say, tmp_path, phantom_folder, damage):
+    folder = tmp_path / "shards"
+    shutil.copytree(phantom_folder, folder)
+    tar = folder / "lesion-000000.tar"
+    if damage == "truncated tar":
+        tar.write_bytes(tar.read_bytes()[:-1000])
+    elif damage == "missing tar":
+        tar.unlink()
+    elif damage == "torn manifest":
+        (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:500])
+    else:
+        lines = (folder / "folds.csv").read_text().splitlines()
+        patients = [line.split(",")[1] for line in lines]
+        twice = next(i for i in range(1, len(lines)) if patients.count(patients[i]) > 1)
+        fold = int(lines[twice].rsplit(",", 1)[1])
+        lines[twice] = lines[twice].rsplit(",", 1)[0] + f",{(fold + 1) % 5}"
+        (folder / "folds.csv").write_text("\n".join(lines) + "\n")
+    status, text = say(*CV, root=folder)
+    assert status == 2, text
+    named = {"torn manifest": "manifest.json", "leaking folds": "patient"}.get(damage, "lesion-000000.tar")
+    assert named in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_override_text_is_never_run(say, tmp_path):
+    trap = tmp_path / "trap"
+    for word in (f"name=$(touch {trap})", f"name=`touch {trap}`", f"name=x;touch {trap}", f"folds=$(touch {trap})"):
+        assert say(*CV, word)[0] == 2
+    assert not trap.exists()
