@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # make demo DATA=<BrEaST folder> runs the demo on the real dataset instead of the synthetic one.
-DATA ?=
+# Its text goes to the script through the environment as it is: make and the shell expand nothing in it.
+override DATA := $(value DATA)
+export DATA
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	@BIN="$(BIN)" DATA="$(DATA)" bash tools/demo.sh
+	@bash tools/demo.sh
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
@@ -21,6 +23,7 @@ lint: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch, deepspeed and the rest into $(VENV): about 6 GB, some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e .
 	touch $@
 

@@ -63,7 +63,7 @@ def store_frozen(store: Path, frozen: dict[str, torch.Tensor]) -> str | None:
     content = save(frozen)
     sha256 = hashlib.sha256(content).hexdigest()
     target = store / f"{sha256}.safetensors"
-    if not target.exists():
+    if not target.exists() or sha256_of(target) != sha256:
         store.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     return sha256

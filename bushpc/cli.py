@@ -9,12 +9,14 @@ import time
 import typing as t
 from pathlib import Path
 
-from bushpc.errors import BushpcError, ConfigError, unknown_name
+from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
     from bushpc.dispatch.status import RunStatus
 
 WATCH_S = 1.0
+WATCH_SLURM_S = 10.0
+WATCH_RETRIES = 6
 LINE_EVERY_S = 20.0
 
 
@@ -102,8 +104,10 @@ def _cv(arguments: argparse.Namespace) -> int:
     from bushpc.dispatch.grid import cv_cells
     from bushpc.dispatch.submit import submit
 
-    cells = cv_cells(compose(arguments.overrides))
-    result = submit(cells, ["bushpc", "cv", *arguments.overrides])
+    config = compose(arguments.overrides)
+    cells = cv_cells(config)
+    only = list(cells) if config.fold is None else [f"fold{config.fold}"]
+    result = submit(cells, ["bushpc", "cv", *arguments.overrides], only)
     for verb, names in (
         ("submitted", result.submitted),
         ("already running", result.live),
@@ -115,7 +119,7 @@ def _cv(arguments: argparse.Namespace) -> int:
     if not arguments.wait:
         return 0
     status = _watch(result.run_dir, until_report=True)
-    return _finish(result.run_dir, status)
+    return _finish(result.run_dir, status, only)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -157,7 +161,7 @@ def _weights(arguments: argparse.Namespace) -> None:
 
 
 def _watch(run_dir: Path, until_report: bool) -> RunStatus:
-    """Follow a run: a live table on a terminal, a line per change, and now and then, in a log."""
+    """Follow a run: a live table on a terminal; in a log a line per change, and now and then."""
     from rich.console import Console
     from rich.live import Live
 
@@ -166,13 +170,25 @@ def _watch(run_dir: Path, until_report: bool) -> RunStatus:
     def going(status: RunStatus) -> bool:
         return any(cell.live for cell in status.cells) or (until_report and status.report_live)
 
+    def again(status: RunStatus) -> RunStatus:
+        # Slurm's controller serves the whole site, so it is asked seldom, and forgiven when it does not answer.
+        asked_slurm = any(cell.live and not cell.local for cell in status.cells)
+        for attempt in range(WATCH_RETRIES):
+            time.sleep(WATCH_SLURM_S if asked_slurm else WATCH_S)
+            try:
+                return read_status(run_dir)
+            except DispatchError as error:
+                if attempt + 1 == WATCH_RETRIES:
+                    raise
+                print(f"{error}; asking again", file=sys.stderr)
+        raise AssertionError
+
     console = Console()
     status = read_status(run_dir)
     if console.is_terminal:
         with Live(status_table(status), console=console, refresh_per_second=4) as live:
             while going(status):
-                time.sleep(WATCH_S)
-                status = read_status(run_dir)
+                status = again(status)
                 live.update(status_table(status))
         return status
     said: dict[str, tuple[str, float]] = {}
@@ -185,25 +201,23 @@ def _watch(run_dir: Path, until_report: bool) -> RunStatus:
                 said[cell.name] = (stage, time.monotonic())
         if not going(status):
             return status
-        time.sleep(WATCH_S)
-        status = read_status(run_dir)
+        status = again(status)
 
 
-def _finish(run_dir: Path, status: RunStatus) -> int:
+def _finish(run_dir: Path, status: RunStatus, wanted: t.Sequence[str]) -> int:
     """After --wait: the fold table and the report's path, and every cell that is not done with its reason."""
     from rich.console import Console
 
-    from bushpc.report.page import build_report, fold_table
+    from bushpc.report.page import build_report
 
-    page = run_dir / "report" / "index.html"
-    if not page.exists():
-        build_report(run_dir)
-    Console().print(fold_table(run_dir))
-    print(f"report: {page}")
-    for cell in status.cells:
-        if cell.state != "done":
-            print(f"{cell.name} {cell.state}: {cell.reason}", file=sys.stderr)
-    return 0 if status.complete else 1
+    # The report job wrote it already, unless it was refused or died; an older page must not pass for this result.
+    result = build_report(run_dir)
+    Console().print(result.fold_table)
+    print(f"report: {result.html}")
+    unfinished = [cell for cell in status.cells if cell.name in wanted and cell.state != "done"]
+    for cell in unfinished:
+        print(f"{cell.name} {cell.state}: {cell.reason}", file=sys.stderr)
+    return 1 if unfinished else 0
 
 
 def _words(words: t.Sequence[str]) -> dict[str, str]:

@@ -30,7 +30,10 @@ CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
 PROMPT_SOURCES = ("first_pass", "oracle", "none")
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
-NOT_HASHED = ("name", "runs_dir", "weights_dir", "cluster", "loader", "choices")
+NOT_HASHED = (
+    *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
+    *("train.save_every", "train.keep", "train.log_every", "train.validate_every"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,7 @@ class ClusterConfig:
     cpus_per_rank: int
     parallel: int
     time_min: int
+    report_time_min: int
     mem_gb: int | None
     partition: str | None
     account: str | None
@@ -153,7 +157,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.executor not in ("local", "slurm"):
             raise ConfigError(unknown_name("cluster.executor", self.executor, ("local", "slurm")))
-        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min"):
+        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min", "report_time_min"):
             _require(getattr(self, name) >= 1, f"cluster.{name}={getattr(self, name)}", "1 or more")
         for name in ("gpus_per_node", "parallel"):
             _require(getattr(self, name) >= 0, f"cluster.{name}={getattr(self, name)}", "0 or more")
@@ -220,9 +224,7 @@ class CellConfig:
     @property
     def hash(self) -> str:
         """12 hex digits over everything that determines the result."""
-        content = {key: value for key, value in self.to_dict().items() if key not in NOT_HASHED}
-        content["data"] = {"name": self.data.name}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(_hashed(self), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
@@ -270,18 +272,6 @@ def compose(overrides: t.Sequence[str]) -> CellConfig:
     return _resolve(CellConfig.from_dict(content))
 
 
-def split_overrides(words: t.Sequence[str], own: t.Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Separate a command's own key=value words (`src=…` of pack) from those of the configuration."""
-    mine, others = {}, []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if equals and key in own:
-            mine[key] = value
-        else:
-            others.append(word)
-    return mine, others
-
-
 def config_names(group: str) -> list[str]:
     """The valid names of a group: the yaml files in its folder."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
@@ -289,8 +279,13 @@ def config_names(group: str) -> list[str]:
 
 def differences(ours: CellConfig, theirs: CellConfig) -> list[str]:
     """Hashed settings that differ, one line each: `train.lr: 0.0001 → 0.0003`."""
-    a, b = (_flat({k: v for k, v in cell.to_dict().items() if k not in NOT_HASHED}) for cell in (ours, theirs))
+    a, b = _hashed(ours), _hashed(theirs)
     return [f"{key}: {a.get(key)} → {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def _hashed(cell: CellConfig) -> dict[str, t.Any]:
+    flat = _flat(cell.to_dict())
+    return {key: value for key, value in flat.items() if key not in NOT_HASHED and key.split(".")[0] not in NOT_HASHED}
 
 
 def _group_choice(overrides: t.Sequence[str], group: str) -> str:
@@ -392,6 +387,10 @@ def _coerce(hint: t.Any, value: t.Any, key: str) -> t.Any:
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, str) and not value.isprintable():
+        raise ConfigError(
+            f"{key}={value!r}: line breaks and control characters are not allowed, jobs are shell scripts"
+        )
     if hint in (int, float, str, bool) and type(value) is hint:
         return value
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Facts about the ranks of one run, and agreement between them. The only place that asks who is rank 0.
 
-One rank is one process (one srun task). `join` reads rank and world size from submitit's job environment or from
-RANK/WORLD_SIZE, and finds the rendezvous through the run directory, so that neither address nor port is fixed.
+One rank is one process (one srun task). Ranks meet through a file in the run directory, so that neither address
+nor port is fixed.
 """
 
 from __future__ import annotations
@@ -40,31 +40,22 @@ class World:
         return self.rank == 0
 
 
-def world_from_environment(environ: t.Mapping[str, str] = os.environ) -> World:
-    """Who this process is, from the launcher's variables (RANK, WORLD_SIZE, LOCAL_RANK); alone without them."""
-    return World(
-        rank=int(environ.get("RANK", 0)),
-        size=int(environ.get("WORLD_SIZE", 1)),
-        local_rank=int(environ.get("LOCAL_RANK", 0)),
-    )
-
-
-def meet(world: World, folder: Path, attempt: str) -> None:
+def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
     """Set MASTER_ADDR and MASTER_PORT on all ranks: rank 0 takes a free port and tells the others by a file.
 
     folder: visible to all ranks. attempt: the same on all ranks of this start and never used before (job id and
-    restart count), so that nobody reads the address of a dead predecessor.
-    Raises: TrainingError when rank 0 does not show up.
+    restart count), so that nobody reads the address of a dead predecessor. node_name: what the scheduler calls
+    this node. Raises: TrainingError when rank 0 does not show up, or gives an address that leads nowhere.
     """
     if world.size == 1:
         return
     note = folder / f"rendezvous-{hashlib.sha256(attempt.encode()).hexdigest()[:16]}.json"
     if world.is_main:
-        address = _reachable_address()
+        address = reachable_address(node_name)
         with socket.socket() as probe:
             probe.bind((address, 0))
             port = probe.getsockname()[1]
-        write_atomically(note, json.dumps({"address": address, "port": port}))
+        write_atomically(note, json.dumps({"address": address, "port": port, "host": socket.gethostname()}))
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
     while not note.exists():
         if time.monotonic() > deadline:
@@ -74,16 +65,31 @@ def meet(world: World, folder: Path, attempt: str) -> None:
             )
         time.sleep(0.05)
     told = json.loads(note.read_text())
+    if told["address"].startswith("127.") and told["host"] != socket.gethostname():
+        raise TrainingError(
+            f"rank 0 on {told['host']} knows itself only as {told['address']}, which other nodes cannot reach: "
+            f"give {told['host']} a name that resolves to its network address (/etc/hosts or DNS)"
+        )
     os.environ.update(MASTER_ADDR=told["address"], MASTER_PORT=str(told["port"]))
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on all ranks if `flag` is true on one. Every rank must call it, at the same step."""
+def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
+    """For each flag: is it true on one rank at least? Every rank must call it, at the same step."""
     if not torch_dist.is_initialized():
-        return flag
-    votes = torch.tensor([int(flag)], device=device)
+        return flags
+    votes = torch.tensor([int(flag) for flag in flags], device=device)
     torch_dist.all_reduce(votes, op=torch_dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return tuple(bool(vote) for vote in votes.tolist())
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give all ranks rank 0's buffers: BatchNorm's running statistics drift apart, as each rank sees other samples.
+
+    Called before a prediction, so that every rank predicts with what the checkpoint holds.
+    """
+    if torch_dist.is_initialized():
+        for buffer in model.buffers():
+            torch_dist.broadcast(buffer, src=0)
 
 
 def gather(items: list[t.Any]) -> list[t.Any]:
@@ -124,9 +130,16 @@ def keyed_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def _reachable_address() -> str:
-    """This host's address: as its name resolves, or loopback where the name is unknown (a single machine)."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
+def reachable_address(node_name: str = "") -> str:
+    """An address of this host that other nodes can use: its names' first that is not loopback.
+
+    Debian's own /etc/hosts gives the host's name as 127.0.1.1, which is why the first answer is not simply taken.
+    A machine that knows itself by loopback alone is a single machine, and gets that.
+    """
+    found = []
+    for name in (node_name, socket.gethostname(), socket.getfqdn()):
+        try:
+            found += [str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET)] if name else []
+        except OSError:
+            continue
+    return next((address for address in found if not address.startswith("127.")), "127.0.0.1")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import socket
 import typing as t
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +22,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
     aside.rename(path)
     flush_folder(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`; yields False at once if another process holds it. Freed by the kernel on any death."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def read_json(path: Path) -> dict[str, t.Any] | None:

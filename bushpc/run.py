@@ -13,6 +13,7 @@ runs/<name>/cells/<cell>/
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData
-from bushpc.dist import World, barrier, leave, seed_everything
+from bushpc.dist import World, barrier, leave, seed_everything, share_buffers
 from bushpc.errors import TrainingError
 from bushpc.evaluate.evaluate import evaluate, validation_metrics
 from bushpc.files import write_atomically
@@ -66,6 +67,7 @@ def start_engine(cell: CellConfig, world: World) -> Accelerator:
     """Accelerate as the config asks. Raises: TrainingError when it became something else, as it may silently."""
     wanted_cpu = cell.engine.device == "cpu"
     if cell.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(mixed_precision=PRECISIONS[cell.engine.precision], cpu=wanted_cpu)
     if accelerator.num_processes != world.size or accelerator.device.type != cell.engine.device:
@@ -92,12 +94,14 @@ def _train_and_evaluate(
     )
 
     def validate(current: Model) -> dict[str, float]:
+        share_buffers(current)
         return validation_metrics(cell, current, data, accelerator, world)
 
     stopped = train(cell, model, data, cell_dir, accelerator, world, tracker, stop, validate)
     if stopped:
         return stopped
     tracker.phase("evaluating", cell.train.iterations)
+    share_buffers(model)
     rows = evaluate(cell, model, data, cell_dir, accelerator, world, tracker.say)
     barrier()
     if world.is_main:

@@ -7,11 +7,17 @@ Nothing here but `pull` touches the network, and only `.safetensors` are read: a
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shlex
 import tempfile
 import typing as t
 from pathlib import Path
 
+import yaml
+
+from bushpc.config import CONFIG_DIR, compose, config_names
 from bushpc.errors import WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
@@ -46,14 +52,14 @@ def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path
     """
     folder = Path(weights_dir)
     problems = (_problem(file, folder) for file in model_class.weight_files(config))
-    return [f"{problem} Run: {pull_command(model_class)}" for problem in problems if problem]
+    return [problem for problem in problems if problem]
 
 
 def require(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> None:
-    """`check`, as an error. Raises: WeightsError with every problem and the command that mends it."""
+    """`check`, as an error. Raises: WeightsError with every problem and the command that mends them all."""
     problems = check(model_class, config, weights_dir)
     if problems:
-        raise WeightsError("\n".join(problems))
+        raise WeightsError("\n".join([*problems, f"Run: {pull_command(model_class, config, weights_dir)}"]))
 
 
 def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | Path | None) -> dict[str, torch.Tensor]:
@@ -64,22 +70,75 @@ def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | P
     if weights_dir is None:
         raise WeightsError(
             f"{model_class.__name__} was asked to start from pretrained weights, and no weights folder was given. "
-            f"Set weights_dir and run: {pull_command(model_class)}; or set pretrained=false."
+            f"Set weights_dir and {_advice_in_a_job(model_class, None)}; or set pretrained=false."
         )
     path = Path(weights_dir) / file.name
     if not path.is_file():
-        raise WeightsError(f"{path} is not staged. Run: {pull_command(model_class)}")
+        raise WeightsError(f"{path} is not staged: {_advice_in_a_job(model_class, weights_dir)}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a readable safetensors file ({error}). Run: {pull_command(model_class)}"
-        ) from error
+        advice = _advice_in_a_job(model_class, weights_dir)
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}): {advice}") from error
 
 
-def pull_command(model_class: type[Model]) -> str:
-    """The command a user types on the login node. A model's yaml bears its class's name in lower case."""
-    return f"bushpc weights pull model={model_class.__name__.lower()}"
+def pull_command(
+    model_class: type[Model], config: ModelConfig | None = None, weights_dir: str | Path | None = None
+) -> str:
+    """The command a user types into a shell on the login node.
+
+    config: what it must stage the files of: every setting that differs from the model's yaml is spelled out, since
+        some of them decide which files are loaded. Without it the command names the model alone.
+    weights_dir: where it must put them; left out if it is the folder that the command takes by itself.
+    """
+    name, settings = _nearest_yaml(model_class, config) if config else (_yamls_of(model_class)[0], {})
+    settings = {f"model.{key}": value for key, value in settings.items()}
+    if weights_dir is not None:
+        folder = str(Path(weights_dir).resolve())
+        # Inside a job the folder below the current directory is not the one that the user's shell would find.
+        if config is None or folder != compose([f"model={name}"]).weights_dir:
+            settings["weights_dir"] = folder
+    words = [f"model={name}", *(_override(key, value) for key, value in settings.items())]
+    return shlex.join(["bushpc", "weights", "pull", *words])
+
+
+def _advice_in_a_job(model_class: type[Model], weights_dir: str | Path | None) -> str:
+    # The check before the submit named the whole command; in here only model and folder are known.
+    return f"run, with this run's model settings, {pull_command(model_class, weights_dir=weights_dir)}"
+
+
+def _yamls_of(model_class: type[Model]) -> list[str]:
+    """The names that `model=` takes for this class."""
+    target = f"{model_class.__module__}.{model_class.__name__}"
+    contents = {
+        name: yaml.safe_load((CONFIG_DIR / "model" / f"{name}.yaml").read_text()) for name in config_names("model")
+    }
+    names = [name for name, content in contents.items() if content["model"]["_target_"] == target]
+    assert names, f"no yaml in {CONFIG_DIR / 'model'} has _target_: {target}"
+    return names
+
+
+def _nearest_yaml(model_class: type[Model], config: ModelConfig) -> tuple[str, dict[str, t.Any]]:
+    """The yaml that needs the fewest changes to become `config`, and these changes."""
+    changes = {}
+    for name in _yamls_of(model_class):
+        given, own = dataclasses.asdict(config), dataclasses.asdict(compose([f"model={name}"]).model)
+        changes[name] = {key: value for key, value in given.items() if value != own[key]}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    return nearest, changes[nearest]
+
+
+def _override(key: str, value: t.Any) -> str:
+    """key=value in Hydra's grammar."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if not isinstance(value, str):
+        text = json.dumps(value, separators=(",", ":"))
+    elif re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value):
+        text = value
+    else:
+        text = QuotedString(text=value, quote=Quote.double).with_quotes()
+    return f"{key}={text}"
 
 
 def _problem(file: WeightFile, folder: Path) -> str | None:

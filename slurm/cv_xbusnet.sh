@@ -12,7 +12,7 @@
 # This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
 # Submitting again runs only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool, so the clone is where sbatch was called.
-cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-cd "$(git rev-parse --show-toplevel)"
+# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -e slurm/cv_xbusnet.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc cv model=xbusnet data=breast cluster=a100 "$@"

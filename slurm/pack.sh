@@ -24,7 +24,7 @@ if [ $# -gt 0 ] && [[ $1 != *=* || -d $1 ]]; then
   words+=("src=$(realpath -m -- "$1")")
   shift
 fi
-# Slurm runs a copy of this script from its spool, so the clone is where sbatch was called.
-cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-cd "$(git rev-parse --show-toplevel)"
+# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -e slurm/pack.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc pack "${words[@]}" "$@"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from bushpc.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -60,13 +63,17 @@ def test_missing_weights_stop_the_submit_with_the_command_to_run(say, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated tar", "missing tar", "torn manifest", "leaking folds"])
+@pytest.mark.parametrize("damage", ["truncated tar", "flipped bit", "missing tar", "torn manifest", "leaking folds"])
 def test_damaged_shards_stop_the_submit(say, tmp_path, phantom_folder, damage):
     folder = tmp_path / "shards"
     shutil.copytree(phantom_folder, folder)
     tar = folder / "lesion-000000.tar"
     if damage == "truncated tar":
         tar.write_bytes(tar.read_bytes()[:-1000])
+    elif damage == "flipped bit":
+        content = bytearray(tar.read_bytes())
+        content[len(content) // 2] ^= 1
+        tar.write_bytes(content)
     elif damage == "missing tar":
         tar.unlink()
     elif damage == "torn manifest":
@@ -87,6 +94,22 @@ def test_damaged_shards_stop_the_submit(say, tmp_path, phantom_folder, damage):
 
 def test_override_text_is_never_run(say, tmp_path):
     trap = tmp_path / "trap"
-    for word in (f"name=$(touch {trap})", f"name=`touch {trap}`", f"name=x;touch {trap}", f"folds=$(touch {trap})"):
-        assert say(*CV, word)[0] == 2
+    refused = [f"name=$(touch {trap})", f"name=`touch {trap}`", f"name=x;touch {trap}", f"folds=$(touch {trap})"]
+    refused += [f'cluster.{key}="a\ntouch {trap}"' for key in ("partition", "account", "qos", "constraint")]
+    for word in (*refused, f'weights_dir="{tmp_path}/a\ntouch {trap}"'):
+        assert say(*CV, word)[0] == 2, word
     assert not trap.exists()
+
+
+def test_a_folder_given_to_make_is_never_run(tmp_path):
+    trap = tmp_path / "trap"
+    for text in (f"`touch {trap}`", f"$(shell touch {trap})", f"$$(touch {trap})", f"'; touch {trap}; '"):
+        (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+        (tmp_path / "tools").mkdir(exist_ok=True)
+        (tmp_path / "tools" / "demo.sh").write_text('printf "%s" "$DATA" > told\n')
+        (tmp_path / ".venv").mkdir(exist_ok=True)
+        for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):
+            (tmp_path / name).touch()
+        subprocess.run(["make", "demo", f"DATA={text}"], cwd=tmp_path, check=True, capture_output=True)
+        assert (tmp_path / "told").read_text() == text
+        assert not trap.exists()

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bushpc.dist import World, meet, world_from_environment
+from bushpc.dist import World, meet
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.run import run_cell
+from bushpc.train.loop import Stopped
+from bushpc.train.track import Tracker
 
 
 def final_weights(cell_dir: Path) -> dict[str, torch.Tensor]:
@@ -55,40 +57,24 @@ def test_a_model_without_prompts_runs_through_the_same_door(make_cell):
     assert {row["prompts"] for row in rows_of(cell_dir)} == {"none"}
 
 
-def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_cell):
+def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_cell, monkeypatch):
     undisturbed, disturbed = make_cell("undisturbed"), make_cell("disturbed")
     run_cell(undisturbed, World())
-    for _ in range(6):
-        timer = threading_kill_after_first_step(disturbed)
-        stopped = run_cell(disturbed, World())
-        timer.join()
-        if stopped is None:
-            break
-        assert stopped.signal_name == "SIGTERM"
-        assert not (disturbed / "DONE").exists()
-    assert (disturbed / "DONE").exists()
+    log_step = Tracker.train
+
+    def log_and_be_preempted(self, step, *args) -> None:
+        log_step(self, step, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "train", log_and_be_preempted)
+        for step in (1, 2):
+            # The signal came after the vote of its step, so the next one is the last.
+            assert run_cell(disturbed, World()) == Stopped(step=2 * step, signal_name="SIGTERM")
+            assert not (disturbed / "DONE").exists()
+    assert json.loads((disturbed / "state.json").read_text())["phase"] == "stopped"
+    assert run_cell(disturbed, World()) is None
     assert_same_weights(undisturbed, disturbed)
-
-
-def threading_kill_after_first_step(cell_dir: Path):
-    """A thread that sends this process TERM when the run has logged one more step."""
-    import threading
-
-    metrics = cell_dir / "metrics.jsonl"
-    before = metrics.stat().st_size if metrics.exists() else 0
-
-    def kill() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (cell_dir / "DONE").exists():
-            if metrics.exists() and metrics.stat().st_size > before:
-                if json.loads((cell_dir / "state.json").read_text())["phase"] == "training":
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
 
 
 def child(cell_dir: Path) -> None:
@@ -121,7 +107,7 @@ def test_kill_9_costs_the_steps_since_the_last_checkpoint_and_nothing_else(make_
 def ranked_child(cell_dir: Path, rank: int, size: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
-    world = world_from_environment()
+    world = World(rank=rank, size=size, local_rank=rank)
     meet(world, cell_dir, "test")
     run_cell(cell_dir, world)
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from types import SimpleNamespace
+import shlex
+import shutil
+import sys
+from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -10,6 +13,8 @@ import safetensors.torch
 import torch
 
 from bushpc import weights
+from bushpc.cli import main
+from bushpc.config import CONFIG_DIR, compose
 from bushpc.errors import WeightsError
 from bushpc.models.base import Model, ModelConfig, WeightFile
 
@@ -18,11 +23,30 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Toy(Model):
+    Config = ModelConfig
     files = (WeightFile(name="toy.safetensors", hub_repo="lab/toy", hub_file="model.safetensors", revision="main"),)
 
     @classmethod
     def weight_files(cls, config):
         return list(cls.files) if config.pretrained else []
+
+
+Toy.__module__ = "bushpc.models.toy"
+
+
+@pytest.fixture(autouse=True)
+def toy_is_a_model(monkeypatch, tmp_path_factory):
+    """Toy as a contributor adds it: one module, one yaml."""
+    module = ModuleType("bushpc.models.toy")
+    module.Toy = Toy
+    monkeypatch.setitem(sys.modules, "bushpc.models.toy", module)
+    configs = tmp_path_factory.mktemp("configs") / "configs"
+    shutil.copytree(CONFIG_DIR, configs)
+    (configs / "model" / "toy.yaml").write_text(
+        "# @package _global_\nmodel: {_target_: bushpc.models.toy.Toy, image_size: 32, pretrained: true}\n"
+    )
+    monkeypatch.setattr("bushpc.config.CONFIG_DIR", configs)
+    monkeypatch.setattr("bushpc.weights.CONFIG_DIR", configs)
 
 
 @pytest.fixture
@@ -83,7 +107,6 @@ def test_a_damaged_file_is_named_and_pulled_again(hub, tmp_path):
     (problem,) = weights.check(Toy, CONFIG, tmp_path)
     assert "toy.safetensors" in problem
     assert hashlib.sha256(hub.content).hexdigest() in problem
-    assert "bushpc weights pull model=toy" in problem
     weights.pull(Toy, CONFIG, tmp_path)
     assert weights.check(Toy, CONFIG, tmp_path) == []
 
@@ -100,6 +123,39 @@ def test_missing_weights_are_one_problem_with_the_command(offline, tmp_path):
     assert "toy.safetensors is not staged" in problem
     with pytest.raises(WeightsError, match="Run: bushpc weights pull model=toy"):
         weights.require(Toy, CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "overrides"),
+    [
+        ("weights", ["model=xbusnet", "model.encoder=resnet18.a1_in1k", "model.decoder_channels=[64,32,16,8]"]),
+        ("weights", ["model=xbusnet", "model.gfe=false", "model.sfa=false"]),
+        ("scratch/w", ["model=xbusnet", "model.lfe=false"]),
+        ("weights", ["model=unet", "model.encoder=resnet18"]),
+        ("scratch/w", ["model=unet_small", "model.pretrained=true"]),
+        ('it\'s "my" w,x=[1] \\$(touch trap)', ["model=unet"]),
+    ],
+)
+def test_the_command_that_is_advised_pulls_what_is_missing_to_where_it_is_looked_for(
+    hub, tmp_path, monkeypatch, folder, overrides
+):
+    monkeypatch.chdir(tmp_path)
+    cell = compose(overrides)
+    with pytest.raises(WeightsError) as stopped:
+        weights.require(cell.model_class, cell.model, tmp_path / folder)
+    _, _, command = str(stopped.value).partition("\nRun: ")
+    program, *words = shlex.split(command)
+    assert (program, main(words)) == ("bushpc", 0)
+    weights.require(cell.model_class, cell.model, tmp_path / folder)
+    wanted = [(file.hub_repo, file.hub_file) for file in cell.model_class.weight_files(cell.model)]
+    assert [(repo, name) for repo, name, _ in hub.downloads] == wanted
+
+
+def test_the_command_that_is_advised_repeats_no_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("xbusnet", "unet"):
+        cell = compose([f"model={name}"])
+        assert weights.pull_command(cell.model_class, cell.model, "weights") == f"bushpc weights pull model={name}"
 
 
 def test_a_file_nobody_pulled_is_not_trusted(offline, tmp_path):
@@ -134,7 +190,10 @@ def test_staged_tensors_load_without_the_network(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("folder", ["given", "none"])
 def test_loading_what_is_not_staged_names_the_command(tmp_path, folder):
-    with pytest.raises(WeightsError, match="bushpc weights pull model=toy"):
+    where = f" weights_dir={tmp_path}" if folder == "given" else ""
+    with pytest.raises(
+        WeightsError, match=f"run, with this run's model settings, bushpc weights pull model=toy{where}"
+    ):
         weights.load_staged(Toy, Toy.files[0], tmp_path if folder == "given" else None)
 
 

@@ -2,7 +2,7 @@
 # `make demo`: pack a dataset, cross-validate a small XBusNet on this machine, end with the fold table and report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bin=${BIN:-.venv/bin}
+bin=.venv/bin
 if [ -n "${DATA:-}" ]; then
   data=breast
   "$bin/bushpc" pack data=breast "src=$DATA"
@@ -10,4 +10,4 @@ else
   data=phantom
   "$bin/bushpc" pack data=phantom
 fi
-"$bin/bushpc" cv model=xbusnet_small "data=$data" cluster=local "name=demo-$data" --wait
+"$bin/bushpc" cv model=xbusnet_small "data=$data" cluster=local --wait

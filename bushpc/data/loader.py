@@ -28,6 +28,9 @@ from bushpc.sample import LABELS, Batch, Reprompter
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 from bushpc.shards.split import load_folds
 
+# Part of the cache's name: raise it when `resize` or `_decode` makes other pixels.
+DECODE_VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
@@ -181,14 +184,16 @@ def open_cache(data: FoldData, image_size: int, loader: LoaderConfig) -> Cache:
     dataset never meets an old cache.
     """
     records = data.manifest.lesions
-    name = hashlib.sha256(f"{data.manifest.hash}|{image_size}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{DECODE_VERSION}|{data.manifest.hash}|{image_size}".encode()).hexdigest()[:24]
     loader.cache.mkdir(parents=True, exist_ok=True)
     target = loader.cache / name
     with (loader.cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
+        # Not by the folder's name alone: cleaners of temporary files take the files and leave the folder.
+        if not all((target / file).exists() for file in ("images.npy", "masks.npy")):
             aside = loader.cache / f".{name}"
-            shutil.rmtree(aside, ignore_errors=True)
+            for leftover in (aside, target):
+                shutil.rmtree(leftover, ignore_errors=True)
             aside.mkdir()
             _decode(data.folder, records, image_size, aside)
             aside.rename(target)

@@ -7,30 +7,30 @@ import hashlib
 
 from bushpc import weights
 from bushpc.config import CellConfig
+from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
 
 
 def cv_cells(config: CellConfig) -> dict[str, CellConfig]:
-    """Cell name → config, one per fold (or the one that `fold=` names), in fold order.
+    """Cell name → config, one per fold, in fold order; `fold=` only chooses which of them to submit.
 
     Raises: DataError (shards or folds missing, damaged or leaking), WeightsError (not staged), ConfigError.
     """
     folder = config.data.folder
     manifest = Manifest.load(folder)
-    verify(folder, manifest)
-    folds = load_folds(find_folds(manifest, folder, config.folds), manifest.lesions, manifest.excerpt)
-    numbers = list(range(folds.count))
+    verify(folder, manifest, deep=True)
+    folds_file = find_folds(manifest, folder, config.folds)
+    folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
     if config.fold is not None:
         folds.validation(config.fold)  # refuses a fold that does not exist
-        numbers = [config.fold]
     weights.require(config.model_class, config.model, config.weights_dir)
-    name = config.name or default_name(config)
-    return {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in numbers}
+    name = config.name or default_name(config, manifest.hash + sha256_of(folds_file))
+    return {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in range(folds.count)}
 
 
-def default_name(config: CellConfig) -> str:
-    """`cv-xbusnet-breast-1a2b3c4d`: the same settings always land in the same run folder."""
+def default_name(config: CellConfig, data_hash: str) -> str:
+    """`cv-xbusnet-breast-1a2b3c4d`: the same settings on the same data always land in the same run folder."""
     whole = dataclasses.replace(config, fold=None)
-    digest = hashlib.sha256(f"{whole.hash}|{whole.data.folder}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{whole.hash}|{data_hash}".encode()).hexdigest()[:8]
     return f"cv-{config.choices['model']}-{config.data.name}-{digest}"

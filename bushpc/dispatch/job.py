@@ -1,18 +1,15 @@
-"""What a job runs. Small and importable without torch: it is pickled by submitit, and local cells queue in here."""
+"""What a job runs. Small and importable without torch: submitit pickles it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import traceback
-import typing as t
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc.errors import BushpcError
-from bushpc.files import write_atomically
+from bushpc.files import exclusive, write_atomically
 
 POLL_S = 0.5
 
@@ -22,23 +19,20 @@ class CellJob:
     """Trains and evaluates one cell; one call per rank, each its own task.
 
     submission: unique per submit, so that a rendezvous never reads a dead predecessor's address.
-    slots: how many cells may run at once on this machine (local executor); 0 leaves that to Slurm.
     """
 
     run_dir: str
     cell: str
     submission: str
-    slots: int
 
     def __call__(self) -> None:
         """Raises whatever ended the cell, after noting it in FAILED."""
         cell_dir = Path(self.run_dir) / "cells" / self.cell
-        with slot(Path(self.run_dir) / "jobs" / "slots", self.slots):
-            try:
-                self._run(cell_dir)
-            except BaseException as error:
-                note_failure(cell_dir, error)
-                raise
+        try:
+            self._run(cell_dir)
+        except BaseException as error:
+            note_failure(cell_dir, error)
+            raise
 
     def _run(self, cell_dir: Path) -> None:
         import submitit
@@ -52,13 +46,16 @@ class CellJob:
                 LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
             )
 
-        from bushpc.dist import meet, world_from_environment
+        from bushpc.dist import World, meet
         from bushpc.run import run_cell
 
-        world = world_from_environment()
-        attempt = f"{self.submission}-{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-        meet(world, Path(self.run_dir) / "jobs", attempt)
-        stopped = run_cell(cell_dir, world)
+        world = World(rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank)
+        with exclusive(cell_dir / f".rank{world.rank}.lock") as alone:
+            if not alone:
+                raise SystemExit(f"another process works on {cell_dir}; this one leaves it alone")
+            attempt = f"{self.submission}-{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+            meet(world, Path(self.run_dir) / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
+            stopped = run_cell(cell_dir, world)
         if stopped:
             raise SystemExit(f"stopped by {stopped.signal_name} at step {stopped.step}")
 
@@ -76,28 +73,14 @@ class ReportJob:
         from bushpc.report.page import build_report
 
         run_dir = Path(self.run_dir)
-        while self.wait and any(cell.live for cell in read_status(run_dir).cells):
-            time.sleep(POLL_S)
-        return str(build_report(run_dir).html)
-
-
-@contextmanager
-def slot(folder: Path, count: int) -> t.Iterator[None]:
-    """Hold one of `count` places; the kernel frees it when the process dies, however it dies. 0: no limit."""
-    if count == 0:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        for i in range(count):
-            with (folder / str(i)).open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield
-                return
-        time.sleep(POLL_S)
+        while True:
+            while self.wait and any(cell.live for cell in read_status(run_dir).cells):
+                time.sleep(POLL_S)
+            before = [cell.state for cell in read_status(run_dir).cells]
+            page = build_report(run_dir).html
+            # Cells may have been submitted, or have ended, while the page was written.
+            if not self.wait or before == [cell.state for cell in read_status(run_dir).cells]:
+                return str(page)
 
 
 def note_failure(cell_dir: Path, error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import time
 import typing as t
@@ -26,6 +27,10 @@ STYLES = {
 }
 
 
+# A local job of another machine counts as dead when its log has been silent for so long, in seconds.
+FOREIGN_HOST_S = 600.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
     """One cell. state: done, running, queued, failed, stopped (its job ended early) or missing (never submitted)."""
@@ -41,6 +46,7 @@ class CellStatus:
     reason: str
     log: str
     job_id: str
+    local: bool
 
     @property
     def live(self) -> bool:
@@ -74,7 +80,10 @@ def read_status(run_dir: Path) -> RunStatus:
     names = [cell["name"] for cell in run["cells"]]
     jobs = {name: read_json(run_dir / "cells" / name / "job.json") for name in names}
     report_job = read_json(run_dir / "jobs" / "report.json")
-    queue = job_states([job for job in (*jobs.values(), report_job) if job])
+    open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
+    if open_jobs or not _report_is_current(run_dir, names):
+        open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
+    queue = job_states([job for job in open_jobs if job])
     cells = [_cell_status(run_dir, name, jobs[name], queue) for name in names]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
 
@@ -99,11 +108,12 @@ def process_start(pid: int) -> str | None:
 
 def status_table(status: RunStatus) -> Table:
     """The table of `bushpc status`."""
+    from rich.markup import escape
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     table = Table(title=str(status.run_dir), title_justify="left", pad_edge=False)
-    for column in ("cell", "state", "progress", "step", "metric", "it/s", "left", "restarts", "log or reason"):
+    for column in ("cell", "state", "progress", "step", "metric", "it/s", "left", "restarts", "log"):
         table.add_column(column, overflow="fold", justify="right" if column in ("it/s", "left", "restarts") else "left")
     for cell in status.cells:
         metric = "  ".join(f"{name} {value:.3f}" for name, value in cell.metric.items())
@@ -117,7 +127,7 @@ def status_table(status: RunStatus) -> Table:
             f"{cell.rate:.2f}" if cell.rate else "",
             left,
             str(cell.restarts),
-            cell.reason or cell.log,
+            "\n".join(part for part in (cell.reason and f"[red]{escape(cell.reason)}[/]", escape(cell.log)) if part),
         )
     return table
 
@@ -149,6 +159,7 @@ def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: 
         reason=reason,
         log=job["log"] if job else "",
         job_id=job["job_id"] if job else "",
+        local=bool(job and job["executor"] == "local"),
     )
 
 
@@ -170,8 +181,20 @@ def _state(
     return "missing", "", "never submitted"
 
 
+def _report_is_current(run_dir: Path, names: t.Sequence[str]) -> bool:
+    page = run_dir / "report" / "index.html"
+    return page.exists() and page.stat().st_mtime > max(
+        (run_dir / "cells" / name / "DONE").stat().st_mtime for name in names
+    )
+
+
 def _process_lives(job: dict[str, t.Any]) -> bool:
-    return bool(job["process_start"] == process_start(int(job["job_id"])))
+    if job["host"] != socket.gethostname():
+        # Its processes cannot be seen from here; its log can.
+        log = Path(job["log"])
+        spoke = max(job["submitted"], log.stat().st_mtime if log.exists() else 0.0)
+        return time.time() - spoke < FOREIGN_HOST_S
+    return job["process_start"] is not None and job["process_start"] == process_start(int(job["job_id"]))
 
 
 def _squeue() -> dict[str, str]:

@@ -12,12 +12,13 @@ runs/<name>/
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import dataclasses
 import hashlib
 import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -31,12 +32,16 @@ from bushpc.config import ROOT, CellConfig, ClusterConfig, differences
 from bushpc.dispatch.job import CellJob, ReportJob
 from bushpc.dispatch.status import job_states, process_start, read_status
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import read_json, sha256_of, write_atomically
+from bushpc.files import exclusive, read_json, sha256_of, write_atomically
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import find_folds
 
 if t.TYPE_CHECKING:
     import submitit
+
+
+FOREIGN_PREFIXES = ("SLURM_", "SRUN_", "PMI", "SUBMITIT_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
+FOREIGN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 class Submission(t.NamedTuple):
@@ -48,29 +53,34 @@ class Submission(t.NamedTuple):
     live: list[str]
 
 
-def submit(cells: Mapping[str, CellConfig], command: Sequence[str]) -> Submission:
+def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequence[str] | None = None) -> Submission:
     """Submit the cells that are neither done nor live, and a report job after them; the same call again is safe.
 
+    only: submit just these; the run is made of all of `cells` nevertheless, and is complete when all are done.
     Raises: ConfigError if the run folder holds a run with other settings; DispatchError if the cluster refuses.
     """
     first = next(iter(cells.values()))
     run_dir = Path(first.runs_dir) / t.cast(str, first.name)
-    with _locked(run_dir):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with exclusive(run_dir / ".submit.lock") as alone:
+        if not alone:
+            raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
         _write_run(run_dir, cells, command)
         states = {cell.name: cell for cell in read_status(run_dir).cells}
-        done = [name for name in cells if states[name].state == "done"]
-        live = [name for name in cells if states[name].live]
-        missing = [name for name in cells if name not in done and name not in live]
+        wanted = list(cells) if only is None else list(only)
+        done = [name for name in wanted if states[name].state == "done"]
+        live = [name for name in wanted if states[name].live]
+        missing = [name for name in wanted if name not in done and name not in live]
         if missing:
             _submit_cells(run_dir, missing, first.cluster)
-        if missing or (not live and not (run_dir / "report" / "index.html").exists()):
-            _submit_report(run_dir, first.cluster)
+        if missing or live or not (run_dir / "report" / "index.html").exists():
+            _submit_report(run_dir, first.cluster, renew=bool(missing))
     return Submission(run_dir=run_dir, submitted=missing, done=done, live=live)
 
 
 def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence[str]) -> None:
     """Create the run directory, or check that the one that is there is this run."""
-    known = read_json(run_dir / "run.json")
+    known = read_json(run_dir / "run.json") or {}
     first = next(iter(cells.values()))
     folder = first.data.folder
     manifest = Manifest.load(folder)
@@ -79,116 +89,157 @@ def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence
         "manifest_sha256": manifest.hash,
         "folds": {"source": first.folds, "sha256": sha256_of(folds_file)},
     }
-    if known:
-        for key, value in facts.items():
-            if known[key] != value:
-                raise ConfigError(
-                    f"{run_dir} was started on other data: {key} was {known[key]}, now {value}. Choose another name=…, "
-                    "or restore the shards and folds it was started with"
-                )
-    write_atomically(run_dir / "folds.csv", folds_file.read_bytes())
+    for key, value in facts.items():
+        if known and known[key] != value:
+            raise ConfigError(
+                f"{run_dir} was started on other data: {key} was {known[key]}, now {value}. Choose another name=…, "
+                "or restore the shards and folds it was started with"
+            )
     for name, cell in cells.items():
         path = run_dir / "cells" / name / "config.yaml"
-        if path.exists():
-            changed = differences(CellConfig.load(path), cell)
-            if changed:
-                raise ConfigError(
-                    f"{run_dir} holds a run with other settings: {'; '.join(changed)}. Choose another name=…"
-                )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, cell.to_yaml())
-    listed: dict[str, t.Any] = {cell["name"]: cell for cell in (known or {}).get("cells", [])}
-    listed |= {name: {"name": name, "fold": cell.fold, "hash": cell.hash} for name, cell in cells.items()}
+        changed = differences(CellConfig.load(path), cell) if path.exists() else []
+        if changed:
+            raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}. Choose another name=…")
+    for name, cell in cells.items():
+        folder_of_cell = run_dir / "cells" / name
+        folder_of_cell.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder_of_cell / "config.yaml", cell.to_yaml())
+    write_atomically(run_dir / "folds.csv", folds_file.read_bytes())
+    now = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _commit(),
+        "code": _snapshot(run_dir).name,
+        "command": list(command),
+        "versions": _versions(),
+    }
     run = {
         "name": first.name,
         "kind": "cv",
-        "created": (known or {}).get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": _commit(),
-        "command": list(command),
+        "created": known.get("created", now["time"]),
+        "commit": now["commit"],
+        "command": now["command"],
         "model": first.choices["model"],
         "data": first.data.name,
+        "excerpt": manifest.excerpt,
         "prompts": first.prompt_sources[0],
         "shards": str(folder),
         **facts,
-        "versions": _versions(),
-        "cells": sorted(listed.values(), key=lambda cell: cell["fold"]),
+        "versions": now["versions"],
+        "submissions": [*known.get("submissions", []), now],
+        "cells": [{"name": name, "fold": cell.fold, "hash": cell.hash} for name, cell in cells.items()],
     }
     write_atomically(run_dir / "run.json", json.dumps(run, indent=1))
 
 
 def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -> None:
-    submission = uuid.uuid4().hex
-    executor = _executor(run_dir, cluster, f"{run_dir.name}")
-    slots = local_parallel(cluster) if cluster.executor == "local" else 0
+    executor = _executor(run_dir, cluster, run_dir.name)
+    if cluster.executor == "local":
+        executor.update_parameters(local_setup=[*_take_slot(run_dir, cluster), *_local_setup(run_dir, cluster)])
     for name in names:
         (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
-    submitted = time.time()
-    work = [CellJob(run_dir=str(run_dir), cell=name, submission=submission, slots=slots) for name in names]
+    submission, submitted = uuid.uuid4().hex, time.time()
+    work = [CellJob(run_dir=str(run_dir), cell=name, submission=submission) for name in names]
     for name, job in zip(names, _submit(executor, work), strict=True):
-        write_atomically(run_dir / "cells" / name / "job.json", json.dumps(_job_note(job, cluster, submitted)))
+        note = _job_note(job, cluster, submitted) | {"code": _snapshot(run_dir).name}
+        write_atomically(run_dir / "cells" / name / "job.json", json.dumps(note))
 
 
-def _submit_report(run_dir: Path, cluster: ClusterConfig) -> None:
-    """One report job after every live cell. Slurm holds it back; on one machine it waits for the cells itself."""
-    live = [cell.job_id for cell in read_status(run_dir).cells if cell.live]
+def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
+    """One report job after every live cell. Slurm holds it back; on one machine it waits for the cells itself.
+
+    renew: there are new jobs, which a report job that is queued already does not wait for.
+    """
     old = read_json(run_dir / "jobs" / "report.json")
-    if old and job_states([old]):
-        if cluster.executor == "local":
-            return  # it watches the cells' states, the new jobs included
-        _cancel_pending(old["job_id"])  # it depends on the old jobs only
-    executor = _executor(run_dir, cluster, f"{run_dir.name}-report", dependency=live, small=True)
+    if old and old["job_id"] in job_states([old]):
+        if cluster.executor == "local" or not renew:
+            return  # a local one watches the cells' states, the new jobs' included
+        _cancel_pending(old["job_id"])
+    live = [cell.job_id for cell in read_status(run_dir).cells if cell.live]
+    minutes = cluster.report_time_min
+    small = dataclasses.replace(
+        cluster,
+        nodes=1,
+        ranks_per_node=1,
+        gpus_per_node=0,
+        cpus_per_rank=1,
+        mem_gb=cluster.mem_gb and min(cluster.mem_gb, 8),
+        time_min=minutes if cluster.executor == "slurm" else minutes + cluster.time_min * max(1, len(live)),
+    )
+    executor = _executor(run_dir, small, f"{run_dir.name}-report")
+    if cluster.executor == "local":
+        executor.update_parameters(local_setup=_local_setup(run_dir, small))
+    elif live:
+        executor.update_parameters(slurm_dependency="afterany:" + ":".join(live))
     [job] = _submit(executor, [ReportJob(run_dir=str(run_dir), wait=cluster.executor == "local")])
     write_atomically(run_dir / "jobs" / "report.json", json.dumps(_job_note(job, cluster, time.time())))
 
 
-def _executor(
-    run_dir: Path, cluster: ClusterConfig, name: str, dependency: Sequence[str] = (), small: bool = False
-) -> submitit.AutoExecutor:
+def _executor(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.AutoExecutor:
     import submitit
 
     jobs = run_dir / "jobs"
     jobs.mkdir(exist_ok=True)
-    # Paths go to a shell in these lines, so they are quoted; nothing else that a user typed gets here but `setup`.
-    setup = [
-        *cluster.setup,
-        f"export PYTHONPATH={shlex.quote(str(_snapshot(run_dir)))}",
-        f"export OMP_NUM_THREADS={cluster.cpus_per_rank}",
-    ]
     try:
         executor = submitit.AutoExecutor(folder=jobs / "%j", cluster=cluster.executor)
     except RuntimeError as error:
-        raise DispatchError(
-            f"cluster={cluster.executor}: {error} Run this on a login node, or use cluster=local"
-        ) from error
+        way_out = "Run this on a login node, or use cluster=local"
+        raise DispatchError(f"cluster={cluster.executor}: {error} {way_out}") from error
     executor.update_parameters(
         name=name,
         timeout_min=cluster.time_min,
-        nodes=1 if small else cluster.nodes,
-        tasks_per_node=1 if small else cluster.ranks_per_node,
-        cpus_per_task=1 if small else cluster.cpus_per_rank,
-        gpus_per_node=None if small or not cluster.gpus_per_node else cluster.gpus_per_node,
-        mem_gb=4 if small and cluster.mem_gb else cluster.mem_gb,
+        nodes=cluster.nodes,
+        tasks_per_node=cluster.ranks_per_node,
+        cpus_per_task=cluster.cpus_per_rank,
+        gpus_per_node=cluster.gpus_per_node or None,
+        mem_gb=cluster.mem_gb,
         stderr_to_stdout=True,
-    )
-    if cluster.executor == "local":
-        # The job outlives this command, its terminal and its pipes.
-        log = shlex.quote(str(jobs / "local_controller.log"))
-        executor.update_parameters(local_setup=[*setup, "trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"])
-        return executor
-    executor.update_parameters(
-        slurm_setup=setup,
+        slurm_setup=_environment(run_dir, cluster),
         slurm_partition=cluster.partition,
         slurm_account=cluster.account,
         slurm_qos=cluster.qos,
         slurm_constraint=cluster.constraint,
-        slurm_dependency="afterany:" + ":".join(dependency) if dependency else None,
         slurm_array_parallelism=cluster.parallel or None,
+        # A rank that dies ends the others, which would wait for it in a collective.
+        slurm_srun_args=["--kill-on-bad-exit=1"],
     )
     return executor
 
 
+def _environment(run_dir: Path, cluster: ClusterConfig) -> list[str]:
+    """Shell lines before the ranks. Paths are quoted; of what a user typed only `cluster.setup` is meant to run."""
+    return [
+        *cluster.setup,
+        f'export PYTHONPATH={shlex.quote(str(_snapshot(run_dir)))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f"export OMP_NUM_THREADS={cluster.cpus_per_rank}",
+    ]
+
+
+def _local_setup(run_dir: Path, cluster: ClusterConfig) -> list[str]:
+    """A local job outlives the command that submitted it, its terminal and its pipes."""
+    log = shlex.quote(str(run_dir / "jobs" / "local_controller.log"))
+    return [*_environment(run_dir, cluster), "trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
+
+
+def _take_slot(run_dir: Path, cluster: ClusterConfig) -> list[str]:
+    """Wait for one of the places that this machine has, and for its GPUs, before the job's clock starts.
+
+    The lock is held on a descriptor that the job's processes inherit, so the kernel frees it when all are dead.
+    """
+    if shutil.which("flock") is None:
+        raise DispatchError("cluster=local needs the command `flock` (package util-linux) to queue cells")
+    folder = run_dir / "jobs" / "slots"
+    folder.mkdir(parents=True, exist_ok=True)
+    gpus = cluster.gpus_per_node
+    places = []
+    for i in range(local_parallel(cluster)):
+        devices = ",".join(str(i * gpus + k) for k in range(gpus))
+        lock = shlex.quote(str(folder / str(i)))
+        places.append(f"{{ exec 9>{lock}; flock -n 9 && export CUDA_VISIBLE_DEVICES={devices}; }}")
+    return [f"until {' || '.join(places)}; do sleep 0.5; done"]
+
+
 def _submit(executor: submitit.AutoExecutor, work: Sequence[t.Callable[[], t.Any]]) -> list[submitit.Job[t.Any]]:
-    with _clean_environment():
+    with clean_environment():
         try:
             with executor.batch():
                 return [executor.submit(callable_) for callable_ in work]
@@ -197,11 +248,14 @@ def _submit(executor: submitit.AutoExecutor, work: Sequence[t.Callable[[], t.Any
 
 
 @contextlib.contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Without the variables of a job that we may be running in: sbatch would take its limits for the new job."""
+def clean_environment() -> Iterator[None]:
+    """Without the variables of a job or launcher that we may be running in: the new job would take them for its own.
+
+    SBATCH_* stays: a job does not set it, users and sites do.
+    """
     kept = dict(os.environ)
     for name in kept:
-        if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI", "SUBMITIT_")) and name != "SLURM_CONF":
+        if (name.startswith(FOREIGN_PREFIXES) and name != "SLURM_CONF") or name in FOREIGN_NAMES:
             del os.environ[name]
     try:
         yield
@@ -213,7 +267,7 @@ def _clean_environment() -> Iterator[None]:
 def _job_note(job: submitit.Job[t.Any], cluster: ClusterConfig, submitted: float) -> dict[str, t.Any]:
     note = {"executor": cluster.executor, "job_id": job.job_id, "submitted": submitted, "log": str(job.paths.stdout)}
     if cluster.executor == "local":
-        note["process_start"] = process_start(int(job.job_id))
+        note |= {"process_start": process_start(int(job.job_id)), "host": socket.gethostname()}
     return note
 
 
@@ -234,26 +288,16 @@ def local_parallel(cluster: ClusterConfig) -> int:
     """Cells that fit on this machine side by side: by cores, and by GPUs where cells use them."""
     if cluster.parallel:
         return cluster.parallel
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // (cluster.ranks_per_node * cluster.cpus_per_rank))
+    places = len(os.sched_getaffinity(0)) // (cluster.ranks_per_node * cluster.cpus_per_rank)
+    if cluster.gpus_per_node:
+        import torch
+
+        places = min(places, torch.cuda.device_count() // cluster.gpus_per_node)
+    return max(1, places)
 
 
 def _cancel_pending(job_id: str) -> None:
     subprocess.run(["scancel", "--state=PENDING", job_id], check=False, capture_output=True, timeout=60)
-
-
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """One submit at a time per run folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".submit.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DispatchError(
-                f"another command is submitting {run_dir} right now; wait for it and try again"
-            ) from None
-        yield
 
 
 def _commit() -> str | None:

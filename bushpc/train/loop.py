@@ -43,7 +43,7 @@ def train(
 
     cell_dir: the cell's folder in the run directory; checkpoints, metrics and state are written below it.
     validate: metrics of the model on the validation part, called on every rank every `validate_every` steps.
-    Raises: ResumeError, TrainingError (non-finite loss: step, sample keys and loss terms are named).
+    Raises: ResumeError, TrainingError (loss or gradient not finite: step, sample keys and loss terms are named).
     """
     folder, store = cell_dir / "checkpoints", cell_dir.parent.parent / "frozen"
     optimizer = adamw(model, cell.train)
@@ -86,9 +86,11 @@ def train(
             group["lr"] = lr
         losses: Losses = engine(batch)
         accelerator.backward(losses.total)
-        if cell.train.grad_clip:
-            accelerator.clip_grad_norm_(engine.parameters(), cell.train.grad_clip)
-        _require_finite(losses, batch, step, accelerator.device)
+        norm = accelerator.clip_grad_norm_(engine.parameters(), cell.train.grad_clip or math.inf)
+        finite = _is_finite(losses, norm, accelerator)
+        any_broken, any_stop = any_rank(not finite, bool(stop), device=accelerator.device)
+        if any_broken:  # on all ranks, before the weights are touched
+            raise TrainingError(_broken_step(losses, norm, batch, step, finite))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -101,7 +103,7 @@ def train(
             engine.eval()
             tracker.validation(done, validate(model))
             engine.train()
-        if any_rank(bool(stop), accelerator.device):
+        if any_stop:
             save(done)
             tracker.phase("stopped", done)
             return Stopped(step=done, signal_name=stop.signal_name or "a signal on another rank")
@@ -110,14 +112,18 @@ def train(
     return None
 
 
-def _require_finite(losses: Losses, batch: Batch, step: int, device: torch.device) -> None:
-    """Stop all ranks, with what is needed to find the cause, before the weights are touched."""
-    finite = math.isfinite(float(losses.total.detach()))
-    if not any_rank(not finite, device):
-        return
+def _is_finite(losses: Losses, norm: torch.Tensor | None, accelerator: Accelerator) -> bool:
+    """Whether loss and gradient are numbers. With fp16 an infinite gradient is the scaler's business: it skips."""
+    if not math.isfinite(float(losses.total.detach())):
+        return False
+    return accelerator.scaler is not None or norm is None or math.isfinite(float(norm))
+
+
+def _broken_step(losses: Losses, norm: torch.Tensor | None, batch: Batch, step: int, finite: bool) -> str:
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.terms.items())
-    where = f"samples {', '.join(batch.keys)} ({terms})" if not finite else "samples of another rank, see its log"
-    raise TrainingError(
-        f"the loss is not finite at step {step + 1}: {where}. Look at these samples, "
+    mine = f"samples {', '.join(batch.keys)} ({terms}, gradient norm {float(norm or 0.0):.4g})"
+    where = "samples of another rank, see its log" if finite else mine
+    return (
+        f"the loss or its gradient is not finite at step {step + 1}: {where}. Look at these samples, "
         "or lower train.lr, or use engine.precision=fp32; the last checkpoint is untouched"
     )

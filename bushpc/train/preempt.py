@@ -27,7 +27,10 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
+            # Jobs of the local executor are started with INT ignored: a Ctrl-C in the terminal that submitted them
+            # reaches them too, and is not meant for them.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exc: object) -> None:
