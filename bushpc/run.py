@@ -90,7 +90,7 @@ def _train_and_evaluate(
     tracker.say(
         f"{type(model).__name__}: {total:,} parameters, {trained:,} trained; {len(data.train)} training and "
         f"{len(data.validation)} validation images; {world.size} rank(s) on {accelerator.device.type}, "
-        f"{cell.engine.precision}, global batch {cell.train.batch_size}"
+        f"{cell.engine.precision}, global batch {cell.train.batch_size}; code {Path(__file__).parent}"
     )
 
     def validate(current: Model) -> dict[str, float]:

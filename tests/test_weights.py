@@ -17,6 +17,8 @@ from bushpc.cli import main
 from bushpc.config import CONFIG_DIR, compose
 from bushpc.errors import WeightsError
 from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.baselines import UNet
+from bushpc.models.xbusnet import XBusNet
 
 CONFIG = ModelConfig(image_size=32, pretrained=True)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -153,9 +155,9 @@ def test_the_command_that_is_advised_pulls_what_is_missing_to_where_it_is_looked
 
 def test_the_command_that_is_advised_repeats_no_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("xbusnet", "unet"):
-        cell = compose([f"model={name}"])
-        assert weights.pull_command(cell.model_class, cell.model, "weights") == f"bushpc weights pull model={name}"
+    for model_class, name in ((XBusNet, "xbusnet"), (UNet, "unet")):
+        config = compose([f"model={name}"]).model
+        assert weights.pull_command(model_class, config, "weights") == f"bushpc weights pull model={name}"
 
 
 def test_a_file_nobody_pulled_is_not_trusted(offline, tmp_path):

@@ -209,6 +209,8 @@ def _environment(run_dir: Path, cluster: ClusterConfig) -> list[str]:
     """Shell lines before the ranks. Paths are quoted; of what a user typed only `cluster.setup` is meant to run."""
     return [
         *cluster.setup,
+        # `python -m` looks into the current folder first, and users submit from the clone: its package would win.
+        f"cd {shlex.quote(str(run_dir))}",
         f'export PYTHONPATH={shlex.quote(str(_snapshot(run_dir)))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         f"export OMP_NUM_THREADS={cluster.cpus_per_rank}",
     ]

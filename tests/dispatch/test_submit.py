@@ -16,12 +16,14 @@ from bushpc.dispatch.status import process_start, read_status
 from bushpc.dispatch.submit import clean_environment
 from bushpc.files import exclusive
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32", "train.iterations=4")
 
 
 @pytest.fixture
-def cv(tmp_path, phantom_folder, capsys):
-    """cv("override", …) runs `bushpc cv` with a tiny model and returns (exit status, what it printed)."""
+def cv(tmp_path, phantom_folder, capsys, monkeypatch):
+    """cv("override", …) runs `bushpc cv` with a tiny model from the clone and returns (exit status, what it printed)."""
+    monkeypatch.chdir(ROOT)
 
     def run(*words: str) -> tuple[int, str, str]:
         where = (f"data.root={phantom_folder}", f"runs_dir={tmp_path / 'my runs'}", "name=tiny")
@@ -79,9 +81,9 @@ def test_a_run_from_submission_to_report_and_again(cv, tmp_path):
     # Settings that cannot change the result may change.
     assert cv("fold=1", "train.save_every=3")[0] == 0
 
-    # The code that ran is in the run folder, whole.
-    code_hash = json.loads((run_dir / "cells" / "fold1" / "job.json").read_text())["code"]
-    assert (run_dir / "code" / code_hash / "bushpc" / "run.py").exists()
+    # The code that ran is that of the run folder, not the clone's, which may be edited meanwhile.
+    job = json.loads((run_dir / "cells" / "fold1" / "job.json").read_text())
+    assert f"code {run_dir / 'code' / job['code'] / 'bushpc'}\n" in Path(job["log"]).read_text()
 
 
 def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_path):
