@@ -113,7 +113,7 @@ def _yamls_of(model_class: type[Model]) -> list[str]:
     contents = {
         name: yaml.safe_load((CONFIG_DIR / "model" / f"{name}.yaml").read_text()) for name in config_names("model")
     }
-    names = [name for name, content in contents.items() if content["model"]["_target_"] == target]
+    names = [name for name, content in contents.items() if content.get("model", {}).get("_target_") == target]
     assert names, f"no yaml in {CONFIG_DIR / 'model'} has _target_: {target}"
     return names
 

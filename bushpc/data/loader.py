@@ -228,6 +228,11 @@ def _decode(folder: Path, records: list[Record], size: int, into: Path) -> None:
                 f"{folder / record.shard}: {record.key} has an image and a mask of different size; pack again"
             )
         images[i], masks[i] = resize(image_HWC, mask_HW, size)
+        if not masks[i].any():
+            raise DataError(
+                f"the lesion of {record.key} ({record.lesion_pixels} of {record.height} x {record.width} pixels) "
+                f"vanishes at model.image_size={size}: no overlap can be measured there; raise model.image_size"
+            )
     images.flush()
     masks.flush()
 

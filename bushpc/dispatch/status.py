@@ -15,7 +15,7 @@ from bushpc.errors import DataError, DispatchError
 from bushpc.files import read_json
 
 if t.TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 STYLES = {
     "done": "green",
@@ -106,30 +106,32 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def status_table(status: RunStatus) -> Table:
-    """The table of `bushpc status`."""
+def status_table(status: RunStatus) -> Group:
+    """What `bushpc status` shows: a row per cell, then a line for each one that failed or stopped."""
+    from rich import box
+    from rich.console import Group
     from rich.markup import escape
-    from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=str(status.run_dir), title_justify="left", pad_edge=False)
-    for column in ("cell", "state", "progress", "step", "metric", "it/s", "left", "restarts", "log"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("it/s", "left", "restarts") else "left")
+    table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("cell", "state", "step", "metric", "left", "restarts"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "state") else "right")
+    table.add_column("log", overflow="fold", min_width=16)
     for cell in status.cells:
-        metric = "  ".join(f"{name} {value:.3f}" for name, value in cell.metric.items())
-        left = _duration((cell.total - cell.step) / cell.rate) if cell.rate and cell.state == "running" else ""
+        metric = next((f"{name} {value:.3f}" for name, value in cell.metric.items()), "")
+        left = _duration((cell.total - cell.step) / cell.rate) if cell.rate and cell.phase == "training" else ""
         table.add_row(
-            cell.name,
-            f"[{STYLES[cell.state]}]{cell.state}[/]" + (f" ({cell.phase})" if cell.phase else ""),
-            ProgressBar(total=max(1, cell.total), completed=cell.step, width=16),
+            escape(cell.name),
+            f"[{STYLES[cell.state]}]{cell.phase or cell.state}[/]",
             f"{cell.step}/{cell.total}" if cell.total else "",
             metric,
-            f"{cell.rate:.2f}" if cell.rate else "",
             left,
             str(cell.restarts),
-            "\n".join(part for part in (cell.reason and f"[red]{escape(cell.reason)}[/]", escape(cell.log)) if part),
+            escape(os.path.relpath(cell.log, status.run_dir) if cell.log else ""),
         )
-    return table
+    reasons = [Text(f"{cell.name} {cell.state}: {cell.reason}", style=STYLES[cell.state]) for cell in status.cells]
+    return Group(table, *(line for line, cell in zip(reasons, status.cells, strict=True) if cell.reason))
 
 
 def plain_line(cell: CellStatus) -> str:
@@ -171,14 +173,14 @@ def _state(
         return "done", "", ""
     queued_as = queue.get(job["job_id"]) if job else None
     if queued_as == "PENDING" or (queued_as and heartbeat.get("time", 0) < job["submitted"]):  # type: ignore[index]
-        return "queued", "" if queued_as == "PENDING" else "waiting or starting", ""
+        return "queued", "" if queued_as == "PENDING" else "waiting", ""
     if queued_as:
         return "running", heartbeat.get("phase", ""), ""
     if (cell_dir / "FAILED").exists():
         return "failed", "", (cell_dir / "FAILED").read_text().partition("\n")[0]
     if job:
         return "stopped", "", f"job {job['job_id']} ended early; submit again to go on (log: {job['log']})"
-    return "missing", "", "never submitted"
+    return "missing", "", ""
 
 
 def _report_is_current(run_dir: Path, names: t.Sequence[str]) -> bool:

@@ -134,7 +134,8 @@ def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence
 def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -> None:
     executor = _executor(run_dir, cluster, run_dir.name)
     if cluster.executor == "local":
-        executor.update_parameters(local_setup=[*_take_slot(run_dir, cluster), *_local_setup(run_dir, cluster)])
+        slot = _take_slot(run_dir, cluster)
+        executor.update_parameters(local_setup=[*_detach(run_dir), *slot, *_environment(run_dir, cluster)])
     for name in names:
         (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
     submission, submitted = uuid.uuid4().hex, time.time()
@@ -167,7 +168,7 @@ def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
     )
     executor = _executor(run_dir, small, f"{run_dir.name}-report")
     if cluster.executor == "local":
-        executor.update_parameters(local_setup=_local_setup(run_dir, small))
+        executor.update_parameters(local_setup=[*_detach(run_dir), *_environment(run_dir, small)])
     elif live:
         executor.update_parameters(slurm_dependency="afterany:" + ":".join(live))
     [job] = _submit(executor, [ReportJob(run_dir=str(run_dir), wait=cluster.executor == "local")])
@@ -216,10 +217,10 @@ def _environment(run_dir: Path, cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _local_setup(run_dir: Path, cluster: ClusterConfig) -> list[str]:
-    """A local job outlives the command that submitted it, its terminal and its pipes."""
+def _detach(run_dir: Path) -> list[str]:
+    """First of a local job's lines: it outlives the command that submitted it, its terminal and its pipes."""
     log = shlex.quote(str(run_dir / "jobs" / "local_controller.log"))
-    return [*_environment(run_dir, cluster), "trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
+    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
 
 
 def _take_slot(run_dir: Path, cluster: ClusterConfig) -> list[str]:

@@ -48,7 +48,8 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         part = gather(list(_score_part(cell, model, data, source, accelerator, world, folder)))
         rows += sorted(part, key=lambda row: row["key"])
-        say(f"evaluated {len(part)} images with prompts={source}: " + summary_line(part))
+        label = f"{source} (uses the ground-truth mask)" if source == "oracle" else source
+        say(f"evaluated {len(part)} images with prompts={label}: " + summary_line(part))
     if world.is_main:
         write_atomically(cell_dir / "per_image.csv", _to_csv(rows))
     return rows

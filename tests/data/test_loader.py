@@ -15,6 +15,7 @@ from PIL import Image
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, StepSampler, open_cache, resize, training_batches, validation_batches
 from bushpc.dist import World
+from bushpc.errors import DataError
 from bushpc.shards.manifest import read_image, read_mask
 
 
@@ -135,3 +136,9 @@ def test_resizing_to_the_same_size_changes_nothing():
 def test_batches_end_with_the_last_iteration(opened):
     cell, data = opened
     assert len(list(islice(training_batches(cell, data, World(), 0), 100))) == cell.train.iterations
+
+
+def test_a_lesion_that_vanishes_at_the_networks_size_is_named_before_training(opened):
+    cell, data = opened
+    with pytest.raises(DataError, match=r"the lesion of phantom\d+ .* vanishes at model.image_size=2"):
+        open_cache(data, 2, cell.loader)

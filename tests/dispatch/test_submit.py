@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=
 
 @pytest.fixture
 def cv(tmp_path, phantom_folder, capsys, monkeypatch):
-    """cv("override", …) runs `bushpc cv` with a tiny model from the clone and returns (exit status, what it printed)."""
+    """cv("override", …) runs `bushpc cv` on a tiny model, in the clone; returns (exit status, output, errors)."""
     monkeypatch.chdir(ROOT)
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -104,6 +106,16 @@ def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_p
     cell = read_status(run_dir).cells[0]
     assert (cell.state, cell.restarts) == ("done", 1)
     assert "resumed from" in Path(cell.log).read_text()
+
+
+def test_a_submission_lets_go_of_the_callers_pipe(tmp_path, phantom_folder):
+    """Whoever reads its output to the end, as a shell's `$(…)` does, must not wait for the cells."""
+    words = [*SMALL, f"data.root={phantom_folder}", f"runs_dir={tmp_path}", "name=piped", "cluster.parallel=1"]
+    words += ["train.iterations=60", f"loader.cache_dir={tmp_path / 'cache'}"]
+    subprocess.run([sys.executable, "-m", "bushpc.cli", "cv", *words], capture_output=True, check=True, cwd=ROOT)
+    assert "done" not in states(tmp_path / "piped").values(), "the pipe was held while cells ran"
+    subprocess.run(["pkill", "--signal", "KILL", "--full", str(tmp_path / "piped")], check=False)
+    wait_until_still(tmp_path / "piped")
 
 
 @pytest.mark.real
