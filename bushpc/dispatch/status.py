@@ -117,7 +117,7 @@ def status_table(status: RunStatus) -> Group:
     table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("cell", "state", "step", "metric", "left", "restarts"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "state") else "right")
-    table.add_column("log", overflow="fold", min_width=16)
+    table.add_column("log", overflow="fold", min_width=14)
     for cell in status.cells:
         metric = next((f"{name} {value:.3f}" for name, value in cell.metric.items()), "")
         left = _duration((cell.total - cell.step) / cell.rate) if cell.rate and cell.phase == "training" else ""
