@@ -19,7 +19,8 @@ def summarise(results: RunResults) -> dict[str, t.Any]:
     return {
         "run": results.run["name"],
         "model": results.run["model"],
-        "data": results.run["data"],
+        # An excerpt has another name, so that no figure published for the whole dataset stands beside it.
+        "data": results.run["data"] + (" (excerpt)" if results.run.get("excerpt") else ""),
         "complete": results.complete,
         "folds": {
             "source": results.run["folds"]["source"],
