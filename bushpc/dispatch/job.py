@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 import traceback
 from dataclasses import dataclass
@@ -57,7 +58,24 @@ class CellJob:
             meet(world, Path(self.run_dir) / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
             stopped = run_cell(cell_dir, world)
         if stopped:
+            if world.is_main and "SLURM_JOB_ID" in os.environ:
+                come_back(os.environ["SLURM_JOB_ID"])
             raise SystemExit(f"stopped by {stopped.signal_name} at step {stopped.step}")
+
+
+def come_back(job_id: str) -> None:
+    """Requeue the Slurm job that we are in, after a preemption; leave a cancelled one alone.
+
+    Slurm requeues a preempted job only if it is still there when its grace time ends; one that saves and leaves
+    early, as ours does, counts as failed. While Slurm preempts it its state is RUNNING; a job that was cancelled,
+    or requeued from outside, is COMPLETING or CANCELLED by now.
+    """
+    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], capture_output=True, text=True)
+    if asked.stdout.strip() != "RUNNING":
+        return
+    done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
+    if done.returncode:
+        print(f"job {job_id} could not be requeued ({done.stderr.strip()}): submit again to go on", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,6 +123,29 @@ def test_one_cell_spans_two_nodes_with_one_task_per_rank(slurm, submit, tmp_path
     assert "2 rank(s) on cpu" in Path(cell["log"]).read_text()
 
 
+def test_a_preempted_cell_comes_back_by_itself_and_a_cancelled_one_does_not(slurm, submit, tmp_path):
+    run_dir = tmp_path / "runs" / "preempted"
+    overrides = ("fold=0", "name=preempted", "train.iterations=150")
+    submit(*overrides)
+    wait_for(lambda: state_of(run_dir)["fold0"]["step"] >= 5)
+    job_id = state_of(run_dir)["fold0"]["job_id"]
+    urgent = slurm.sbatch("sleep 5", "--partition=high", "--nodes=2", "--exclusive")
+    wait_for(lambda: state_of(run_dir)["fold0"]["restarts"] == 1)
+    slurm.wait(urgent)
+    cell = state_of(run_dir)["fold0"]
+    assert cell["job_id"] == job_id
+    log = Path(cell["log"]).read_text()
+    assert "stopped by SIGTERM after step" in log
+    assert "resumed from step_" in log
+    # The report job still waits for the cell: a requeue does not count as an end.
+    assert not (run_dir / "report").exists()
+
+    slurm.run(["scancel", job_id])
+    wait_for(lambda: not state_of(run_dir)["fold0"]["live"])
+    assert state_of(run_dir)["fold0"]["state"] in ("stopped", "done")
+    slurm.wait(job_id)
+
+
 def test_packing_runs_on_a_compute_node(slurm, clone, tmp_path):
     out, log = tmp_path / "packed here", tmp_path / "pack.out"
     words = ["phantom", f"out={out}", "count=6"]
