@@ -226,7 +226,7 @@ def _detach(run_dir: Path) -> list[str]:
 def _take_slot(run_dir: Path, cluster: ClusterConfig) -> list[str]:
     """Wait for one of the places that this machine has, and for its GPUs, before the job's clock starts.
 
-    The lock is held on a descriptor that the job's processes inherit, so the kernel frees it when all are dead.
+    The lock is held on a descriptor of the job's shell and controller, so the kernel frees it when they end.
     """
     if shutil.which("flock") is None:
         raise DispatchError("cluster=local needs the command `flock` (package util-linux) to queue cells")
