@@ -37,7 +37,7 @@ def test_rank_0_offers_a_free_port_and_the_others_find_it(tmp_path):
 def test_the_address_of_an_earlier_attempt_is_not_read(tmp_path, monkeypatch):
     meet(World(rank=0, size=2), tmp_path, "job-1-restart-0")
     monkeypatch.setattr("bushpc.dist.RENDEZVOUS_TIMEOUT_S", 0.2)
-    with pytest.raises(TrainingError, match="waited .* for rank 0"):
+    with pytest.raises(TrainingError, match=r"waited .* for rank 0"):
         meet(World(rank=1, size=2), tmp_path, "job-1-restart-1")
 
 
