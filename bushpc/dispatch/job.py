@@ -57,25 +57,27 @@ class CellJob:
             attempt = f"{self.submission}-{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
             meet(world, Path(self.run_dir) / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
             stopped = run_cell(cell_dir, world)
-        if stopped:
-            if world.is_main and "SLURM_JOB_ID" in os.environ:
-                come_back(os.environ["SLURM_JOB_ID"])
-            raise SystemExit(f"stopped by {stopped.signal_name} at step {stopped.step}")
+        # The other ranks leave quietly: one that exits with an error would have rank 0 killed before it has requeued.
+        if stopped and world.is_main and not come_back(os.environ.get("SLURM_JOB_ID")):
+            raise SystemExit(f"stopped by {stopped.signal_name} at step {stopped.step}; submit again to go on")
 
 
-def come_back(job_id: str) -> None:
-    """Requeue the Slurm job that we are in, after a preemption; leave a cancelled one alone.
+def come_back(job_id: str | None) -> bool:
+    """Requeue the Slurm job that we are in, after a preemption; leave a cancelled one alone. True if requeued.
 
     Slurm requeues a preempted job only if it is still there when its grace time ends; one that saves and leaves
     early, as ours does, counts as failed. While Slurm preempts it its state is RUNNING; a job that was cancelled,
     or requeued from outside, is COMPLETING or CANCELLED by now.
     """
+    if job_id is None:
+        return False
     asked = subprocess.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], capture_output=True, text=True)
     if asked.stdout.strip() != "RUNNING":
-        return
+        return False
     done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
     if done.returncode:
-        print(f"job {job_id} could not be requeued ({done.stderr.strip()}): submit again to go on", flush=True)
+        print(f"job {job_id} could not be requeued: {done.stderr.strip()}", flush=True)
+    return done.returncode == 0
 
 
 @dataclass(frozen=True, kw_only=True)
