@@ -118,6 +118,16 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
     return Checkpoint(path=path, step=meta["step"], model=model, state=state, meta=meta)
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Delete what lies beyond `step`, the one that a run goes on from: it did not verify.
+
+    Retention goes by step number, so a damaged later one would make it delete good earlier ones.
+    """
+    for path in folder.glob("step_*"):
+        if path.name > f"step_{step:08d}":
+            shutil.rmtree(path)
+
+
 def retain(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and what killed writers left. Call it after a sealed write."""
     for path in sorted(folder.glob("step_*"))[:-keep]:

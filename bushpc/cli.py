@@ -86,7 +86,9 @@ def _pack(arguments: argparse.Namespace) -> None:
     excerpt = given.pop("excerpt", "false")
     if excerpt not in ("true", "false"):
         raise ConfigError(f"excerpt={excerpt}: allowed is true or false")
-    workers = int(_number("workers", given.pop("workers", str(len(os.sched_getaffinity(0))))))
+    workers = _number("workers", given.pop("workers", str(len(os.sched_getaffinity(0)))))
+    if not isinstance(workers, int):
+        raise ConfigError(f"workers={workers}: a whole number is needed")
     parameters = {key: _number(key, value) for key, value in given.items()}
     with progress(f"pack {name}") as show:
         manifest = pack(
@@ -154,10 +156,12 @@ def _weights(arguments: argparse.Namespace) -> None:
 
     config = compose(arguments.overrides)
     if arguments.action == "pull":
-        weights.pull(config.model_class, config.model, config.weights_dir)
-    weights.require(config.model_class, config.model, config.weights_dir)
+        weights.pull(config.model_class, config.model, config.weights_folder)
+    weights.require(config.model_class, config.model, config.weights_folder)
     files = config.model_class.weight_files(config.model)
-    print(f"{config.weights_dir}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified")
+    print(
+        f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
+    )
 
 
 def _watch(run_dir: Path, until_report: bool) -> RunStatus:
@@ -172,7 +176,7 @@ def _watch(run_dir: Path, until_report: bool) -> RunStatus:
 
     def again(status: RunStatus) -> RunStatus:
         # Slurm's controller serves the whole site, so it is asked seldom, and forgiven when it does not answer.
-        asked_slurm = any(cell.live and not cell.local for cell in status.cells)
+        asked_slurm = any(cell.job_id and not cell.local for cell in status.cells)
         for attempt in range(WATCH_RETRIES):
             time.sleep(WATCH_SLURM_S if asked_slurm else WATCH_S)
             try:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -54,7 +55,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "1 or more")
         for name in ("warmup", "grad_clip", "validate_every", "weight_decay"):
             _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)}", "0 or more")
-        _require(self.lr > 0, f"train.lr={self.lr}", "above 0")
+        _require(0 < self.lr < math.inf, f"train.lr={self.lr}", "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,9 @@ class AugmentConfig:
     contrast: float
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "zoom", "brightness", "contrast"):
+        for name in ("hflip", "brightness", "contrast"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name}={getattr(self, name)}", "0 to 1")
+        _require(0 <= self.zoom < 1, f"augment.zoom={self.zoom}", "0 to below 1")
         _require(0 <= self.rotate <= 180, f"augment.rotate={self.rotate}", "0 to 180 degrees")
 
 
@@ -180,8 +182,8 @@ class CellConfig:
     """One training run, fully composed. `to_dict` and `from_dict` are inverse; `hash` names what it will learn."""
 
     name: str | None
-    runs_dir: str
-    weights_dir: str
+    runs_dir: str | None
+    weights_dir: str | None
     seed: int
     folds: str
     fold: int | None
@@ -213,6 +215,19 @@ class CellConfig:
                 f"train.batch_size={self.train.batch_size} cannot be shared by {world} ranks "
                 f"(cluster.nodes x cluster.ranks_per_node): make it a multiple of {world}"
             )
+
+    @property
+    def weights_folder(self) -> str:
+        """`weights_dir` as composition settled it."""
+        assert self.weights_dir is not None, "composition sets it"
+        return self.weights_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder, once dispatch has named the run."""
+        assert self.runs_dir is not None, "composition sets it"
+        assert self.name is not None, "dispatch sets it"
+        return Path(self.runs_dir) / self.name
 
     @property
     def prompt_sources(self) -> list[str]:
@@ -339,9 +354,14 @@ def _resolve(cell: CellConfig) -> CellConfig:
         cell,
         engine=engine,
         data=dataclasses.replace(cell.data, root=str(cell.data.folder)),
-        runs_dir=str(Path(cell.runs_dir).expanduser().resolve()),
-        weights_dir=str(Path(cell.weights_dir).expanduser().resolve()),
+        runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
+        weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
+        loader=dataclasses.replace(cell.loader, cache_dir=_absolute(cell.loader.cache_dir)),
     )
+
+
+def _absolute(folder: str | None) -> str | None:
+    return folder and str(Path(folder).expanduser().resolve())
 
 
 def _model_class(target: t.Any) -> type[Model]:

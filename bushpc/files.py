@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import typing as t
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,10 @@ def exclusive(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:  # some cluster file systems have no locks; then there is nothing to ask
+            warnings.warn(
+                f"no file locks in {path.parent} ({error}): two processes there would not notice", stacklevel=3
+            )
         yield True
 
 

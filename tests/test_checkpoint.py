@@ -91,6 +91,19 @@ def test_retention_keeps_the_newest(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000020", "step_00000030"]
 
 
+def test_a_run_that_walked_back_keeps_what_it_writes_next(tmp_path):
+    for step in (100, 200, 300):
+        path = save(tmp_path, step, small_model())
+        if step > 100:
+            (path / "model.safetensors").write_bytes(b"damaged")
+    assert newest(tmp_path).step == 100
+    checkpoint.forget_after(tmp_path / "checkpoints", 100)
+    save(tmp_path, 150, small_model())
+    checkpoint.retain(tmp_path / "checkpoints", 2)
+    assert newest(tmp_path).step == 150
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000100", "step_00000150"]
+
+
 class Evil:
     def __reduce__(self):
         return exec, ("raise SystemExit('foreign code ran')",)

@@ -31,6 +31,8 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("just_a_word", "write key=value"),
         ("name=$(touch${IFS}owned)", "cannot be read"),
         ("name=../elsewhere", "a folder name of letters"),
+        ("augment.zoom=1", "0 to below 1"),
+        ("train.lr=inf", "a number above 0"),
         ("prompting.size_quantiles=[0.7,0.3]", "two rising numbers"),
     ],
 )

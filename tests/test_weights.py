@@ -156,8 +156,8 @@ def test_the_command_that_is_advised_pulls_what_is_missing_to_where_it_is_looked
 def test_the_command_that_is_advised_repeats_no_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model_class, name in ((XBusNet, "xbusnet"), (UNet, "unet")):
-        config = compose([f"model={name}"]).model
-        assert weights.pull_command(model_class, config, "weights") == f"bushpc weights pull model={name}"
+        cell = compose([f"model={name}"])
+        assert weights.pull_command(model_class, cell.model, cell.weights_folder) == f"bushpc weights pull model={name}"
 
 
 def test_a_file_nobody_pulled_is_not_trusted(offline, tmp_path):

@@ -24,7 +24,7 @@ def cv_cells(config: CellConfig) -> dict[str, CellConfig]:
     folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
     if config.fold is not None:
         folds.validation(config.fold)  # refuses a fold that does not exist
-    weights.require(config.model_class, config.model, config.weights_dir)
+    weights.require(config.model_class, config.model, config.weights_folder)
     name = config.name or default_name(config, manifest.hash + sha256_of(folds_file))
     return {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in range(folds.count)}
 

@@ -13,6 +13,8 @@ from bushpc.errors import BushpcError
 from bushpc.files import exclusive, write_atomically
 
 POLL_S = 0.5
+# Far below any grace time that is worth the name.
+SLURM_ANSWERS_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class CellJob:
         with exclusive(cell_dir / f".rank{world.rank}.lock") as alone:
             if not alone:
                 raise SystemExit(f"another process works on {cell_dir}; this one leaves it alone")
+            if world.is_main:
+                (cell_dir / "FAILED").unlink(missing_ok=True)  # of an attempt before a requeue
             attempt = f"{self.submission}-{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
             meet(world, Path(self.run_dir) / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
             stopped = run_cell(cell_dir, world)
@@ -71,13 +75,18 @@ def come_back(job_id: str | None) -> bool:
     """
     if job_id is None:
         return False
-    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], capture_output=True, text=True)
-    if asked.stdout.strip() != "RUNNING":
+    try:
+        if _slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T").strip() != "RUNNING":
+            return False
+        _slurm("scontrol", "requeue", job_id)
+    except (OSError, subprocess.SubprocessError) as error:  # no client tools on this node, or a busy controller
+        print(f"job {job_id} could not be requeued: {getattr(error, 'stderr', None) or error}", flush=True)
         return False
-    done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
-    if done.returncode:
-        print(f"job {job_id} could not be requeued: {done.stderr.strip()}", flush=True)
-    return done.returncode == 0
+    return True
+
+
+def _slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SLURM_ANSWERS_S).stdout
 
 
 @dataclass(frozen=True, kw_only=True)

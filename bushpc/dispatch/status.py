@@ -81,11 +81,18 @@ def read_status(run_dir: Path) -> RunStatus:
     jobs = {name: read_json(run_dir / "cells" / name / "job.json") for name in names}
     report_job = read_json(run_dir / "jobs" / "report.json")
     open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
-    if open_jobs or not _report_is_current(run_dir, names):
+    if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
     queue = job_states([job for job in open_jobs if job])
     cells = [_cell_status(run_dir, name, jobs[name], queue) for name in names]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
+
+
+def report_is_current(run_dir: Path) -> bool:
+    """Whether the page is younger than everything that it tells of."""
+    page = run_dir / "report" / "index.html"
+    ends = [path.stat().st_mtime for path in (run_dir / "cells").glob("*/DONE")]
+    return page.exists() and page.stat().st_mtime > max(ends, default=0.0)
 
 
 def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, str]:
@@ -181,13 +188,6 @@ def _state(
     if job:
         return "stopped", "", f"job {job['job_id']} ended early; submit again to go on (log: {job['log']})"
     return "missing", "", ""
-
-
-def _report_is_current(run_dir: Path, names: t.Sequence[str]) -> bool:
-    page = run_dir / "report" / "index.html"
-    return page.exists() and page.stat().st_mtime > max(
-        (run_dir / "cells" / name / "DONE").stat().st_mtime for name in names
-    )
 
 
 def _process_lives(job: dict[str, t.Any]) -> bool:

@@ -4,7 +4,7 @@ runs/<name>/
   run.json        what this run is: cells and their hashes, data, folds, versions, command
   folds.csv       the folds it uses, whatever becomes of the dataset's own
   cells/<cell>/   see bushpc.run; job.json there names the job that works on it
-  code/<hash>/    the package as it was at submission; jobs import it from there
+  code/<hash>/    package and configs as they were at submission; jobs import them from there
   jobs/           submitit's scripts, pickles and logs
   report/         see bushpc.report
 """
@@ -21,6 +21,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 import uuid
@@ -28,9 +29,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
-from bushpc.config import ROOT, CellConfig, ClusterConfig, differences
+from bushpc.config import CONFIG_DIR, ROOT, CellConfig, ClusterConfig, differences
 from bushpc.dispatch.job import CellJob, ReportJob
-from bushpc.dispatch.status import job_states, process_start, read_status
+from bushpc.dispatch.status import job_states, process_start, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
 from bushpc.shards.manifest import Manifest
@@ -60,7 +61,7 @@ def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequen
     Raises: ConfigError if the run folder holds a run with other settings; DispatchError if the cluster refuses.
     """
     first = next(iter(cells.values()))
-    run_dir = Path(first.runs_dir) / t.cast(str, first.name)
+    run_dir = first.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     with exclusive(run_dir / ".submit.lock") as alone:
         if not alone:
@@ -73,7 +74,7 @@ def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequen
         missing = [name for name in wanted if name not in done and name not in live]
         if missing:
             _submit_cells(run_dir, missing, first.cluster)
-        if missing or live or not (run_dir / "report" / "index.html").exists():
+        if missing or live or not report_is_current(run_dir):
             _submit_report(run_dir, first.cluster, renew=bool(missing))
     return Submission(run_dir=run_dir, submitted=missing, done=done, live=live)
 
@@ -134,7 +135,7 @@ def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence
 def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -> None:
     executor = _executor(run_dir, cluster, run_dir.name)
     if cluster.executor == "local":
-        slot = _take_slot(run_dir, cluster)
+        slot = _take_slot(cluster)
         executor.update_parameters(local_setup=[*_detach(run_dir), *slot, *_environment(run_dir, cluster)])
     for name in names:
         (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
@@ -223,19 +224,20 @@ def _detach(run_dir: Path) -> list[str]:
     return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
 
 
-def _take_slot(run_dir: Path, cluster: ClusterConfig) -> list[str]:
+def _take_slot(cluster: ClusterConfig) -> list[str]:
     """Wait for one of the places that this machine has, and for its GPUs, before the job's clock starts.
 
     The lock is held on a descriptor of the job's shell and controller, so the kernel frees it when they end.
     """
     if shutil.which("flock") is None:
         raise DispatchError("cluster=local needs the command `flock` (package util-linux) to queue cells")
-    folder = run_dir / "jobs" / "slots"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.gettempdir()) / f"bushpc-slots-{os.getuid()}"  # of this machine, for all runs of a user
+    folder.mkdir(exist_ok=True)
     gpus = cluster.gpus_per_node
+    visible = visible_gpus() if gpus else []
     places = []
     for i in range(local_parallel(cluster)):
-        devices = ",".join(str(i * gpus + k) for k in range(gpus))
+        devices = ",".join(visible[i * gpus : (i + 1) * gpus])
         lock = shlex.quote(str(folder / str(i)))
         places.append(f"{{ exec 9>{lock}; flock -n 9 && export CUDA_VISIBLE_DEVICES={devices}; }}")
     return [f"until {' || '.join(places)}; do sleep 0.5; done"]
@@ -275,28 +277,41 @@ def _job_note(job: submitit.Job[t.Any], cluster: ClusterConfig, submitted: float
 
 
 def _snapshot(run_dir: Path) -> Path:
-    """Copy the package into the run, once per content, so that editing code never changes a queued job."""
-    package = Path(bushpc.__file__).parent
-    files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    listing = "".join(f"{path.relative_to(package)} {sha256_of(path)}\n" for path in files)
+    """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
+    folders = (Path(bushpc.__file__).parent, CONFIG_DIR)
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in files if "__pycache__" not in path.parts]
+    listing = "".join(f"{path.relative_to(ROOT)} {sha256_of(path)}\n" for path in kept)
     target = run_dir / "code" / hashlib.sha256(listing.encode()).hexdigest()[:12]
     if not target.exists():
         aside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copytree(package, aside / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for folder in folders:
+            shutil.copytree(folder, aside / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         aside.rename(target)
     return target
 
 
 def local_parallel(cluster: ClusterConfig) -> int:
     """Cells that fit on this machine side by side: by cores, and by GPUs where cells use them."""
-    if cluster.parallel:
-        return cluster.parallel
-    places = len(os.sched_getaffinity(0)) // (cluster.ranks_per_node * cluster.cpus_per_rank)
-    if cluster.gpus_per_node:
-        import torch
+    by_cores = max(1, len(os.sched_getaffinity(0)) // (cluster.ranks_per_node * cluster.cpus_per_rank))
+    if not cluster.gpus_per_node:
+        return cluster.parallel or by_cores
+    by_gpus = len(visible_gpus()) // cluster.gpus_per_node
+    if by_gpus < max(1, cluster.parallel):
+        raise ConfigError(
+            f"cluster.gpus_per_node={cluster.gpus_per_node} with cluster.parallel={cluster.parallel} needs more GPUs "
+            f"than the {len(visible_gpus())} that this machine shows; use fewer, or cluster.gpus_per_node=0 for the CPU"
+        )
+    return cluster.parallel or min(by_cores, by_gpus)
 
-        places = min(places, torch.cuda.device_count() // cluster.gpus_per_node)
-    return max(1, places)
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _cancel_pending(job_id: str) -> None:

@@ -36,7 +36,8 @@ class WeightFile(t.NamedTuple):
     """A pretrained file that a model loads: staged by `bushpc weights pull`, never fetched by a job.
 
     name: file name below the weights folder, always `.safetensors`.
-    hub_repo, hub_file, revision: where `weights pull` gets it on the Hugging Face hub, at a pinned commit.
+    hub_repo, hub_file, revision: where `weights pull` gets it on the Hugging Face hub; a commit where one
+        is known, else a branch, whose commit of that day the pull records and `weights check` holds to.
     """
 
     name: str

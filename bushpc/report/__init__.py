@@ -6,6 +6,6 @@ Only files are read: no model, no torch, no scheduler. So a report can be writte
 that another machine trained, and again years later.
 """
 
-from bushpc.report.page import ReportResult, build_report, fold_table
+from bushpc.report.page import ReportResult, build_report
 
-__all__ = ["ReportResult", "build_report", "fold_table"]
+__all__ = ["ReportResult", "build_report"]

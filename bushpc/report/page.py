@@ -59,11 +59,6 @@ def build_report(run_dir: Path) -> ReportResult:
     return ReportResult(run_dir / "report" / "index.html", summary, _terminal_table(summary))
 
 
-def fold_table(run_dir: Path) -> rich.console.Group:
-    """The fold table alone, for the terminal; nothing is written. Raises: DataError like `build_report`."""
-    return _terminal_table(summarise(read_run(Path(run_dir))))
-
-
 def _terminal_table(summary: dict[str, t.Any]) -> rich.console.Group:
     return tables.to_rich(content.folds_table(summary, with_paper=False))
 

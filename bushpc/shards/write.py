@@ -31,6 +31,7 @@ from PIL import Image
 
 from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import flush_folder, sha256_of, write_atomically
+from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards import sources
@@ -360,7 +361,6 @@ def _encode(name: str, item: sources.Item) -> _Encoded:
         raise DataError(f"Sample '{item.key}' cannot be read: {type(error).__name__}: {error}") from error
     _check_sample(sample)
     height, width = sample.mask_HW.shape
-    rows, columns = np.nonzero(sample.mask_HW)
     facts = {
         "key": sample.key,
         "patient": sample.patient,
@@ -378,8 +378,8 @@ def _encode(name: str, item: sources.Item) -> _Encoded:
         pixel_mm=sample.pixel_mm,
         height=height,
         width=width,
-        lesion_pixels=len(rows),
-        lesion_length=int(max(np.ptp(rows), np.ptp(columns))) + 1 if len(rows) else 0,
+        lesion_pixels=int(np.count_nonzero(sample.mask_HW)),
+        lesion_length=lesion_length(sample.mask_HW),
         shard="",
         image_offset=0,
         image_bytes=len(image_png),

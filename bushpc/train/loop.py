@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from bushpc import checkpoint
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, training_batches
-from bushpc.dist import World, any_rank, barrier, seed_everything
+from bushpc.dist import World, any_rank, barrier, gather, seed_everything
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
 from bushpc.sample import Batch, Losses
@@ -58,7 +58,11 @@ def train(
         optimizer.load_state_dict(resumed.state["optimizer"])
         start = resumed.step
         tracker.say(f"resumed from {resumed.path.name}")
-    frozen = checkpoint.store_frozen(store, checkpoint.split_state(model)[1]) if world.is_main else None
+    barrier()  # every rank has read what it goes on from
+    frozen = None
+    if world.is_main:
+        checkpoint.forget_after(folder, start)
+        frozen = checkpoint.store_frozen(store, checkpoint.split_state(model)[1])
     engine, optimizer = accelerator.prepare(model, optimizer)
     if resumed and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(resumed.state["scaler"])
@@ -90,7 +94,7 @@ def train(
         finite = _is_finite(losses, norm, accelerator)
         any_broken, any_stop = any_rank(not finite, bool(stop), device=accelerator.device)
         if any_broken:  # on all ranks, before the weights are touched
-            raise TrainingError(_broken_step(losses, norm, batch, step, finite))
+            raise TrainingError(_broken_step(losses, norm, batch, step))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -99,16 +103,16 @@ def train(
         if done % cell.train.log_every == 0 or done == cell.train.iterations:
             terms = {name: float(value) for name, value in losses.terms.items()}
             tracker.train(done, float(losses.total.detach()), terms, lr)
-        if cell.train.validate_every and done % cell.train.validate_every == 0:
-            engine.eval()
-            tracker.validation(done, validate(model))
-            engine.train()
         if any_stop:
             save(done)
             tracker.phase("stopped", done)
             return Stopped(step=done, signal_name=stop.signal_name or "a signal on another rank")
         if done % cell.train.save_every == 0 or done == cell.train.iterations:
             save(done)
+        if cell.train.validate_every and done % cell.train.validate_every == 0:
+            engine.eval()
+            tracker.validation(done, validate(model))
+            engine.train()
     return None
 
 
@@ -119,11 +123,17 @@ def _is_finite(losses: Losses, norm: torch.Tensor | None, accelerator: Accelerat
     return accelerator.scaler is not None or norm is None or math.isfinite(float(norm))
 
 
-def _broken_step(losses: Losses, norm: torch.Tensor | None, batch: Batch, step: int, finite: bool) -> str:
+def _broken_step(losses: Losses, norm: torch.Tensor | None, batch: Batch, step: int) -> str:
+    """What is known of a broken step, the same on all ranks. Called by all of them, as it asks each for its samples.
+
+    Gradients are averaged over ranks, so a broken one is broken everywhere; only the losses tell whose samples it was.
+    """
+    mine_is_finite = math.isfinite(float(losses.total.detach()))
+    keys = gather([] if mine_is_finite else batch.keys)
+    what = "the loss" if keys else "the gradient"
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.terms.items())
-    mine = f"samples {', '.join(batch.keys)} ({terms}, gradient norm {float(norm or 0.0):.4g})"
-    where = "samples of another rank, see its log" if finite else mine
     return (
-        f"the loss or its gradient is not finite at step {step + 1}: {where}. Look at these samples, "
-        "or lower train.lr, or use engine.precision=fp32; the last checkpoint is untouched"
+        f"{what} is not finite at step {step + 1}: samples {', '.join(keys or gather(batch.keys))} ({terms}, gradient "
+        f"norm {float(norm if norm is not None else 0.0):.4g}). Look at these samples, or lower train.lr, or use "
+        "engine.precision=fp32; the last checkpoint is untouched"
     )

@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from bushpc.errors import DataError
-from bushpc.report import build_report, fold_table
+from bushpc.report import build_report
 from bushpc.report.results import METRICS
 
 
@@ -133,7 +133,7 @@ def test_the_oracle_is_labelled_wherever_it_appears(realistic) -> None:
     for path in (realistic.path / "report").glob("*.[ct][se][vx]"):
         texts[path.name] = path.read_text()
     console = rich.console.Console(width=80, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(fold_table(realistic.path))
+    console.print(build_report(realistic.path).fold_table)
     texts["terminal"] = console.export_text()
     assert {name for name, text in texts.items() if "oracle" in text} >= {
         "page",
@@ -278,13 +278,6 @@ def test_provenance_is_enough_to_repeat_the_run(two_sources) -> None:
         assert fact in page.replace("\xa0", " ")
     assert [line["config_hash"] for line in _csv(two_sources, "cells")] == [f"{k:08x}" for k in range(5)]
     assert [float(line["wall_seconds"]) for line in _csv(two_sources, "cells")] == [1234.5] * 5
-
-
-def test_the_fold_table_writes_nothing(two_sources) -> None:
-    console = rich.console.Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(fold_table(two_sources.path))
-    assert "0.3000" in console.export_text()
-    assert not (two_sources.path / "report").exists()
 
 
 def test_the_report_needs_no_torch() -> None:
