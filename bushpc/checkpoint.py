@@ -118,14 +118,17 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
     return Checkpoint(path=path, step=meta["step"], model=model, state=state, meta=meta)
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Delete what lies beyond `step`, the one that a run goes on from: it did not verify.
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename to `unread_step_…` what lies beyond `step`, the one that a run goes on from: it did not verify.
 
-    Retention goes by step number, so a damaged later one would make it delete good earlier ones.
+    Retention goes by step number, so a damaged later one would make it delete good earlier ones. Nothing is deleted:
+    what cannot be read now, because a disk or the frozen parameters are away, may be whole all the same.
     """
     for path in folder.glob("step_*"):
         if path.name > f"step_{step:08d}":
-            shutil.rmtree(path)
+            aside = path.with_name(f"unread_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def retain(folder: Path, keep: int) -> None:

@@ -97,11 +97,21 @@ def test_a_run_that_walked_back_keeps_what_it_writes_next(tmp_path):
         if step > 100:
             (path / "model.safetensors").write_bytes(b"damaged")
     assert newest(tmp_path).step == 100
-    checkpoint.forget_after(tmp_path / "checkpoints", 100)
+    checkpoint.set_aside_after(tmp_path / "checkpoints", 100)
     save(tmp_path, 150, small_model())
     checkpoint.retain(tmp_path / "checkpoints", 2)
     assert newest(tmp_path).step == 150
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000100", "step_00000150"]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_00000100", "step_00000150", "unread_step_00000200", "unread_step_00000300"]
+
+
+def test_checkpoints_that_cannot_be_read_for_a_while_are_not_deleted(tmp_path):
+    save(tmp_path, 100, small_model())
+    (tmp_path / "frozen").rename(tmp_path / "away")
+    assert newest(tmp_path) is None
+    checkpoint.set_aside_after(tmp_path / "checkpoints", 0)
+    (tmp_path / "away").rename(tmp_path / "frozen")
+    assert checkpoint.read(tmp_path / "checkpoints" / "unread_step_00000100", tmp_path / "frozen").step == 100
 
 
 class Evil:

@@ -139,10 +139,10 @@ def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -
         executor.update_parameters(local_setup=[*_detach(run_dir), *slot, *_environment(run_dir, cluster)])
     for name in names:
         (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
-    submission, submitted = uuid.uuid4().hex, time.time()
+    submission, submitted, code = uuid.uuid4().hex, time.time(), _snapshot(run_dir).name
     work = [CellJob(run_dir=str(run_dir), cell=name, submission=submission) for name in names]
     for name, job in zip(names, _submit(executor, work), strict=True):
-        note = _job_note(job, cluster, submitted) | {"code": _snapshot(run_dir).name}
+        note = _job_note(job, cluster, submitted) | {"code": code}
         write_atomically(run_dir / "cells" / name / "job.json", json.dumps(note))
 
 

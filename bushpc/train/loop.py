@@ -61,7 +61,7 @@ def train(
     barrier()  # every rank has read what it goes on from
     frozen = None
     if world.is_main:
-        checkpoint.forget_after(folder, start)
+        checkpoint.set_aside_after(folder, start)
         frozen = checkpoint.store_frozen(store, checkpoint.split_state(model)[1])
     engine, optimizer = accelerator.prepare(model, optimizer)
     if resumed and accelerator.scaler is not None:
