@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import types
 import typing as t
 from dataclasses import dataclass
@@ -29,32 +28,55 @@ if t.TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
+ENGINES = ("ddp", "zero1", "zero2", "zero3")
+# Metrics of a validation, and whether more of it is better.
+METRICS = {"dice": True, "iou": True, "fpr": False, "fnr": False}
 PROMPT_SOURCES = ("first_pass", "oracle", "none")
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
-    *("train.save_every", "train.keep", "train.log_every", "train.validate_every"),
+    *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
+    *("train.validate_every", "engine.recompute", "engine.hang_s", "data.stream"),
+    "resume_changes",
 )
+
+
+# What reading YAML that is not what it should be raises.
+YAML_FAILS = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError)
+MOST_INT = 2**63
+# Characters of a wrong value in a message.
+MOST_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     iterations: int
     batch_size: int
+    accumulate: int
     lr: float
     weight_decay: float
     warmup: int
     grad_clip: float
+    ema: float
     save_every: int
     keep: int
+    keep_every: int
+    keep_best: str | None
     log_every: int
     validate_every: int
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "save_every", "keep", "log_every"):
+        for name in ("iterations", "batch_size", "accumulate", "save_every", "keep", "log_every"):
             _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "1 or more")
-        for name in ("warmup", "grad_clip", "validate_every", "weight_decay"):
+        for name in ("warmup", "grad_clip", "validate_every", "weight_decay", "keep_every"):
             _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)}", "0 or more")
+        _require(0 <= self.ema < 1, f"train.ema={self.ema}", "0 (off) to below 1")
+        if self.keep_best is not None and self.keep_best not in METRICS:
+            raise ConfigError(unknown_name("train.keep_best", self.keep_best, METRICS))
+        if self.keep_best is not None and not self.validate_every:
+            raise ConfigError(
+                f"train.keep_best={self.keep_best} needs validations during training: set train.validate_every"
+            )
         _require(0 < self.lr < math.inf, f"train.lr={self.lr}", "a number above 0")
 
 
@@ -104,20 +126,23 @@ class EvaluateConfig:
 class LoaderConfig:
     workers: int
     cache_dir: str | None
+    cache_gb: float
+    lanes: int
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, f"loader.workers={self.workers}", "0 or more")
-
-    @property
-    def cache(self) -> Path:
-        """The node's cache folder, one per user so that nobody meets another's permissions."""
-        return Path(self.cache_dir) if self.cache_dir else Path(tempfile.gettempdir()) / f"bushpc-cache-{os.getuid()}"
+        _require(self.cache_gb > 0, f"loader.cache_gb={self.cache_gb}", "more than 0")
+        _require(self.lanes >= 1, f"loader.lanes={self.lanes}", "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str
     root: str | None
+    stream: str | None
+
+    def __post_init__(self) -> None:
+        _require(self.stream != "", "data.stream=''", "a URL, a folder with '/' at its end, a pipe: command, or null")
 
     @property
     def folder(self) -> Path:
@@ -127,16 +152,30 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
+    kind: str
     device: str
     precision: str
     deterministic: bool
+    compile: bool
+    channels_last: bool
+    recompute: bool
+    hang_s: float
 
     def __post_init__(self) -> None:
-        for name, valid in (("device", ("cpu", "cuda", "auto")), ("precision", ("fp32", "bf16", "fp16", "auto"))):
+        valid_words = {
+            "kind": ENGINES,
+            "device": ("cpu", "cuda", "auto"),
+            "precision": ("fp32", "bf16", "fp16", "auto"),
+        }
+        for name, valid in valid_words.items():
             if getattr(self, name) not in valid:
                 raise ConfigError(unknown_name(f"engine.{name}", getattr(self, name), valid))
-        if (self.device, self.precision) == ("cpu", "fp16"):
-            raise ConfigError("engine.precision=fp16 needs a GPU: use engine.precision=bf16 or fp32 on the CPU")
+        if self.compile and self.recompute:
+            raise ConfigError(
+                "engine.compile=true with engine.recompute=true: torch.compile cannot trace what is computed again; "
+                "set one of them"
+            )
+        _require(self.hang_s >= 0, f"engine.hang_s={self.hang_s}", "0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +187,8 @@ class ClusterConfig:
     cpus_per_rank: int
     parallel: int
     time_min: int
+    stop_lead_s: int
+    grace_s: float | None
     report_time_min: int
     mem_gb: int | None
     partition: str | None
@@ -159,10 +200,11 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.executor not in ("local", "slurm"):
             raise ConfigError(unknown_name("cluster.executor", self.executor, ("local", "slurm")))
-        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min", "report_time_min"):
+        for name in ("nodes", "ranks_per_node", "cpus_per_rank", "time_min", "stop_lead_s", "report_time_min"):
             _require(getattr(self, name) >= 1, f"cluster.{name}={getattr(self, name)}", "1 or more")
         for name in ("gpus_per_node", "parallel"):
             _require(getattr(self, name) >= 0, f"cluster.{name}={getattr(self, name)}", "0 or more")
+        _require(self.grace_s is None or self.grace_s > 0, f"cluster.grace_s={self.grace_s}", "more than 0, or null")
         if self.executor == "local" and self.nodes > 1:
             raise ConfigError(f"cluster.nodes={self.nodes}: the local executor has one machine; use cluster=slurm")
         if self.gpus_per_node and self.gpus_per_node != self.ranks_per_node:
@@ -184,6 +226,7 @@ class CellConfig:
     name: str | None
     runs_dir: str | None
     weights_dir: str | None
+    resume_changes: tuple[str, ...]
     seed: int
     folds: str
     fold: int | None
@@ -209,11 +252,32 @@ class CellConfig:
         for source in (self.prompts, *self.also_prompts):
             if source not in PROMPT_SOURCES:
                 raise ConfigError(unknown_name("prompt source", source, PROMPT_SOURCES))
-        world = self.cluster.world_size
-        if self.train.batch_size % world:
+        for key in self.resume_changes:
+            if key not in self.settings:
+                raise ConfigError(unknown_name("setting in resume_changes", key, self.settings))
+        if self.engine.recompute and not self.model_class.blocks:
             raise ConfigError(
-                f"train.batch_size={self.train.batch_size} cannot be shared by {world} ranks "
-                f"(cluster.nodes x cluster.ranks_per_node): make it a multiple of {world}"
+                f"engine.recompute=true: {self.model_class.__name__} names no blocks that could be computed again; "
+                "set engine.recompute=false"
+            )
+        shares = self.cluster.world_size * self.train.accumulate
+        if self.train.batch_size % shares:
+            raise ConfigError(
+                f"train.batch_size={self.train.batch_size} cannot be shared by {self.cluster.world_size} ranks "
+                f"(cluster.nodes x cluster.ranks_per_node) in train.accumulate={self.train.accumulate} parts each: "
+                f"make it a multiple of {shares}"
+            )
+        if self.data.stream:
+            self._check_lanes()
+
+    def _check_lanes(self) -> None:
+        """A lane belongs to one rank, and gives equally many samples to every step."""
+        ranks, batch_size, lanes = self.cluster.world_size, self.train.batch_size, self.loader.lanes
+        if lanes % ranks or batch_size % lanes:
+            valid = [str(count) for count in range(ranks, batch_size + 1, ranks) if batch_size % count == 0]
+            raise ConfigError(
+                f"loader.lanes={lanes} with data.stream: the {ranks} rank(s) must divide it and it must divide "
+                f"train.batch_size={batch_size}; here that allows {', '.join(valid)}"
             )
 
     @property
@@ -239,7 +303,15 @@ class CellConfig:
     @property
     def hash(self) -> str:
         """12 hex digits over everything that determines the result."""
-        return hashlib.sha256(json.dumps(_hashed(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def settings(self) -> dict[str, t.Any]:
+        """Every setting that determines the result, as `train.lr` → value."""
+        flat = _flat(self.to_dict())
+        hashed = {k: v for k, v in flat.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
+        # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
+        return hashed | {"loader.lanes": self.loader.lanes if self.data.stream else None}
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
@@ -254,6 +326,8 @@ class CellConfig:
     @classmethod
     def from_dict(cls, content: t.Mapping[str, t.Any]) -> CellConfig:
         """Build and check. Raises: ConfigError for an unknown key, a wrong type or an impossible combination."""
+        if not isinstance(content, t.Mapping) or not isinstance(content.get("model", {}), t.Mapping):
+            raise ConfigError("expected a group of settings, and in it another one named `model`")
         content = dict(content)
         model = dict(content.pop("model", {}))
         model_class = _model_class(model.pop("_target_", None))
@@ -262,8 +336,15 @@ class CellConfig:
 
     @classmethod
     def load(cls, path: Path) -> CellConfig:
-        """Read a frozen `config.yaml`."""
-        return cls.from_dict(yaml.safe_load(path.read_text()))
+        """Read a frozen `config.yaml`. Raises: ConfigError also where it is missing or damaged."""
+        try:
+            content = yaml.safe_load(path.read_text())
+        except YAML_FAILS as error:
+            raise ConfigError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). It was written when the run was submitted: "
+                "move it away and submit again"
+            ) from error
+        return cls.from_dict(content)
 
 
 def compose(overrides: t.Sequence[str]) -> CellConfig:
@@ -293,14 +374,13 @@ def config_names(group: str) -> list[str]:
 
 
 def differences(ours: CellConfig, theirs: CellConfig) -> list[str]:
-    """Hashed settings that differ, one line each: `train.lr: 0.0001 → 0.0003`."""
-    a, b = _hashed(ours), _hashed(theirs)
-    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    """Settings that determine the result and differ, one line each: `train.lr: 0.0001 → 0.0003`.
 
-
-def _hashed(cell: CellConfig) -> dict[str, t.Any]:
-    flat = _flat(cell.to_dict())
-    return {key: value for key, value in flat.items() if key not in NOT_HASHED and key.split(".")[0] not in NOT_HASHED}
+    Those that `theirs.resume_changes` names may differ.
+    """
+    a, b = ours.settings, theirs.settings
+    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in theirs.resume_changes]
+    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in changed]
 
 
 def _group_choice(overrides: t.Sequence[str], group: str) -> str:
@@ -353,7 +433,7 @@ def _resolve(cell: CellConfig) -> CellConfig:
     return dataclasses.replace(
         cell,
         engine=engine,
-        data=dataclasses.replace(cell.data, root=str(cell.data.folder)),
+        data=dataclasses.replace(cell.data, root=str(cell.data.folder), stream=_absolute_stream(cell.data.stream)),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
         loader=dataclasses.replace(cell.loader, cache_dir=_absolute(cell.loader.cache_dir)),
@@ -364,19 +444,29 @@ def _absolute(folder: str | None) -> str | None:
     return folder and str(Path(folder).expanduser().resolve())
 
 
+def _absolute_stream(stream: str | None) -> str | None:
+    """A local prefix of shard names made absolute, as jobs run elsewhere; URLs and commands as they are."""
+    if stream is None or re.match(r"[a-z]+:", stream):
+        return stream
+    return os.path.abspath(os.path.expanduser(stream)) + ("/" if stream.endswith("/") else "")
+
+
 def _model_class(target: t.Any) -> type[Model]:
     if not isinstance(target, str) or not target.startswith("bushpc.models."):
         raise ConfigError(f"model._target_={target}: must name a class below bushpc.models, see configs/model")
     module, _, name = target.rpartition(".")
     try:
-        return t.cast("type[Model]", getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+    if not isinstance(found, type) or not hasattr(found, "Config"):
+        raise ConfigError(f"model._target_={target} is no model, see configs/model")
+    return t.cast("type[Model]", found)
 
 
 def _build_instance(cls: type[t.Any], content: t.Any, prefix: str) -> t.Any:
     if not isinstance(content, t.Mapping):
-        raise ConfigError(f"{prefix[:-1]}={content!r}: expected a group of settings")
+        raise ConfigError(f"{prefix[:-1]}={_shown(content)}: expected a group of settings")
     return cls(**_build(cls, content, prefix))
 
 
@@ -404,19 +494,29 @@ def _coerce(hint: t.Any, value: t.Any, key: str) -> t.Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_coerce(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, t.Mapping):
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return {
+            _coerce(args[0], name, f"{key} (a name)"): _coerce(args[1], item, f"{key}.{name}")
+            for name, item in value.items()
+        }
+    if value != value or (type(value) is int and abs(value) >= MOST_INT):
+        raise ConfigError(f"{key} is not a number, or one too large to count with; allowed: below 2^63")
+    if hint is float and type(value) is int:
         return float(value)
     if hint is str and isinstance(value, str) and not value.isprintable():
         raise ConfigError(
-            f"{key}={value!r}: line breaks and control characters are not allowed, jobs are shell scripts"
+            f"{key}={_shown(value)}: line breaks and control characters are not allowed, jobs are shell scripts"
         )
     if hint in (int, float, str, bool) and type(value) is hint:
         return value
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # `name=2024` is read as a number by yaml
     wanted = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{key}={value!r} is a {type(value).__name__}; allowed: {wanted}")
+    raise ConfigError(f"{key}={_shown(value)} is a {type(value).__name__}; allowed: {wanted}")
+
+
+def _shown(value: t.Any) -> str:
+    """A wrong value for a message. Not the inside of lists: a few lines of YAML can stand for gigabytes of it."""
+    return "…" if isinstance(value, (t.Mapping, list)) else repr(value)[:MOST_SHOWN]
 
 
 def _plain(value: t.Any) -> t.Any:

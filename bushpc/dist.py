@@ -14,16 +14,18 @@ import socket
 import time
 import typing as t
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as torch_dist
 
-from bushpc.errors import TrainingError
+from bushpc.errors import BushpcError, TrainingError
 from bushpc.files import write_atomically
 
 RENDEZVOUS_TIMEOUT_S = 300
+Item = t.TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,33 @@ class World:
     def is_main(self) -> bool:
         """True on the one rank that writes files."""
         return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """The world as what launched this process says, in this order.
+
+        RANK, WORLD_SIZE and LOCAL_RANK, which torchrun, accelerate and deepspeed set; else the tasks of an srun step;
+        else one rank. A batch script is no step: there Slurm sets SLURM_PROCID and SLURM_NTASKS too, for a single
+        process, so that only SLURM_STEP_NUM_TASKS tells. Raises: TrainingError where the variables make no world.
+        """
+        if "RANK" in os.environ:
+            return cls._read("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            return cls._read("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return cls()
+
+    @classmethod
+    def _read(cls, *names: str) -> World:
+        """From three variables: rank, size, local rank."""
+        said = {name: os.environ.get(name, "") for name in names}
+        if all(value.isdecimal() for value in said.values()):
+            rank, size, local_rank = (int(value) for value in said.values())
+            if local_rank <= rank < size:
+                return cls(rank=rank, size=size, local_rank=local_rank)
+        raise TrainingError(
+            f"{', '.join(f'{name}={value!r}' for name, value in said.items())} do not name a rank of a world: "
+            "unset them to train alone, or start with torchrun, accelerate launch, deepspeed or srun, which set them"
+        )
 
 
 def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
@@ -73,11 +102,32 @@ def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
     os.environ.update(MASTER_ADDR=told["address"], MASTER_PORT=str(told["port"]))
 
 
-def any_rank(*flags: bool, device: torch.device) -> tuple[bool, ...]:
+def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> None:
+    """Open the process group at MASTER_ADDR and MASTER_PORT; a second call, or one of a lone rank, does nothing.
+
+    Tensors on GPUs talk through NCCL, tensors on CPUs through gloo: votes then never wait for a GPU's queue.
+    timeout_s: a collective that takes longer fails, 0 leaves it to torch. alone: a lone rank opens a group of one.
+    """
+    if torch_dist.is_initialized() or (world.size == 1 and not alone):
+        return
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    if cuda:
+        torch.cuda.set_device(world.local_rank)
+    in_memory = torch_dist.HashStore  # type: ignore[attr-defined]
+    torch_dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=in_memory() if world.size == 1 else None,  # a group of one needs no port
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s) if timeout_s else None,
+    )
+
+
+def any_rank(*flags: bool) -> tuple[bool, ...]:
     """For each flag: is it true on one rank at least? Every rank must call it, at the same step."""
     if not torch_dist.is_initialized():
         return flags
-    votes = torch.tensor([int(flag) for flag in flags], device=device)
+    votes = torch.tensor([int(flag) for flag in flags])  # on the CPU, so that no GPU has to be waited for
     torch_dist.all_reduce(votes, op=torch_dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
 
@@ -99,6 +149,29 @@ def gather(items: list[t.Any]) -> list[t.Any]:
     parts: list[t.Any] = [None] * torch_dist.get_world_size()
     torch_dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def from_main(item: Item) -> Item:
+    """Rank 0's item, on every rank."""
+    if not torch_dist.is_initialized():
+        return item
+    items = [item]
+    torch_dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+def from_main_or_raise(make: t.Callable[[], Item]) -> Item:
+    """What `make` gives on rank 0, on every rank; a BushpcError that it raises there is raised on all of them."""
+    made: tuple[Item | None, BushpcError | None] = (None, None)
+    if not torch_dist.is_initialized() or torch_dist.get_rank() == 0:
+        try:
+            made = (make(), None)
+        except BushpcError as error:
+            made = (None, error)
+    item, raised = from_main(made)
+    if raised is not None:
+        raise raised
+    return t.cast(Item, item)
 
 
 def barrier() -> None:

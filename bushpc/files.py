@@ -13,15 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bushpc.errors import DataError
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part, even after a crash."""
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:  # a half file would only add to what fills the disk
+        aside.unlink(missing_ok=True)
+        raise
     flush_folder(path.parent)
 
 
@@ -42,11 +48,19 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 
 def read_json(path: Path) -> dict[str, t.Any] | None:
-    """The content of a JSON file, or None where there is none (yet)."""
+    """The object in a JSON file, or None where there is no file (yet). Raises: DataError if it is damaged."""
     try:
-        content: dict[str, t.Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. Restore it, or move it away if it can be made anew"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} holds a {type(content).__name__} where an object is needed. Restore it or move it away"
+        )
     return content
 
 

@@ -53,8 +53,10 @@ class Batch:
     """What a model sees. A model names the fields it uses in `Model.needs`.
 
     keys: B sample keys.
-    image_BCHW: float32 in [0, 1], three channels; models normalise for their own backbone.
-    mask_BKHW: float32, 0 or 1.
+    epochs: B numbers: for which pass over the training part each sample was drawn; 0 at evaluation.
+    image_BCHW: float32 in [0, 1], three channels; models normalise for their own backbone. The loader gives uint8
+        up to 255 instead, a quarter of the bytes: `to` makes it what models get, on their device.
+    mask_BKHW: float32, 0 or 1; from the loader uint8.
     label_B: int64, index into LABELS.
     spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
     attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
@@ -63,6 +65,7 @@ class Batch:
     """
 
     keys: list[str]
+    epochs: list[int]
     image_BCHW: torch.Tensor
     mask_BKHW: torch.Tensor
     label_B: torch.Tensor
@@ -71,13 +74,41 @@ class Batch:
     reprompt: Reprompter | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """The same batch on `device`, as models get it: image and mask in float32."""
         return replace(
             self,
-            image_BCHW=self.image_BCHW.to(device, non_blocking=True),
-            mask_BKHW=self.mask_BKHW.to(device, non_blocking=True),
+            image_BCHW=_as_float(self.image_BCHW.to(device, non_blocking=True), whole=255),
+            mask_BKHW=_as_float(self.mask_BKHW.to(device, non_blocking=True), whole=1),
             label_B=self.label_B.to(device, non_blocking=True),
         )
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` equal parts, in order. The number of samples is a multiple of `parts`."""
+        size, rest = divmod(len(self.keys), parts)
+        assert rest == 0, f"{len(self.keys)} samples in {parts} parts"
+        if parts == 1:
+            return [self]
+        per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B", "spatial_prompts", "attribute_prompts")
+        return [
+            replace(self, **{name: getattr(self, name)[i * size : (i + 1) * size] for name in per_sample})
+            for i in range(parts)
+        ]
+
+    def channels_last(self) -> Batch:
+        """The same batch with its images stored as NHWC."""
+        import torch
+
+        return replace(self, image_BCHW=self.image_BCHW.contiguous(memory_format=torch.channels_last))
+
+
+def _as_float(pixels_BCHW: torch.Tensor, whole: int) -> torch.Tensor:
+    """uint8 from 0 to `whole` as float32 from 0 to 1, in memory as BCHW; what is float already stays as it is."""
+    import torch
+
+    if pixels_BCHW.is_floating_point():
+        return pixels_BCHW
+    floats_BCHW = pixels_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+    return floats_BCHW if whole == 1 else floats_BCHW.div_(whole)
 
 
 class Losses(t.NamedTuple):

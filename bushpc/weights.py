@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from bushpc.config import CONFIG_DIR, compose, config_names
-from bushpc.errors import WeightsError
+from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
 if t.TYPE_CHECKING:  # models import this module
@@ -197,5 +197,5 @@ def _read_lock(folder: Path) -> dict[str, dict[str, t.Any]]:
     path = folder / LOCK
     try:
         return read_json(path) or {}
-    except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON ({error}). Remove it and pull the weights again.") from error
+    except DataError as error:
+        raise WeightsError(f"{error}: remove it and pull the weights again") from error

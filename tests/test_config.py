@@ -24,10 +24,15 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.iterations=0", "allowed is 1 or more"),
         ("prompts=gt", "Valid: first_pass, none, oracle"),
         ("folds=mine", "Valid: frozen, published"),
+        ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
+        ("train.keep_best=dice", "train.keep_best=dice needs validations during training: set train.validate_every"),
+        ("train.keep_best=loss", "unknown train.keep_best 'loss'"),
+        ("train.ema=1", "0 (off) to below 1"),
+        ("resume_changes=[train.lrr]", "unknown setting in resume_changes 'train.lrr'; did you mean 'train.lr'"),
         ("engine.precision=fp8", "Valid: auto, bf16, fp16, fp32"),
         ("train.batch_size=3 cluster.ranks_per_node=2", "make it a multiple of 2"),
         ("cluster.nodes=2", "use cluster=slurm"),
-        ("engine=ddp", "gives a cell no GPU"),
+        ("engine.device=cuda", "gives a cell no GPU"),
         ("just_a_word", "write key=value"),
         ("name=$(touch${IFS}owned)", "cannot be read"),
         ("name=../elsewhere", "a folder name of letters"),
@@ -63,6 +68,11 @@ def test_the_hash_follows_what_is_learnt_and_nothing_else():
     assert compose([*SMALL, "train.lr=3e-4"]).hash != cell.hash
     assert compose([*SMALL, "seed=1"]).hash != cell.hash
     assert compose([*SMALL, "cluster=slurm", "name=other", "runs_dir=elsewhere", "loader.workers=3"]).hash == cell.hash
+
+
+def test_a_change_that_is_allowed_by_name_is_no_difference():
+    changed = compose([*SMALL, "train.iterations=7", "seed=3", "resume_changes=[train.iterations]"])
+    assert differences(compose(SMALL), changed) == ["seed: 0 → 3"]
 
 
 def test_differences_name_each_changed_setting():

@@ -57,7 +57,7 @@ def test_a_network_address_is_preferred_to_loopback(monkeypatch):
 
 
 def test_alone_everything_is_local():
-    assert any_rank(True, False, device=torch.device("cpu")) == (True, False)
+    assert any_rank(True, False) == (True, False)
     assert gather([1, 2]) == [1, 2]
     share_buffers(torch.nn.BatchNorm1d(2))
 
@@ -70,3 +70,51 @@ def test_seeds_depend_on_every_part_and_on_nothing_else():
     torch.rand(5)
     seed_everything(0, "step", 3)
     assert torch.equal(torch.rand(2), first)
+
+
+@pytest.fixture
+def launched_with(monkeypatch):
+    """launched_with(RANK="1", …) → the world that a process with these variables sees, and no other launcher's."""
+
+    def world(**variables: str) -> World:
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_"))]:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return World.from_environment()
+
+    return world
+
+
+SRUN_STEP = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS": "16"}
+# Seen in a batch script of two tasks, outside srun.
+BATCH_SCRIPT = {"SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+def test_the_world_is_the_launchers_then_the_srun_steps_then_one_rank(launched_with):
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert launched_with(**torchrun) == World(rank=3, size=4, local_rank=1)
+    assert launched_with(**SRUN_STEP) == World(rank=9, size=16, local_rank=1)
+    assert launched_with(**SRUN_STEP, **torchrun) == World(rank=3, size=4, local_rank=1), "torchrun inside a step"
+    assert launched_with() == World()
+
+
+def test_a_batch_script_and_a_step_of_one_task_are_one_rank(launched_with):
+    assert launched_with(**BATCH_SCRIPT) == World()
+    assert launched_with(**BATCH_SCRIPT, SLURM_STEP_NUM_TASKS="1") == World()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0"},
+        {"RANK": "two", "WORLD_SIZE": "4", "LOCAL_RANK": "0"},
+        {"RANK": "4", "WORLD_SIZE": "4", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "3"},
+        {"SLURM_STEP_NUM_TASKS": "2"},
+    ],
+    ids=["alone", "no number", "beyond the world", "more local than global", "a step without a task"],
+)
+def test_variables_that_make_no_world_are_refused_by_name(launched_with, variables):
+    with pytest.raises(TrainingError, match=f"{next(iter(variables))}='.*do not name a rank"):
+        launched_with(**variables)

@@ -1,0 +1,215 @@
+"""Where a cell's time went: its attempts → seconds by cause. Trainer, status and report share it; files only, no torch.
+
+    <cell>/attempts.jsonl   a line per start of the cell, once that start has ended
+    <cell>/state.json       the heartbeat; its `attempt` is the start that runs now, or that died last
+
+Every moment from the first submission to the last sign of life has exactly one cause, so causes sum to the wall time.
+What an attempt did after its last sign of life nobody knows: that time counts as waiting for the next attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import typing as t
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# What one attempt can spend its time on; `other` is the loop's own work between the named ones.
+SPENDINGS = ("start", "load", "step", "save", "validate", "evaluate", "other")
+# Cause → how it is called where people read it, in the order in which it is shown.
+CAUSES = {
+    "productive": "training steps",
+    "load": "waiting for data",
+    "save": "waiting for saves",
+    "evaluate": "validation, evaluation",
+    "other": "other",
+    "replay": "steps done again",
+    "lost": "steps lost",
+    "start": "start",
+    "queue": "queue",
+    "requeue": "requeue",
+    "idle": "not submitted",
+}
+# No count and no number of seconds of a real attempt comes near it; a damaged one may be beyond what floats hold.
+MOST = 1e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a cell: a line of attempts.jsonl.
+
+    number: from 0. job, restart: Slurm's job id and restart count, "" and 0 outside of Slurm.
+    submitted, began: when it was asked for and when it began, in seconds since 1970.
+    from_step, step: steps done when it began to train, and at its last sign of life.
+    seconds: by SPENDINGS, all of its time. end: `done` or `stopped`, or "" where nothing was heard of an end.
+    """
+
+    number: int
+    job: str
+    restart: int
+    host: str
+    pid: int
+    ranks: int
+    gpus: int
+    submitted: float
+    began: float
+    from_step: int
+    step: int
+    seconds: dict[str, float]
+    end: str
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from its begin to its last sign of life."""
+        return math.fsum(self.seconds.values())
+
+    @property
+    def last_sign(self) -> float:
+        """When it was last heard of, in seconds since 1970."""
+        return self.began + self.elapsed_s
+
+    def to_json(self) -> str:
+        """Its line, without the line break."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, content: t.Any) -> Attempt | None:
+        """The inverse of `asdict`; None for anything that is not the whole of one."""
+        if not isinstance(content, dict) or content.keys() != _JSON_TYPES.keys():
+            return None
+        if any(type(value) not in _JSON_TYPES[name] for name, value in content.items()):
+            return None
+        seconds = content["seconds"]
+        if seconds.keys() != set(SPENDINGS) or any(type(value) not in _NUMBER for value in seconds.values()):
+            return None
+        attempt = cls(**content)
+        counts = (attempt.number, attempt.ranks, attempt.gpus, attempt.from_step, attempt.step - attempt.from_step)
+        amounts = (attempt.submitted, attempt.began, *seconds.values())
+        return attempt if all(0 <= amount < MOST for amount in (*counts, *amounts)) else None
+
+
+_NUMBER = (int, float)
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("job", "host", "end"), (str,)),
+    **dict.fromkeys(("number", "restart", "pid", "ranks", "gpus", "from_step", "step"), (int,)),
+    **dict.fromkeys(("submitted", "began"), _NUMBER),
+    "seconds": (dict,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """Where the time of a cell went. seconds: by CAUSES, they sum to `wall_s`.
+
+    wall_s: from the first submission to the last sign of life. replayed_steps: done again, as they were after the
+    last checkpoint when an attempt died. gpu_hours: of all attempts, whatever they did with them.
+    """
+
+    attempts: int
+    replayed_steps: int
+    gpu_hours: float
+    seconds: dict[str, float]
+
+    @property
+    def wall_s(self) -> float:
+        return math.fsum(self.seconds.values())
+
+    @property
+    def share(self) -> float | None:
+        """Goodput: productive seconds over all in which the cell was submitted; None before there are any."""
+        asked_for = self.wall_s - self.seconds["idle"]
+        return self.seconds["productive"] / asked_for if asked_for > 0 else None
+
+    def to_dict(self) -> dict[str, t.Any]:
+        """For machines."""
+        return {"share": self.share, "wall_s": self.wall_s, **asdict(self)}
+
+
+def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | None:
+    """Account for the attempts of one cell, in their order; None without any.
+
+    saved: step of the newest checkpoint, for a cell whose last attempt died and which nothing works on now: the steps
+    after it are lost, and become steps done again when it goes on.
+    """
+    if not attempts:
+        return None
+    seconds = dict.fromkeys(CAUSES, 0.0)
+    before, reached, replayed = None, 0, 0
+    for attempt in attempts:
+        for cause, waited in _waits(before, attempt).items():
+            seconds[cause] += waited
+        spent = attempt.seconds
+        again = max(0, min(reached, attempt.step) - attempt.from_step)
+        replay = spent["step"] * again / (attempt.step - attempt.from_step) if again else 0.0
+        seconds["replay"] += replay
+        seconds["productive"] += spent["step"] - replay
+        seconds["evaluate"] += spent["validate"] + spent["evaluate"]
+        for cause in ("start", "load", "save", "other"):
+            seconds[cause] += spent[cause]
+        before, reached, replayed = attempt, max(reached, attempt.step), replayed + again
+    last = attempts[-1]
+    if saved is not None and not last.end and last.step > max(saved, last.from_step):
+        lost = last.seconds["step"] * (last.step - max(saved, last.from_step)) / (last.step - last.from_step)
+        lost = min(lost, seconds["productive"])
+        seconds["lost"] += lost
+        seconds["productive"] -= lost
+    gpu_hours = math.fsum(attempt.elapsed_s * attempt.gpus for attempt in attempts) / 3600
+    return Goodput(attempts=len(attempts), replayed_steps=replayed, gpu_hours=gpu_hours, seconds=seconds)
+
+
+def newest_saved(cell_dir: Path) -> int:
+    """Step of the newest sealed checkpoint, by its name; 0 without one."""
+    steps = (path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*"))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
+    """Seconds between an attempt and the one before it, by cause. Clocks of two nodes may differ: never below 0."""
+    # `bushpc train` notes the submission when it is running already.
+    submitted = min(attempt.submitted, attempt.began)
+    if before is None:
+        return {"queue": attempt.began - submitted}
+    last_sign = before.last_sign
+    # `bushpc train` in a batch job notes a submission at every start, so Slurm's own count is asked, too.
+    same = attempt.submitted == before.submitted or attempt.restart > before.restart
+    if same and attempt.job == before.job:
+        return {"requeue": max(0.0, attempt.began - last_sign)}
+    return {"idle": max(0.0, submitted - last_sign), "queue": max(0.0, attempt.began - max(submitted, last_sign))}
+
+
+def read_attempts(cell_dir: Path, state: t.Mapping[str, t.Any] | None = None) -> list[Attempt]:
+    """All attempts of a cell, by number, the running one last; lines that cannot be read are passed over.
+
+    state: the content of its state.json, where the caller has it already.
+    """
+    by_number: dict[int, Attempt] = {}
+    for line in _lines(cell_dir / "attempts.jsonl"):
+        attempt = Attempt.parse(_json(line))
+        if attempt:
+            by_number.setdefault(attempt.number, attempt)
+    running = Attempt.parse((read_note(cell_dir / "state.json") if state is None else state).get("attempt"))
+    if running:
+        by_number.setdefault(running.number, running)
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def read_note(path: Path) -> dict[str, t.Any]:
+    """The object in a JSON file that a run may do without: empty where the file is missing or damaged."""
+    content = _json("\n".join(_lines(path)))
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+
+
+def _json(text: str) -> t.Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
