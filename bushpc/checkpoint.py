@@ -1,21 +1,32 @@
 """Sealed checkpoints: whole and verified, or not there. Written by the trainer, read by resume and evaluation.
 
 <cell>/checkpoints/step_00000300/
-  model.safetensors     trained parameters and buffers
-  state.pt              optimizer, scheduler and scaler state (plain tensors and numbers, weights_only)
-  meta.json             step, config hash, versions, what else is needed
-  seal.json             SHA-256 of the three, written last; the folder is renamed into place after that
+  model.safetensors      trained parameters and buffers
+  optimizer.safetensors  the optimizer's tensors, <key>/<parameter>
+  ema.safetensors        averaged parameters, where train.ema is on
+  meta.json              step, settings, loss scale, what was measured, what else is needed
+  seal.json              SHA-256 of the others, written last; the folder is renamed into place after that
+<cell>/checkpoints/unread_step_…    did not verify when a run went on from an earlier one; kept for a human to look at
 <run>/frozen/<sha256>.safetensors   parameters that no step changes, stored once for all cells of a run
+
+Tensors are whole, whatever engine and number of ranks wrote them, so any other can go on from them. Random numbers
+and the loader's position are functions of the step (bushpc.dist, bushpc.data.loader), so the step stands for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
-import pickle
+import re
 import shutil
+import socket
+import threading
+import time
 import typing as t
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,98 +35,168 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
+from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
 from bushpc.files import flush_file, flush_folder, sha256_of, write_atomically
 
-SEAL = "seal.json"
-# What json, safetensors and torch raise on files that are not what they should be.
+SEAL, META = "seal.json", "meta.json"
+NAME = re.compile(r"step_(\d{8,})")
+# What json and safetensors raise on files that are not what they should be.
 READING_FAILS = (
-    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(SafetensorError, pickle.UnpicklingError),
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
+    SafetensorError,
 )
+
+# Part of a checkpoint (model, optimizer, ema) → tensor name → tensor.
+Parts = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified checkpoint in memory; tensors are on the CPU."""
+    """A verified checkpoint in memory; tensors are on the CPU. `parts["model"]` holds the frozen parameters too."""
 
     path: Path
     step: int
-    model: dict[str, torch.Tensor]
-    state: dict[str, t.Any]
+    parts: Parts
     meta: dict[str, t.Any]
 
 
-def split_state(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(trained, frozen) tensors of a model: frozen are the parameters with requires_grad off."""
-    frozen_names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    trained: dict[str, torch.Tensor] = {}
-    frozen: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        (frozen if name in frozen_names else trained)[name] = tensor.detach().cpu().contiguous()
-    return trained, frozen
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept besides the newest `keep`: every step that `every` divides (0: none), and the best by `best`.
+
+    best: metric of a validation at that step, with `more` = more of it is better; None keeps none.
+    """
+
+    keep: int
+    every: int = 0
+    best: str | None = None
+    more: bool = True
+
+
+def frozen_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters with requires_grad off, on the CPU."""
+    named = model.named_parameters()
+    return {name: p.detach().cpu().contiguous() for name, p in named if not p.requires_grad}
 
 
 def store_frozen(store: Path, frozen: dict[str, torch.Tensor]) -> str | None:
-    """Put frozen parameters into the run's store, once for equal content; returns their SHA-256 (None if empty)."""
+    """Put frozen parameters into the run's store, once for equal content; returns their SHA-256 (None if empty).
+
+    A stored file that is damaged is replaced. Raises: ResumeError where they cannot be written.
+    """
     if not frozen:
         return None
     content = save(frozen)
     sha256 = hashlib.sha256(content).hexdigest()
     target = store / f"{sha256}.safetensors"
-    if not target.exists() or sha256_of(target) != sha256:
-        store.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content)
+    if not _is_stored(target, sha256):
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, content)
+        except OSError as error:
+            # Another cell that stored the same in the meantime took what we had written so far for a leftover.
+            if not _is_stored(target, sha256):
+                raise ResumeError(
+                    f"the frozen parameters could not be written to {store} ({error}). Mend that, or make room there, "
+                    "and run the same command again"
+                ) from error
+    for leftover in store.glob(f".{target.name}.*"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
     return sha256
 
 
 def write(
-    folder: Path, step: int, model: dict[str, torch.Tensor], state: dict[str, t.Any], meta: dict[str, t.Any]
+    folder: Path, step: int, parts: Parts, meta: Mapping[str, t.Any], still_ours: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write checkpoint `step` below `folder` and seal it. An equal step that is already sealed is replaced."""
+    """Write checkpoint `step` below `folder` and seal it; one of this step that is whole already is left as it is.
+
+    still_ours: asked when all is written and only the rename is left; what it raises leaves nothing behind.
+    Raises: OSError, for example of a full disk; what was written of it is deleted then, and nothing else touched.
+    """
     target = folder / f"step_{step:08d}"
-    aside = folder / f".{target.name}.{os.getpid()}"
+    if os.path.lexists(target) and _is_whole(target):
+        return target
+    # With the host: processes in containers on two nodes have the same ids more often than not.
+    aside = folder / f".{target.name}.{socket.gethostname()}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(model, aside / "model.safetensors")
-    torch.save(state, aside / "state.pt")
-    (aside / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=1))
-    hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
-    for path in aside.iterdir():
-        flush_file(path)
-    write_atomically(aside / SEAL, json.dumps(hashes, indent=1))
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
+    try:
+        (aside / META).write_text(json.dumps({"step": step, "parts": list(parts), **meta}, indent=1))
+        for part, tensors in parts.items():
+            path = aside / f"{part}.safetensors"
+            save_file(tensors, path)
+            shutil.copymode(aside / META, path)  # safetensors' own leaves out the group, whatever the umask
+        hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
+        for name in hashes:
+            flush_file(aside / name)
+        write_atomically(aside / SEAL, json.dumps(hashes, indent=1))
+        still_ours()
+        if os.path.lexists(target):
+            _set_aside(target)
+        aside.rename(target)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # which is how safetensors reports a full disk
+            raise OSError(f"{aside} could not be written: {error}") from error
+        raise
     flush_folder(folder)
     return target
 
 
-def newest(folder: Path, frozen_store: Path, log: t.Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest checkpoint that verifies, walking back over damaged ones and naming each; None if there is none."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+def newest(folder: Path, frozen_store: Path, log: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest checkpoint that every rank can read whole, walking back over others and saying why; None without any.
+
+    Collective. Raises: ResumeError where `folder` cannot be listed: to begin anew would be wrong.
+    """
+    for step in from_main_or_raise(lambda: steps(folder)[::-1]):
+        found, why = None, []
         try:
-            return read(path, frozen_store)
+            found = read(folder / f"step_{step:08d}", frozen_store)
         except ResumeError as error:
-            log(f"{error}; trying the one before")
+            why = [str(error)]
+        anywhere = gather(why)
+        for reason in dict.fromkeys(anywhere):
+            log(f"{reason}; trying the one before")
+        if not anywhere:
+            return found
     return None
 
 
 def read(path: Path, frozen_store: Path) -> Checkpoint:
     """Verify and load one checkpoint. Raises: ResumeError saying which file is damaged."""
+    sealed = verify(path)
     try:
-        hashes = json.loads((path / SEAL).read_text())
-        damaged = [name for name, sha256 in hashes.items() if sha256_of(path / name) != sha256]
-        if damaged:
-            raise ResumeError(f"checkpoint {path} is damaged: {', '.join(damaged)} changed since it was sealed")
-        meta = json.loads((path / "meta.json").read_text())
-        model = load_file(path / "model.safetensors")
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        meta = _read_json(path / META)
+        step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}
+        if f"step_{step:08d}" not in path.name:
+            raise ResumeError(f"checkpoint {path} is of step {step}, which is not what its name says")
+        if unsealed := sorted(set(files.values()) - sealed):
+            raise ResumeError(f"checkpoint {path} is damaged: {', '.join(unsealed)} are not under its seal")
+        parts = {part: load_file(path / file) for part, file in files.items()}
         if meta["frozen"]:
-            model |= _read_frozen(frozen_store / f"{meta['frozen']}.safetensors", meta["frozen"])
+            parts["model"] |= _read_frozen(frozen_store / f"{meta['frozen']}.safetensors", meta["frozen"])
+        return Checkpoint(path=path, step=step, parts=parts, meta=meta)
     except READING_FAILS as error:
         raise ResumeError(f"checkpoint {path} is not whole: {type(error).__name__}: {error}") from error
-    return Checkpoint(path=path, step=meta["step"], model=model, state=state, meta=meta)
+
+
+def verify(path: Path) -> set[str]:
+    """Hold every file of a checkpoint against its seal; returns their names.
+
+    Raises: ResumeError naming the files that changed.
+    """
+    try:
+        hashes = _read_json(path / SEAL)
+        damaged = [name for name, sha256 in hashes.items() if not _is_sealed(path, name, sha256)]
+    except READING_FAILS as error:
+        raise ResumeError(f"checkpoint {path} is not whole: {type(error).__name__}: {error}") from error
+    if damaged:
+        raise ResumeError(f"checkpoint {path} is damaged: {', '.join(damaged)} changed since it was sealed")
+    if META not in hashes:
+        raise ResumeError(f"checkpoint {path} is damaged: its {SEAL} does not name {META}")
+    return set(hashes)
 
 
 def set_aside_after(folder: Path, step: int) -> None:
@@ -123,24 +204,246 @@ def set_aside_after(folder: Path, step: int) -> None:
 
     Retention goes by step number, so a damaged later one would make it delete good earlier ones. Nothing is deleted:
     what cannot be read now, because a disk or the frozen parameters are away, may be whole all the same.
+    Raises: ResumeError where that is not possible.
     """
-    for path in folder.glob("step_*"):
-        if path.name > f"step_{step:08d}":
-            aside = path.with_name(f"unread_{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+    try:
+        for later, path in _paths(folder).items():
+            if later > step:
+                _set_aside(path)
+    except OSError as error:
+        raise ResumeError(f"checkpoints after step {step} in {folder} cannot be set aside: {error}") from error
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and what killed writers left. Call it after a sealed write."""
-    for path in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(path)
+def retain(folder: Path, rule: Retention, log: Callable[[str], None] = print) -> None:
+    """Delete what `rule` does not keep, and what killed writers left. Call it after a sealed write.
+
+    Nothing is deleted unless the newest one verifies: the last good checkpoint outlives a disk that lies.
+    Raises: OSError for what cannot be deleted; that no longer counts as a checkpoint, and the next call tries again.
+    """
+    for path in _surplus(folder, rule, log):
+        # Under another name first: a kill in between must not leave half of one that looks sealed.
+        path.rename(path.with_name(f".{path.name}.deleted"))
+    errors = []
     for path in folder.glob(".step_*"):
-        if path.suffix != f".{os.getpid()}":
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            _delete(path)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of all sealed checkpoints, rising; by their names alone, nothing is verified.
+
+    Raises: ResumeError where `folder` cannot be listed.
+    """
+    try:
+        return list(_paths(folder))
+    except OSError as error:
+        raise ResumeError(f"whether there are checkpoints in {folder} cannot be found out: {error}") from error
+
+
+class Saver:
+    """Writes checkpoints in the background on the main rank: the loop waits only for the copy out of the device.
+
+    A failed write (a full disk) is said, keeps every older checkpoint, and is tried again at the next save; only
+    `finish` insists.
+
+    Context manager: a write under way ends before it closes, also when the training failed; that loses nothing.
+
+    folder: the cell's checkpoints. rule: what is kept. still_ours: raises if this process may no longer write here.
+    written_s: seconds of each write so far.
+    """
+
+    def __init__(
+        self, folder: Path, rule: Retention, still_ours: Callable[[], None], log: Callable[[str], None] = print
+    ) -> None:
+        self.folder, self.rule, self.still_ours, self.log = folder, rule, still_ours, log
+        self.written_s: list[float] = []
+        self._staged: Parts = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._wait()
+
+    def save(self, step: int, tensors: Iterable[tuple[str, str, torch.Tensor]], meta: Mapping[str, t.Any]) -> None:
+        """Copy (part, name, tensor) triples to the host and start writing them; waits for the save before, if need be.
+
+        Raises: what `still_ours` raised in the background since the last call.
+        """
+        self._wait()
+        if self._error is not None and not isinstance(self._error, OSError):
+            raise self._error
+        self._error = None
+        parts = self._copy_out(tensors)
+        self._thread = threading.Thread(target=self._write, args=(step, parts, dict(meta)), name="save", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until the last save is on the disk. Raises: ResumeError if it is not there."""
+        self._wait()
+        if self._error is not None:
+            error, self._error = self._error, None
+            if not isinstance(error, OSError):
+                raise error
+            there = _newest_whole(self.folder)
+            raise ResumeError(
+                f"the last checkpoint could not be written to {self.folder} ({error}); "
+                + ("" if there is None else f"step {there} is whole and is what a restart goes on from. ")
+                + "Make room there and run the same command again"
+            ) from error
+
+    def _copy_out(self, tensors: Iterable[tuple[str, str, torch.Tensor]]) -> Parts:
+        # The same host memory for every save: fresh memory costs a page fault per 4 KiB, more than the copy itself.
+        parts: Parts = {}
+        on_gpu = False
+        for part, name, tensor in tensors:
+            staged = self._staged.setdefault(part, {})
+            if name not in staged:
+                staged[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            on_gpu = on_gpu or tensor.is_cuda
+            staged[name].copy_(tensor.detach(), non_blocking=True)
+            parts.setdefault(part, {})[name] = staged[name]
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return parts
+
+    def _write(self, step: int, parts: Parts, meta: dict[str, t.Any]) -> None:
+        began = time.monotonic()
+        try:
+            self.still_ours()
+            write(self.folder, step, parts, meta, self.still_ours)
+        except OSError as error:
+            self._error = error
+            there = _newest_whole(self.folder)
+            self.log(
+                f"checkpoint of step {step} could not be written: {error}; "
+                + ("" if there is None else f"step {there} stays, ")
+                + "the next save tries again: make room"
+            )
+        except BaseException as error:  # raised in the loop, which is where it can end the run
+            self._error = error
+        else:
+            self._retain()
+        self.written_s.append(time.monotonic() - began)
+
+    def _retain(self) -> None:
+        try:
+            self.still_ours()
+            retain(self.folder, self.rule, self.log)
+        except OSError as error:  # the new one is sealed all the same
+            self.log(f"older checkpoints in {self.folder} could not be deleted: {error}; the next save tries again")
+        except BaseException as error:
+            self._error = error
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _paths(folder: Path) -> dict[int, Path]:
+    """Step → path, rising. What a user keeps beside them, a copy say, has another name and is left alone."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return {}
+    found = {int(match[1]): folder / name for name in names if (match := NAME.fullmatch(name))}
+    return dict(sorted(found.items()))
+
+
+def _surplus(folder: Path, rule: Retention, log: Callable[[str], None]) -> list[Path]:
+    paths = _paths(folder)
+    kept = _kept(paths, rule)
+    if len(paths) == len(kept):
+        return []
+    try:
+        verify(paths[max(paths)])
+    except ResumeError as error:
+        log(f"{error}; it is the newest, so no older one is deleted")
+        return []
+    return [path for step, path in paths.items() if step not in kept]
+
+
+def _kept(paths: dict[int, Path], rule: Retention) -> set[int]:
+    """The steps of `paths`, rising, that `rule` keeps."""
+    kept = set(list(paths)[-rule.keep :])
+    if rule.every:
+        kept |= {step for step in paths if step % rule.every == 0}
+    if rule.best and len(paths) > len(kept):
+        scores = {step: score for step, path in paths.items() if (score := _validation(path, rule.best)) is not None}
+        if scores:
+            kept.add((max if rule.more else min)(scores, key=lambda step: scores[step]))
+    return kept
+
+
+def _validation(path: Path, metric: str) -> float | None:
+    """What a checkpoint's validation measured; None without one, and where it is no number."""
+    try:
+        value = float(_read_json(path / META)["validation"][metric])
+    except READING_FAILS:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _newest_whole(folder: Path) -> int | None:
+    try:
+        return next((step for step, path in reversed(_paths(folder).items()) if _is_whole(path)), None)
+    except OSError:
+        return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except ResumeError:
+        return False
+    return True
+
+
+def _is_sealed(path: Path, name: str, sha256: str) -> bool:
+    """Whether a file in the folder itself, and not elsewhere, has this content."""
+    return (path / name).parent == path and _has_content(path / name, sha256)
+
+
+def _has_content(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
+
+
+def _read_json(path: Path) -> t.Any:
+    if path.exists() and not path.is_file():  # a device or a pipe has no end
+        raise OSError(f"{path} is no file")
+    return json.loads(path.read_text())
+
+
+def _set_aside(path: Path) -> None:
+    aside, count = path.with_name(f"unread_{path.name}"), 1
+    while os.path.lexists(aside):
+        count += 1
+        aside = path.with_name(f"unread_{path.name}.{count}")
+    path.rename(aside)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _is_stored(path: Path, sha256: str) -> bool:
+    try:
+        return _has_content(path, sha256)
+    except OSError:  # cannot be read: to be written again
+        return False
 
 
 def _read_frozen(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    if sha256_of(path) != sha256:
-        raise ResumeError(f"frozen parameters {path} changed since they were stored")
+    if not _has_content(path, sha256):
+        raise OSError(f"frozen parameters {path} are missing, or changed since they were stored")
     return load_file(path)
