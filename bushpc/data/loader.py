@@ -7,29 +7,32 @@ the position of a run is one number: its step.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import shutil
+import ctypes
+import functools
+import os
+import signal
+import threading
 import typing as t
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bushpc.config import AugmentConfig, CellConfig, LoaderConfig
+from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
+from bushpc.data.cache import Cache, open_cache
 from bushpc.data.prompts import NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
-from bushpc.errors import DataError
 from bushpc.sample import LABELS, Batch, Reprompter
-from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
+from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds
 
-# Part of the cache's name: raise it when `resize` or `_decode` makes other pixels.
-DECODE_VERSION = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What Slurm and users send to whole jobs (bushpc.train.preempt): the training process alone decides what it means.
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,88 +74,127 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def global_batch(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, sample index) pairs of all ranks at this step, in order."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [(p // self.samples, int(self._order(p // self.samples)[p % self.samples])) for p in positions]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(keyed_seed(self.seed, "order", epoch)).permutation(self.samples)
+        whole = [divmod(p, self.samples) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
+        return [(epoch, _order(self.samples, self.seed, epoch)[place]) for epoch, place in whole]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Decoded images (N, S, S, 3) and masks (N, S, S), uint8, and the row of each key."""
-
-    images_NHWC: np.ndarray
-    masks_NHW: np.ndarray
-    rows: dict[str, int]
+@functools.lru_cache(maxsize=8)  # a batch larger than the training part spans several epochs
+def _order(samples: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = np.random.default_rng(keyed_seed(seed, "order", epoch)).permutation(samples).tolist()
+    return order
 
 
-class Samples(Dataset[dict[str, t.Any]]):
-    """Samples of some records from the cache; items are asked for as (epoch, index)."""
+class Preparation:
+    """Decoded pixels → Batch. Augmentation and prompts depend on (seed, epoch, sample), on nothing else.
+
+    augment: None leaves the pixels as they are. spatial: whether there are spatial prompts; "" otherwise.
+    spatial_dropout: share of samples without one all the same.
+    """
 
     def __init__(
         self,
-        records: list[Record],
-        cache: Cache,
         bins: SizeBins,
         *,
         augment: Augment | None = None,
         seed: int = 0,
+        spatial: bool = True,
         spatial_dropout: float = 0.0,
     ) -> None:
-        self.records, self.cache, self.bins = records, cache, bins
-        self.augment, self.seed, self.spatial_dropout = augment, seed, spatial_dropout
+        self.bins, self.augment, self.seed = bins, augment, seed
+        self.spatial, self.spatial_dropout = spatial, spatial_dropout
+        # What every epoch would find again: attribute prompts, and the spatial prompts of masks as they are.
+        self._attribute_prompts: dict[str, str] = {}
+        self._spatial_prompts: dict[str, str] = {}
+
+    def __call__(
+        self, epochs: list[int], records: Sequence[Record], image_BSSC: np.ndarray, mask_BSS: np.ndarray
+    ) -> Batch:
+        """image_BSSC, mask_BSS: uint8, as the cache has them; the batch keeps them if nothing changes them."""
+        image_BCHW, mask_BKHW = torch.from_numpy(image_BSSC).permute(0, 3, 1, 2), torch.from_numpy(mask_BSS)[:, None]
+        if self.augment:
+            changed = [
+                self.augment(image_CHW.contiguous(), mask_1HW, (self.seed, "augment", epoch, record.key))
+                for epoch, record, image_CHW, mask_1HW in zip(epochs, records, image_BCHW, mask_BKHW, strict=True)
+            ]
+            image_BCHW = torch.stack([image_CHW for image_CHW, _ in changed])
+            mask_BKHW = torch.stack([mask_1HW for _, mask_1HW in changed])
+        spatial_prompts = [NO_PROMPT] * len(records)
+        if self.spatial:
+            masks = mask_BKHW[:, 0].numpy()
+            spatial_prompts = [self._spatial(*sample) for sample in zip(epochs, records, masks, strict=True)]
+        return Batch(
+            keys=[record.key for record in records],
+            epochs=epochs,
+            image_BCHW=image_BCHW,
+            mask_BKHW=mask_BKHW,
+            label_B=torch.from_numpy(np.array([LABELS.index(record.label) for record in records])),
+            spatial_prompts=spatial_prompts,
+            attribute_prompts=[self._attribute(record) for record in records],
+        )
+
+    def _spatial(self, epoch: int, record: Record, mask_HW: np.ndarray) -> str:
+        if self.spatial_dropout:
+            draw = np.random.default_rng(keyed_seed(self.seed, "spatial_dropout", epoch, record.key)).random()
+            if draw < self.spatial_dropout:
+                return NO_PROMPT
+        if self.augment:  # the lesion is where it is now: a flip moves it to another quadrant
+            return spatial_prompt(mask_HW > 0, self.bins)
+        if record.key not in self._spatial_prompts:
+            self._spatial_prompts[record.key] = spatial_prompt(mask_HW > 0, self.bins)
+        return self._spatial_prompts[record.key]
+
+    def _attribute(self, record: Record) -> str:
+        if record.key not in self._attribute_prompts:
+            self._attribute_prompts[record.key] = attribute_prompt(record.attributes)
+        return self._attribute_prompts[record.key]
+
+
+class Samples(Dataset[Batch]):
+    """Batches of some records from the cache; each is asked for as the (epoch, index) pairs of its samples."""
+
+    def __init__(self, records: list[Record], cache: Cache, prepare: Preparation) -> None:
+        self.records, self.cache, self.prepare = records, cache, prepare
+        self.rows = np.array([cache.rows[record.key] for record in records], dtype=np.intp)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, position: tuple[int, int]) -> dict[str, t.Any]:
-        epoch, index = position
-        record = self.records[index]
-        row = self.cache.rows[record.key]
-        image_CHW = torch.from_numpy(self.cache.images_NHWC[row].transpose(2, 0, 1).copy())
-        mask_1HW = torch.from_numpy(self.cache.masks_NHW[row][None].copy())
-        if self.augment:
-            image_CHW, mask_1HW = self.augment(image_CHW, mask_1HW, (self.seed, "augment", epoch, record.key))
-        # The lesion is where it is after the augmentation: a flip moves it to another quadrant.
-        spatial = spatial_prompt(mask_1HW[0].numpy() > 0, self.bins)
-        if self.spatial_dropout:
-            draw = np.random.default_rng(keyed_seed(self.seed, "spatial_dropout", epoch, record.key)).random()
-            spatial = NO_PROMPT if draw < self.spatial_dropout else spatial
-        return {
-            "key": record.key,
-            "image_CHW": image_CHW,
-            "mask_1HW": mask_1HW,
-            "label": LABELS.index(record.label),
-            "spatial_prompt": spatial,
-            "attribute_prompt": attribute_prompt(record.attributes),
-        }
+    def __getitem__(self, positions: list[tuple[int, int]]) -> Batch:
+        rows = self.rows[[index for _, index in positions]]
+        return self.prepare(
+            [epoch for epoch, _ in positions],
+            [self.records[index] for _, index in positions],
+            self.cache.images_NSSC[rows],
+            self.cache.masks_NSS[rows],
+        )
 
 
-def collate(items: list[dict[str, t.Any]]) -> Batch:
-    """Stack items into a Batch; uint8 becomes float here, so that workers hand over a quarter of the bytes."""
-    return Batch(
-        keys=[item["key"] for item in items],
-        image_BCHW=torch.stack([item["image_CHW"] for item in items]).float() / 255,
-        mask_BKHW=torch.stack([item["mask_1HW"] for item in items]).float(),
-        label_B=torch.tensor([item["label"] for item in items]),
-        spatial_prompts=[item["spatial_prompt"] for item in items],
-        attribute_prompts=[item["attribute_prompt"] for item in items],
-    )
+def training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Generator[Batch, None, None]:
+    """This rank's share of the global batches from step `start` to the end of training. Closing it ends its workers."""
+    if cell.data.stream:
+        from bushpc.data import stream  # which builds on this module
+
+        yield from stream.training_batches(cell, data, world, start)
+        return
+    prepare = training_preparation(cell, data)
+    samples = Samples(data.train, open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader), prepare)
+    sampler = StepSampler(len(samples), cell.train.batch_size, cell.seed, world, start, cell.train.iterations)
+    if prepare.augment and cell.loader.workers:
+        yield from in_workers(samples, cell.loader.workers, sampler)
+    else:
+        yield from map(samples.__getitem__, sampler)  # a plain copy is faster than what it takes to hand it over
 
 
-def training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Iterator[Batch]:
-    """This rank's share of the global batches from step `start` to the end of training."""
-    samples = Samples(
-        data.train,
-        open_cache(data, cell.model.image_size, cell.loader),
+def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
+    """What training does to decoded pixels. A spatial prompt costs a draw, so none is made that no model reads."""
+    augment = Augment(cell.augment)
+    return Preparation(
         data.bins,
-        augment=_augment(cell.augment),
+        augment=augment if augment.transform else None,
         seed=cell.seed,
+        spatial="spatial_prompts" in cell.model_class.needs(cell.model),
         spatial_dropout=cell.prompting.spatial_dropout,
     )
-    sampler = StepSampler(len(samples), cell.train.batch_size, cell.seed, world, start, cell.train.iterations)
-    return iter(DataLoader(samples, batch_sampler=sampler, num_workers=cell.loader.workers, collate_fn=collate))
 
 
 def validation_batches(
@@ -163,80 +205,54 @@ def validation_batches(
     Only `oracle` looks at the mask for its prompt; `first_pass` hands the model a reprompter instead.
     """
     part = data.validation if records is None else records
-    samples = Samples(part, open_cache(data, cell.model.image_size, cell.loader), data.bins)
     reprompt: Reprompter | None = None
     if prompts == "first_pass":
         reprompt = FirstPass(bins=data.bins, tau=cell.prompting.tau)
+    if cell.data.stream:
+        from bushpc.data import stream  # which builds on this module
+
+        batches = stream.validation_batches(cell, data, world, part)
+    else:
+        batches = _cached_validation_batches(cell, data, world, part)
+    for batch in batches:
+        if prompts != "oracle":
+            batch = replace(batch, spatial_prompts=[NO_PROMPT] * len(batch.keys))
+        yield replace(batch, reprompt=reprompt)
+
+
+def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
+    """What `batches` gives, made by `workers` processes; they end with this one, however it ends.
+
+    Slurm sends its stop signals to every process of a step. Workers ignore them, as the training process saves first
+    and needs its batches until then; torch's own handler would end them, and the training process with them.
+    """
+    start = functools.partial(_start_worker, os.getpid())
+    loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)  # workers are born with them blocked
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(parent: int, worker: int) -> None:
+    # The kernel does so when the thread that started us ends: a DataLoader is to be iterated in a thread that lasts.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we could ask for that
+        os._exit(1)
+    threading.Thread(target=_leave_at_parents_word, args=(parent,), daemon=True).start()
+
+
+def _leave_at_parents_word(parent: int) -> None:
+    """multiprocessing ends a worker that is left over with TERM; only waiting for a signal tells who sent it."""
+    while signal.sigwaitinfo(JOB_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
+    cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
+    samples = Samples(part, cache, Preparation(data.bins))
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):
-        items = [samples[0, index] for index in mine[first : first + cell.evaluate.batch_size]]
-        if prompts != "oracle":
-            items = [item | {"spatial_prompt": NO_PROMPT} for item in items]
-        batch = collate(items)
-        yield Batch(**{**vars(batch), "reprompt": reprompt})
-
-
-def open_cache(data: FoldData, image_size: int, loader: LoaderConfig) -> Cache:
-    """Every lesion of the dataset, decoded and resized once per node and memory-mapped.
-
-    All ranks, workers and cells of a node share the pages. The first one decodes under a lock while the others
-    wait; the folder is renamed into place when it is whole. Its name holds the content's hash, so a repacked
-    dataset never meets an old cache.
-    """
-    records = data.manifest.lesions
-    name = hashlib.sha256(f"{DECODE_VERSION}|{data.manifest.hash}|{image_size}".encode()).hexdigest()[:24]
-    loader.cache.mkdir(parents=True, exist_ok=True)
-    target = loader.cache / name
-    with (loader.cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Not by the folder's name alone: cleaners of temporary files take the files and leave the folder.
-        if not all((target / file).exists() for file in ("images.npy", "masks.npy")):
-            aside = loader.cache / f".{name}"
-            for leftover in (aside, target):
-                shutil.rmtree(leftover, ignore_errors=True)
-            aside.mkdir()
-            _decode(data.folder, records, image_size, aside)
-            aside.rename(target)
-    return Cache(
-        images_NHWC=np.load(target / "images.npy", mmap_mode="r"),
-        masks_NHW=np.load(target / "masks.npy", mmap_mode="r"),
-        rows={record.key: row for row, record in enumerate(records)},
-    )
-
-
-def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, aspect not kept (paper 2.2)."""
-    image = _resized(torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None].float(), image_size, "bilinear")
-    mask = _resized(torch.from_numpy(mask_HW.copy())[None, None].float(), image_size, "nearest-exact")
-    image_SSC = image[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return image_SSC, mask[0, 0].byte().numpy()
-
-
-def _resized(pixels_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    antialias = mode == "bilinear"
-    return torch.nn.functional.interpolate(pixels_BCHW, (size, size), mode=mode, antialias=antialias)
-
-
-def _decode(folder: Path, records: list[Record], size: int, into: Path) -> None:
-    shape = (len(records), size, size)
-    images = np.lib.format.open_memmap(into / "images.npy", "w+", np.uint8, (*shape, 3))
-    masks = np.lib.format.open_memmap(into / "masks.npy", "w+", np.uint8, shape)
-    for i, record in enumerate(records):
-        image_HWC, mask_HW = read_image(folder, record), read_mask(folder, record)
-        if image_HWC.shape[:2] != mask_HW.shape:
-            raise DataError(
-                f"{folder / record.shard}: {record.key} has an image and a mask of different size; pack again"
-            )
-        images[i], masks[i] = resize(image_HWC, mask_HW, size)
-        if not masks[i].any():
-            raise DataError(
-                f"the lesion of {record.key} ({record.lesion_pixels} of {record.height} x {record.width} pixels) "
-                f"vanishes at model.image_size={size}: no overlap can be measured there; raise model.image_size"
-            )
-    images.flush()
-    masks.flush()
-
-
-def _augment(config: AugmentConfig) -> Augment | None:
-    augment = Augment(config)
-    return augment if augment.transform else None
+        yield samples[[(0, index) for index in mine[first : first + cell.evaluate.batch_size]]]

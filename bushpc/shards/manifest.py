@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import typing as t
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 from PIL import Image
@@ -28,6 +30,9 @@ from bushpc.errors import DataError
 from bushpc.files import sha256_of, write_atomically
 
 FILE_NAME = "manifest.json"
+# What Pillow raises on damaged PNG data, and on a picture so large that it could only be an attack.
+PNG_FAILS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+Built = t.TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +104,16 @@ class Manifest:
         try:
             content = json.loads(text)
             stated = content.pop("hash")
-            content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
-            content["records"] = [Record(**record) for record in content["records"]]
-            manifest = cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            content["shards"] = [_build(ShardInfo, shard) for shard in content["shards"]]
+            content["records"] = [_build(Record, record) for record in content["records"]]
+            manifest = _build(cls, content)
+            _check_file_names(manifest)
+            computed = manifest.hash
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{path} is damaged or was written by another version of bushpc ({error}).{_repack(path)}"
             ) from error
-        if manifest.hash != stated:
+        if computed != stated:
             raise DataError(f"{path} is damaged: its content does not have the hash that it states.{_repack(path)}")
         return manifest
 
@@ -177,36 +184,71 @@ def _decode(
     where = f"{what} of '{record.key}' in {path}"
     try:
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset < 0 or length < 0 or offset + length > size:  # before memory is taken for it
+                raise DataError(
+                    f"The {where} is cut off: {length} bytes from byte {offset} on expected, the file has {size}."
+                    + _repack(path)
+                )
             file.seek(offset)
             data = file.read(length)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"The {where} cannot be read ({error}).{_repack(path)}") from error
-    if len(data) != length:
-        raise DataError(f"The {where} is cut off: {length} bytes expected, {len(data)} left.{_repack(path)}")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged PNG data
+            if image.size != (record.width, record.height):  # before memory is taken for the pixels
+                raise DataError(
+                    f"The {where} has {image.width}x{image.height} pixels, "
+                    f"the manifest says {record.width}x{record.height}.{_repack(path)}"
+                )
+            return np.asarray(image.convert(mode))
+    except PNG_FAILS as error:
         raise DataError(f"The {where} is not a readable PNG ({error}).{_repack(path)}") from error
-    if pixels.shape[:2] != (record.height, record.width):
-        raise DataError(
-            f"The {where} has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
-            f"the manifest says {record.width}x{record.height}.{_repack(path)}"
-        )
-    return pixels
 
 
 def _fault(folder: Path, shard: ShardInfo, deep: bool) -> str | None:
     path = folder / shard.file
     try:
         size = path.stat().st_size
-    except OSError:
+        if size != shard.bytes:
+            return f"{size} bytes instead of {shard.bytes}"
+        if deep and sha256_of(path) != shard.sha256:
+            return "content altered (its SHA-256 is another one)"
+    except FileNotFoundError:
         return "missing"
-    if size != shard.bytes:
-        return f"{size} bytes instead of {shard.bytes}"
-    if deep and sha256_of(path) != shard.sha256:
-        return "content altered (its SHA-256 is another one)"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({error})"
     return None
+
+
+@cache
+def _json_types(cls: type) -> dict[str, tuple[type, ...]]:
+    """Field of a dataclass → the types that JSON may give it."""
+    types = {}
+    for name, hint in t.get_type_hints(cls).items():
+        options = t.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        plain = tuple(t.get_origin(option) or option for option in options)
+        types[name] = (*plain, int) if float in plain else plain
+    return types
+
+
+def _build(cls: type[Built], content: t.Any) -> Built:
+    """`cls(**content)`. Raises: TypeError also for a value that is not of its field's type."""
+    built = cls(**content)
+    for name, allowed in _json_types(cls).items():  # type: ignore[arg-type]
+        given = type(getattr(built, name))
+        if given not in allowed:
+            raise TypeError(f"{name} is a {given.__name__}, not a {' or '.join(kind.__name__ for kind in allowed)}")
+    return built
+
+
+def _check_file_names(manifest: Manifest) -> None:
+    """Raises: ValueError for a shard that lies elsewhere, or that a record names and the manifest does not know."""
+    files = {shard.file for shard in manifest.shards}
+    elsewhere = [file for file in files if file != Path(file).name or "\0" in file]
+    unknown = {record.shard for record in manifest.records} - files
+    if strange := sorted([*elsewhere, *unknown]):
+        raise ValueError(f"no shard can be {strange[0]!r}")
 
 
 def _repack(path: Path) -> str:

@@ -27,6 +27,8 @@ from bushpc.shards.manifest import Manifest, Record
 FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv"}
 COLUMNS = ("key", "patient", "label", "fold")
 MOST_SHOWN = 8
+# Of a fold's number.
+MOST_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +170,9 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
     held = {key: folds[key] for key in by_key if key in folds}
     problems["patients in more than one fold"] = _straddling(by_key, held)
     _refuse(path, problems)
-    if not held or set(held.values()) != set(range(max(held.values()) + 1)):
-        raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {sorted(set(held.values()))}.")
+    numbers = sorted(set(held.values()))
+    if not held or numbers != list(range(len(numbers))):
+        raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {numbers}.")
     return Folds(fold_by_key=held)
 
 
@@ -229,8 +232,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[
 
 
 def _fold_number(path: Path, row: int, text: str) -> int:
-    if not text.isdecimal():
-        raise DataError(f"{path}, row {row}: fold is '{text}'; a whole number from 0 on is needed.")
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise DataError(f"{path}, row {row}: fold is '{text[:20]}'; a whole number from 0 on is needed.")
     return int(text)
 
 

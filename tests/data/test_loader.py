@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 from itertools import islice
 
@@ -10,12 +15,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from torch.utils.data import Dataset
 
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, StepSampler, open_cache, resize, training_batches, validation_batches
-from bushpc.dist import World
-from bushpc.errors import DataError
+from bushpc.data.augment import Augment
+from bushpc.data.cache import resize
+from bushpc.data.loader import FoldData, StepSampler, in_workers, training_batches, validation_batches
+from bushpc.data.prompts import attribute_prompt, spatial_prompt
+from bushpc.dist import World, keyed_seed
+from bushpc.sample import LABELS
 from bushpc.shards.manifest import read_image, read_mask
 
 
@@ -102,43 +110,104 @@ def test_ranks_share_the_validation_part_without_overlap(opened):
     assert sorted(keys) == sorted(record.key for record in data.validation)
 
 
-def test_the_cache_holds_the_shards_pixels_resized(opened):
-    cell, data = opened
-    cache = open_cache(data, 64, cell.loader)
-    record = data.train[0]
-    image, mask = read_image(data.folder, record), read_mask(data.folder, record)
-    expected = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR), dtype=int)
-    row = cache.rows[record.key]
-    assert np.abs(cache.images_NHWC[row].astype(int) - expected).max() <= 1
-    expected = np.asarray(Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST))
-    assert (cache.masks_NHW[row] == expected).mean() > 0.995
-
-
-def test_a_cache_of_a_killed_writer_is_made_anew(opened):
-    cell, data = opened
-    cache = open_cache(data, 32, cell.loader)
-    whole = cache.images_NHWC.copy()
-    [folder] = [p for p in cell.loader.cache.iterdir() if p.is_dir() and (p / "images.npy").stat().st_size < 128 * 1024]
-    half = folder.with_name(f".{folder.name}")
-    folder.rename(half)
-    (half / "masks.npy").unlink()
-    assert np.array_equal(open_cache(data, 32, cell.loader).images_NHWC, whole)
-
-
-def test_resizing_to_the_same_size_changes_nothing():
-    rng = np.random.default_rng(0)
-    image, mask = rng.integers(0, 256, (24, 24, 3), np.uint8), rng.integers(0, 2, (24, 24), np.uint8)
-    same_image, same_mask = resize(image, mask, 24)
-    assert np.array_equal(same_image, image)
-    assert np.array_equal(same_mask, mask)
-
-
 def test_batches_end_with_the_last_iteration(opened):
     cell, data = opened
     assert len(list(islice(training_batches(cell, data, World(), 0), 100))) == cell.train.iterations
 
 
-def test_a_lesion_that_vanishes_at_the_networks_size_is_named_before_training(opened):
-    cell, data = opened
-    with pytest.raises(DataError, match=r"the lesion of phantom\d+ .* vanishes at model.image_size=2"):
-        open_cache(data, 2, cell.loader)
+@pytest.mark.parametrize("augmentation", [(), ("augment.hflip=0.5", "augment.rotate=10", "augment.brightness=0.2")])
+def test_a_batch_is_its_samples_decoded_augmented_and_prompted_one_by_one(make_cell, augmentation):
+    cell_dir = make_cell("loader", *augmentation)
+    cell = CellConfig.load(cell_dir / "config.yaml")
+    data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
+    augment = Augment(cell.augment)
+    sampler = StepSampler(len(data.train), cell.train.batch_size, cell.seed, World(), 0, cell.train.iterations)
+    for pairs, batch in zip(sampler, training_batches(cell, data, World(), 0), strict=True):
+        for i, (epoch, index) in enumerate(pairs):
+            record = data.train[index]
+            pixels = read_image(data.folder, record), read_mask(data.folder, record)
+            image_SSC, mask_SS = resize(*pixels, cell.model.image_size)
+            image_CHW = torch.from_numpy(image_SSC.transpose(2, 0, 1).copy())
+            mask_1HW = torch.from_numpy(mask_SS[None].copy())
+            image_CHW, mask_1HW = augment(image_CHW, mask_1HW, (cell.seed, "augment", epoch, record.key))
+            draw = np.random.default_rng(keyed_seed(cell.seed, "spatial_dropout", epoch, record.key)).random()
+            prompt = "" if draw < cell.prompting.spatial_dropout else spatial_prompt(mask_1HW[0].numpy() > 0, data.bins)
+            given_to_model = batch.to("cpu")
+            assert torch.equal(given_to_model.image_BCHW[i], image_CHW.float() / 255)
+            assert torch.equal(given_to_model.mask_BKHW[i], mask_1HW.float())
+            assert given_to_model.image_BCHW.is_contiguous()
+            assert (batch.keys[i], batch.epochs[i]) == (record.key, epoch)
+            assert int(batch.label_B[i]) == LABELS.index(record.label)
+            assert batch.spatial_prompts[i] == prompt
+            assert batch.attribute_prompts[i] == attribute_prompt(record.attributes)
+
+
+def test_spatial_prompts_are_made_only_for_models_that_read_them(make_cell):
+    cell_dir = make_cell("loader", "model=unet_small")
+    cell = CellConfig.load(cell_dir / "config.yaml")
+    data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
+    assert {prompt for batch in training_batches(cell, data, World(), 0) for prompt in batch.spatial_prompts} == {""}
+
+
+class Slow(Dataset[int]):
+    """Item i takes `seconds(i)` to make."""
+
+    def __init__(self, seconds) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> int:
+        time.sleep(self.seconds(i))
+        return i
+
+
+def workers_of_this_process() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children()]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as facts:
+        return facts.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_workers_die_with_a_process_that_is_killed(tmp_path):
+    def work(note):
+        batches = in_workers(Slow(lambda i: 600), workers=2)
+        note.send(workers_of_this_process())
+        next(batches)
+
+    ours, theirs = multiprocessing.Pipe()
+    parent = multiprocessing.get_context("fork").Process(target=work, args=(theirs,))
+    parent.start()
+    workers = ours.recv()
+    assert len(workers) == 2
+    time.sleep(0.3)  # they are in the middle of an item, where no queue tells them that nobody listens
+    assert all(map(is_running, workers))
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 3
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, workers))
+
+
+def test_workers_go_on_through_the_stop_signals_that_a_whole_job_gets():
+    batches = in_workers(Slow(lambda i: 0.05), workers=2)
+    for pid in workers_of_this_process():  # at once: they may not even have begun
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            in_between = multiprocessing.get_context("fork").Process(target=os.kill, args=(pid, number))
+            in_between.start()
+            in_between.join()
+    assert list(batches) == list(range(8))
+
+
+def test_workers_leave_when_their_process_is_through_with_them():
+    batches = in_workers(Slow(lambda i: 0.0), workers=2)
+    next(batches)
+    workers = workers_of_this_process()
+    del batches
+    assert len(workers) == 2
+    assert not any(map(is_running, workers))
