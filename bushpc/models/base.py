@@ -50,10 +50,12 @@ class Model(nn.Module):
     """Base class of all models. Written as if for one device; no model calls torch.distributed.
 
     makes: the `Prediction` fields that `predict` fills.
+    blocks: types of the modules that activation checkpointing (engine.recompute) computes again.
     """
 
     Config: t.ClassVar[type[ModelConfig]]
     makes: t.ClassVar[frozenset[str]]
+    blocks: t.ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
         """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import segmentation_models_pytorch as smp
 import torch
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bushpc import weights
 from bushpc.errors import ConfigError, unknown_name
@@ -57,6 +59,7 @@ class UNet(Model):
 
     Config = UNetConfig
     makes = frozenset({"prob_BKHW"})
+    blocks = (BasicBlock, Bottleneck, UnetDecoderBlock)
 
     config: UNetConfig
 

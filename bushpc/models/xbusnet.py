@@ -25,8 +25,9 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import resize_pos_embed
 from open_clip.tokenizer import tokenize
-from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, VisionTransformer
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn import functional as F
 
@@ -302,6 +303,8 @@ class TextEncoder:
         self.tower.requires_grad_(False).eval()
         self._raw: dict[str, torch.Tensor] = {}
 
+    # Not compiled: there would be a graph for each sentence, and which were compiled would depend on the start.
+    @torch.compiler.disable
     def __call__(self, prompts: list[str], device: torch.device) -> torch.Tensor:
         """The embeddings of B sentences, B x E, float32, on `device`."""
         for prompt in dict.fromkeys(("", *prompts)):
@@ -577,3 +580,7 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -
         raise WeightsError(
             f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(XBusNet)}"
         ) from error
+
+
+# Here, as some of them are defined below the model.
+XBusNet.blocks = (TransformerBlock, UpBlock, ResidualBlock, BasicBlock, Bottleneck, ResidualAttentionBlock)

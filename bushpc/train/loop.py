@@ -1,139 +1,270 @@
-"""Batches → checkpoints: the one training loop, for every model. It reads top to bottom and asks no model's name."""
+"""Batches → checkpoints: the one training loop, for every model and engine. It asks no names."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import statistics
+import time
 import typing as t
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 
-from bushpc import checkpoint
+from bushpc.checkpoint import Saver
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, training_batches
-from bushpc.dist import World, any_rank, barrier, gather, seed_everything
-from bushpc.errors import ResumeError, TrainingError
-from bushpc.models.base import Model
+from bushpc.dist import World, any_rank, gather, seed_everything
+from bushpc.errors import TrainingError
 from bushpc.sample import Batch, Losses
-from bushpc.train.optim import adamw, learning_rate
-from bushpc.train.preempt import StopFlag
+from bushpc.train.engine import Engine
+from bushpc.train.ledger import Ledger
+from bushpc.train.optim import learning_rate
+from bushpc.train.preempt import LEAD_S, StopFlag
 from bushpc.train.track import Tracker
+
+# Of the time between two saves, so much may at most go into waiting for them when saves have to come more often.
+STALL_SHARE = 0.05
+STEPS_REMEMBERED = 20
 
 
 class Stopped(t.NamedTuple):
-    """Training ended before its last step because a stop signal arrived; everything is saved."""
+    """A cell ended early because it was told to; everything up to `step` is saved."""
 
     step: int
     signal_name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What stands around the loop. alive: tells the watchdog how far this rank got.
+
+    validate: metrics on the validation part with the engine's predictor; None where a stop signal came in between.
+    """
+
+    tracker: Tracker
+    ledger: Ledger
+    stop: StopFlag
+    alive: Callable[[str], None]
+    saver: Saver
+    validate: Callable[[], dict[str, float] | None]
+
+
 def train(
     cell: CellConfig,
-    model: Model,
+    engine: Engine,
     data: FoldData,
-    cell_dir: Path,
-    accelerator: Accelerator,
     world: World,
-    tracker: Tracker,
-    stop: StopFlag,
-    validate: t.Callable[[Model], dict[str, float]],
+    job: Job,
+    start: int,
+    frozen: str | None,
 ) -> Stopped | None:
-    """Train `model` in place to `cell.train.iterations`, from the newest checkpoint if there is one.
+    """Train from step `start` to `cell.train.iterations`; what is there at the end, or at a stop, is on the disk.
 
-    cell_dir: the cell's folder in the run directory; checkpoints, metrics and state are written below it.
-    validate: metrics of the model on the validation part, called on every rank every `validate_every` steps.
-    Raises: ResumeError, TrainingError (loss or gradient not finite: step, sample keys and loss terms are named).
+    frozen: SHA-256 of the frozen parameters in the run's store.
+    Raises: TrainingError (loss or gradient not finite: step, sample keys and loss terms are named), ResumeError (the
+    last checkpoint could not be written).
     """
-    folder, store = cell_dir / "checkpoints", cell_dir.parent.parent / "frozen"
-    optimizer = adamw(model, cell.train)
-    resumed = checkpoint.newest(folder, store, log=tracker.say)
-    start = 0
-    if resumed:
-        if resumed.meta["config"] != cell.hash:
-            raise ResumeError(
-                f"{resumed.path} was written with other settings (hash {resumed.meta['config']}, now {cell.hash})"
-            )
-        model.load_state_dict(resumed.model)
-        optimizer.load_state_dict(resumed.state["optimizer"])
-        start = resumed.step
-        tracker.say(f"resumed from {resumed.path.name}")
-    barrier()  # every rank has read what it goes on from
-    frozen = None
-    if world.is_main:
-        checkpoint.set_aside_after(folder, start)
-        frozen = checkpoint.store_frozen(store, checkpoint.split_state(model)[1])
-    engine, optimizer = accelerator.prepare(model, optimizer)
-    if resumed and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(resumed.state["scaler"])
+    config, tracker, saver = cell.train, job.tracker, job.saver
+    pace = Pace(config.save_every, cell.cluster.grace_s, tracker.say)
+    health = Health(engine.device)
+    saved = start
 
-    def save(step: int) -> None:
-        if world.is_main:
-            state = {
-                "optimizer": optimizer.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            }
-            meta = {"config": cell.hash, "frozen": frozen, "torch": torch.__version__, "world": world.size}
-            checkpoint.write(folder, step, checkpoint.split_state(model)[0], state, meta)
-            checkpoint.retain(folder, cell.train.keep)
-        barrier()
+    def save(step: int, validation: dict[str, float] | None = None) -> None:
+        nonlocal saved
+        with tracker.spending("save"):
+            job.ledger.flush()  # before the vote: no checkpoint is sealed while the lines of a rank are missing
+            raise_if_broken(any_rank(health.broken())[0])  # the weights of a broken step are never saved
+            began = time.monotonic()
+            meta = {"config": cell.hash, "settings": cell.settings, "frozen": frozen, "torch": torch.__version__}
+            meta |= engine.state() | pace.measured | {"validation": validation}
+            if world.is_main:
+                saver.still_ours()
+                saver.save(step, engine.tensors(), meta)
+            else:
+                for _ in engine.tensors():  # collective: the shares of all ranks meet on the main one
+                    pass
+        pace.saved(time.monotonic() - began, saver.written_s)
+        job.stop.lead_s = max(LEAD_S, 2 * pace.stop_s)
+        saved = step
 
-    engine.train()
+    def raise_if_broken(any_broken: bool) -> None:
+        if any_broken:
+            raise TrainingError(health.what_broke())
+
+    def leave(step: int) -> Stopped:
+        if step > saved:
+            save(step)
+        with tracker.spending("save"):
+            saver.finish()
+        tracker.phase("stopped", step)
+        return Stopped(step=step, signal_name=job.stop.signal_name or "a signal on another rank")
+
+    if any_rank(bool(job.stop))[0]:
+        return leave(start)
     tracker.phase("training", start)
-    batches = training_batches(cell, data, world, start)
-    for step in range(start, cell.train.iterations):
-        batch = next(batches).to(accelerator.device)
-        # Dropout depends on seed, step and rank alone: a resumed run draws what an uninterrupted one would have.
-        seed_everything(cell.seed, "step", step, world.rank)
-        lr = learning_rate(step, cell.train)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        losses: Losses = engine(batch)
-        accelerator.backward(losses.total)
-        norm = accelerator.clip_grad_norm_(engine.parameters(), cell.train.grad_clip or math.inf)
-        finite = _is_finite(losses, norm, accelerator)
-        any_broken, any_stop = any_rank(not finite, bool(stop), device=accelerator.device)
-        if any_broken:  # on all ranks, before the weights are touched
-            raise TrainingError(_broken_step(losses, norm, batch, step))
-        optimizer.step()
-        optimizer.zero_grad()
+    engine.train()
+    with contextlib.closing(training_batches(cell, data, world, start)) as batches:
+        for step in range(start, config.iterations):
+            with tracker.spending("load"):
+                batch = next(batches)
+            with tracker.spending("step"):
+                # Dropout depends on seed, step and rank alone: a resumed run draws what the undisturbed one did.
+                seed_everything(cell.seed, "step", step, world.rank)
+                lr = learning_rate(step, config)
+                parts = batch.split(config.accumulate)
+                losses = [engine.losses(part, last=part is parts[-1]) for part in parts]
+                norm = engine.update(lr)
 
-        done = step + 1
-        tracker.alive(done)
-        if done % cell.train.log_every == 0 or done == cell.train.iterations:
-            terms = {name: float(value) for name, value in losses.terms.items()}
-            tracker.train(done, float(losses.total.detach()), terms, lr)
-        if any_stop:
-            save(done)
-            tracker.phase("stopped", done)
-            return Stopped(step=done, signal_name=stop.signal_name or "a signal on another rank")
-        if done % cell.train.save_every == 0 or done == cell.train.iterations:
-            save(done)
-        if cell.train.validate_every and done % cell.train.validate_every == 0:
-            engine.eval()
-            tracker.validation(done, validate(model))
-            engine.train()
+            done = step + 1
+            job.ledger.note(step, batch.keys, batch.epochs)
+            job.alive(f"step {done}")
+            tracker.alive(done)
+            pace.stepped()
+            # Rank 0's clock decides for all. Multiples, so that a run saves at the same steps however often it stopped.
+            due = world.is_main and (
+                done % pace.save_every == 0 or bool(config.keep_every and done % config.keep_every == 0)
+            )
+            # Whether the step before was broken: for this one a GPU would have to be waited for.
+            any_broken, any_stop, any_due = any_rank(health.broken(), bool(job.stop), due)
+            raise_if_broken(any_broken)
+            health.watch(done, losses, norm, batch, overflow_allowed=engine.scale is not None)
+            if done % config.log_every == 0 or done == config.iterations:
+                total, terms = means(losses)
+                tracker.train(done, total, terms, lr)
+            if any_stop:
+                return leave(done)
+            validation = None
+            if config.validate_every and done % config.validate_every == 0:
+                with tracker.spending("validate"):
+                    validation = job.validate()
+                pace.restart()
+                if validation is None:
+                    return leave(done)
+                tracker.validation(done, validation)
+                engine.train()
+            if any_due or done == config.iterations or (validation and config.keep_best):
+                save(done, validation)
+    with tracker.spending("save"):
+        saver.finish()
     return None
 
 
-def _is_finite(losses: Losses, norm: torch.Tensor | None, accelerator: Accelerator) -> bool:
-    """Whether loss and gradient are numbers. With fp16 an infinite gradient is the scaler's business: it skips."""
-    if not math.isfinite(float(losses.total.detach())):
-        return False
-    return accelerator.scaler is not None or norm is None or math.isfinite(float(norm))
+class Health:
+    """Whether a step's loss and gradient were numbers, learnt a step later so that no GPU is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.step = 0
+        self.batch: Batch | None = None
+        self.losses: list[Losses] = []
+        self.norm: torch.Tensor | None = None
+        self._flag: torch.Tensor | None = None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def watch(
+        self, step: int, losses: list[Losses], norm: torch.Tensor, batch: Batch, *, overflow_allowed: bool
+    ) -> None:
+        """Remember one step. overflow_allowed: with fp16 the loss scale deals with infinite gradients."""
+        self.step, self.batch, self.losses, self.norm = step, batch, losses, norm
+        finite = torch.stack([part.total.detach() for part in losses]).isfinite().all()
+        if not overflow_allowed:
+            finite = finite & norm.to(finite.device).isfinite()
+        if self._copied is None:
+            self._flag = finite
+            return
+        self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+        self._copied.record()
+
+    def broken(self) -> bool:
+        """Whether the remembered step was not finite on this rank."""
+        if self._flag is None:
+            return False
+        if self._copied is not None:
+            self._copied.synchronize()
+        return not bool(self._flag)
+
+    def what_broke(self) -> str:
+        """What is known of the broken step, the same on all ranks; every rank calls it.
+
+        Gradients are averaged over ranks, so a broken one is broken everywhere; only the losses tell whose samples
+        it was.
+        """
+        assert self.batch is not None
+        assert self.norm is not None
+        finite = all(math.isfinite(float(part.total.detach())) for part in self.losses)
+        keys = gather([] if finite else self.batch.keys)
+        what = "the loss" if keys else "the gradient"
+        named = ", ".join(f"{name} {value:.4g}" for name, value in means(self.losses)[1].items())
+        return (
+            f"{what} is not finite at step {self.step}: samples {', '.join(keys or gather(self.batch.keys))} ({named}, "
+            f"gradient norm {float(self.norm):.4g}). Look at these samples, or lower train.lr, or use "
+            "engine.precision=fp32; the last checkpoint is untouched"
+        )
 
 
-def _broken_step(losses: Losses, norm: torch.Tensor | None, batch: Batch, step: int) -> str:
-    """What is known of a broken step, the same on all ranks. Called by all of them, as it asks each for its samples.
+class Pace:
+    """How long steps and saves take, and how often to save so that a stop within the site's grace time costs little.
 
-    Gradients are averaged over ranks, so a broken one is broken everywhere; only the losses tell whose samples it was.
+    save_every: now; `configured` steps, or fewer where the grace time is shorter than a step and a save.
     """
-    mine_is_finite = math.isfinite(float(losses.total.detach()))
-    keys = gather([] if mine_is_finite else batch.keys)
-    what = "the loss" if keys else "the gradient"
-    terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.terms.items())
-    return (
-        f"{what} is not finite at step {step + 1}: samples {', '.join(keys or gather(batch.keys))} ({terms}, gradient "
-        f"norm {float(norm if norm is not None else 0.0):.4g}). Look at these samples, or lower train.lr, or use "
-        "engine.precision=fp32; the last checkpoint is untouched"
-    )
+
+    def __init__(self, configured: int, grace_s: float | None, say: Callable[[str], None]) -> None:
+        self.configured = self.save_every = configured
+        self.grace_s, self.say = grace_s, say
+        self.save_s = 0.0
+        self._steps: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self.restart()
+
+    @property
+    def step_s(self) -> float:
+        """Median of the last steps: the first one compiles, and now and then one waits."""
+        return statistics.median(self._steps) if self._steps else 0.0
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds from a stop signal to the end of the save it causes, at most: one step and one save."""
+        return self.step_s + self.save_s
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """For meta.json, where the next submission reads it."""
+        return {"step_s": round(self.step_s, 4), "save_s": round(self.save_s, 4)}
+
+    def restart(self) -> None:
+        """The next step begins now."""
+        self._mark = time.monotonic()
+
+    def stepped(self, seconds: float | None = None) -> None:
+        """Note the end of a step."""
+        self._steps.append(time.monotonic() - self._mark if seconds is None else seconds)
+        self.restart()
+
+    def saved(self, stall_s: float, written_s: Sequence[float]) -> None:
+        """Note a save: how long the loop waited, and how long each write behind its back took so far.
+
+        Saves come more often from now on if the grace time is too short: as often as they can be written without the
+        loop waiting for one, and without spending more than a small share of its time on copies.
+        """
+        write_s = statistics.median(written_s[-STEPS_REMEMBERED:]) if written_s else 0.0
+        self.save_s = stall_s + write_s
+        self.restart()
+        if self.grace_s is None or self.stop_s <= self.grace_s:
+            return
+        often = math.ceil(max(write_s, stall_s / STALL_SHARE) / max(self.step_s, 1e-6))
+        before, self.save_every = self.save_every, min(self.configured, max(1, often))
+        if self.save_every != before:
+            self.say(
+                f"a step and a save take {self.stop_s:.1f} s, and the site gives {self.grace_s:g} s (cluster.grace_s): "
+                f"a stop may lose the steps since the last save, so there is one every {self.save_every} steps now"
+            )
+
+
+def means(losses: list[Losses]) -> tuple[float, dict[str, float]]:
+    """Total and terms of a step over its parts and all ranks; every rank calls it."""
+    names = list(losses[0].terms)
+    rows = gather([[float(part.total.detach()), *(float(part.terms[name]) for name in names)] for part in losses])
+    total, *terms = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return total, dict(zip(names, terms, strict=True))

@@ -2,27 +2,49 @@
 
 Slurm's preemption sends TERM to every process of the step (or USR2 first, where the site sets
 preempt_send_user_signal); `scontrol requeue` and `scancel` send TERM. The trainer asks at step boundaries, all
-ranks agree there, save and leave.
+ranks agree there, save and leave. A job opens the flag before anything else, so this module imports no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
+import subprocess
+import time
 import types
 import typing as t
+from pathlib import Path
+
+from bushpc.lease import slurm_job
 
 # Not USR1: NCCL may own it. INT is a user's Ctrl-C on a run in the foreground.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+TIME_LIMIT = "the time limit"
+LEAD_S = 60.0
+# Far below any grace time that is worth the name.
+SLURM_ANSWERS_S = 10
+PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """Context manager: while it is open, a stop signal sets `signal_name` and nothing else."""
+    """Context manager: while it is open, a stop signal sets `signal_name` and nothing else. A near deadline does, too.
+
+    deadline: when the job is ended, in seconds since the epoch; None where it has no limit, or none is known.
+    lead_s: so long before the deadline the flag rises; the trainer makes it as long as a step and a save take.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.deadline: float | None = None
+        self.lead_s = LEAD_S
+        self._opened = time.time()
         self._before: dict[signal.Signals, t.Any] = {}
 
     def __bool__(self) -> bool:
+        if self.signal_name is None and self.deadline is not None and time.time() >= self.deadline - self._lead():
+            self.signal_name = TIME_LIMIT
         return self.signal_name is not None
 
     def __enter__(self) -> StopFlag:
@@ -39,3 +61,47 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
+
+    def _lead(self) -> float:
+        # A lead longer than the job would stop it at its first step, and every one that comes back after it.
+        assert self.deadline is not None
+        return min(self.lead_s, (self.deadline - self._opened) / 2)
+
+
+def time_limit() -> float | None:
+    """When Slurm ends the job that we are in, in seconds since the epoch; None outside a job, or if it does not say."""
+    job_id = slurm_job()
+    if job_id is None:
+        return None
+    if "SLURM_JOB_END_TIME" in os.environ:  # not before Slurm 23.02
+        return float(os.environ["SLURM_JOB_END_TIME"])
+    command = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%A %e"]
+    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would not be understood
+    try:
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=SLURM_ANSWERS_S
+        )
+        # The last task of an array has the array's number, so asking for it may name its neighbours, too.
+        limits = dict(line.split() for line in answer.stdout.splitlines())
+        return time.mktime(time.strptime(limits[job_id], "%Y-%m-%dT%H:%M:%S"))
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        print(f"the time limit of job {job_id} is not known here, only its signal will tell: {error}", flush=True)
+        return None
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send `number` to this process when its parent ends, however it does. Linux only, as Slurm is."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it ended while we asked
+        os.kill(os.getpid(), number)
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found

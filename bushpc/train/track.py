@@ -1,42 +1,79 @@
-"""What a run says while it runs: metrics.jsonl (curves), state.json (status) and lines in the log."""
+"""What a run says while it runs: metrics.jsonl (curves), state.json (heartbeat), attempts.jsonl and lines in the log.
+
+None of it may ever end a run: what cannot be written is said once and left out.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import time
 import typing as t
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from bushpc.files import read_json, write_atomically
+from bushpc.files import write_atomically
+from bushpc.goodput import SPENDINGS, Attempt, read_attempts, read_note
+from bushpc.lease import process_start
 
 HEARTBEAT_S = 2.0
+ENDS = ("stopped", "done")
 
 
 class Tracker:
     """Writes for the main rank; on the others every call does nothing.
 
     metrics.jsonl is appended to, one JSON object a line; after a resume a step may appear twice, the later counts.
+    The heartbeat carries this attempt and where its time went, so that even one that is killed leaves its account:
+    the next attempt moves it to attempts.jsonl, which holds one line per attempt.
+
+    ranks, gpus: of this attempt, all nodes together. `attempt` is its number, known to the active tracker alone.
     """
 
-    def __init__(self, cell_dir: Path, total: int, active: bool) -> None:
+    def __init__(self, cell_dir: Path, total: int, active: bool, *, ranks: int = 1, gpus: int = 0) -> None:
         self.cell_dir, self.total, self.active = cell_dir, total, active
+        self.metric: dict[str, float] = {}
+        self._phase, self._step, self._from_step, self._end = "starting", 0, 0, ""
         self._beaten = 0.0
         self._rate: float | None = None
         self._mark: tuple[float, int] | None = None
-        self.metric: dict[str, float] = {}
-        restarts = (read_json(cell_dir / "state.json") or {}).get("restarts", -1)
-        self.restarts = restarts + 1
+        self._mute = False
+        self._attempt = self._begin(ranks, gpus)
+        self._clock = _Clock(max(0.0, time.time() - self._attempt.began))
+        self._spendings = {cause: _Spending(self._clock, cause) for cause in SPENDINGS}
+
+    @property
+    def attempt(self) -> int:
+        """How many starts of the cell there were before this one."""
+        return self._attempt.number
+
+    def spending(self, cause: str) -> contextlib.AbstractContextManager[None]:
+        """Charge the time within to `cause`, one of SPENDINGS; an inner one takes its time out of the outer one's."""
+        return self._spendings[cause]
+
+    def resumed(self, step: int) -> None:
+        """Note that training goes on after `step` steps."""
+        self._from_step = self._step = step
+        self._beat(force=True)
 
     def say(self, text: str) -> None:
         """A line in the log."""
         if self.active:
-            print(time.strftime("%H:%M:%S"), text, flush=True)
+            with contextlib.suppress(OSError):  # a full disk under the log
+                print(time.strftime("%H:%M:%S"), text, flush=True)
 
     def phase(self, phase: str, step: int) -> None:
-        """Enter `starting`, `training`, `evaluating`, `stopped` or `done`; status shows it."""
-        self._beat(phase, step, force=True)
+        """Enter `starting`, `training`, `evaluating`, `stopped` or `done`; status shows it. The last two end it."""
+        self._phase, self._step = phase, step
+        if phase != "starting":
+            self._clock.started()
+        self._end = phase if phase in ENDS else ""
+        self._beat(force=True)
+        if self._end and self.active:
+            self._try(lambda: _record(self.cell_dir, self._account()))
 
     def train(self, step: int, loss: float, terms: dict[str, float], lr: float) -> None:
         """Log one training step (1-based: the number of steps done)."""
@@ -51,9 +88,49 @@ class Tracker:
         self._append({"kind": "validation", "step": step, **metrics, "time": time.time()})
         self.say(f"step {step}/{self.total}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
-    def alive(self, step: int) -> None:
-        """Say at most every few seconds that training goes on."""
-        self._beat("training", step, force=False)
+    def alive(self, step: int | None = None) -> None:
+        """Say at most every few seconds that the phase goes on. step: steps done, where that changed."""
+        self._step = self._step if step is None else step
+        self._beat(force=False)
+
+    def _begin(self, ranks: int, gpus: int) -> Attempt:
+        """This attempt, before it did anything; the one before goes to attempts.jsonl if it did not get there."""
+        attempts = read_attempts(self.cell_dir) if self.active else []
+        if attempts:
+            self._try(lambda: _record(self.cell_dir, attempts[-1]))
+        now = time.time()
+        job = read_note(self.cell_dir / "job.json")
+        submitted = job["submitted"] if isinstance(job.get("submitted"), (int, float)) else now
+        earliest = attempts[-1].last_sign if attempts else 0.0
+        return Attempt(
+            number=self._next_number(attempts),
+            job=os.environ.get("SLURM_JOB_ID", ""),
+            restart=_environment_number("SLURM_RESTART_COUNT"),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            ranks=ranks,
+            gpus=gpus,
+            submitted=submitted,
+            began=_began(now, submitted, earliest),
+            from_step=0,
+            step=0,
+            seconds=dict.fromkeys(SPENDINGS, 0.0),
+            end="",
+        )
+
+    def _next_number(self, attempts: list[Attempt]) -> int:
+        """One that no attempt before had: the ledger tells attempts apart by it."""
+        number = attempts[-1].number + 1 if attempts else 0
+        if not self.active or Attempt.parse(read_note(self.cell_dir / "state.json").get("attempt")):
+            return number
+        # A heartbeat that cannot be read is of an attempt that is written down nowhere else.
+        return number + (self.cell_dir / "state.json").exists()
+
+    def _account(self) -> Attempt:
+        seconds = {cause: round(spent, 3) for cause, spent in self._clock.settle().items()}
+        # A step behind where training began can only be the 0 of a phase before it did.
+        step = max(self._from_step, self._step)
+        return replace(self._attempt, from_step=self._from_step, step=step, seconds=seconds, end=self._end)
 
     def _measure_rate(self, step: int) -> None:
         now = time.monotonic()
@@ -69,23 +146,116 @@ class Tracker:
 
     def _append(self, line: dict[str, t.Any]) -> None:
         if self.active:
-            with (self.cell_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._try(lambda: _append_line(self.cell_dir / "metrics.jsonl", json.dumps(line)))
 
-    def _beat(self, phase: str, step: int, force: bool) -> None:
+    def _beat(self, force: bool) -> None:
         now = time.monotonic()
         if not self.active or (not force and now - self._beaten < HEARTBEAT_S):
             return
         self._beaten = now
         state = {
-            "phase": phase,
-            "step": step,
+            "phase": self._phase,
+            "step": self._step,
             "total": self.total,
             "metric": self.metric,
             "rate": self._rate,
-            "restarts": self.restarts,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            "restarts": self._attempt.number,
+            "host": self._attempt.host,
+            "pid": self._attempt.pid,
             "time": time.time(),
+            "attempt": asdict(self._account()),
         }
-        write_atomically(self.cell_dir / "state.json", json.dumps(state))
+        self._try(lambda: self._write_state(json.dumps(state), durable=force))
+
+    def _write_state(self, content: str, durable: bool) -> None:
+        path = self.cell_dir / "state.json"
+        if durable:
+            write_atomically(path, content)
+            return
+        # Not forced to the disk: on a busy file server that takes longer than a step, and the next one is 2 s away.
+        aside = path.with_name(f".{path.name}.{self._attempt.host}.{self._attempt.pid}")
+        aside.write_text(content)
+        aside.replace(path)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._mute = False
+        except OSError as error:
+            if not self._mute:
+                self.say(f"status and curves cannot be written: {error}; the run goes on without")
+            self._mute = True
+
+
+class _Clock:
+    """Charges every moment to one cause, beginning with `spent` seconds of start. Under a microsecond a switch."""
+
+    def __init__(self, spent: float) -> None:
+        self.seconds = dict.fromkeys(SPENDINGS, 0.0) | {"start": spent}
+        self._causes = ["start"]
+        self._mark = time.monotonic()
+
+    def settle(self) -> dict[str, float]:
+        """Charge what has passed, and return seconds by cause."""
+        now = time.monotonic()
+        self.seconds[self._causes[-1]] += now - self._mark
+        self._mark = now
+        return self.seconds
+
+    def started(self) -> None:
+        """From now on, what is charged to nothing else is no longer `start`."""
+        self.settle()
+        self._causes[0] = "other"
+
+    def push(self, cause: str) -> None:
+        self.settle()
+        self._causes.append(cause)
+
+    def pop(self) -> None:
+        self.settle()
+        self._causes.pop()
+
+
+class _Spending(contextlib.AbstractContextManager[None]):
+    """The context manager of one cause; it holds nothing, so it may be entered within itself."""
+
+    def __init__(self, clock: _Clock, cause: str) -> None:
+        self._clock, self._cause = clock, cause
+
+    def __enter__(self) -> None:
+        self._clock.push(self._cause)
+
+    def __exit__(self, *exc: object) -> None:
+        self._clock.pop()
+
+
+def _began(now: float, submitted: float, earliest: float) -> float:
+    """When this attempt began: its Slurm job if that started for it, else its process; never before `earliest`."""
+    ticks = process_start(os.getpid())
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+    process = min(now, now - age)
+    job = _environment_number("SLURM_JOB_START_TIME")
+    # An allocation that was there before the submission, or an attempt before in it, did not start for this one.
+    began = job if max(submitted, earliest) <= job <= process else process
+    return min(now, max(began, earliest))
+
+
+def _environment_number(name: str) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0
+
+
+def _record(cell_dir: Path, attempt: Attempt) -> None:
+    """Add an attempt to attempts.jsonl, unless it is there already."""
+    path = cell_dir / "attempts.jsonl"
+    if all(there.number != attempt.number for there in read_attempts(cell_dir, state={})):
+        _append_line(path, attempt.to_json())
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line of its own, also behind one that was cut off."""
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        whole = file.read(1) in (b"", b"\n")
+        file.write(("" if whole else "\n").encode() + line.encode() + b"\n")

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bushpc.config import CellConfig
 from bushpc.dist import World
 from bushpc.run import build_model, run_cell
 from bushpc.sample import Batch
+from bushpc.train.preempt import StopFlag
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
 ]
-ON_GPU = ("engine=ddp", "cluster.gpus_per_node=1")
+ON_GPU = ("engine.device=cuda", "cluster.gpus_per_node=1")
 
 
 def test_a_cell_trains_and_evaluates_in_bf16(make_cell):
     cell_dir = make_cell("gpu", *ON_GPU)
     assert run_cell(cell_dir, World()) is None
     assert json.loads((cell_dir / "DONE").read_text())["step"] == 6
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("engine.precision=fp32",),
+        ("engine.precision=fp16", "train.ema=0.9"),
+        ("engine.recompute=true", "engine.channels_last=true", "train.accumulate=2"),
+        ("model=unet_small", "engine.compile=true"),
+        ("engine=zero1",),
+        ("engine=zero2", "engine.precision=fp16"),
+        ("engine=zero3", "train.ema=0.9"),
+    ],
+)
+def test_every_engine_setting_trains_on_a_gpu(make_cell, overrides):
+    assert run_cell(make_cell("setting", "engine.device=cuda", "cluster.gpus_per_node=1", *overrides), World()) is None
+
+
+def test_a_stopped_run_ends_with_the_undisturbed_weights(make_cell):
+    cell_dirs = [make_cell(name, *ON_GPU) for name in ("whole", "stopped")]
+    run_cell(cell_dirs[0], World())
+    with StopFlag() as stop:
+        stop.deadline, stop.lead_s = time.time() + 5, 2.5  # in the middle of the short training, or before it
+        run_cell(cell_dirs[1], World(), stop)
+    run_cell(cell_dirs[1], World())
+    ours, theirs = (load_file(d / "checkpoints" / "step_00000006" / "model.safetensors") for d in cell_dirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_full_size_xbusnet_takes_two_steps(make_cell):
@@ -36,6 +66,7 @@ def test_the_loss_on_the_gpu_is_the_cpus(make_cell):
     generator = torch.Generator().manual_seed(0)
     batch = Batch(
         keys=["a", "b"],
+        epochs=[0, 0],
         image_BCHW=torch.rand(2, 3, 64, 64, generator=generator),
         mask_BKHW=(torch.rand(2, 1, 64, 64, generator=generator) > 0.5).float(),
         label_B=torch.zeros(2, dtype=torch.long),

@@ -55,6 +55,7 @@ def make_batch():
             mask[i, :, start : start + size // 3, start : start + size // 4] = 1
         content = {
             "keys": [f"case{i}" for i in range(count)],
+            "epochs": [0] * count,
             "image_BCHW": (image - 0.3 * mask).clamp(0, 1),
             "mask_BKHW": mask,
             "label_B": torch.zeros(count, dtype=torch.int64),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bushpc.config import compose
-from bushpc.train.optim import adamw, learning_rate
+from bushpc.train.optim import Average, adamw, learning_rate
 
 
 def config(*overrides):
@@ -36,3 +36,15 @@ def test_only_trained_matrices_decay():
     assert [p.shape for p in decayed["params"]] == [(4, 3)]
     assert [p.ndim for p in plain["params"]] == [1, 1, 1]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_the_average_follows_its_closed_form():
+    weights = [torch.zeros(2)]
+    average = Average(weights, decay=0.15)
+    expected = torch.zeros(2)
+    for update, value in enumerate((1.0, 2.0, 3.0)):
+        average.update([torch.full((2,), value)])
+        decay = min(0.15, (1 + update) / (10 + update))  # 0.1, then 0.15
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(average.tensors[0], expected)
+    assert torch.equal(weights[0], torch.zeros(2))

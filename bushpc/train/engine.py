@@ -1,0 +1,451 @@
+"""The engine under the loop: ranks, ZeRO, precision, accumulation and averaging, behind one door for every model.
+
+    Engine(cell, world, model, resumed) → losses(batch) → update(lr) → tensors() → checkpoint
+
+DDP and DeepSpeed's ZeRO both come through Accelerate. Precision is autocast around the model's own forward and our
+own loss scale, the same under every engine: DeepSpeed's bf16 casts BatchNorm's weights but not its buffers, and its
+autocast clips fp16 gradients before the loss scale is taken out (both 0.19). What leaves the engine is whole and
+in fp32: one tensor per parameter, whoever shared it out, so that any engine on any number of ranks can go on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import typing as t
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as torch_dist
+from accelerate import Accelerator
+from torch import nn
+
+from bushpc.checkpoint import Checkpoint
+from bushpc.config import CellConfig, EngineConfig
+from bushpc.dist import World, join, share_buffers
+from bushpc.errors import ResumeError, TrainingError
+from bushpc.models.base import Model
+from bushpc.nn.recompute import recompute
+from bushpc.sample import Batch, Losses
+from bushpc.train.optim import Average, adamw
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# torch's own defaults for a loss scale: start, factor of growth, of retreat, and steps without overflow before growth.
+FIRST_SCALE, GROWTH, RETREAT, GROWTH_INTERVAL = 2.0**16, 2.0, 0.5, 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What really runs, read from the objects that run it. engine: ddp, zero1, zero2 or zero3."""
+
+    engine: str
+    ranks: int
+    device: str
+    precision: str
+    global_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.ranks} rank(s) on {self.device}, {self.precision}, batch {self.global_batch}"
+
+
+class Engine:
+    """One rank's share of a training.
+
+    model: as its author wrote it, trained in place; `predictor` gives the weights that predictions use.
+    Raises: TrainingError when the world, engine or device is not what the config asks; ResumeError when `resumed`
+    does not fit the model.
+    """
+
+    def __init__(self, cell: CellConfig, world: World, model: Model, resumed: Checkpoint | None = None) -> None:
+        self.cell, self.config, self.model = cell, cell.engine, model
+        if resumed:
+            _load_model(model, resumed)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Before ZeRO-3 takes the parameters apart; predictions then load it with whole ones.
+        self._replica = copy.deepcopy(model) if cell.train.ema or self.config.kind == "zero3" else None
+        if self.config.recompute:
+            recompute(model, model.blocks)
+        self.autocast = lambda: torch.autocast(
+            self.config.device, DTYPES[self.config.precision], enabled=self.config.precision != "fp32"
+        )
+        forward = model.forward
+        model.forward = lambda batch: self._with_autocast(forward, batch)  # type: ignore[method-assign]
+        if self.config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if self.config.compile:
+            model.compile()
+        if self.config.kind == "ddp":
+            self._ranks: _Ddp | _Zero = _Ddp(cell, world, model)
+        else:
+            self._ranks = _Zero(cell, world, model, self.trained)
+        self.device: torch.device = self._ranks.accelerator.device
+        self.facts = self._check(world)
+        self.scale = _LossScale() if self.config.precision == "fp16" else None
+        self.average = Average(self._ranks.local_weights(), cell.train.ema) if cell.train.ema else None
+        if resumed:
+            self._load(resumed)
+
+    def train(self) -> None:
+        """Training mode."""
+        self.model.train()
+
+    def losses(self, batch: Batch, last: bool = True) -> Losses:
+        """Forward and backward of one part of this rank's share of a global batch; gradients add up until `update`.
+
+        last: of the parts of this step; the ranks exchange gradients then.
+        """
+        if len(batch.keys) * self.facts.ranks * self.cell.train.accumulate != self.cell.train.batch_size:
+            raise TrainingError(
+                f"{self.cell.train.accumulate} part(s) of {len(batch.keys)} samples on each of {self.facts.ranks} "
+                f"rank(s) do not make train.batch_size={self.cell.train.batch_size}"
+            )
+        batch = batch.to(self.device)
+        if self.config.channels_last:
+            batch = batch.channels_last()
+        with self._ranks.part(last):
+            losses: Losses = self._ranks.wrapped(batch)
+            self._ranks.backward(losses.total, self.scale.value if self.scale else None)
+        return losses
+
+    def update(self, lr: float) -> torch.Tensor:
+        """Clip, step and clear the gradients; returns their norm before clipping, infinite where it is not finite.
+
+        A step whose gradient is not finite leaves the weights alone with ZeRO and with fp16. Raises: TrainingError
+        when an fp16 loss scale below 1 still overflows.
+        """
+        norm = self._ranks.update(lr, self.scale.value if self.scale else None)
+        if self.scale:
+            self.scale.update(overflow=not math.isfinite(float(norm)))
+        if self.average:
+            self.average.update(self._ranks.local_weights())
+        return norm
+
+    def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(part, name, tensor) of everything that a checkpoint holds. Collective: every rank walks to the end."""
+        for name, parameter in self.trained.items():
+            yield "model", name, self._ranks.whole_weight(parameter)
+        for name, buffer in _saved_buffers(self.model):
+            yield "model", name, buffer
+        for name, parameter in self.trained.items():
+            for key, value in self._ranks.optimizer_state(parameter):
+                yield "optimizer", f"{key}/{name}", value
+        if self.average:
+            for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
+                yield "ema", name, self._ranks.whole(averaged, parameter)
+
+    def state(self) -> dict[str, t.Any]:
+        """What a checkpoint holds besides tensors, for its meta.json."""
+        return {
+            "scale": vars(self.scale) if self.scale else None,
+            "average_updates": self.average.updates if self.average else 0,
+            "engine": self.config.kind,
+            "world": self.facts.ranks,
+        }
+
+    @contextlib.contextmanager
+    def predictor(self) -> Iterator[Model]:
+        """The model in evaluation mode with the weights that predictions use: the average where there is one.
+
+        Collective. Every rank gets rank 0's buffers, which are those that a checkpoint holds.
+        """
+        share_buffers(self.model)
+        if self._replica is None:
+            self.model.eval()
+            yield self.model
+            self.model.train()
+            return
+        replica = self._replica.to(self.device)
+        theirs = dict(replica.named_parameters())
+        averaged = self.average.tensors if self.average else [None] * len(self.trained)
+        with torch.no_grad():
+            for (name, parameter), mean in zip(self.trained.items(), averaged, strict=True):
+                whole = self._ranks.whole_weight(parameter) if mean is None else self._ranks.whole(mean, parameter)
+                theirs[name].copy_(whole)
+            for mine, their in zip(self.model.buffers(), replica.buffers(), strict=True):
+                their.copy_(mine)
+        replica.eval()
+        yield replica
+
+    def _with_autocast(self, forward: t.Callable[[Batch], Losses], batch: Batch) -> Losses:
+        with self.autocast():
+            return forward(batch)
+
+    def _check(self, world: World) -> Facts:
+        facts = Facts(
+            engine=self._ranks.kind(),
+            ranks=torch_dist.get_world_size() if torch_dist.is_initialized() else 1,
+            device=self.device.type,
+            precision=self._real_precision(),
+            global_batch=self._ranks.global_batch(),
+        )
+        asked = Facts(
+            engine=self.config.kind,
+            ranks=world.size,
+            device=self.config.device,
+            precision=self.config.precision,
+            global_batch=self.cell.train.batch_size,
+        )
+        if facts != asked:
+            raise TrainingError(
+                f"asked for {asked}; got {facts}: check the launcher, the drivers and cluster.gpus_per_node"
+            )
+        return facts
+
+    def _real_precision(self) -> str:
+        """What a product really has within autocast: for a type that it does not know it only warns."""
+        with self.autocast():
+            ones = torch.ones(8, 8, device=self.device)
+            dtype = (ones @ ones).dtype
+        return next(name for name, known in DTYPES.items() if known == dtype)
+
+    def _load(self, resumed: Checkpoint) -> None:
+        saved = resumed.parts.get("optimizer", {})
+        for name, parameter in self.trained.items():
+            keys = [key.partition("/")[0] for key in saved if key.partition("/")[2] == name]
+            self._ranks.load_optimizer(parameter, {key: saved[f"{key}/{name}"] for key in keys})
+        if self.scale and resumed.meta["scale"]:
+            self.scale.__dict__.update(resumed.meta["scale"])
+        if self.average and "ema" in resumed.parts:
+            for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
+                averaged.copy_(self._ranks.mine(resumed.parts["ema"][name].to(averaged.device), parameter))
+            self.average.updates = resumed.meta["average_updates"]
+
+
+class _Ddp:
+    """All of the model on every rank."""
+
+    def __init__(self, cell: CellConfig, world: World, model: Model) -> None:
+        self.cell = cell
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cell.engine.device == "cpu")
+        self.model, self.optimizer = model, adamw(model, cell.train)
+        self.wrapped, self._prepared = self.accelerator.prepare(model, self.optimizer)
+        self.size = world.size
+
+    def kind(self) -> str:
+        wrapped = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
+        return "ddp" if wrapped == (self.size > 1) else "separate ranks"
+
+    def global_batch(self) -> int:
+        return self.cell.train.batch_size
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if last or self.size == 1 else self.wrapped.no_sync()
+
+    def backward(self, loss: torch.Tensor, scale: float | None) -> None:
+        (loss * ((scale or 1.0) / self.cell.train.accumulate)).backward()
+
+    def update(self, lr: float, scale: float | None) -> torch.Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if scale is not None:
+            torch._foreach_mul_(gradients, 1.0 / scale)
+        norm = nn.utils.get_total_norm(gradients)
+        if scale is None or math.isfinite(float(norm)):
+            if self.cell.train.grad_clip:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cell.train.grad_clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def local_weights(self) -> list[torch.Tensor]:
+        return [p.detach() for p in self.model.parameters() if p.requires_grad]
+
+    def whole_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        return parameter.detach()
+
+    def whole(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        return local
+
+    def mine(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        return whole
+
+    def optimizer_state(self, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.optimizer.state.get(parameter, {}).items()
+
+    def load_optimizer(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        if state:
+            self.optimizer.state[parameter] = {
+                # AdamW keeps its step counter on the CPU.
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in state.items()
+            }
+
+
+class _Zero:
+    """DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) shared out over the ranks."""
+
+    def __init__(self, cell: CellConfig, world: World, model: Model, trained: dict[str, nn.Parameter]) -> None:
+        from accelerate import DeepSpeedPlugin
+        from accelerate.utils import InitProcessGroupKwargs
+
+        self.stage = int(cell.engine.kind[-1])
+        self.size, self.trained = world.size, list(trained.values())
+        config = {
+            "train_micro_batch_size_per_gpu": cell.train.batch_size // (world.size * cell.train.accumulate),
+            "gradient_accumulation_steps": cell.train.accumulate,
+            "gradient_clipping": cell.train.grad_clip,
+            "zero_optimization": {"stage": self.stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+            "wall_clock_breakdown": False,
+        }
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config),
+            # Without a name Accelerate believes on a CPU that it is alone.
+            kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if cell.engine.device == "cuda" else "gloo")],
+        )
+        self.wrapped, _ = self.accelerator.prepare(model, adamw(model, cell.train))
+        self.zero = self.wrapped.optimizer
+        self._start_optimizer_state()
+
+    def kind(self) -> str:
+        from deepspeed import DeepSpeedEngine
+
+        is_zero = isinstance(self.wrapped, DeepSpeedEngine)
+        return f"zero{self.wrapped.zero_optimization_stage()}" if is_zero else type(self.wrapped).__name__
+
+    def global_batch(self) -> int:
+        return int(self.wrapped.train_batch_size())
+
+    def part(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor, scale: float | None) -> None:
+        if scale is not None:
+            self.zero.override_loss_scale(scale)
+        self.wrapped.backward(loss)
+
+    def update(self, lr: float, scale: float | None) -> torch.Tensor:
+        for group in self.zero.optimizer.param_groups:
+            group["lr"] = lr
+        self.wrapped.step()
+        norm = self.wrapped.get_global_grad_norm()
+        return torch.as_tensor(math.inf if self.zero.overflow or norm is None else norm)
+
+    def local_weights(self) -> list[torch.Tensor]:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        if self.stage < 3:
+            return [p.detach() for p in self.trained]
+        return [safe_get_local_fp32_param(p).detach() for p in self.trained]
+
+    def whole_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return parameter.detach() if self.stage < 3 else safe_get_full_fp32_param(parameter).detach()
+
+    def whole(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        if self.stage < 3:
+            return local
+        parts = local.new_empty(self.size * local.numel())
+        torch_dist.all_gather_into_tensor(parts, local.contiguous())
+        return parts[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+
+    def mine(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        if self.stage < 3:
+            return whole
+        flat = whole.new_zeros(self.size * parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+        flat[: whole.numel()] = whole.flatten()
+        return flat.chunk(self.size)[torch_dist.get_rank()]
+
+    def optimizer_state(self, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for key, value in self._flat_state(parameter).items():
+            yield key, value if key == "step" else safe_get_full_optimizer_state(parameter, key)
+
+    def load_optimizer(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        for key, value in state.items():
+            if key == "step":
+                self._flat_state(parameter)[key].copy_(value)
+            elif self.stage < 3:
+                safe_set_full_optimizer_state(parameter, value.to(self.accelerator.device), key)
+            else:  # the whole one would have to be a multiple of the ranks long
+                local = self.mine(value.to(self.accelerator.device), parameter)
+                safe_set_local_optimizer_state(parameter, local, key)
+
+    def _start_optimizer_state(self) -> None:
+        """Make AdamW's state now, at zero, where it would make it itself at the first step: a resume fills it."""
+        for flat in self._flats():
+            self.zero.optimizer.state[flat] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        if self.stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _flats(self) -> list[torch.Tensor]:
+        """This rank's stretch of each group of parameters, which is what the optimizer steps on."""
+        return self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
+
+    def _flat_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        groups = self.zero.bit16_groups if self.stage < 3 else self.zero.fp16_groups
+        [group] = [i for i, members in enumerate(groups) if any(member is parameter for member in members)]
+        return self.zero.optimizer.state[self._flats()[group]]
+
+
+class _LossScale:
+    """fp16's loss scale: grows now and then, halves when a gradient overflows, and then no step is taken."""
+
+    def __init__(self) -> None:
+        self.value, self.good_steps = FIRST_SCALE, 0
+
+    def update(self, *, overflow: bool) -> None:
+        """Take note of one step. Raises: TrainingError when even a scale below 1 overflows."""
+        self.good_steps = 0 if overflow else self.good_steps + 1
+        if overflow:
+            self.value *= RETREAT
+        elif self.good_steps == GROWTH_INTERVAL:
+            self.value, self.good_steps = self.value * GROWTH, 0
+        if self.value < 1.0:
+            raise TrainingError(
+                "the fp16 loss scale fell below 1 and gradients still overflow: lower train.lr, or use "
+                "engine.precision=bf16 or fp32; the last checkpoint is untouched"
+            )
+
+
+def start_ranks(config: EngineConfig, world: World) -> None:
+    """Bring the ranks together, and let nothing but the config decide: no launcher's environment, no default."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    os.environ["DS_ACCELERATOR"] = config.device
+    if world.size == 1 and config.kind == "ddp":  # else Accelerate would open a group, as a launcher names one rank
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
+    if config.device == "cuda":  # TF32, torch's default for convolutions, is not the fp32 that was asked for
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
+        torch.use_deterministic_algorithms(True)
+    join(
+        world,
+        cuda=config.device == "cuda",
+        timeout_s=2 * config.hang_s,  # longer than the watchdog's, which says more when it ends a rank
+        alone=config.kind != "ddp",  # DeepSpeed wants a process group even for one rank
+    )
+
+
+def _load_model(model: Model, resumed: Checkpoint) -> None:
+    try:
+        model.load_state_dict(resumed.parts["model"])
+    except RuntimeError as error:
+        raise ResumeError(f"{resumed.path} does not fit this model: {error}") from error
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that belong to the state dict, by its names."""
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in model.state_dict().items():
+        if name not in parameters:
+            yield name, tensor

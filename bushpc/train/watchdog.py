@@ -1,0 +1,135 @@
+"""A rank that hangs ends within a set time, and says where. Opened by the run, told by the loop that work goes on.
+
+    rank → "step 37" through a pipe → guard process → silence: stacks to <cell>/hang/rank<r>.txt, FAILED, KILL
+
+The guard is a process of its own, because a thread of a rank that hangs in C code may never get Python's lock. It
+asks for the stacks with QUIT, which faulthandler answers without that lock; `kill -QUIT` on a rank does the same at
+any time, without ending it. No torch here: a guard should be there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+from bushpc.files import write_atomically
+from bushpc.train.preempt import STOP_SIGNALS, children
+
+TICK_S = 1.0
+# All ranks of a hung collective hang at nearly the same time; when the first one has ended, srun ends the others.
+OTHERS_WRITE_S = 5.0
+
+
+class Watchdog:
+    """Context manager: while it is open, `alive` must be called at least every `hang_s` seconds; 0 switches it off.
+
+    A job that the cluster suspends does not hang: only time in which the guard itself ran is counted.
+    """
+
+    def __init__(self, cell_dir: Path, rank: int, hang_s: float) -> None:
+        self.cell_dir, self.rank, self.hang_s = cell_dir, rank, hang_s
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._stacks: t.TextIO | None = None
+
+    def __enter__(self) -> Watchdog:
+        if self.hang_s:
+            path = stacks_path(self.cell_dir, self.rank)
+            path.parent.mkdir(exist_ok=True)
+            self._stacks = path.open("a")
+            faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True)
+            self._guard = self._start_guard()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._guard is None:
+            return
+        assert self._stacks is not None
+        assert self._guard.stdin is not None
+        # With what it started to kill us. Closing the pipe would not end it: DataLoader workers hold it, too.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._guard.pid, signal.SIGKILL)
+        self._guard.wait()
+        self._guard.stdin.close()
+        faulthandler.unregister(signal.SIGQUIT)
+        self._stacks.close()
+        if not stacks_path(self.cell_dir, self.rank).stat().st_size:
+            stacks_path(self.cell_dir, self.rank).unlink()
+
+    def alive(self, where: str) -> None:
+        """Say what is being done now, in a few words: `step 37`. Costs microseconds."""
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            # A guard that was killed, or is stopped with its pipe full, must not be what stops the run.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._guard.stdin.fileno(), f"{where}\n".encode())
+
+    def _start_guard(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "bushpc.train.watchdog"]
+        command += [str(os.getpid()), str(self.rank), str(self.hang_s), str(self.cell_dir)]
+        # Preemption signals every process of the step; blocked signals stay blocked in a child.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert guard.stdin is not None
+        os.set_blocking(guard.stdin.fileno(), False)
+        return guard
+
+
+def stacks_path(cell_dir: Path, rank: int) -> Path:
+    """Where the stacks of a rank are written."""
+    return cell_dir / "hang" / f"rank{rank}.txt"
+
+
+def guard(pid: int, rank: int, hang_s: float, cell_dir: Path) -> None:
+    """Watch `pid` through standard input until it ends; if it hangs first, have it write its stacks, and kill it."""
+    where, since, silent_s = "start", time.time(), 0.0
+    tick = min(TICK_S, hang_s / 4)
+    while silent_s < hang_s:
+        if os.getppid() != pid:  # DataLoader workers keep the pipe open when the rank is killed
+            return
+        if not select.select([0], [], [], tick)[0]:
+            silent_s += tick
+            continue
+        said = os.read(0, 1 << 16)
+        if not said:
+            return
+        where, since, silent_s = said.decode(errors="replace").splitlines()[-1], time.time(), 0.0
+    _end(pid, rank, hang_s, cell_dir, f"{where} ({time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))})")
+
+
+def _end(pid: int, rank: int, hang_s: float, cell_dir: Path, last: str) -> None:
+    # First of all, and apart from us: the file system that we write to may be the reason of the hang.
+    killer = _kill_after(OTHERS_WRITE_S, [pid, *_descendants(pid)])
+    stacks = stacks_path(cell_dir, rank)
+    reason = f"rank {rank} made no progress for {hang_s:g} s, last: {last}; stacks: {stacks}"
+    print(reason, file=sys.stderr, flush=True)
+    with stacks.open("a") as file:
+        file.write(f"\n{reason}\n")
+    os.kill(pid, signal.SIGQUIT)
+    if not (cell_dir / "FAILED").exists():
+        write_atomically(cell_dir / "FAILED", f"{reason}\n")
+    killer.wait()
+
+
+def _kill_after(seconds: float, pids: list[int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sh", "-c", f"sleep {seconds:g}; kill -KILL {' '.join(map(str, pids))}"])
+
+
+def _descendants(pid: int) -> list[int]:
+    """DataLoader workers and the like, this guard left out."""
+    found = [child for child in children(pid) if child != os.getpid()]
+    return found + [below for child in found for below in _descendants(child)]
+
+
+if __name__ == "__main__":
+    guard(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]))
