@@ -1,4 +1,4 @@
-"""The one command: `bushpc pack | cv | status | report | weights`. Words are Hydra-style key=value overrides."""
+"""The one command: `bushpc pack | cv | train | status | report | …`. Words are Hydra-style key=value overrides."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
+    from bushpc.dispatch.doctor import Check
     from bushpc.dispatch.status import RunStatus
 
 WATCH_S = 1.0
@@ -36,6 +37,8 @@ def main(argv: t.Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bushpc", description=__doc__)
+    # deepspeed gives it to every rank; LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     pack = commands.add_parser("pack", help="raw dataset folder → shards: bushpc pack data=breast src=FOLDER")
@@ -52,15 +55,58 @@ def _parser() -> argparse.ArgumentParser:
     cv.add_argument("--wait", action="store_true", help="follow the cells and print the fold table at the end")
     cv.set_defaults(run=_cv)
 
+    train = commands.add_parser(
+        "train",
+        help="one cell, here, as a rank of torchrun, accelerate, deepspeed or srun: bushpc train model=xbusnet fold=0",
+    )
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    train.add_argument(
+        "--run-file", type=Path, metavar="FILE", help="write the run folder's path there, for a batch script"
+    )
+    train.set_defaults(run=_train)
+
     status = commands.add_parser("status", help="state of every cell: bushpc status RUN")
     status.add_argument("run_dir", type=Path, metavar="RUN")
     status.add_argument("--watch", action="store_true", help="keep the table on the screen until every cell ended")
     status.add_argument("--json", action="store_true", help="for machines")
     status.set_defaults(run=_status)
 
+    audit = commands.add_parser(
+        "audit", help="prove that every sample was seen exactly once an epoch, whatever happened: bushpc audit RUN"
+    )
+    audit.add_argument("run_dir", type=Path, metavar="RUN")
+    audit.add_argument("--json", action="store_true", help="for machines")
+    audit.set_defaults(run=_audit)
+
     report = commands.add_parser("report", help="tables, figures and page: bushpc report RUN")
     report.add_argument("run_dir", type=Path, metavar="RUN")
     report.set_defaults(run=_report)
+
+    doctor = commands.add_parser("doctor", help="will it work here? bushpc doctor model=xbusnet cluster=slurm")
+    doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.add_argument("--slurm", action="store_true", help="submit a probe job that finds out how jobs end here")
+    doctor.add_argument("--time-limit", action="store_true", help="with --slurm: run into a time limit too (3 minutes)")
+    doctor.add_argument(
+        "--preempt-with",
+        metavar="OPTIONS",
+        help="with --slurm: sbatch options of a job that may preempt the probe, e.g. '--partition=high --exclusive'",
+    )
+    doctor.add_argument("--write", metavar="NAME", help="with --slurm: write configs/cluster/NAME.yaml")
+    doctor.add_argument("--force", action="store_true", help="with --write: overwrite it")
+    doctor.set_defaults(run=_doctor)
+
+    drill = commands.add_parser(
+        "drill", help="does a run survive here? Disturbs a short one: bushpc drill model=xbusnet cluster=slurm"
+    )
+    drill.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    drill.add_argument("--json", action="store_true", help="for machines")
+    drill.add_argument(
+        "--preempt-with",
+        metavar="OPTIONS",
+        help="also have it preempted, by a job with these sbatch options, e.g. '--partition=high --exclusive'",
+    )
+    drill.set_defaults(run=_drill)
 
     weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
     weights.add_argument("action", choices=("pull", "check"))
@@ -117,6 +163,8 @@ def _cv(arguments: argparse.Namespace) -> int:
     ):
         if names:
             print(f"{verb}: {', '.join(names)}")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"run: {result.run_dir}\nstatus: bushpc status {result.run_dir}")
     if not arguments.wait:
         return 0
@@ -124,11 +172,19 @@ def _cv(arguments: argparse.Namespace) -> int:
     return _finish(result.run_dir, status, only)
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from bushpc.dispatch.direct import train_here
+
+    return train_here(arguments.overrides, arguments.run_file)
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from bushpc.dispatch.status import read_status, status_table
 
+    if arguments.watch and arguments.json:
+        raise ConfigError("--watch with --json: --json tells the state once, --watch follows it for people. Choose one")
     if arguments.watch:
         status = _watch(arguments.run_dir, until_report=False)
     else:
@@ -138,6 +194,19 @@ def _status(arguments: argparse.Namespace) -> int:
         else:
             Console().print(status_table(status))
     return 0 if status.complete or any(cell.live for cell in status.cells) else 1
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bushpc.dispatch.audit import audit_run, audit_table
+
+    audit = audit_run(arguments.run_dir)
+    if arguments.json:
+        print(audit.to_json())
+    else:
+        Console().print(audit_table(audit))
+    return 0 if audit.ok else 1
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -162,6 +231,95 @@ def _weights(arguments: argparse.Namespace) -> None:
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bushpc.dispatch.doctor import examine
+
+    if arguments.slurm:
+        return _survey(arguments)
+    if arguments.time_limit or arguments.preempt_with is not None or arguments.write or arguments.force:
+        raise ConfigError("--time-limit, --preempt-with, --write and --force belong to `bushpc doctor --slurm`")
+    return _show_checks(examine(arguments.overrides), {}, arguments.json)
+
+
+def _survey(arguments: argparse.Namespace) -> int:
+    """`bushpc doctor --slurm`: what can be asked without a job is asked before one is submitted."""
+    import datetime
+
+    from bushpc.config import compose
+    from bushpc.dispatch.doctor import check_slurm, is_broken
+    from bushpc.dispatch.survey import profile_path, profile_text, survey
+    from bushpc.files import write_atomically
+
+    config = compose(arguments.overrides)
+    if config.cluster.executor != "slurm":
+        raise ConfigError(f"--slurm with cluster={config.choices['cluster']}: choose a Slurm cluster, cluster=slurm")
+    profile = profile_path(arguments.write, arguments.force) if arguments.write else None
+    before = check_slurm(config)
+    if is_broken(before):
+        return _show_checks(before, {}, arguments.json)
+
+    def say(line: str) -> None:
+        print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+    try:
+        found = survey(config, time_limit=arguments.time_limit, preempt_with=arguments.preempt_with, say=say)
+    except KeyboardInterrupt:
+        print("interrupted; the probe jobs are cancelled", file=sys.stderr)
+        return 130
+    if profile:
+        write_atomically(profile, profile_text(config, found, datetime.date.today()))
+    more = {**found.to_dict(), "profile": str(profile) if profile else None}
+    status = _show_checks([*before, *found.checks], more, arguments.json)
+    if profile and not arguments.json:
+        print(f"written: {profile}; use it with cluster={profile.stem}")
+    return status
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bushpc.config import compose
+    from bushpc.dispatch.drill import drill, drill_table, plain_lines
+
+    def say(line: str) -> None:
+        print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+    command = ["bushpc", "drill", *arguments.overrides]
+    try:
+        found = drill(compose(arguments.overrides), command=command, preempt_with=arguments.preempt_with, say=say)
+    except KeyboardInterrupt:
+        print("interrupted; the drill's jobs are cancelled", file=sys.stderr)
+        return 130
+    console = Console()
+    if arguments.json:
+        print(found.to_json())
+    elif console.is_terminal:
+        console.print(drill_table(found))
+    else:
+        print(plain_lines(found))
+    if not arguments.json:
+        print(f"written: {found.folder / 'drill.md'}")
+    return 0 if found.ok else 1
+
+
+def _show_checks(checks: t.Sequence[Check], more: dict[str, t.Any], as_json: bool) -> int:
+    """A table on a terminal, lines in a log. Returns the exit status: 1 if something is broken."""
+    import json
+
+    from rich.console import Console
+
+    from bushpc.dispatch.doctor import checks_table, is_broken, plain_lines
+
+    console = Console()
+    if as_json:
+        print(json.dumps({**more, "checks": [vars(check) for check in checks]}, indent=1))
+    elif console.is_terminal:
+        console.print(checks_table(checks))
+    else:
+        print("\n".join(plain_lines(check) for check in checks))
+    return 1 if is_broken(checks) else 0
 
 
 def _watch(run_dir: Path, until_report: bool) -> RunStatus:

@@ -4,6 +4,10 @@ runs/<name>/cells/<cell>/
   config.yaml      frozen, composed configuration
   state.json       phase, step, rate, host, process (heartbeat for `bushpc status`)
   metrics.jsonl    curves
+  attempts.jsonl   where the time of each start went
+  lease.<n>.json   which process works here
+  hang/            every thread's stack, of a rank that made no progress
+  ledger/          which samples each step consumed, per rank
   checkpoints/     sealed checkpoints
   per_image.csv    metrics of every validation image, written when complete
   predictions/     probability maps
@@ -12,44 +16,58 @@ runs/<name>/cells/<cell>/
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
-from bushpc.config import CellConfig
+from bushpc import checkpoint
+from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
+from bushpc.config import METRICS, CellConfig
+from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
-from bushpc.dist import World, barrier, leave, seed_everything, share_buffers
-from bushpc.errors import TrainingError
-from bushpc.evaluate.evaluate import evaluate, validation_metrics
+from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
+from bushpc.errors import ResumeError
+from bushpc.evaluate.evaluate import Predicting, evaluate, validation_metrics
 from bushpc.files import write_atomically
+from bushpc.goodput import newest_saved
+from bushpc.lease import Lease, StoppedWaiting
 from bushpc.models.base import Model
-from bushpc.train.loop import Stopped, train
+from bushpc.train.engine import Engine, start_ranks
+from bushpc.train.ledger import Ledger
+from bushpc.train.loop import Job, Stopped, train
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
+from bushpc.train.watchdog import Watchdog
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
-
-def run_cell(cell_dir: Path, world: World) -> Stopped | None:
+def run_cell(cell_dir: Path, world: World, stop: StopFlag | None = None) -> Stopped | None:
     """Train and evaluate the cell whose `config.yaml` lies in `cell_dir`, from wherever it stands.
 
-    Returns None when it is done (also if it already was), Stopped when a signal ended it early.
+    stop: opened by the caller, as early as it could. Returns None when the cell is done (also if it already was),
+    Stopped when it was told to leave before.
     """
     if (cell_dir / "DONE").exists():
         return None
-    began = time.time()
-    cell = CellConfig.load(cell_dir / "config.yaml")
-    tracker = Tracker(cell_dir, cell.train.iterations, active=world.is_main)
-    tracker.phase("starting", 0)
-    with StopFlag() as stop:
+    with contextlib.ExitStack() as around:
+        stop = stop or around.enter_context(StopFlag())
+        cell = CellConfig.load(cell_dir / "config.yaml")
+        assert cell.fold is not None, "dispatch gives every cell its fold"
         try:
-            stopped = _train_and_evaluate(cell, cell_dir, world, tracker, stop, began)
-        finally:
-            leave()
+            waiting = Lease(cell_dir, stop=lambda: bool(stop)) if world.is_main else None
+            lease = around.enter_context(waiting) if waiting else None
+        except StoppedWaiting:
+            return Stopped(step=newest_saved(cell_dir), signal_name=stop.signal_name or "a stop signal")
+        if world.is_main:
+            (cell_dir / "FAILED").unlink(missing_ok=True)  # of an attempt before
+        watchdog = around.enter_context(Watchdog(cell_dir, world.rank, cell.engine.hang_s))
+        gpus = world.size if cell.engine.device == "cuda" else 0
+        tracker = Tracker(cell_dir, cell.train.iterations, active=world.is_main, ranks=world.size, gpus=gpus)
+        tracker.phase("starting", 0)
+        # Not when something failed: NCCL's own farewell may hang then, and hide why. The process ends anyway.
+        around.push(lambda kind, *_: leave() if kind is None else None)
+        stopped = _train_and_evaluate(cell, cell_dir, world, tracker, stop, watchdog.alive, lease)
     if stopped:
         tracker.say(
             f"stopped by {stopped.signal_name} after step {stopped.step}, saved; the same command goes on from there"
@@ -63,51 +81,115 @@ def build_model(cell: CellConfig) -> Model:
     return cell.model_class(cell.model, cell.weights_dir)
 
 
-def start_engine(cell: CellConfig, world: World) -> Accelerator:
-    """Accelerate as the config asks. Raises: TrainingError when it became something else, as it may silently."""
-    wanted_cpu = cell.engine.device == "cpu"
-    if cell.engine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
-        torch.use_deterministic_algorithms(True)
-    accelerator = Accelerator(mixed_precision=PRECISIONS[cell.engine.precision], cpu=wanted_cpu)
-    if accelerator.num_processes != world.size or accelerator.device.type != cell.engine.device:
-        raise TrainingError(
-            f"asked for {world.size} ranks on {cell.engine.device}, got {accelerator.num_processes} "
-            f"on {accelerator.device.type}: check the launcher, the drivers and cluster.gpus_per_node"
-        )
-    return accelerator
-
-
 def _train_and_evaluate(
-    cell: CellConfig, cell_dir: Path, world: World, tracker: Tracker, stop: StopFlag, began: float
+    cell: CellConfig,
+    cell_dir: Path,
+    world: World,
+    tracker: Tracker,
+    stop: StopFlag,
+    alive: Callable[[str], None],
+    lease: Lease | None,
 ) -> Stopped | None:
-    assert cell.fold is not None, "dispatch gives every cell its fold"
-    accelerator = start_engine(cell, world)
+    assert cell.fold is not None
+    start_ranks(cell.engine, world)
     data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
+    folder, store = cell_dir / "checkpoints", cell_dir.parent.parent / "frozen"
     model = build_model(cell)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    frozen = checkpoint.store_frozen(store, frozen_parameters(model)) if world.is_main else None
+    barrier()  # a stored file that was damaged is whole again now
+    resumed = checkpoint.newest(folder, store, tracker.say)
+    if resumed:
+        _refuse_other_settings(cell, resumed)
+        tracker.say(f"resumed from {resumed.path.name}")
+    start = resumed.step if resumed else 0
+    tracker.resumed(start)
+    if world.is_main:
+        checkpoint.set_aside_after(folder, start)
+        frozen = resumed.meta["frozen"] if resumed else frozen
+    engine = Engine(cell, world, model, resumed)
+    owed = resumed is not None and resumed.meta.get("validation") is None
+    del resumed  # as large as the model and the optimizer's state
+    trained = sum(p.numel() for p in engine.trained.values())
     tracker.say(
-        f"{type(model).__name__}: {total:,} parameters, {trained:,} trained; {len(data.train)} training and "
-        f"{len(data.validation)} validation images; {world.size} rank(s) on {accelerator.device.type}, "
-        f"{cell.engine.precision}, global batch {cell.train.batch_size}; code {Path(__file__).parent}"
+        f"{type(model).__name__}: {engine.parameters:,} parameters, {trained:,} trained; {len(data.train)} training "
+        f"and {len(data.validation)} validation images; {engine.facts}; code {Path(__file__).parent}"
     )
 
-    def validate(current: Model) -> dict[str, float]:
-        share_buffers(current)
-        return validation_metrics(cell, current, data, accelerator, world)
+    def still_alive(where: str) -> None:
+        alive(where)
+        tracker.alive()
 
-    stopped = train(cell, model, data, cell_dir, accelerator, world, tracker, stop, validate)
+    def keep_going() -> bool:
+        still_alive("decoding images")
+        return not stop
+
+    how = Predicting(device=engine.device, autocast=engine.autocast, stop=lambda: bool(stop), alive=still_alive)
+
+    def validate() -> dict[str, float] | None:
+        with engine.predictor() as current:
+            return validation_metrics(cell, current, data, how, world)
+
+    if not cell.data.stream:
+        decode(cell, data, keep_going, tracker.say)
+    rule = Retention(
+        keep=cell.train.keep,
+        every=cell.train.keep_every,
+        best=cell.train.keep_best,
+        more=METRICS.get(cell.train.keep_best or "", True),
+    )
+    saver = Saver(folder, rule, lease.check if lease else lambda: None, tracker.say)
+    ledger = Ledger(cell_dir, world, from_main(tracker.attempt), start)
+    if owed and cell.train.validate_every and start % cell.train.validate_every == 0 and not any_rank(bool(stop))[0]:
+        with tracker.spending("validate"):  # a stop signal came before it
+            metrics = validate()
+        if metrics:
+            tracker.validation(start, metrics)
+    job = Job(
+        tracker=tracker,
+        ledger=ledger,
+        stop=stop,
+        alive=alive,
+        saver=saver,
+        validate=validate,
+    )
+    with saver, ledger:
+        stopped = train(cell, engine, data, world, job, start, frozen)
     if stopped:
         return stopped
     tracker.phase("evaluating", cell.train.iterations)
-    share_buffers(model)
-    rows = evaluate(cell, model, data, cell_dir, accelerator, world, tracker.say)
+    with engine.predictor() as final, tracker.spending("evaluate"):
+        rows = evaluate(cell, final, data, cell_dir, how, world, tracker.say)
+    if rows is None:
+        tracker.phase("stopped", cell.train.iterations)
+        return Stopped(step=cell.train.iterations, signal_name=stop.signal_name or "a signal on another rank")
     barrier()
     if world.is_main:
+        assert lease is not None, "rank 0 holds it"
+        lease.check()
         done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": cell.train.iterations}
-        done |= {"wall_seconds": round(time.time() - began, 1), "rows": len(rows)}
-        (cell_dir / "FAILED").unlink(missing_ok=True)
+        done |= {"config": cell.hash, "rows": len(rows)}
         write_atomically(cell_dir / "DONE", json.dumps(done))
         tracker.phase("done", cell.train.iterations)
     return None
+
+
+def decode(cell: CellConfig, data: FoldData, keep_going: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Have the node's cache ready, all ranks of the node together, or as far as it got when a stop signal came."""
+    with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need it
+        open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader, keep_going=keep_going, log=say)
+
+
+def _refuse_other_settings(cell: CellConfig, found: Checkpoint) -> None:
+    then, now = found.meta.get("settings"), cell.settings
+    if not isinstance(then, dict):
+        raise ResumeError(f"{found.path} was written by another version of bushpc; start anew under another name=…")
+    changed = [
+        f"{key}: {then.get(key)} → {now.get(key)}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key not in cell.resume_changes
+    ]
+    if changed:
+        raise ResumeError(
+            f"{found.path} was written with other settings: {'; '.join(changed)}. Run with the old ones, or allow the "
+            f"change by name: resume_changes=[{','.join(line.partition(':')[0] for line in changed)}]"
+        )

@@ -38,7 +38,7 @@ CV = ("cv", "model=unet_small", "data=phantom")
         ((*CV, "train.iteration=5"), "did you mean 'train.iterations'"),
         ((*CV, "model.image_size=abc"), "model.image_size='abc' is a str; allowed: int"),
         (("cv", "model=xbusnet_small", "data=phantom", "model.image_size=100"), "image_size=100 is not a multiple of"),
-        ((*CV, "cluster=slurm", "engine=ddp"), "gives a cell no GPU"),
+        ((*CV, "cluster=slurm", "engine.device=cuda"), "gives a cell no GPU"),
         (("pack", "data=brest"), "did you mean 'breast'"),
         (("pack", "data=breast"), "needs src=FOLDER"),
         (("pack", "data=breast", "src=/nowhere/at/all"), "/nowhere/at/all"),

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from bushpc.dist import World, meet
 from bushpc.errors import ResumeError, TrainingError
+from bushpc.models.xbusnet import XBusNet
 from bushpc.run import run_cell
 from bushpc.train.loop import Stopped
+from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
 
 
@@ -141,8 +143,79 @@ def test_resume_with_other_settings_is_refused(make_cell):
     (cell_dir / "DONE").unlink()
     config = (cell_dir / "config.yaml").read_text()
     (cell_dir / "config.yaml").write_text(config.replace("seed: 0", "seed: 1", 1))
-    with pytest.raises(ResumeError, match="other settings"):
+    with pytest.raises(ResumeError, match=r"other settings: seed: 0 → 1.*resume_changes=\[seed\]"):
         run_cell(cell_dir, World())
+
+
+def test_a_setting_that_is_allowed_by_name_may_change(make_cell):
+    cell_dir = make_cell("longer")
+    run_cell(cell_dir, World())
+    (cell_dir / "DONE").unlink()
+    config = (cell_dir / "config.yaml").read_text().replace("iterations: 6", "iterations: 8", 1)
+    (cell_dir / "config.yaml").write_text(config.replace("resume_changes: []", "resume_changes: [train.iterations]", 1))
+    assert run_cell(cell_dir, World()) is None
+    assert json.loads((cell_dir / "DONE").read_text())["step"] == 8
+    steps = [json.loads(line)["step"] for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_stop_during_evaluation_leaves_at_once_and_the_next_start_evaluates(make_cell, monkeypatch):
+    cell_dir = make_cell("evaluating", "evaluate.batch_size=1")
+    predict = XBusNet.predict
+
+    def predict_and_be_preempted(self, batch):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return predict(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(XBusNet, "predict", predict_and_be_preempted)
+        assert run_cell(cell_dir, World()) == Stopped(step=6, signal_name="SIGUSR2")
+    assert not (cell_dir / "per_image.csv").exists()
+    assert len(list((cell_dir / "predictions" / "first_pass").iterdir())) == 1
+    assert run_cell(cell_dir, World()) is None
+    assert (cell_dir / "DONE").exists()
+
+
+def test_a_stop_during_start_up_leaves_before_the_first_step(make_cell):
+    cell_dir = make_cell("starting")
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run_cell(cell_dir, World(), stop) == Stopped(step=0, signal_name="SIGTERM")
+    assert not list((cell_dir / "checkpoints").glob("step_*"))
+
+
+def test_the_best_checkpoint_by_a_validation_is_kept_besides_the_newest(make_cell):
+    overrides = (
+        "train.validate_every=2",
+        "train.keep=1",
+        "train.keep_best=dice",
+        "train.save_every=3",
+        "train.ema=0.5",
+    )
+    cell_dir = make_cell("best", *overrides)
+    run_cell(cell_dir, World())
+    lines = [json.loads(line) for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
+    dice = {line["step"]: line["dice"] for line in lines if line["kind"] == "validation"}
+    best = max(dice, key=lambda step: dice[step])
+    kept = {int(path.name.removeprefix("step_")) for path in (cell_dir / "checkpoints").glob("step_*")}
+    assert kept == {best, 6}
+
+
+def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, monkeypatch):
+    cell_dir = make_cell("owed", "train.validate_every=2")
+    log_step = Tracker.train
+
+    def log_and_be_preempted(self, step, *args) -> None:
+        log_step(self, step, *args)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "train", log_and_be_preempted)
+        assert run_cell(cell_dir, World()) == Stopped(step=2, signal_name="SIGTERM")
+    run_cell(cell_dir, World())
+    lines = [json.loads(line) for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4, 6]
 
 
 def test_a_non_finite_loss_stops_with_step_samples_and_terms(make_cell):

@@ -19,7 +19,12 @@ def cv_cells(config: CellConfig) -> dict[str, CellConfig]:
     """
     folder = config.data.folder
     manifest = Manifest.load(folder)
-    verify(folder, manifest, deep=True)
+    if config.data.stream:  # its tars are not here, and may be too many to read
+        from bushpc.data.stream import require_reachable  # here: webdataset takes a second to import
+
+        require_reachable(config.data.stream, manifest)
+    else:
+        verify(folder, manifest, deep=True)
     folds_file = find_folds(manifest, folder, config.folds)
     folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
     if config.fold is not None:

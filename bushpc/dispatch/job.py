@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import os
-import subprocess
+import signal
+import sys
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
 from bushpc.errors import BushpcError
-from bushpc.files import exclusive, write_atomically
+from bushpc.files import write_atomically
+from bushpc.lease import LeaseError, slurm_restart
+from bushpc.train.preempt import StopFlag, children, end_with_parent, time_limit
 
 POLL_S = 0.5
-# Far below any grace time that is worth the name.
-SLURM_ANSWERS_S = 10
+# A rank that failed closes its connections before it has written why; who lost it gives it so long.
+FAILED_IS_WRITTEN_S = 5.0
+# What gloo says of a peer that is gone, as a plain RuntimeError.
+LOST_PEER_WORDS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
+    *("Timed out waiting", "Socket Timeout", "Socket closed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +41,39 @@ class CellJob:
     submission: str
 
     def __call__(self) -> None:
-        """Raises whatever ended the cell, after noting it in FAILED."""
-        cell_dir = Path(self.run_dir) / "cells" / self.cell
-        try:
-            self._run(cell_dir)
-        except BaseException as error:
-            note_failure(cell_dir, error)
-            raise
+        """Raises whatever ended the cell, after noting it in FAILED; SystemExit for what is no failure of this rank.
 
-    def _run(self, cell_dir: Path) -> None:
+        Exit status: 75 on rank 0 when it stopped and saved, 76 when another rank vanished.
+        """
+        atexit.register(end_quickly)
+        # Before anything that takes time: a stop signal in the seconds of start-up must not be lost.
+        with StopFlag() as stop:
+            run_dir = Path(self.run_dir)
+            cell_dir = run_dir / "cells" / self.cell
+            try:
+                self._run(run_dir, cell_dir, stop)
+            except LeaseError as error:
+                note_outcome(run_dir, "refused")
+                end_other_local_ranks()
+                raise SystemExit(str(error)) from error
+            except BaseException as error:
+                lost = lost_peer(error)
+                if lost:
+                    wait_for_the_reason(cell_dir, error)
+                else:
+                    note_failure(cell_dir, error)
+                if not isinstance(error, SystemExit):
+                    end_other_local_ranks()
+                if lost:
+                    raise SystemExit(LOST_PEER) from error
+                raise
+
+    def _run(self, run_dir: Path, cell_dir: Path, stop: StopFlag) -> None:
         import submitit
 
         job = submitit.JobEnvironment()
+        if local_controller():
+            end_with_parent()
         if job.num_tasks > 1:  # alone, these variables would make Accelerate look for a rendezvous
             os.environ.update(
                 RANK=str(job.global_rank),
@@ -48,45 +81,64 @@ class CellJob:
                 LOCAL_RANK=str(job.local_rank),
                 LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
             )
+        if job.global_rank == 0:
+            stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
+            note_attempt(run_dir, self.cell)
 
         from bushpc.dist import World, meet
         from bushpc.run import run_cell
 
         world = World(rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank)
-        with exclusive(cell_dir / f".rank{world.rank}.lock") as alone:
-            if not alone:
-                raise SystemExit(f"another process works on {cell_dir}; this one leaves it alone")
-            if world.is_main:
-                (cell_dir / "FAILED").unlink(missing_ok=True)  # of an attempt before a requeue
-            attempt = f"{self.submission}-{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-            meet(world, Path(self.run_dir) / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
-            stopped = run_cell(cell_dir, world)
-        # The other ranks leave quietly: one that exits with an error would have rank 0 killed before it has requeued.
-        if stopped and world.is_main and not come_back(os.environ.get("SLURM_JOB_ID")):
-            raise SystemExit(f"stopped by {stopped.signal_name} at step {stopped.step}; submit again to go on")
+        attempt = f"{self.submission}-{job.job_id}-{slurm_restart()}"
+        meet(world, run_dir / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
+        stopped = run_cell(cell_dir, world, stop)
+        # The other ranks leave quietly: it takes one to bring the job back, and rank 0 has saved for all.
+        if stopped and world.is_main:
+            note_outcome(run_dir, "stopped", stopped.signal_name)
+            raise SystemExit(STOPPED)
 
 
-def come_back(job_id: str | None) -> bool:
-    """Requeue the Slurm job that we are in, after a preemption; leave a cancelled one alone. True if requeued.
-
-    Slurm requeues a preempted job only if it is still there when its grace time ends; one that saves and leaves
-    early, as ours does, counts as failed. While Slurm preempts it its state is RUNNING; a job that was cancelled,
-    or requeued from outside, is COMPLETING or CANCELLED by now.
-    """
-    if job_id is None:
-        return False
-    try:
-        if _slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%T").strip() != "RUNNING":
-            return False
-        _slurm("scontrol", "requeue", job_id)
-    except (OSError, subprocess.SubprocessError) as error:  # no client tools on this node, or a busy controller
-        print(f"job {job_id} could not be requeued: {getattr(error, 'stderr', None) or error}", flush=True)
-        return False
-    return True
+def lost_peer(error: BaseException) -> bool:
+    """Whether this rank failed only because another one is gone: then its word would hide the real reason."""
+    torch_distributed = sys.modules.get("torch.distributed")  # not imported for this: it takes seconds
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BushpcError):
+            return False  # raised while a failure of our own was on its way out
+        seen = seen.__context__
+    if torch_distributed is not None and isinstance(error, torch_distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PEER_WORDS)
 
 
-def _slurm(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SLURM_ANSWERS_S).stdout
+def wait_for_the_reason(cell_dir: Path, error: BaseException) -> None:
+    """Leave the rank that failed the time to write FAILED: when this one has ended, srun ends that one."""
+    print(f"another rank is gone, and this one cannot go on alone: {error}", flush=True)
+    deadline = time.monotonic() + FAILED_IS_WRITTEN_S
+    while not (cell_dir / "FAILED").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def end_quickly() -> None:
+    """At exit: collecting the garbage of thousands of modules takes seconds, and a short grace time is soon over."""
+    gc.freeze()
+    gc.disable()
+
+
+def end_other_local_ranks() -> None:
+    """What `srun --kill-on-bad-exit` does, for the local executor: the others would wait for this rank for long."""
+    controller = local_controller()
+    for pid in children(controller) if controller else ():
+        if pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def local_controller() -> int | None:
+    """Process id of the local executor's controller, whose children the ranks are; None elsewhere."""
+    parent = os.getppid()
+    words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    return parent if b"submitit.local._local" in words else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +154,15 @@ class ReportJob:
         from bushpc.report.page import build_report
 
         run_dir = Path(self.run_dir)
+        if not self.wait:  # Slurm started it when the cells had ended; some compute nodes could not ask the queue
+            return str(build_report(run_dir).html)
         while True:
-            while self.wait and any(cell.live for cell in read_status(run_dir).cells):
+            while any(cell.live for cell in read_status(run_dir).cells):
                 time.sleep(POLL_S)
             before = [cell.state for cell in read_status(run_dir).cells]
             page = build_report(run_dir).html
             # Cells may have been submitted, or have ended, while the page was written.
-            if not self.wait or before == [cell.state for cell in read_status(run_dir).cells]:
+            if before == [cell.state for cell in read_status(run_dir).cells]:
                 return str(page)
 
 
@@ -120,4 +174,7 @@ def note_failure(cell_dir: Path, error: BaseException) -> None:
     line = " ".join(reason.split()) or type(error).__name__
     # With several ranks the first reason is the cause; the others only lost their peer.
     if not (cell_dir / "FAILED").exists():
-        write_atomically(cell_dir / "FAILED", f"{line}\n\n{traceback.format_exc()}")
+        try:
+            write_atomically(cell_dir / "FAILED", f"{line}\n\n{traceback.format_exc()}")
+        except OSError as unwritten:  # a full disk must not hide the reason, nor keep us from ending the other ranks
+            print(f"{line}\n({cell_dir / 'FAILED'} cannot be written: {unwritten})", flush=True)

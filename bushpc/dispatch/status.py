@@ -13,6 +13,8 @@ from pathlib import Path
 
 from bushpc.errors import DataError, DispatchError
 from bushpc.files import read_json
+from bushpc.goodput import MOST, Goodput, goodput, newest_saved, read_attempts, read_note
+from bushpc.lease import process_start
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -27,13 +29,38 @@ STYLES = {
 }
 
 
+# Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
+PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
+
+# Steps per second; what a heartbeat calls slower is damage, and what is left could not be told in hours.
+SLOWEST_RATE = 1e-6
+
+# States in which nothing works on a cell that is not done.
+DEAD = ("failed", "stopped")
+
+JOB_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("job_id", "executor", "log"), (str,)),
+    **dict.fromkeys(("host", "process_start", "heartbeat"), (str, type(None))),
+    "submitted": (int, float),
+}
 # A local job of another machine counts as dead when its log has been silent for so long, in seconds.
 FOREIGN_HOST_S = 600.0
 
 
+class QueuedJob(t.NamedTuple):
+    """A job that still exists. state: PENDING, RUNNING …; reason: why it waits, as Slurm calls it."""
+
+    state: str
+    reason: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """One cell. state: done, running, queued, failed, stopped (its job ended early) or missing (never submitted)."""
+    """One cell. state: done, running, queued, failed, stopped (its job ended early) or missing (never submitted).
+
+    goodput: where its time went up to its last sign of life; None before its first start.
+    reason: why it failed, stopped, or stays in the queue where it will not leave it by itself.
+    """
 
     name: str
     state: str
@@ -43,6 +70,7 @@ class CellStatus:
     metric: dict[str, float]
     rate: float | None
     restarts: int
+    goodput: Goodput | None
     reason: str
     log: str
     job_id: str
@@ -68,18 +96,20 @@ class RunStatus:
 
     def to_json(self) -> str:
         """The table for machines."""
-        cells = [{**vars(cell), "live": cell.live} for cell in self.cells]
+        cells = [
+            {**vars(cell), "live": cell.live, "goodput": cell.goodput and cell.goodput.to_dict()} for cell in self.cells
+        ]
         return json.dumps({"run": str(self.run_dir), "complete": self.complete, "cells": cells}, indent=1)
 
 
 def read_status(run_dir: Path) -> RunStatus:
-    """Raises: DataError if `run_dir` is not a run."""
+    """Raises: DataError if `run_dir` is not a run, or its run.json is damaged."""
     run = read_json(run_dir / "run.json")
     if run is None:
         raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
-    names = [cell["name"] for cell in run["cells"]]
-    jobs = {name: read_json(run_dir / "cells" / name / "job.json") for name in names}
-    report_job = read_json(run_dir / "jobs" / "report.json")
+    names = _cell_names(run_dir / "run.json", run)
+    jobs = {name: _read_job(run_dir / "cells" / name / "job.json") for name in names}
+    report_job = _read_job(run_dir / "jobs" / "report.json")
     open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
@@ -95,22 +125,14 @@ def report_is_current(run_dir: Path) -> bool:
     return page.exists() and page.stat().st_mtime > max(ends, default=0.0)
 
 
-def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, str]:
-    """job id → PENDING, RUNNING … for every job that still exists; jobs that ended are absent."""
-    states = {job["job_id"]: "RUNNING" for job in jobs if job["executor"] == "local" and _process_lives(job)}
-    slurm_ids = {job["job_id"] for job in jobs if job["executor"] == "slurm"}
-    if slurm_ids:
-        states |= {job_id: state for job_id, state in _squeue().items() if job_id in slurm_ids}
+def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, QueuedJob]:
+    """job id → its state in the queue, for every job that still exists; jobs that ended are absent."""
+    jobs = [job for job in jobs if not job.get("ended")]
+    states = {job["job_id"]: QueuedJob("RUNNING") for job in jobs if job["executor"] != "slurm" and _process_lives(job)}
+    owners = {job["job_id"]: job.get("owner", os.getuid()) for job in jobs if job["executor"] == "slurm"}
+    if owners:
+        states |= {job_id: job for job_id, job in _squeue(set(owners.values())).items() if job_id in owners}
     return states
-
-
-def process_start(pid: int) -> str | None:
-    """When a process started (clock ticks since boot): with its id it names a process for good. None if it ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def status_table(status: RunStatus) -> Group:
@@ -122,7 +144,7 @@ def status_table(status: RunStatus) -> Group:
     from rich.text import Text
 
     table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("cell", "state", "step", "metric", "left", "restarts"):
+    for column in ("cell", "state", "step", "metric", "left", "restarts", "goodput"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "state") else "right")
     table.add_column("log", overflow="fold", min_width=14)
     for cell in status.cells:
@@ -135,6 +157,7 @@ def status_table(status: RunStatus) -> Group:
             metric,
             left,
             str(cell.restarts),
+            _percent(cell.goodput),
             escape(os.path.relpath(cell.log, status.run_dir) if cell.log else ""),
         )
     reasons = [Text(f"{cell.name} {cell.state}: {cell.reason}", style=STYLES[cell.state]) for cell in status.cells]
@@ -152,9 +175,63 @@ def plain_line(cell: CellStatus) -> str:
     return " ".join(parts) + (f"  {cell.reason}" if cell.reason else "")
 
 
-def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, str]) -> CellStatus:
+def _read_job(path: Path) -> dict[str, t.Any] | None:
+    """A job.json, and whose it is: colleagues look at each other's runs, and squeue is asked by user.
+
+    Raises: DataError where it is not what was written.
+    """
+    job = read_json(path)
+    if job is None:
+        return None
+    wrong = [name for name, allowed in JOB_TYPES.items() if type(job.get(name)) not in allowed]
+    wrong += [name for name in ("log", "heartbeat") if "\0" in str(job.get(name))]
+    if not wrong and not abs(job["submitted"]) < MOST:
+        wrong = ["submitted"]
+    if not wrong and job["executor"] != "slurm":  # then job_id is a process id
+        wrong = [name for name in ("host", "process_start") if name not in job]
+        wrong += [] if job["job_id"].isdecimal() and len(job["job_id"]) <= 10 else ["job_id"]
+    if wrong:
+        raise DataError(
+            f"{path} is damaged ({', '.join(wrong)}). It names the job that works there: if there is none, "
+            "delete the file and submit again"
+        )
+    return {**job, "owner": path.stat().st_uid}
+
+
+def _read_heartbeat(path: Path) -> dict[str, t.Any]:
+    """A state.json without what is not of its type: that cannot be shown, and must not stop what can."""
+
+    def number(value: t.Any) -> bool:
+        return type(value) in (int, float) and abs(value) < MOST
+
+    def count(value: t.Any) -> bool:
+        return type(value) is int and 0 <= value < MOST
+
+    fits: dict[str, t.Callable[[t.Any], bool]] = {
+        "phase": lambda value: isinstance(value, str),
+        "step": count,
+        "total": count,
+        "metric": lambda value: isinstance(value, dict) and all(map(number, value.values())),
+        "rate": lambda value: number(value) and value >= SLOWEST_RATE,
+        "restarts": count,
+        "time": number,
+    }
+    return {key: value for key, value in read_note(path).items() if key not in fits or fits[key](value)}
+
+
+def _cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
+    try:
+        names = [cell["name"] for cell in run["cells"]]
+        if all(name == Path(name).name and name.isprintable() for name in names):
+            return names
+    except (TypeError, LookupError, AttributeError):
+        pass
+    raise DataError(f"{path} is damaged: it does not name the run's cells. Submit the run again, which writes it anew")
+
+
+def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob]) -> CellStatus:
     cell_dir = run_dir / "cells" / name
-    heartbeat = read_json(cell_dir / "state.json") or {}
+    heartbeat = _read_heartbeat(cell_dir / "state.json")
     state, phase, reason = _state(cell_dir, job, queue, heartbeat)
     return CellStatus(
         name=name,
@@ -165,50 +242,70 @@ def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: 
         metric=heartbeat.get("metric", {}),
         rate=heartbeat.get("rate"),
         restarts=heartbeat.get("restarts", 0),
+        goodput=goodput(read_attempts(cell_dir, heartbeat), newest_saved(cell_dir) if state in DEAD else None),
         reason=reason,
         log=job["log"] if job else "",
         job_id=job["job_id"] if job else "",
-        local=bool(job and job["executor"] == "local"),
+        local=bool(job and job["executor"] != "slurm"),
     )
 
 
 def _state(
-    cell_dir: Path, job: dict[str, t.Any] | None, queue: dict[str, str], heartbeat: dict[str, t.Any]
+    cell_dir: Path, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob], heartbeat: dict[str, t.Any]
 ) -> tuple[str, str, str]:
     """(state, phase, reason)."""
     if (cell_dir / "DONE").exists():
         return "done", "", ""
-    queued_as = queue.get(job["job_id"]) if job else None
-    if queued_as == "PENDING" or (queued_as and heartbeat.get("time", 0) < job["submitted"]):  # type: ignore[index]
-        return "queued", "" if queued_as == "PENDING" else "waiting", ""
-    if queued_as:
+    queued = queue.get(job["job_id"]) if job else None
+    if job and queued:
+        if queued.state == "PENDING":
+            return "queued", "", _why_pending(job["job_id"], queued.reason)
+        if heartbeat.get("time", 0) < job["submitted"]:
+            return "queued", "waiting", ""
         return "running", heartbeat.get("phase", ""), ""
     if (cell_dir / "FAILED").exists():
         return "failed", "", (cell_dir / "FAILED").read_text().partition("\n")[0]
     if job:
-        return "stopped", "", f"job {job['job_id']} ended early; submit again to go on (log: {job['log']})"
+        log = f" (log: {job['log']})" if job["log"] else ""
+        return "stopped", "", f"job {job['job_id']} ended early; submit again to go on{log}"
     return "missing", "", ""
+
+
+def _why_pending(job_id: str, reason: str) -> str:
+    if reason in PLAIN_REASONS:
+        return ""
+    # "JobHeldUser", "launch failed requeued held", "job requeued in held state"
+    held = "held" in reason.lower()
+    then = f"`scontrol release {job_id}` lets it go" if held else f"`scontrol show job {job_id}` tells more"
+    return f"Slurm keeps job {job_id} back ({reason}); {then}"
 
 
 def _process_lives(job: dict[str, t.Any]) -> bool:
     if job["host"] != socket.gethostname():
-        # Its processes cannot be seen from here; its log can.
-        log = Path(job["log"])
-        spoke = max(job["submitted"], log.stat().st_mtime if log.exists() else 0.0)
+        # Its processes cannot be seen from here; what they write can.
+        signs = [Path(path) for path in (job["log"], job.get("heartbeat")) if path]
+        spoke = max(job["submitted"], *(path.stat().st_mtime for path in signs if path.exists()), 0.0)
         return time.time() - spoke < FOREIGN_HOST_S
     return job["process_start"] is not None and job["process_start"] == process_start(int(job["job_id"]))
 
 
-def _squeue() -> dict[str, str]:
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
+def _squeue(owners: t.Iterable[int]) -> dict[str, QueuedJob]:
+    """All jobs of these users, by their ids."""
+    users = ",".join(map(str, sorted(owners)))
+    command = ["squeue", "--noheader", "--array", f"--user={users}", "--format=%i|%T|%r"]
     try:
         out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", "") or error
         raise DispatchError(f"Slurm does not tell its queue ({detail}); asked with: {' '.join(command)}") from error
-    pairs = (line.partition("|") for line in out.splitlines())
-    return {job_id: state for job_id, _, state in pairs}
+    rows = (line.split("|", 2) for line in out.splitlines() if line.strip())
+    return {job_id.strip(): QueuedJob(*rest) for job_id, *rest in rows}
+
+
+def _percent(account: Goodput | None) -> str:
+    return f"{100 * account.share:.0f} %" if account and account.share is not None else ""
 
 
 def _duration(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds))
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

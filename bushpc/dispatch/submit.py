@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,10 +31,13 @@ from pathlib import Path
 
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, ClusterConfig, differences
+from bushpc.dispatch.come_back import shell_lines
 from bushpc.dispatch.job import CellJob, ReportJob
-from bushpc.dispatch.status import job_states, process_start, read_status, report_is_current
+from bushpc.dispatch.status import job_states, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
+from bushpc.goodput import read_note
+from bushpc.lease import process_start
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import find_folds
 
@@ -46,12 +50,13 @@ FOREIGN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_
 
 
 class Submission(t.NamedTuple):
-    """What one call of `submit` did: names of the cells, by what happened to them."""
+    """What one call of `submit` did: names of the cells, by what happened to them, and what to look out for."""
 
     run_dir: Path
     submitted: list[str]
     done: list[str]
     live: list[str]
+    warnings: list[str]
 
 
 def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequence[str] | None = None) -> Submission:
@@ -66,7 +71,7 @@ def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequen
     with exclusive(run_dir / ".submit.lock") as alone:
         if not alone:
             raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
-        _write_run(run_dir, cells, command)
+        write_run(run_dir, cells, command)
         states = {cell.name: cell for cell in read_status(run_dir).cells}
         wanted = list(cells) if only is None else list(only)
         done = [name for name in wanted if states[name].state == "done"]
@@ -76,11 +81,33 @@ def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequen
             _submit_cells(run_dir, missing, first.cluster)
         if missing or live or not report_is_current(run_dir):
             _submit_report(run_dir, first.cluster, renew=bool(missing))
-    return Submission(run_dir=run_dir, submitted=missing, done=done, live=live)
+    warnings = short_grace(run_dir, first.cluster) if missing else []
+    return Submission(run_dir=run_dir, submitted=missing, done=done, live=live, warnings=warnings)
 
 
-def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence[str]) -> None:
-    """Create the run directory, or check that the one that is there is this run."""
+def short_grace(run_dir: Path, cluster: ClusterConfig) -> list[str]:
+    """A line if a step and a save of this run took longer, when last measured, than the site gives after a signal."""
+    if cluster.grace_s is None:
+        return []
+    took = 0.0
+    for folder in (run_dir / "cells").glob("*/checkpoints"):
+        meta = read_note(max(folder.glob("step_*"), default=folder) / "meta.json")  # empty where it is damaged
+        seconds = [meta.get(name) for name in ("step_s", "save_s")]
+        took = max(took, sum(value for value in seconds if isinstance(value, (int, float))))
+    if took <= cluster.grace_s:
+        return []
+    return [
+        f"a step and a save took {took:.1f} s, and cluster.grace_s={cluster.grace_s:g}: a stop signal may lose the "
+        "steps since the last save, so there will be more saves than train.save_every asks for. A longer GraceTime of "
+        "the partition, more ranks or a faster runs_dir would help"
+    ]
+
+
+def write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence[str]) -> None:
+    """Create the run directory, or check that the one that is there is this run. Call it under `.submit.lock`.
+
+    Raises: ConfigError when it was started on other data or with other settings.
+    """
     known = read_json(run_dir / "run.json") or {}
     first = next(iter(cells.values()))
     folder = first.data.folder
@@ -96,14 +123,27 @@ def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence
                 f"{run_dir} was started on other data: {key} was {known[key]}, now {value}. Choose another name=…, "
                 "or restore the shards and folds it was started with"
             )
+    edited = []
     for name, cell in cells.items():
         path = run_dir / "cells" / name / "config.yaml"
-        changed = differences(CellConfig.load(path), cell) if path.exists() else []
+        before = CellConfig.load(path) if path.exists() else cell
+        changed = differences(before, cell)
         if changed:
-            raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}. Choose another name=…")
+            names = ",".join(line.partition(":")[0] for line in changed)
+            raise ConfigError(
+                f"{run_dir} has other settings: {'; '.join(changed)}. Choose another name=…, or go on with the new "
+                f"ones: resume_changes=[{names}]"
+            )
+        if before.hash != cell.hash:
+            edited.append(name)
+    running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in edited] if edited else []
+    if running:
+        raise ConfigError(f"{', '.join(running)} of {run_dir} are running with other settings: cancel them first")
     for name, cell in cells.items():
         folder_of_cell = run_dir / "cells" / name
         folder_of_cell.mkdir(parents=True, exist_ok=True)
+        if name in edited:
+            (folder_of_cell / "DONE").unlink(missing_ok=True)
         write_atomically(folder_of_cell / "config.yaml", cell.to_yaml())
     write_atomically(run_dir / "folds.csv", folds_file.read_bytes())
     now = {
@@ -133,7 +173,7 @@ def _write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence
 
 
 def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -> None:
-    executor = _executor(run_dir, cluster, run_dir.name)
+    executor = executor_for(run_dir, cluster, run_dir.name)
     if cluster.executor == "local":
         slot = _take_slot(cluster)
         executor.update_parameters(local_setup=[*_detach(run_dir), *slot, *_environment(run_dir, cluster)])
@@ -141,7 +181,7 @@ def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -
         (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
     submission, submitted, code = uuid.uuid4().hex, time.time(), _snapshot(run_dir).name
     work = [CellJob(run_dir=str(run_dir), cell=name, submission=submission) for name in names]
-    for name, job in zip(names, _submit(executor, work), strict=True):
+    for name, job in zip(names, submit_work(executor, work), strict=True):
         note = _job_note(job, cluster, submitted) | {"code": code}
         write_atomically(run_dir / "cells" / name / "job.json", json.dumps(note))
 
@@ -156,7 +196,9 @@ def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
         if cluster.executor == "local" or not renew:
             return  # a local one watches the cells' states, the new jobs' included
         _cancel_pending(old["job_id"])
-    live = [cell.job_id for cell in read_status(run_dir).cells if cell.live]
+    # Slurm can wait for its own jobs only, and a cell of `bushpc train` may be none.
+    on_slurm = cluster.executor == "slurm"
+    live = [cell.job_id for cell in read_status(run_dir).cells if cell.live and cell.local != on_slurm]
     minutes = cluster.report_time_min
     small = dataclasses.replace(
         cluster,
@@ -165,18 +207,22 @@ def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
         gpus_per_node=0,
         cpus_per_rank=1,
         mem_gb=cluster.mem_gb and min(cluster.mem_gb, 8),
-        time_min=minutes if cluster.executor == "slurm" else minutes + cluster.time_min * max(1, len(live)),
+        time_min=minutes if on_slurm else minutes + cluster.time_min * max(1, len(live)),
     )
-    executor = _executor(run_dir, small, f"{run_dir.name}-report")
+    executor = executor_for(run_dir, small, f"{run_dir.name}-report")
     if cluster.executor == "local":
         executor.update_parameters(local_setup=[*_detach(run_dir), *_environment(run_dir, small)])
     elif live:
         executor.update_parameters(slurm_dependency="afterany:" + ":".join(live))
-    [job] = _submit(executor, [ReportJob(run_dir=str(run_dir), wait=cluster.executor == "local")])
+    [job] = submit_work(executor, [ReportJob(run_dir=str(run_dir), wait=cluster.executor == "local")])
     write_atomically(run_dir / "jobs" / "report.json", json.dumps(_job_note(job, cluster, time.time())))
 
 
-def _executor(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.AutoExecutor:
+def executor_for(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.AutoExecutor:
+    """submitit's executor with the cluster's resources, in the form that every job of ours has.
+
+    Raises: DispatchError where the cluster's commands are not there.
+    """
     import submitit
 
     jobs = run_dir / "jobs"
@@ -195,12 +241,16 @@ def _executor(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.Auto
         gpus_per_node=cluster.gpus_per_node or None,
         mem_gb=cluster.mem_gb,
         stderr_to_stdout=True,
-        slurm_setup=_environment(run_dir, cluster),
+        slurm_setup=[*_environment(run_dir, cluster), *shell_lines(run_dir)],
         slurm_partition=cluster.partition,
         slurm_account=cluster.account,
         slurm_qos=cluster.qos,
         slurm_constraint=cluster.constraint,
         slurm_array_parallelism=cluster.parallel or None,
+        # Slurm itself tells the ranks, to the minute; never so early that a short job would do nothing else.
+        slurm_signal_delay_s=min(cluster.stop_lead_s, cluster.time_min * 60 // 2),
+        # Where the site sets JobRequeue=0, a job comes back only if it asks for it.
+        slurm_additional_parameters={"requeue": True},
         # A rank that dies ends the others, which would wait for it in a collective.
         slurm_srun_args=["--kill-on-bad-exit=1"],
     )
@@ -219,31 +269,55 @@ def _environment(run_dir: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def _detach(run_dir: Path) -> list[str]:
-    """First of a local job's lines: it outlives the command that submitted it, its terminal and its pipes."""
+    """First of a local job's lines: it outlives the command that submitted it, and hears what is sent to its id.
+
+    submitit appends its controller, which hands TERM on to the ranks, as the last command of this shell, whose process
+    is the job's id. A shell would die of TERM and leave both behind, so it reads its own words again, with `exec`
+    before the controller: then this process is the controller.
+    """
     log = shlex.quote(str(run_dir / "jobs" / "local_controller.log"))
-    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1"]
+    controller = f"{shlex.join([sys.executable, '-m', 'submitit.local._local'])} "
+    again = (
+        f"export SUBMITIT_LOCAL_WITH_SHELL=; last={shlex.quote(controller)}; "
+        r"words=$(tr '\0' '\n' </proc/$$/cmdline | sed 1,2d); "  # after `/bin/sh` and `-c`
+        'exec /bin/sh -c "${words%"$last"*}exec $last${words##*"$last"}"'
+    )
+    # The variable, submitit's own, tells the controller whose id the job's is, and us which reading this is.
+    once = f'{{ [ -z "$SUBMITIT_LOCAL_WITH_SHELL" ] || {{ {again}; }}; }}'
+    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", once]
 
 
 def _take_slot(cluster: ClusterConfig) -> list[str]:
     """Wait for one of the places that this machine has, and for its GPUs, before the job's clock starts.
 
-    The lock is held on a descriptor of the job's shell and controller, so the kernel frees it when they end.
+    The lock is held on a descriptor of the job's shell, later its controller, so the kernel frees it when that ends.
+    Raises: DispatchError where the folder of the locks is not this user's own.
     """
     if shutil.which("flock") is None:
         raise DispatchError("cluster=local needs the command `flock` (package util-linux) to queue cells")
     folder = Path(tempfile.gettempdir()) / f"bushpc-slots-{os.getuid()}"  # of this machine, for all runs of a user
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Everyone may write where it lies: a link, or a folder of someone else's, could lead our locks anywhere.
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise DispatchError(
+            f"{folder} is not a folder of yours (owner {facts.st_uid}, you are {os.getuid()}), and cells queue by "
+            "locks in it. Move it away, or name another place with TMPDIR=FOLDER"
+        )
+    folder.chmod(0o700)
     gpus = cluster.gpus_per_node
     visible = visible_gpus() if gpus else []
     places = []
     for i in range(local_parallel(cluster)):
         devices = ",".join(visible[i * gpus : (i + 1) * gpus])
         lock = shlex.quote(str(folder / str(i)))
-        places.append(f"{{ exec 9>{lock}; flock -n 9 && export CUDA_VISIBLE_DEVICES={devices}; }}")
+        places.append(f"{{ exec 9>>{lock}; flock -n 9 && export CUDA_VISIBLE_DEVICES={devices}; }}")
     return [f"until {' || '.join(places)}; do sleep 0.5; done"]
 
 
-def _submit(executor: submitit.AutoExecutor, work: Sequence[t.Callable[[], t.Any]]) -> list[submitit.Job[t.Any]]:
+def submit_work(executor: submitit.AutoExecutor, work: Sequence[t.Callable[[], t.Any]]) -> list[submitit.Job[t.Any]]:
+    """Submit callables: one array, or a plain job for one. Raises: DispatchError if the cluster refuses."""
     with clean_environment():
         try:
             with executor.batch():

@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import typing as t
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, validation_batches
-from bushpc.dist import World, gather
+from bushpc.dist import World, any_rank, gather
 from bushpc.files import write_atomically
 from bushpc.metrics.mask import confusion, mask_metrics
 from bushpc.models.base import Model
@@ -28,25 +27,41 @@ COLUMNS = (
 METRICS = ("dice", "iou", "fpr", "fnr")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Predicting:
+    """Where and how predictions are made. device: of the model. autocast: opens the context of its precision.
+
+    stop: true when the job was told to leave. alive: told now and then how far it got.
+    """
+
+    device: torch.device
+    autocast: t.Callable[[], t.ContextManager[t.Any]]
+    stop: t.Callable[[], bool]
+    alive: t.Callable[[str], None]
+
+
 def evaluate(
     cell: CellConfig,
     model: Model,
     data: FoldData,
     cell_dir: Path,
-    accelerator: Accelerator,
+    how: Predicting,
     world: World,
     say: t.Callable[[str], None],
-) -> list[dict[str, t.Any]]:
+) -> list[dict[str, t.Any]] | None:
     """Score the validation part under every prompt source; writes per_image.csv last, when all is there.
 
     Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4).
-    Returns all rows, on every rank.
+    Returns all rows, on every rank; None where a stop signal came between two batches, and nothing is written then.
     """
     rows: list[dict[str, t.Any]] = []
     for source in cell.prompt_sources:
         folder = cell_dir / "predictions" / source
         folder.mkdir(parents=True, exist_ok=True)
-        part = gather(list(_score_part(cell, model, data, source, accelerator, world, folder)))
+        mine = _score_part(cell, model, data, source, how, world, folder)
+        if mine is None:
+            return None
+        part = gather(mine)
         rows += sorted(part, key=lambda row: row["key"])
         label = f"{source} (uses the ground-truth mask)" if source == "oracle" else source
         say(f"evaluated {len(part)} images with prompts={label}: " + summary_line(part))
@@ -56,12 +71,14 @@ def evaluate(
 
 
 def validation_metrics(
-    cell: CellConfig, model: Model, data: FoldData, accelerator: Accelerator, world: World
-) -> dict[str, float]:
-    """Mean metrics of the validation part under the headline prompt source; for curves, nothing is written."""
-    source = cell.prompt_sources[0]
-    rows = gather(list(_score_part(cell, model, data, source, accelerator, world, None)))
-    return means(rows)
+    cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World
+) -> dict[str, float] | None:
+    """Mean metrics of the validation part under the headline prompt source; for curves, nothing is written.
+
+    None where a stop signal came between two batches.
+    """
+    mine = _score_part(cell, model, data, cell.prompt_sources[0], how, world, None)
+    return None if mine is None else means(gather(mine))
 
 
 def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
@@ -80,20 +97,32 @@ def _score_part(
     model: Model,
     data: FoldData,
     source: str,
-    accelerator: Accelerator,
+    how: Predicting,
     world: World,
     folder: Path | None,
-) -> Iterator[dict[str, t.Any]]:
+) -> list[dict[str, t.Any]] | None:
     model.eval()
-    for batch in validation_batches(cell, data, source, world):
-        with torch.inference_mode(), accelerator.autocast():
-            prediction = model.predict(batch.to(accelerator.device))
+    rows: list[dict[str, t.Any]] = []
+    batches = validation_batches(cell, data, source, world)
+    while True:
+        batch = next(batches, None)
+        # Ranks have different numbers of batches, and leave together: when all are through, or one was told to.
+        going, stopped = any_rank(batch is not None, how.stop())
+        if stopped:
+            return None
+        if not going:
+            return rows
+        if batch is None:
+            continue
+        with torch.inference_mode(), how.autocast():
+            prediction = model.predict(batch.to(how.device))
         assert prediction.prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
         prob_BHW = prediction.prob_BKHW[:, 0].float().cpu().numpy()
         for i, key in enumerate(batch.keys):
             if folder:
                 save_probability(prob_BHW[i], folder / f"{key}.png")
-            yield _row(cell, data, batch, prediction, i, source, prob_BHW[i])
+            rows.append(_row(cell, data, batch, prediction, i, source, prob_BHW[i]))
+        how.alive(f"evaluated {len(rows)} images with prompts={source}")
 
 
 def _row(

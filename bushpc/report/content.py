@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
+from bushpc.goodput import CAUSES
 from bushpc.report.published import PublishedTable, find_published
 from bushpc.report.results import METRICS, RunResults
 from bushpc.report.tables import Column, Number, Row, Table
@@ -26,7 +27,8 @@ _UNRANKED_METRIC_COLUMNS = tuple(Column(key=c.key, header=c.header) for c in _ME
 def all_tables(results: RunResults, summary: Summary) -> list[Table]:
     """Every table of the report, in its order; those that need a complete fold are left out without one."""
     tables = [headline_table(summary), folds_table(summary), strata_table(summary), difference_table(summary)]
-    return [table for table in tables if table is not None] + [cells_table(results)]
+    tables += [time_table(results), cells_table(results)]
+    return [table for table in tables if table is not None]
 
 
 def folds_phrase(summary: Summary) -> str:
@@ -247,6 +249,48 @@ def difference_table(summary: Summary) -> Table | None:
     )
 
 
+def time_table(results: RunResults) -> Table | None:
+    """Where the time of every cell went; None before one has started."""
+    started = [(cell, cell.goodput) for cell in results.cells if cell.goodput]
+    if not started:
+        return None
+    rows = [
+        Row(
+            values=(
+                cell.name,
+                account.attempts,
+                account.replayed_steps,
+                Number(account.share, decimals=3),
+                Number(account.gpu_hours, decimals=2),
+                Number(account.wall_s, decimals=0),
+                *(Number(account.seconds[cause], decimals=0) for cause in CAUSES),
+            )
+        )
+        for cell, account in started
+    ]
+    seconds = "Seconds"
+    return Table(
+        name="time",
+        caption="Where the time of every cell went",
+        columns=(
+            Column(key="cell", header="Cell", numeric=False),
+            Column(key="attempts", header="Attempts"),
+            Column(key="replayed_steps", header="Steps done again"),
+            Column(key="goodput", header="Goodput"),
+            Column(key="gpu_hours", header="GPU hours"),
+            Column(key="wall_seconds", header="in all", over=seconds),
+            *(Column(key=f"{cause}_seconds", header=said, over=seconds) for cause, said in CAUSES.items()),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Goodput is the share of training steps that were not done again, of all time in which the cell was "
+            "submitted. All causes sum to the time from the first submission to the last sign of life.",
+            "Requeue is the time from an attempt's last sign of life to the next one's begin; what a killed attempt "
+            "did after its last sign of life is in it.",
+        ),
+    )
+
+
 def cells_table(results: RunResults) -> Table:
     """State of every cell: complete, or why not."""
     rows = [
@@ -256,7 +300,6 @@ def cells_table(results: RunResults) -> Table:
                 str(cell.fold),
                 "complete" if cell.complete else f"missing: {cell.reason}",
                 "—" if cell.step is None else cell.step,
-                Number(cell.wall_seconds, decimals=0),
                 cell.hash,
             )
         )
@@ -270,7 +313,6 @@ def cells_table(results: RunResults) -> Table:
             Column(key="fold", header="Fold", numeric=False),
             Column(key="state", header="State", numeric=False),
             Column(key="step", header="Step"),
-            Column(key="wall_seconds", header="Wall seconds"),
             Column(key="config_hash", header="Config hash", numeric=False),
         ),
         rows=tuple(rows),

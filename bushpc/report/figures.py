@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bushpc.goodput import CAUSES
 from bushpc.report.results import Cell, source_label
 
 # Okabe and Ito's palette, distinguishable with every common form of colour blindness.
@@ -42,6 +43,11 @@ _STYLE: dict[t.Any, t.Any] = {
     "svg.fonttype": "path",  # the same letters everywhere, whatever fonts the reader has
     "svg.hashsalt": "bushpc",  # element ids that do not change from one report of a run to the next
 }
+
+_CAUSE_COLOURS = {
+    "productive": _GREEN, "load": _SKY, "save": _BLUE, "evaluate": _PURPLE, "other": "#C9CED4", "replay": _VERMILION,
+    "lost": "#5B2333", "start": _ORANGE, "queue": "#F0E442", "requeue": "#8C2D04", "idle": "#E6E8EB",
+}  # fmt: skip
 
 # Points of a curve: more cannot be seen at this width and only make the page heavy.
 _MOST_STEPS = 1000
@@ -118,6 +124,34 @@ def training_curves(cells: list[Cell]) -> str | None:
         if has_dice:
             plots[1].set(title="Validation Dice", xlabel="step", ylim=(-0.02, 1.02))
         figure.legend(loc="outside upper left", ncols=min(len(cells), 5))
+        return _svg(figure)
+
+
+def time_bars(cells: list[Cell]) -> str | None:
+    """Where the time of each cell went: one bar a cell, its hours stacked by cause. SVG text.
+
+    Causes that take no time in any cell are left out. None before a cell has started.
+    """
+    started = [(cell, cell.goodput) for cell in cells if cell.goodput]
+    if not started:
+        return None
+    hours = pd.DataFrame(
+        [account.seconds for _, account in started], index=[f"fold {cell.fold}" for cell, _ in started]
+    )[list(CAUSES)] / 3600  # fmt: skip
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 1.7 + 0.34 * len(started)), layout="constrained")
+        axes = figure.subplots()
+        left = np.zeros(len(started))
+        for cause, said in CAUSES.items():
+            widths = hours[cause].to_numpy()
+            if widths.any():
+                axes.barh(range(len(started)), widths, 0.7, left, color=_CAUSE_COLOURS[cause], label=said)
+            left += widths
+        axes.set_yticks(range(len(started)), list(hours.index))
+        axes.invert_yaxis()
+        axes.set_xlabel("hours since the first submission")
+        axes.grid(visible=False, axis="y")
+        figure.legend(loc="outside upper left", ncols=5)
         return _svg(figure)
 
 

@@ -82,6 +82,8 @@ def _render(results: RunResults, summary: dict[str, t.Any]) -> str:
         folds=content.folds_table(summary),
         strata=content.strata_table(summary),
         difference=content.difference_table(summary),
+        time=content.time_table(results),
+        time_bars=figures.time_bars(results.cells),
         cells=content.cells_table(results),
         folds_phrase=content.folds_phrase(summary),
         box_plot=_box_plot(results),

@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from bushpc.errors import DataError, unknown_name
+from bushpc.goodput import Goodput, goodput, newest_saved, read_attempts
 
 METRICS = ("dice", "iou", "fpr", "fnr")
 
@@ -53,7 +54,7 @@ class Cell:
     """One fold of the run. `per_image` is None and `reason` says why, or the cell is complete.
 
     per_image: one row per key and prompt source, columns as in the file.
-    step, wall_seconds: from `DONE`; None while the cell is incomplete.
+    step: from `DONE`; None while the cell is incomplete. goodput: where its time went; None before its first start.
     config: text of the cell's composed config, or None where it was never written.
     """
 
@@ -64,7 +65,7 @@ class Cell:
     reason: str | None
     curve: Curve
     step: int | None
-    wall_seconds: float | None
+    goodput: Goodput | None
     config: str | None
 
     @property
@@ -174,7 +175,7 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
         reason=reason,
         curve=curve,
         step=done.get("step"),
-        wall_seconds=done.get("wall_seconds"),
+        goodput=goodput(read_attempts(folder), newest_saved(folder) if reason else None),
         config=config,
     )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.dispatch.job import CellJob
-from bushpc.dispatch.status import process_start, read_status
+from bushpc.config import compose
+from bushpc.dispatch import submit
+from bushpc.dispatch.status import read_status
 from bushpc.dispatch.submit import clean_environment
-from bushpc.files import exclusive
+from bushpc.lease import process_start
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32", "train.iterations=4")
@@ -110,6 +114,79 @@ def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_p
     assert "resumed from" in Path(cell.log).read_text()
 
 
+def test_term_to_a_cells_job_id_saves_and_leaves_nothing_behind(cv, tmp_path):
+    run_dir = tmp_path / "my runs" / "tiny"
+    cv("fold=0", "train.iterations=100000", "train.save_every=50000")
+    deadline = time.monotonic() + 120
+    while read_status(run_dir).cells[0].step < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    rank = json.loads((run_dir / "cells" / "fold0" / "state.json").read_text())["pid"]
+    os.kill(int(read_status(run_dir).cells[0].job_id), signal.SIGTERM)
+    while read_status(run_dir).cells[0].live:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    trains_on = process_start(rank) is not None
+    if trains_on:
+        os.kill(rank, signal.SIGKILL)
+    assert not trains_on, "status says stopped"
+    cell = read_status(run_dir).cells[0]
+    assert cell.state == "stopped"
+    assert "stopped by SIGTERM after step" in Path(cell.log).read_text()
+    [checkpoint] = (run_dir / "cells" / "fold0" / "checkpoints").glob("step_*")
+    assert int(checkpoint.name.removeprefix("step_")) >= 2
+    wait_until_still(run_dir)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_a_local_jobs_process_becomes_its_controller_in_any_shell(tmp_path, shell):
+    """Whatever the path of the run holds; systems differ in what /bin/sh is."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    run_dir = tmp_path / "a 'run' && $more\n; x"
+    (run_dir / "jobs").mkdir(parents=True)
+    said = shlex.quote(str(run_dir / "said"))
+    controller = shlex.join([sys.executable, "-m", "submitit.local._local", str(run_dir / "jobs")])
+    text = " && ".join([*submit._detach(run_dir), f"exec >{said}", "echo once", controller])
+    code = "import os, sys; print(sys.argv[1:], os.getpid(), repr(os.environ['SUBMITIT_LOCAL_WITH_SHELL']))"
+    package = tmp_path / "fake" / "submitit" / "local"
+    package.mkdir(parents=True)
+    (package / "_local.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "fake"), "SUBMITIT_LOCAL_WITH_SHELL": "1"}
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    job = subprocess.Popen(["/bin/sh", "-c", text], executable=shutil.which(shell), env=env)
+    assert job.wait(60) == 0
+    assert (run_dir / "said").read_text() == f"once\n{[str(run_dir / 'jobs')]} {job.pid} ''\n"
+
+
+@pytest.mark.parametrize("made", ["link", "of another user"])
+def test_a_slot_folder_that_is_not_ours_is_refused(cv, tmp_path, monkeypatch, made):
+    folder = tmp_path / f"bushpc-slots-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    if made == "link":
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        lstat = Path.lstat
+        other = os.stat_result((0o40755, 0, 0, 1, os.getuid() + 1, 0, 0, 0, 0, 0))
+        monkeypatch.setattr(Path, "lstat", lambda path: other if path == folder else lstat(path))
+    code, _, error = cv("fold=0")
+    assert code == 2
+    assert "is not a folder of yours" in error
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_slot_folder_is_open_to_its_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    [line] = submit._take_slot(compose([*SMALL, "cluster.parallel=1"]).cluster)
+    folder = tmp_path / f"bushpc-slots-{os.getuid()}"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    # Taking a slot leaves what is in the file as it is.
+    (folder / "0").write_text("kept")
+    subprocess.run(["/bin/sh", "-c", line], check=True, timeout=60)
+    assert (folder / "0").read_text() == "kept"
+
+
 def test_a_submission_lets_go_of_the_callers_pipe(tmp_path, phantom_folder):
     """Whoever reads its output to the end, as a shell's `$(…)` does, must not wait for the cells."""
     words = [*SMALL, f"data.root={phantom_folder}", f"runs_dir={tmp_path}", "name=piped", "cluster.parallel=1"]
@@ -137,20 +214,6 @@ def test_a_job_that_dies_before_it_starts_is_not_taken_for_a_running_one(cv, tmp
     assert states(run_dir)["fold0"] == "done"
 
 
-def test_two_processes_never_work_on_one_cell(make_cell, monkeypatch):
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "1")
-    cell_dir = make_cell("twice")
-    job = CellJob(run_dir=str(cell_dir.parent.parent), cell="fold0", submission="a")
-    with exclusive(cell_dir / ".rank0.lock") as alone:
-        assert alone
-        # flock is per open file, so this process meets its own lock as another one would.
-        with pytest.raises(SystemExit, match="another process works on"):
-            job()
-    assert not (cell_dir / "FAILED").exists()
-    assert not (cell_dir / "state.json").exists()
-
-
 def test_a_job_inside_a_job_does_not_inherit_its_limits(monkeypatch):
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -172,12 +235,28 @@ def test_a_failing_cell_says_why_in_one_line(cv, tmp_path):
     assert "\n" not in cell.reason
 
 
-def test_a_process_is_named_by_its_start_so_that_a_reused_id_is_not_taken_for_it():
-    assert process_start(os.getpid()) == process_start(os.getpid())
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    time.sleep(0.05)
-    assert process_start(child) is None, "a zombie does not live"
-    os.waitpid(child, 0)
-    assert process_start(child) is None
+def test_a_change_needs_its_name_and_makes_finished_cells_stale(cv, tmp_path):
+    run_dir = tmp_path / "my runs" / "tiny"
+    cv("fold=0")
+    wait_until_still(run_dir)
+    assert states(run_dir)["fold0"] == "done"
+    code, _, error = cv("fold=0", "train.iterations=6")
+    assert code == 2
+    assert "train.iterations: 4 → 6" in error
+    assert "resume_changes=[train.iterations]" in error
+    assert states(run_dir)["fold0"] == "done"
+    code, said, _ = cv("fold=0", "train.iterations=6", "resume_changes=[train.iterations]")
+    assert "submitted: fold0\n" in said
+    wait_until_still(run_dir)
+    assert json.loads((run_dir / "cells" / "fold0" / "DONE").read_text())["step"] == 6
+    assert "resumed from step_00000004" in Path(read_status(run_dir).cells[0].log).read_text()
+
+
+def test_a_grace_time_that_was_measured_to_be_too_short_is_said_at_submission(cv, tmp_path):
+    run_dir = tmp_path / "my runs" / "tiny"
+    cv("fold=0")
+    wait_until_still(run_dir)
+    _, _, error = cv("fold=1", "cluster.grace_s=0.001")
+    assert "warning: a step and a save took" in error
+    assert "cluster.grace_s=0.001" in error
+    wait_until_still(run_dir)

@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 
 from bushpc.config import CellConfig, compose
-from bushpc.data.loader import resize
+from bushpc.data.cache import resize
 from bushpc.data.prompts import SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.dist import World
 from bushpc.models.xbusnet import XBusNet

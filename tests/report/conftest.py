@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from bushpc.goodput import SPENDINGS, Attempt
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 
 NETWORK = 64  # edge of the square predictions
@@ -86,14 +87,28 @@ class RunBuilder:
                     dice = 0.85 - 0.6 * np.exp(-step / 250) + 0.02 * rng.standard_normal()
                     log.write(json.dumps({"kind": "validation", "step": step, "dice": dice, "iou": dice / 2}) + "\n")
 
+    def spent(self, fold: int, *attempts: Mapping[str, float], submitted: float = 1000.0) -> None:
+        """attempts.jsonl: attempts of one job that follow each other at once, each with its seconds by cause.
+
+        Every attempt does 100 steps, the first 20 of which the one before had done already.
+        """
+        lines, began = [], submitted + 60
+        for number, seconds in enumerate(attempts):
+            attempt = Attempt(
+                number=number, job="7", restart=number, host="n1", pid=1, ranks=2, gpus=2, submitted=submitted,
+                began=began, from_step=80 * number, step=80 * number + 100,
+                seconds=dict.fromkeys(SPENDINGS, 0.0) | dict(seconds), end="",
+            )  # fmt: skip
+            lines.append(attempt.to_json() + "\n")
+            began = attempt.last_sign
+        (self.cell(fold) / "attempts.jsonl").write_text("".join(lines))
+
     def evaluated(self, fold: int, rows: list[Row], done: bool = True) -> Path:
         """per_image.csv and DONE."""
         path = self.cell(fold) / "per_image.csv"
         pd.DataFrame(rows).to_csv(path, index=False)
         if done:
-            (self.cell(fold) / "DONE").write_text(
-                json.dumps({"finished": "2026-11-20T11:00:00+00:00", "step": 1000, "wall_seconds": 1234.5})
-            )
+            (self.cell(fold) / "DONE").write_text(json.dumps({"finished": "2026-11-20T11:00:00+00:00", "step": 1000}))
         return path
 
     def failed(self, fold: int, why: str) -> None:

@@ -43,6 +43,21 @@ def test_without_validation_there_is_no_empty_validation_plot(builder) -> None:
     assert "Validation Dice" not in _texts(figures.training_curves(read_run(builder.path).cells))
 
 
+@pytest.mark.usefixtures("text_in_svg")
+def test_time_bars_name_every_started_fold_and_only_causes_that_occur(builder) -> None:
+    builder.spent(0, {"step": 3600, "load": 60}, {"step": 60})
+    builder.spent(2, {"start": 7200})
+    shown = _texts(figures.time_bars(read_run(builder.path).cells))
+    for text in ("fold 0", "fold 2", "training steps", "waiting for data", "steps done again", "start", "queue"):
+        assert text in shown
+    for text in ("fold 1", "waiting for saves", "not submitted"):
+        assert text not in shown
+
+
+def test_no_started_cell_gives_no_time_bars(builder) -> None:
+    assert figures.time_bars(read_run(builder.path).cells) is None
+
+
 def test_no_logged_step_gives_no_curve(builder) -> None:
     assert figures.training_curves(read_run(builder.path).cells) is None
 

@@ -183,7 +183,7 @@ def test_the_page_is_one_file_that_loads_nothing(realistic) -> None:
 def test_every_link_of_the_contents_leads_to_a_section(realistic) -> None:
     page = Page(build_report(realistic.path).html)
     targets = [value[1:] for value in page.loads if value.startswith("#")]
-    assert len(targets) == 8
+    assert len(targets) == 9
     assert all(f'<section id="{target}">' in page.source for target in targets)
 
 
@@ -277,7 +277,30 @@ def test_provenance_is_enough_to_repeat_the_run(two_sources) -> None:
     ):
         assert fact in page.replace("\xa0", " ")
     assert [line["config_hash"] for line in _csv(two_sources, "cells")] == [f"{k:08x}" for k in range(5)]
-    assert [float(line["wall_seconds"]) for line in _csv(two_sources, "cells")] == [1234.5] * 5
+
+
+def test_the_page_shows_where_the_time_of_each_cell_went(two_sources) -> None:
+    two_sources.spent(0, {"start": 40, "step": 400, "load": 100}, {"start": 50, "step": 500, "evaluate": 250})
+    two_sources.spent(3, {"start": 10})
+    page = Page(build_report(two_sources.path).html)
+    first, second = _csv(two_sources, "time")
+    assert (first["cell"], first["attempts"], first["replayed_steps"]) == ("fold0", "2", "20")
+    causes = {key.removesuffix("_seconds"): float(first[key]) for key in first if key.endswith("_seconds")}
+    assert causes == {
+        "wall": 1400, "productive": 800, "load": 100, "save": 0, "evaluate": 250, "other": 0, "replay": 100,
+        "lost": 0, "start": 90, "queue": 60, "requeue": 0, "idle": 0,
+    }  # fmt: skip
+    assert float(first["goodput"]) == pytest.approx(800 / 1400)
+    assert float(first["gpu_hours"]) == pytest.approx(2 * 1340 / 3600)
+    assert (second["cell"], float(second["goodput"])) == ("fold3", 0.0)
+    assert "Where the time of every cell went" in page.text
+    assert "0.571" in page.text
+    assert "steps done again" in (two_sources.path / "report" / "time.tex").read_text()
+
+
+def test_a_run_of_which_no_cell_has_started_says_so(builder) -> None:
+    assert "No fold has started yet." in Page(build_report(builder.path).html).text
+    assert not (builder.path / "report" / "time.csv").exists()
 
 
 def test_the_report_needs_no_torch() -> None:

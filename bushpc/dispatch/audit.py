@@ -1,0 +1,336 @@
+"""Ledgers → proof: every step consumed one global batch, every sample of the fold's training part once an epoch.
+
+    <cell>/ledger ─which attempt's line counts→ steps ─epochs→ findings      `bushpc audit RUN`
+
+Held against folds.csv and the config's batch size alone: nothing here knows how the loader draws its order. No torch,
+and no model is imported, so a run is audited in about the time that reading its ledgers takes, also while it goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import typing as t
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from bushpc.errors import DataError
+from bushpc.files import read_json, sha256_of
+from bushpc.goodput import read_note
+from bushpc.shards.manifest import Manifest
+from bushpc.train.ledger import Line, read_ledger
+
+if t.TYPE_CHECKING:
+    from rich.console import Group
+
+# Findings of a cell that are kept; a cell that is wrong at every step says the same thing a million times.
+MOST_KEPT = 20
+MOST_SHOWN = 3
+MOST_SAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellAudit:
+    """What the ledger of one cell proves.
+
+    steps: that count, from 0 without a gap. epochs: complete ones. samples: consumed in those steps. attempts: with
+    lines in the ledger. replayed: steps that an attempt did and a later one did again. violations: the first
+    MOST_KEPT of `violation_count`, in words.
+    """
+
+    name: str
+    steps: int
+    epochs: int
+    samples: int
+    attempts: int
+    replayed: int
+    violations: tuple[str, ...]
+    violation_count: int
+
+    @property
+    def verdict(self) -> str:
+        """`exact`, `no steps yet`, or how many violations there are."""
+        if self.violation_count:
+            return f"{self.violation_count} violation{'s' if self.violation_count > 1 else ''}"
+        return "exact" if self.steps else "no steps yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAudit:
+    """All cells of a run. `ok`: no cell has a violation."""
+
+    run_dir: Path
+    cells: list[CellAudit]
+
+    @property
+    def ok(self) -> bool:
+        return not any(cell.violation_count for cell in self.cells)
+
+    def to_json(self) -> str:
+        """The table for machines, with all violations that were kept."""
+        cells = [{**asdict(cell), "verdict": cell.verdict} for cell in self.cells]
+        return json.dumps({"run": str(self.run_dir), "ok": self.ok, "cells": cells}, indent=1)
+
+
+def audit_run(run_dir: Path) -> RunAudit:
+    """Audit what is there of every cell.
+
+    Raises: DataError if `run_dir` is not a run, or its folds.csv or a config.yaml is not what it was started with.
+    """
+    run = read_json(run_dir / "run.json")
+    if run is None:
+        raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
+    fold_by_key = _folds(run_dir, run)
+    cells = [
+        audit_cell(
+            run_dir / "cells" / cell["name"],
+            {key for key, held_out in fold_by_key.items() if held_out != cell["fold"]},
+            {key for key, held_out in fold_by_key.items() if held_out == cell["fold"]},
+        )
+        for cell in run["cells"]
+    ]
+    return RunAudit(run_dir=run_dir, cells=cells)
+
+
+def audit_cell(cell_dir: Path, train: set[str], validation: set[str]) -> CellAudit:
+    """Audit one cell. train, validation: the keys of its fold's two parts. Raises: DataError for a damaged config."""
+    findings = _Findings()
+    # Asked before the ledger is read: a run that goes on may seal another one meanwhile.
+    owed = _steps_owed(cell_dir)
+    attempts = _attempts(read_ledger(cell_dir), findings)
+    steps = _effective_steps(attempts, owed, findings)
+    replayed = _check_replays(attempts, steps, findings)
+    epochs = _check_epochs(steps, _batch_size(cell_dir), train, validation, findings) if steps else 0
+    return CellAudit(
+        name=cell_dir.name,
+        steps=len(steps),
+        epochs=epochs,
+        samples=sum(len(step.samples) for step in steps),
+        attempts=len(attempts),
+        replayed=replayed,
+        violations=tuple(findings.kept),
+        violation_count=findings.count,
+    )
+
+
+def audit_table(audit: RunAudit) -> Group:
+    """What `bushpc audit` shows: a row per cell, then the first violations of each."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{audit.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("cell", "steps", "epochs", "samples", "attempts", "replayed", "verdict"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "verdict") else "right")
+    lines = []
+    for cell in audit.cells:
+        style = "red" if cell.violation_count else "green" if cell.steps else "dim"
+        counts = (cell.steps, cell.epochs, cell.samples, cell.attempts, cell.replayed)
+        table.add_row(Text(cell.name), *map(str, counts), Text(cell.verdict, style=style))
+        lines += [Text(f"{cell.name}: {violation}", style="red") for violation in cell.violations[:MOST_SHOWN]]
+        if cell.violation_count > MOST_SHOWN:
+            lines.append(Text(f"{cell.name}: and {cell.violation_count - MOST_SHOWN} more (--json)", style="red"))
+    return Group(table, *lines)
+
+
+class _Findings:
+    """Violations: how many, and the first of them in words."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kept: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.kept) < MOST_KEPT:
+            self.kept.append(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A step that counts. attempt: whose. samples: `epoch:key` of all ranks."""
+
+    number: int
+    attempt: int
+    samples: list[str]
+
+
+class _Attempt:
+    """The lines of one attempt: step → rank → samples. first, stop: the stretch of steps that all its ranks wrote."""
+
+    def __init__(self, number: int, ranks: int) -> None:
+        self.number, self.ranks = number, ranks
+        self.lines: dict[int, dict[int, str]] = {}
+
+    @property
+    def first(self) -> int:
+        return min(self.lines)
+
+    def whole(self, step: int) -> bool:
+        return len(self.lines.get(step, ())) == self.ranks
+
+    def stop(self) -> int:
+        step = self.first
+        while self.whole(step):
+            step += 1
+        return step
+
+    def samples(self, step: int) -> list[str]:
+        by_rank = self.lines[step]
+        return [sample for rank in sorted(by_rank) for sample in by_rank[rank].split(" ")]
+
+
+def _attempts(lines: Iterable[Line | str], findings: _Findings) -> list[_Attempt]:
+    """The ledger by attempt, in their order."""
+    attempts: dict[int, _Attempt] = {}
+    for line in lines:
+        if isinstance(line, str):
+            findings.add(f"{line} cannot be read")
+            continue
+        attempt = attempts.setdefault(line.attempt, _Attempt(line.attempt, line.world))
+        at_rank = attempt.lines.setdefault(line.step, {})
+        who = f"step {line.step} of attempt {line.attempt}, rank {line.rank}"
+        if line.world != attempt.ranks or line.rank >= line.world:
+            findings.add(f"{who}: says {line.world} ranks, others of the attempt {attempt.ranks}")
+        elif line.rank in at_rank:
+            findings.add(f"{who}: is there twice")
+        else:
+            at_rank[line.rank] = line.samples
+    return [attempts[number] for number in sorted(attempts)]
+
+
+def _effective_steps(attempts: list[_Attempt], owed: int, findings: _Findings) -> list[_Step]:
+    """The steps that count, rising: an attempt takes the place of all before it from its first step on.
+
+    owed: steps that must be there, as a checkpoint or DONE says that they were done.
+    """
+    stretches: list[tuple[_Attempt, range]] = []
+    limit = None  # where the attempt after this one began
+    for attempt in reversed(attempts):
+        stop = attempt.stop()
+        if limit is None:
+            if any(attempt.whole(step) for step in attempt.lines if step > stop):
+                findings.add(f"step {stop} of attempt {attempt.number}: {_missing(attempt, stop)}, but later steps are")
+            if stop < owed:
+                findings.add(f"{_from_to(stop, owed)} missing: {owed} steps were done and saved")
+        elif attempt.first < limit and stop < limit:
+            findings.add(
+                f"{_from_to(stop, limit)} missing: attempt {attempt.number} got to step {stop - 1} on all ranks "
+                f"({_missing(attempt, stop)}), the one after it began at step {limit}"
+            )
+        if limit is None or attempt.first < limit:
+            stretches.append((attempt, range(attempt.first, stop if limit is None else min(stop, limit))))
+            limit = attempt.first
+    if limit is None and owed:
+        findings.add(f"{_from_to(0, owed)} missing: {owed} steps were done and saved, and there is no ledger of them")
+    if limit:
+        findings.add(f"{_from_to(0, limit)} missing: the ledger begins at step {limit}")
+    return [
+        _Step(number=step, attempt=attempt.number, samples=attempt.samples(step))
+        for attempt, stretch in reversed(stretches)
+        for step in stretch
+    ]
+
+
+def _missing(attempt: _Attempt, step: int) -> str:
+    ranks = sorted(set(range(attempt.ranks)) - attempt.lines.get(step, {}).keys())
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} not there"
+
+
+def _from_to(first: int, stop: int) -> str:
+    return f"step {first} is" if stop - first == 1 else f"steps {first} to {stop - 1} are"
+
+
+def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Findings) -> int:
+    """How many steps were done and done again; the second time must have consumed what the first did."""
+    counts = {step.number: step for step in steps}
+    replayed = 0
+    for attempt in attempts:
+        for number in sorted(attempt.lines):
+            again = counts.get(number)
+            if again is None or again.attempt == attempt.number:
+                continue
+            replayed += 1
+            then, now = Counter(attempt.samples(number)), Counter(again.samples)
+            # What a kill kept from the disk cannot be compared.
+            if then - now or (attempt.whole(number) and now - then):
+                findings.add(
+                    f"step {number} was done again with other samples: attempt {attempt.number} had "
+                    f"{_some(then - now)}, attempt {again.attempt} has {_some(now - then)} instead"
+                )
+    return replayed
+
+
+def _check_epochs(
+    steps: list[_Step], batch_size: int, train: set[str], validation: set[str], findings: _Findings
+) -> int:
+    """Walk through all samples; returns the number of complete epochs."""
+    seen: dict[int, set[str]] = {}  # of the epochs that are not complete yet
+    complete: set[int] = set()
+    for step in steps:
+        if len(step.samples) != batch_size:
+            findings.add(f"step {step.number} has {len(step.samples)} samples; the global batch is {batch_size}")
+        for sample in step.samples:
+            number, _, key = sample.partition(":")
+            epoch = int(number)
+            if key not in train:
+                part = "of the validation part" if key in validation else "not of this dataset's folds"
+                findings.add(f"step {step.number}: {key} is {part}")
+            elif epoch in complete or key in seen.get(epoch, ()):
+                findings.add(f"step {step.number}: {key} is there for the second time in epoch {epoch}")
+            else:
+                seen.setdefault(epoch, set()).add(key)
+                if len(seen[epoch]) == len(train):
+                    complete.add(epoch)
+                    del seen[epoch]
+    # Epochs lie end to end, so what was consumed in all says which of them are over, and which one has begun.
+    over, rest = divmod(sum(len(step.samples) for step in steps), len(train)) if train else (0, 0)
+    for epoch in range(over):
+        if epoch not in complete:
+            missing = train - seen.get(epoch, set())
+            findings.add(f"epoch {epoch} lacks {len(missing)} of {len(train)} samples: {_some(missing)}")
+    for epoch in sorted(seen.keys() | complete):
+        if epoch >= over + bool(rest):
+            findings.add(f"epoch {epoch} was begun before the ones before it were over")
+    return len(complete)
+
+
+def _some(samples: t.Collection[str]) -> str:
+    shown = ", ".join(sorted(samples)[:MOST_SAMPLES]) or "nothing"
+    return shown + (f" and {len(samples) - MOST_SAMPLES} more" if len(samples) > MOST_SAMPLES else "")
+
+
+def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> dict[str, int]:
+    """Key → the fold that holds it out, of the samples that are packed."""
+    path = run_dir / "folds.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            folds = {row["key"]: int(row["fold"]) for row in csv.DictReader(file)}
+        if sha256_of(path) != run["folds"]["sha256"]:
+            raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
+    if not run.get("excerpt"):
+        return folds
+    packed = {record.key for record in Manifest.load(Path(run["shards"])).lesions}
+    return {key: fold for key, fold in folds.items() if key in packed}
+
+
+def _steps_owed(cell_dir: Path) -> int:
+    """How many steps the cell says that it has done and saved, by its DONE and the names of its checkpoints."""
+    saved = [path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*")]
+    done = read_note(cell_dir / "DONE").get("step", 0)
+    return max([int(step) for step in saved if step.isdecimal()] + [done if isinstance(done, int) else 0])
+
+
+def _batch_size(cell_dir: Path) -> int:
+    path = cell_dir / "config.yaml"
+    try:
+        return int(yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["batch_size"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error

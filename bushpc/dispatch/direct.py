@@ -1,0 +1,275 @@
+"""`bushpc train`: one cell in this process, as one rank of whatever launched it.
+
+    launcher → one process per rank → rank 0 writes the run folder, the others hear where it is → run_cell
+
+The launcher is torchrun, accelerate, deepspeed or srun. The run folder is the one that `bushpc cv` would write, so
+status and report read it, and either command goes on with what the other began. Nothing is queued here: what comes
+back after a stop is up to whoever launched the ranks (slurm/train_multinode.sh requeues its job).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import time
+import typing as t
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bushpc.config import CellConfig, compose
+from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
+from bushpc.dispatch.grid import cv_cells
+from bushpc.dispatch.job import end_quickly, lost_peer, note_failure, wait_for_the_reason
+from bushpc.dispatch.status import read_status
+from bushpc.dispatch.submit import write_run
+from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
+from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.lease import LeaseError, process_start
+from bushpc.train.preempt import StopFlag, end_with_parent, time_limit
+
+if t.TYPE_CHECKING:
+    from bushpc.dist import World
+    from bushpc.train.loop import Stopped
+
+# Several folds of a run may start at the same moment; each needs the run folder for about a second.
+RUN_FOLDER_TIMEOUT_S = 60
+# A launcher ends the other ranks well within this time when one has failed.
+LAUNCHER_ENDS_RANKS_S = 5
+
+
+def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
+    """Train and evaluate the cell of `fold=`; every rank calls it with the same overrides.
+
+    run_file: where rank 0 writes the run folder's path, for the batch script that the ranks came from.
+    Returns the exit status: 0 done, 75 (EX_TEMPFAIL, rank 0 only) stopped and saved, 2 an error that rank 0 reports.
+    Raises: ConfigError without a fold, TrainingError for a world of another size than the cluster's settings say,
+    DispatchError or LeaseError for a cell that someone else works on, and whatever ends the cell; SystemExit(76) on
+    a rank that lost another one.
+    """
+    with StopFlag() as stop:
+        if "RANK" in os.environ:
+            end_with_parent(signal.SIGTERM)  # torchrun dies of USR2, and its ranks would live on
+        # Not earlier: it imports torch, which takes seconds in which a stop signal would go unheard.
+        from bushpc.dist import World, leave
+
+        atexit.register(end_quickly)
+        world = World.from_environment()
+        try:
+            status = _train(world, overrides, run_file, stop)
+        except BushpcError:
+            if world.is_main or not _ended_by_launcher(stop):
+                raise
+            return 2
+        leave()  # not when something failed: NCCL's own farewell may hang then
+        return status
+
+
+def _train(world: World, overrides: Sequence[str], run_file: Path | None, stop: StopFlag) -> int:
+    # Every rank composes, as it has to know how the ranks meet; the data is rank 0's business.
+    config = compose(overrides)
+    if config.fold is None:
+        raise ConfigError("`bushpc train` trains one cell: say which, e.g. fold=0. `bushpc cv` trains all folds")
+    _require_world(world, config)
+    _meet(world, config)
+    cell_dir = _cell_from_rank_0(world, config, ["bushpc", "train", *overrides], run_file)
+    if cell_dir is None:
+        _ended_by_launcher(stop)  # after rank 0: the launcher could end that before it has said why
+        return 2
+    stopped = _run(cell_dir, world, stop)
+    # The other ranks leave quietly: a launcher would count their 75 as a failure, and could kill rank 0.
+    return STOPPED if stopped and world.is_main else 0
+
+
+def _require_world(world: World, config: CellConfig) -> None:
+    """Refuse a world that is not the one asked for; launchers start another one silently."""
+    cluster = config.cluster
+    if world.size == cluster.world_size:
+        return
+    asked = f"cluster.nodes={cluster.nodes} x cluster.ranks_per_node={cluster.ranks_per_node}"
+    if world.size > 1:
+        way_out = f"Set both so that they make {world.size}, or start {cluster.world_size}"
+    else:
+        way_out = (
+            f"Start {cluster.ranks_per_node} per node: torchrun --nproc-per-node={cluster.ranks_per_node}, srun with "
+            "as many tasks, or accelerate launch with a file of configs/accelerate (its --cpu always starts a single "
+            "process, whatever --num_processes says)"
+        )
+    raise TrainingError(
+        f"{asked} asks for {cluster.world_size} rank(s), and the launcher started {world.size}. {way_out}"
+    )
+
+
+def _meet(world: World, config: CellConfig) -> None:
+    """Open the process group: where the launcher says, or, as srun says nothing, through a file in the runs folder."""
+    from bushpc.dist import meet
+    from bushpc.train.engine import start_ranks
+
+    if world.size > 1 and "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise TrainingError(
+            "RANK is set, but not where the ranks meet: set MASTER_ADDR and MASTER_PORT, too, or unset RANK: under "
+            "srun, bushpc finds the rest by itself"
+        )
+    if world.size == 1 or "RANK" in os.environ:
+        start_ranks(config.engine, world)
+        return
+    names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    attempt = "-".join(os.environ.get(name, "0") for name in names)
+    assert config.runs_dir is not None, "composition sets it"
+    folder = Path(config.runs_dir) / f".meeting-{attempt}"
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    meet(world, folder, attempt, os.environ.get("SLURMD_NODENAME", ""))
+    start_ranks(config.engine, world)
+    if world.is_main:  # the group is whole, so everyone has read it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cell_from_rank_0(world: World, config: CellConfig, command: Sequence[str], run_file: Path | None) -> Path | None:
+    """The cell's folder, ready to run; None on the other ranks when rank 0 could not make it ready."""
+    from bushpc.dist import from_main
+
+    if not world.is_main:
+        told = from_main("")
+        return Path(told) if told else None
+    try:
+        cell_dir = _open_cell(config, command)
+        if run_file:
+            write_atomically(run_file, str(cell_dir.parent.parent))
+    except BaseException:
+        from_main("")  # they wait for it
+        raise
+    return Path(from_main(str(cell_dir)))
+
+
+def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
+    """Write the run folder as `bushpc cv` does, and that this process works on the cell."""
+    cells = cv_cells(config)
+    name = f"fold{config.fold}"
+    run_dir = cells[name].run_dir
+    cell_dir = run_dir / "cells" / name
+    (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
+    with _alone_in(run_dir):
+        write_run(run_dir, cells, command)
+        print(f"run: {run_dir}\nstatus: bushpc status {run_dir}", flush=True)
+        if (cell_dir / "DONE").exists():
+            print(f"already done: {name}", flush=True)
+            return cell_dir
+        _refuse_if_live(run_dir, name)
+        (cell_dir / "FAILED").unlink(missing_ok=True)
+        note_attempt(run_dir, name)
+        code = (read_json(run_dir / "run.json") or {})["submissions"][-1]["code"]
+        write_atomically(cell_dir / "job.json", json.dumps(_job_note(cell_dir) | {"code": code}))
+    return cell_dir
+
+
+def _run(cell_dir: Path, world: World, stop: StopFlag) -> Stopped | None:
+    """The cell on this rank, and on rank 0 the notes of how it ended."""
+    from bushpc.run import run_cell
+
+    run_dir = cell_dir.parent.parent
+    if world.is_main:
+        stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
+    try:
+        stopped = run_cell(cell_dir, world, stop)
+        if stopped and world.is_main:
+            note_outcome(run_dir, "stopped", stopped.signal_name)
+        return stopped
+    except LeaseError:  # the cell is someone else's, and so is FAILED
+        note_outcome(run_dir, "refused")
+        raise
+    except BaseException as error:
+        if lost_peer(error):
+            wait_for_the_reason(cell_dir, error)
+            raise SystemExit(LOST_PEER) from error
+        note_failure(cell_dir, error)
+        raise
+    finally:
+        if world.is_main:
+            _note_end(cell_dir)
+
+
+def _note_end(cell_dir: Path) -> None:
+    """Note that this process works on the cell no more, which cannot be seen from another host.
+
+    Not in a batch job that may be queued again: then the queue tells.
+    """
+    ended = any((cell_dir / name).exists() for name in ("DONE", "FAILED"))
+    job = read_json(cell_dir / "job.json") or {}
+    ours = (job.get("host"), job.get("process_start")) == (socket.gethostname(), process_start(os.getpid()))
+    if ours and (ended or not _in_batch_job()):
+        write_atomically(cell_dir / "job.json", json.dumps({**job, "ended": True}))
+
+
+@contextlib.contextmanager
+def _alone_in(run_dir: Path) -> Iterator[None]:
+    """Hold the lock under which run folders are written. Raises: DispatchError when another command keeps it."""
+    deadline = time.monotonic() + RUN_FOLDER_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with exclusive(run_dir / ".submit.lock") as alone:
+            if alone:
+                yield
+                return
+        time.sleep(0.1)
+    raise DispatchError(
+        f"another command has been writing {run_dir} for {RUN_FOLDER_TIMEOUT_S} s; wait for it and try again"
+    )
+
+
+def _refuse_if_live(run_dir: Path, name: str) -> None:
+    """Leave a cell alone that another job works on or will; a job that was requeued meets its own note."""
+    try:
+        [cell] = [cell for cell in read_status(run_dir).cells if cell.name == name]
+    except DispatchError as error:  # not every compute node can ask the queue, and the cell's lease guards it besides
+        print(f"{error}; whether another job waits for {name} is not known", flush=True)
+        return
+    if cell.live and cell.job_id != _job_id():
+        raise DispatchError(
+            f"{name} of {run_dir} is {cell.state}: job {cell.job_id} works on it. Wait for it (`bushpc status "
+            f"{run_dir} --watch`), or end it first"
+        )
+
+
+def _job_note(cell_dir: Path) -> dict[str, t.Any]:
+    """Who works on the cell: a batch job, which Slurm knows, or else a process of this host."""
+    return {
+        "executor": "slurm" if _in_batch_job() else "direct",
+        "job_id": _job_id(),
+        "submitted": time.time(),
+        "log": _log(),
+        "heartbeat": str(cell_dir / "state.json"),
+        "process_start": process_start(os.getpid()),
+        "host": socket.gethostname(),
+    }
+
+
+def _in_batch_job() -> bool:
+    """True below a batch script. An interactive allocation outlives what runs in it, so it tells nothing of us."""
+    return os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in os.environ
+
+
+def _job_id() -> str:
+    """As squeue writes it, or the process id."""
+    if not _in_batch_job():
+        return str(os.getpid())
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _log() -> str:
+    """The file that this process prints to; empty where that is a terminal or a pipe."""
+    return os.readlink("/proc/self/fd/1") if stat.S_ISREG(os.fstat(1).st_mode) else ""
+
+
+def _ended_by_launcher(stop: StopFlag) -> bool:
+    """Whether the launcher ends this rank now, as it does when rank 0 has failed, by the same error as a rule."""
+    deadline = time.monotonic() + LAUNCHER_ENDS_RANKS_S
+    while not stop and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(stop)

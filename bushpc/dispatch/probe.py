@@ -1,0 +1,216 @@
+"""What runs inside the job that `bushpc doctor --slurm` submits: it writes down every signal, and when it was killed.
+
+    batch shell ─srun→ one rank per task ─Popen→ one child per rank
+    each ─→ <folder>/<attempt>-<batch | rank0 | child0>.jsonl, one event a line, read by bushpc.dispatch.survey
+
+A rank ignores what it is told and writes a line every tenth of a second, so the last line says when KILL came. It
+leaves by itself when the command that submitted it has been silent for two minutes. Importable without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import typing as t
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+if t.TYPE_CHECKING:
+    from submitit import JobEnvironment
+
+SIGNALS = ("TERM", "USR1", "USR2", "INT", "HUP", "CONT", "QUIT", "XCPU")
+# What jobs would like to find in their environment; Slurm sets the second from version 23.02 on.
+ENVIRONMENT = ("SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "SLURMD_NODENAME", "SLURM_CONF")
+NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
+BEAT_S = 0.1
+SILENCE_S = 120.0
+# A child whose rank is gone goes on for so long: long enough to be seen, short enough to disturb nobody.
+ORPHAN_S = 20.0
+ANSWERS_S = 10.0
+FAREWELL = "farewell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The callable that submitit pickles; one call per rank.
+
+    folder: takes the logs; visible from all nodes. pulse: the file in which the login node says that it still listens.
+    """
+
+    folder: str
+    pulse: str
+
+    def __call__(self) -> None:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        log = EventLog(Path(self.folder), attempt(), f"rank{job.global_rank}")
+        log.listen()
+        log.write("start")
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__, self.folder, self.pulse, f"child{job.global_rank}", str(os.getpid())]
+        )
+        try:
+            log.write("facts", **node_facts(job))
+            log.write("ready")
+            beat(log, Path(self.pulse))
+        finally:
+            child.kill()
+            child.wait()
+
+
+class EventLog:
+    """One process's events, a JSON line each. Lines are written by one call each, so a handler never splits one."""
+
+    def __init__(self, folder: Path, attempt: int, source: str) -> None:
+        self._file = os.open(folder / f"{attempt}-{source}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, kind: str, **facts: t.Any) -> None:
+        """Append an event; all but beats are forced out to the file server, where the login node looks."""
+        os.write(self._file, (json.dumps({"time": time.time(), "kind": kind, **facts}) + "\n").encode())
+        if kind != "beat":
+            os.fsync(self._file)
+
+    def listen(self) -> None:
+        """Note every signal that can be caught, and do nothing else on it."""
+
+        def heard(number: int, frame: types.FrameType | None) -> None:
+            self.write("signal", name=signal.Signals(number).name.removeprefix("SIG"))
+
+        for name in SIGNALS:
+            signal.signal(signal.Signals[f"SIG{name}"], heard)
+
+
+def attempt() -> int:
+    """How often Slurm has requeued this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def beat(log: EventLog, pulse: Path, parent: int | None = None) -> None:
+    """Write beats until the login node says farewell or falls silent; answer each new pulse, to compare the clocks.
+
+    parent: process id of the rank that a child belongs to.
+    """
+    last, spoke = "", time.monotonic()
+    orphaned: float | None = None
+    while time.monotonic() - spoke < SILENCE_S:
+        said = pulse.read_text() if pulse.exists() else FAREWELL
+        if said == FAREWELL:
+            break
+        if said and said != last:  # empty for the moment in which it is written anew
+            last, spoke = said, time.monotonic()
+            log.write("pong", pulse=said)
+        else:
+            log.write("beat")
+        if parent is not None and orphaned is None and os.getppid() != parent:
+            orphaned = time.monotonic()
+        if orphaned is not None and time.monotonic() - orphaned > ORPHAN_S:
+            break
+        time.sleep(BEAT_S)
+    log.write("left")
+
+
+def batch_lines(folder: Path) -> list[str]:
+    """Shell lines that make submitit's batch script note its own signals in `folder`.
+
+    A shell runs traps only when its foreground command has ended, so `srun` becomes a function that waits for it
+    in the background. It sets the traps itself, in the place of those by which a cell's job puts itself back into
+    the queue. The time comes from the shell where it can (bash 5): Slurm signals the script's whole process group,
+    and a `date` would die of the very signal that it should note.
+    """
+    log = f'{shlex.quote(str(folder))}/"${{SLURM_RESTART_COUNT:-0}}"-batch.jsonl'
+    event = """'{"time": %s, "kind": "signal", "name": "%s"}\\n'"""
+    return [
+        f'note() {{ local at="${{EPOCHREALTIME:-$(date +%s.%N)}}"; printf {event} "${{at/,/.}}" "$1" >> {log}; }}',
+        "srun() {",
+        "  trap - EXIT",
+        f'  for name in {" ".join(SIGNALS)}; do trap "note $name" "$name"; done',
+        '  command srun "$@" & step=$!',
+        '  while kill -0 "$step" 2>/dev/null; do wait "$step"; done',
+        "}",
+    ]
+
+
+def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
+    """What a rank sees on its node. Sizes in bytes; `names` and `commands` hold "" where all is well, else why not."""
+    shm, scratch = Path("/dev/shm"), Path(tempfile.gettempdir())
+    first_on_node = job.local_rank == 0
+    return {
+        "host": socket.gethostname(),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "cpus": len(os.sched_getaffinity(0)),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "shm_bytes": shutil.disk_usage(shm).total if shm.exists() else 0,
+        "scratch": str(scratch),
+        "scratch_free": shutil.disk_usage(scratch).free,
+        "gpus": _gpus(),
+        "nccl": _nccl(),
+        "names": {name: _resolves(name) for name in job.hostnames},
+        "commands": _commands(os.environ["SLURM_JOB_ID"]) if first_on_node else {},
+    }
+
+
+def _gpus() -> list[str]:
+    """`name, driver version` of each GPU that the driver shows to this rank."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.splitlines()
+
+
+def _nccl() -> str | None:
+    for package in NCCL_PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _resolves(name: str) -> str:
+    try:
+        address = str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
+    except OSError as error:
+        return str(error)
+    return f"{address} is loopback" if address.startswith("127.") else ""
+
+
+def _commands(job_id: str) -> dict[str, str]:
+    asked = {
+        "squeue": ["squeue", "--noheader", f"--jobs={job_id}"],
+        "scontrol": ["scontrol", "show", "job", job_id],
+        "sacct": ["sacct", "--noheader", "--allocations", f"--jobs={job_id}"],
+    }
+    return {name: _why_not(command) for name, command in asked.items()}
+
+
+def _why_not(command: list[str]) -> str:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return " ".join(answer.stderr.split()) or f"exit status {answer.returncode}" if answer.returncode else ""
+
+
+def _child(folder: str, pulse: str, source: str, parent: str) -> None:
+    log = EventLog(Path(folder), attempt(), source)
+    log.listen()
+    log.write("ready")
+    beat(log, Path(pulse), parent=int(parent))
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

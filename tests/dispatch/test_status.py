@@ -1,0 +1,150 @@
+"""Promises of status: it reads what is there, shows where the time went, and no damaged heartbeat stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from bushpc.cli import main
+from bushpc.dispatch.status import read_status
+from bushpc.goodput import SPENDINGS, Attempt
+from bushpc.lease import process_start
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A run of two cells: fold0 was preempted once and is done, fold1 never started."""
+    cell_dir = tmp_path / "cells" / "fold0"
+    cell_dir.mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"cells": [{"name": "fold0"}, {"name": "fold1"}]}))
+    none = dict.fromkeys(SPENDINGS, 0.0)
+    facts = {"job": "7", "host": "n1", "pid": 1, "ranks": 1, "gpus": 1, "submitted": 1000.0}
+    first = {"number": 0, "restart": 0, "began": 1100.0, "from_step": 0, "step": 50, "seconds": none | {"step": 100.0}}
+    second = {
+        "number": 1,
+        "restart": 1,
+        "began": 1300.0,
+        "from_step": 40,
+        "step": 90,
+        "seconds": none | {"step": 100.0},
+    }
+    first, second = Attempt(**facts, **first, end=""), Attempt(**facts, **second, end="done")
+    (cell_dir / "attempts.jsonl").write_text(first.to_json() + "\n")
+    state = {"phase": "done", "step": 90, "total": 90, "restarts": 1, "attempt": asdict(second)}
+    (cell_dir / "state.json").write_text(json.dumps(state))
+    (cell_dir / "DONE").write_text("{}")
+    return tmp_path
+
+
+def test_status_shows_goodput_and_restarts(run_dir, capsys):
+    assert main(["status", str(run_dir)]) == 1  # fold1 is missing
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert rows["cell"][-3:] == ["restarts", "goodput", "log"]
+    assert rows["fold0"] == ["fold0", "done", "90/90", "1", "45", "%"]  # 180 of 400 s
+    assert rows["fold1"] == ["fold1", "missing", "0"]
+
+
+def test_status_gives_machines_the_whole_account(run_dir, capsys):
+    main(["status", str(run_dir), "--json"])
+    fold0, fold1 = json.loads(capsys.readouterr().out)["cells"]
+    account = fold0["goodput"]
+    assert account["share"] == pytest.approx(0.45)
+    assert (account["wall_s"], account["attempts"], account["replayed_steps"]) == (400, 2, 10)
+    assert account["seconds"] | {"productive": 180, "replay": 20, "queue": 100, "requeue": 100} == account["seconds"]
+    assert account["gpu_hours"] == pytest.approx(200 / 3600)
+    assert fold1["goodput"] is None
+
+
+GARBAGE = [
+    *(b"", b"{", b"[]", b"\xff\x00", b'{"attempt": 3}', b'{"metric": 3}', b'{"metric": {"a": null}}'),
+    *(b'{"time": "noon"}', b'{"step": "1"}', b'{"total": [1]}', b'{"phase": {}}', b'{"restarts": null}'),
+    *(b'{"phase": "training", "total": 9, "rate": %s}' % rate for rate in (b"NaN", b"1e-300", b'"fast"', b"-1")),
+]
+
+
+def make_running(cell_dir: Path) -> None:
+    """By this process."""
+    (cell_dir / "DONE").unlink()
+    me = {"job_id": str(os.getpid()), "process_start": process_start(os.getpid()), "host": socket.gethostname()}
+    (cell_dir / "job.json").write_text(json.dumps({"executor": "local", "submitted": 0.0, "log": "", **me}))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_a_damaged_heartbeat_does_not_stop_status(run_dir, capsys, garbage, state):
+    cell_dir = run_dir / "cells" / "fold0"
+    for name in ("state.json", "attempts.jsonl"):
+        (cell_dir / name).write_bytes(garbage)
+    if state == "running":
+        make_running(cell_dir)
+    assert main(["status", str(run_dir)]) == (1 if state == "done" else 0)
+    assert "fold0" in capsys.readouterr().out
+    assert main(["status", str(run_dir), "--json"]) == (1 if state == "done" else 0)
+
+
+def test_what_is_left_may_be_more_than_a_day(run_dir, capsys):
+    make_running(run_dir / "cells" / "fold0")
+    (run_dir / "cells" / "fold0" / "state.json").write_text('{"phase": "training", "total": 108000, "rate": 1.0}')
+    main(["status", str(run_dir)])
+    assert "30:00:00" in capsys.readouterr().out
+
+
+@pytest.fixture
+def squeue(run_dir, tmp_path, monkeypatch):
+    """squeue("id|STATE|reason"): fold1 is job 9 of Slurm, whose queue says so; returns what squeue was asked."""
+    note = {"executor": "slurm", "job_id": "9", "submitted": 1000.0, "log": ""}
+    (run_dir / "cells" / "fold1").mkdir()
+    (run_dir / "cells" / "fold1" / "job.json").write_text(json.dumps(note))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    def make(line: str) -> Path:
+        (folder / "squeue").write_text(f"#!/bin/sh\necho \"$@\" >'{folder}/asked'\necho '{line}'\n")
+        (folder / "squeue").chmod(0o755)
+        return folder / "asked"
+
+    return make
+
+
+@pytest.mark.parametrize("reason", ["None", "Priority", "Resources", "BeginTime", "Dependency"])
+def test_a_job_that_waits_for_its_turn_gives_no_reason(run_dir, squeue, reason):
+    squeue(f"9|PENDING|{reason}")
+    assert [(cell.state, cell.reason) for cell in read_status(run_dir).cells] == [("done", ""), ("queued", "")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "then"),
+    [
+        ("JobHeldUser", "scontrol release 9"),
+        ("launch failed requeued held", "scontrol release 9"),
+        ("AssocGrpCpuLimit", "scontrol show job 9"),
+        ("DependencyNeverSatisfied", "scontrol show job 9"),
+    ],
+)
+def test_a_job_that_will_not_start_by_itself_says_why(run_dir, squeue, capsys, reason, then):
+    squeue(f"9|PENDING|{reason}")
+    fold1 = read_status(run_dir).cells[1]
+    assert (fold1.state, fold1.live) == ("queued", True)
+    assert f"({reason})" in fold1.reason
+    assert then in fold1.reason
+    main(["status", str(run_dir)])
+    assert f"fold1 queued: {fold1.reason[:30]}" in capsys.readouterr().out
+
+
+def test_the_queue_is_asked_for_the_jobs_of_the_runs_owner(run_dir, squeue, monkeypatch):
+    asked = squeue("9|RUNNING|None")
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)  # a colleague looks
+    assert read_status(run_dir).cells[1].live
+    assert f"--user={owner} " in asked.read_text()
+
+
+def test_following_a_run_and_json_exclude_each_other(run_dir, capsys):
+    assert main(["status", str(run_dir), "--watch", "--json"]) == 2
+    assert "--watch with --json" in capsys.readouterr().err
