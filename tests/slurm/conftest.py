@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from bushpc.train.preempt import children
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox"
 EXIT_NOT_INSTALLED = 3
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
@@ -73,12 +75,16 @@ class Sandbox:
         return dict(json.loads(self.tool("status", "--json").stdout))
 
     def processes(self) -> dict[int, str]:
-        """Command line by pid of every live process that this sandbox's directory appears in, whoever started it."""
+        """Command line by pid of every live process that this sandbox's directory appears in, whoever started it.
+
+        Not our own children: the tests' environment names the sandbox, and helpers of multiprocessing inherit it.
+        """
         needle, found = os.fsencode(self.root), {}
+        ours = {os.getpid(), *children(os.getpid())}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 command = (entry / "cmdline").read_bytes()
-                if int(entry.name) != os.getpid() and needle in command + (entry / "environ").read_bytes():
+                if int(entry.name) not in ours and needle in command + (entry / "environ").read_bytes():
                     found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue  # it has just ended, or is another user's
