@@ -41,7 +41,7 @@ from bushpc.errors import DataError
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 
 # Part of a cache's name: raise it when `resize` makes other pixels, or the files mean something else.
-VERSION = 2
+VERSION = 3
 SHARED_MEMORY = Path("/dev/shm")
 # Small enough that a stop signal waits for a fraction of a second, large enough that locks cost nothing.
 CHUNK_ROWS = 8
@@ -154,10 +154,10 @@ def memory_left(root: Path = Path("/")) -> int:
 
 def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, aspect not kept (paper 2.2)."""
-    image = _resized(torch.from_numpy(image_HWC.astype(np.float32)).permute(2, 0, 1)[None], image_size, "bilinear")
-    mask = _resized(torch.from_numpy(mask_HW.astype(np.float32))[None, None], image_size, "nearest-exact")
-    image_SSC = image[0].round_().clamp_(0, 255).permute(1, 2, 0).byte().numpy()
-    return image_SSC, mask[0, 0].byte().numpy()
+    # uint8 all the way: torch's kernels for it round as float32 and `round` would, to one grey level, 4 times as fast.
+    image = _resized(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], image_size, "bilinear")
+    mask = _resized(torch.from_numpy(mask_HW)[None, None], image_size, "nearest-exact")
+    return image[0].permute(1, 2, 0).numpy(), mask[0, 0].numpy()
 
 
 def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, np.ndarray]:

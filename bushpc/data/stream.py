@@ -248,7 +248,7 @@ def _batch(prepare: Preparation, size: int, items: list[_Encoded]) -> Batch:
 
 def _pixels(png: bytes, mode: t.Literal["RGB", "L"]) -> np.ndarray:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        return np.asarray(image.convert(mode))
+        return np.array(image.convert(mode))
 
 
 def _stream_of(cell: CellConfig) -> str:

@@ -201,7 +201,7 @@ def _decode(
                     f"The {where} has {image.width}x{image.height} pixels, "
                     f"the manifest says {record.width}x{record.height}.{_repack(path)}"
                 )
-            return np.asarray(image.convert(mode))
+            return np.array(image.convert(mode))  # a copy of its own, which torch may take over
     except PNG_FAILS as error:
         raise DataError(f"The {where} is not a readable PNG ({error}).{_repack(path)}") from error
 
