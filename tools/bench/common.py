@@ -24,7 +24,7 @@ def decoded(image_png: bytes, mask_png: bytes, size: int) -> tuple[np.ndarray, n
     from bushpc.data.cache import resize
 
     with Image.open(io.BytesIO(image_png), formats=["PNG"]) as image:
-        image_HWC = np.asarray(image.convert("RGB"))
+        image_HWC = np.array(image.convert("RGB"))
     with Image.open(io.BytesIO(mask_png), formats=["PNG"]) as mask:
         mask_HW = (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
     return resize(image_HWC, mask_HW, size)
