@@ -66,7 +66,7 @@ def main() -> None:
             saver.finish()
             if repeat:  # the first one makes folders and buffers
                 stalls[name].append(stall)
-        written.append(saver.write_s)
+        written.append(saver.written_s[-1])
     ours()
     busy = seconds(ours)
     saver.finish()
