@@ -91,7 +91,7 @@ def _train_and_evaluate(
     lease: Lease | None,
 ) -> Stopped | None:
     assert cell.fold is not None
-    start_ranks(cell.engine, world)
+    start_ranks(cell, world)
     data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
     folder, store = cell_dir / "checkpoints", cell_dir.parent.parent / "frozen"
     model = build_model(cell)

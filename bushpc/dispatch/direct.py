@@ -116,7 +116,7 @@ def _meet(world: World, config: CellConfig) -> None:
             "srun, bushpc finds the rest by itself"
         )
     if world.size == 1 or "RANK" in os.environ:
-        start_ranks(config.engine, world)
+        start_ranks(config, world)
         return
     names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     attempt = "-".join(os.environ.get(name, "0") for name in names)
@@ -125,7 +125,7 @@ def _meet(world: World, config: CellConfig) -> None:
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     meet(world, folder, attempt, os.environ.get("SLURMD_NODENAME", ""))
-    start_ranks(config.engine, world)
+    start_ranks(config, world)
     if world.is_main:  # the group is whole, so everyone has read it
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from bushpc.checkpoint import Checkpoint
-from bushpc.config import CellConfig, EngineConfig
+from bushpc.config import CellConfig
 from bushpc.dist import World, join, share_buffers
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
@@ -415,8 +415,15 @@ class _LossScale:
             )
 
 
-def start_ranks(config: EngineConfig, world: World) -> None:
+def start_ranks(cell: CellConfig, world: World) -> None:
     """Bring the ranks together, and let nothing but the config decide: no launcher's environment, no default."""
+    config = cell.engine
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Jobs of ours set it. Where nobody did, torch takes all cores for each rank, and so does Accelerate, which
+        # asks no config: two ranks that wait for each other's threads were six times slower than two with one each.
+        share = max(1, len(os.sched_getaffinity(0)) // cell.cluster.ranks_per_node)
+        torch.set_num_threads(min(torch.get_num_threads(), share))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     os.environ["DS_ACCELERATOR"] = config.device

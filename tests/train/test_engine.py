@@ -42,7 +42,7 @@ def global_batch(step: int, size: int = 4) -> Batch:
 
 def train(cell: CellConfig, world: World, folder: Path, start: int, stop: int) -> None:
     """Train from the newest checkpoint in `folder` (or from scratch), with a checkpoint before and after each step."""
-    start_ranks(cell.engine, world)
+    start_ranks(cell, world)
     seed_everything(cell.seed, "init")
     resumed = checkpoint.newest(folder, folder)
     assert (resumed.step if resumed else 0) == start
@@ -78,6 +78,7 @@ def child(config: Path, rank: int, size: int, folder: Path, start: int, stop: in
     world = World(rank=rank, size=size, local_rank=rank)
     meet(world, folder, f"{start}-{stop}")
     train(cell, world, folder, start, stop)
+    assert torch.get_num_threads() == 1, "ranks that share cores must not each take all of them"
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def step_of(folder: Path) -> torch.Tensor:
 def alone(make_cell, name: str, *overrides: str, model_class: type[Model] | None = None) -> tuple[Engine, list[float]]:
     """Two steps on one rank in this process; returns the engine and the loss before each step and after the last."""
     cell = CellConfig.load(make_cell(name, "train.grad_clip=0.5", *overrides) / "config.yaml")
-    start_ranks(cell.engine, World())
+    start_ranks(cell, World())
     seed_everything(cell.seed, "init")
     engine = Engine(cell, World(), (model_class or cell.model_class)(cell.model))
     engine.train()
@@ -212,7 +213,7 @@ def test_other_kernels_train_alike(make_cell, override):
 def test_a_batch_in_parts_adds_up_to_the_gradient_of_their_mean(make_cell):
     """Against two backward passes by hand: BatchNorm sees each part alone, so the whole batch is no reference."""
     cell = CellConfig.load(make_cell("parts", "train.accumulate=2", "train.batch_size=4") / "config.yaml")
-    start_ranks(cell.engine, World())
+    start_ranks(cell, World())
     models = []
     for _ in range(2):
         seed_everything(cell.seed, "init")
@@ -234,7 +235,7 @@ def test_a_batch_in_parts_adds_up_to_the_gradient_of_their_mean(make_cell):
 
 def test_an_overflow_under_fp16_skips_the_step_and_halves_the_scale(make_cell):
     cell = CellConfig.load(make_cell("fp16", "engine.precision=fp16", "train.ema=0.9") / "config.yaml")
-    start_ranks(cell.engine, World())
+    start_ranks(cell, World())
     engine = Engine(cell, World(), cell.model_class(cell.model))
     engine.train()
     engine.losses(global_batch(0))

@@ -35,8 +35,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for result.md and result.json")
     arguments = parser.parse_args()
     facts = machine()
-    cell = compose([f"model={arguments.model}", "data=phantom", "model.pretrained=false", "engine=cpu"])
-    start_ranks(cell.engine, World())
+    cell = compose(
+        [f"model={arguments.model}", "data=phantom", "model.pretrained=false", "engine=cpu", "train.batch_size=2"]
+    )
+    start_ranks(cell, World())
     engine = Engine(cell, World(), cell.model_class(cell.model))
     engine.train()
     one_step(engine, cell.model.image_size)
