@@ -39,6 +39,8 @@ NOT_HASHED = (
     *("train.validate_every", "engine.recompute", "engine.hang_s", "data.stream"),
     "resume_changes",
 )
+# Which samples a step takes follows from these, and a checkpoint stands at a step: no run may go on with others.
+ORDER = ("seed", "train.batch_size", "loader.lanes")
 
 
 # What reading YAML that is not what it should be raises.
@@ -255,6 +257,8 @@ class CellConfig:
         for key in self.resume_changes:
             if key not in self.settings:
                 raise ConfigError(unknown_name("setting in resume_changes", key, self.settings))
+            if key in ORDER:
+                raise ConfigError(f"resume_changes=[{key}]: {way_on([key])}")
         if self.engine.recompute and not self.model_class.blocks:
             raise ConfigError(
                 f"engine.recompute=true: {self.model_class.__name__} names no blocks that could be computed again; "
@@ -381,6 +385,16 @@ def differences(ours: CellConfig, theirs: CellConfig) -> list[str]:
     a, b = ours.settings, theirs.settings
     changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in theirs.resume_changes]
     return [f"{key}: {a.get(key)} → {b.get(key)}" for key in changed]
+
+
+def way_on(names: t.Sequence[str]) -> str:
+    """What to do about settings in which a run differs from its earlier submission or checkpoint."""
+    if order := [name for name in names if name in ORDER]:
+        return (
+            f"which samples a step takes follows from {', '.join(order)}, so a run that went on would skip some and "
+            "repeat others: choose another name=… and start anew"
+        )
+    return f"choose another name=…, or go on with the new settings: resume_changes=[{','.join(names)}]"
 
 
 def _group_choice(overrides: t.Sequence[str], group: str) -> str:

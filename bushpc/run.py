@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bushpc import checkpoint
 from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
-from bushpc.config import METRICS, CellConfig
+from bushpc.config import METRICS, CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
@@ -189,7 +189,5 @@ def _refuse_other_settings(cell: CellConfig, found: Checkpoint) -> None:
         if then.get(key) != now.get(key) and key not in cell.resume_changes
     ]
     if changed:
-        raise ResumeError(
-            f"{found.path} was written with other settings: {'; '.join(changed)}. Run with the old ones, or allow the "
-            f"change by name: resume_changes=[{','.join(line.partition(':')[0] for line in changed)}]"
-        )
+        names = [line.partition(":")[0] for line in changed]
+        raise ResumeError(f"{found.path} was written with other settings: {'; '.join(changed)}; {way_on(names)}")

@@ -29,6 +29,10 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.keep_best=loss", "unknown train.keep_best 'loss'"),
         ("train.ema=1", "0 (off) to below 1"),
         ("resume_changes=[train.lrr]", "unknown setting in resume_changes 'train.lrr'; did you mean 'train.lr'"),
+        (
+            "resume_changes=[train.batch_size]",
+            "would skip some and repeat others: choose another name=… and start anew",
+        ),
         ("engine.precision=fp8", "Valid: auto, bf16, fp16, fp32"),
         ("train.batch_size=3 cluster.ranks_per_node=2", "make it a multiple of 2"),
         ("cluster.nodes=2", "use cluster=slurm"),

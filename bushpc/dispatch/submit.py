@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
-from bushpc.config import CONFIG_DIR, ROOT, CellConfig, ClusterConfig, differences
+from bushpc.config import CONFIG_DIR, ROOT, CellConfig, ClusterConfig, differences, way_on
 from bushpc.dispatch.come_back import shell_lines
 from bushpc.dispatch.job import CellJob, ReportJob
 from bushpc.dispatch.status import job_states, read_status, report_is_current
@@ -129,11 +129,8 @@ def write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence[
         before = CellConfig.load(path) if path.exists() else cell
         changed = differences(before, cell)
         if changed:
-            names = ",".join(line.partition(":")[0] for line in changed)
-            raise ConfigError(
-                f"{run_dir} has other settings: {'; '.join(changed)}. Choose another name=…, or go on with the new "
-                f"ones: resume_changes=[{names}]"
-            )
+            names = [line.partition(":")[0] for line in changed]
+            raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}; {way_on(names)}")
         if before.hash != cell.hash:
             edited.append(name)
     running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in edited] if edited else []
