@@ -25,6 +25,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import typing as t
@@ -294,7 +295,10 @@ def _lock_places(
     for place in wanted:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = locks.enter_context((place / "lock").open("wb"))
+            if _in_everybodys_folder(place) and not _is_ours_alone(place):
+                refused.append(f"{place} is a link, or someone else may write in it")
+                continue
+            lock = locks.enter_context((place / "lock").open("ab"))
             while not _try_lock(lock):
                 if not keep_going():
                     raise DecodingStopped(f"another process makes or deletes a cache in {place}")
@@ -304,6 +308,17 @@ def _lock_places(
         else:
             usable.append(place)
     return usable, refused
+
+
+def _in_everybodys_folder(place: Path) -> bool:
+    """Whether anybody could have made a folder of this name: beside it, all may write."""
+    return bool(place.parent.stat().st_mode & stat.S_IWOTH)
+
+
+def _is_ours_alone(place: Path) -> bool:
+    """A folder and no link to one, ours, and nobody else may put or exchange files in it."""
+    status = place.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _try_lock(file: t.IO[bytes]) -> bool:

@@ -109,6 +109,21 @@ def test_the_cache_holds_the_shards_pixels_resized(node):
     assert sorted(opened.rows) == sorted(node.keys)
 
 
+@pytest.mark.parametrize("trap", ["a link to another folder", "a folder that all may write"])
+def test_a_folder_that_somebody_else_may_have_laid_is_refused_and_nothing_in_it_is_touched(node, tmp_path, trap):
+    everybodys, theirs = tmp_path / "everybodys", tmp_path / "theirs"
+    for folder in (everybodys, theirs):
+        folder.mkdir()
+        folder.chmod(0o777)
+    (theirs / "lock").write_text("precious")
+    node.loader = dataclasses.replace(node.loader, cache_dir=str(everybodys / "cache"))
+    (everybodys / "cache").symlink_to(theirs) if "link" in trap else theirs.rename(everybodys / "cache")
+    with pytest.raises(DataError, match="is a link, or someone else may write in it"):
+        node.open()
+    assert (everybodys / "cache" / "lock").read_text() == "precious"
+    assert len(list((everybodys / "cache").iterdir())) == 1
+
+
 def test_resizing_to_the_same_size_changes_nothing():
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (24, 24, 3), np.uint8), rng.integers(0, 2, (24, 24), np.uint8)
