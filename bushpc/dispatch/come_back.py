@@ -38,8 +38,8 @@ KILLED = 128  # and above: the number of the signal that ended a rank
 TERMINATED = KILLED + signal.SIGTERM
 USER_SIGNALS = (KILLED + signal.SIGUSR1, KILLED + signal.SIGUSR2)
 # So often a job is started again that TERM ended before it could listen, without Slurm saying that it preempts it:
-# srun sends TERM as well, to the other ranks of one that cannot even start. And so often one that the time limit ends
-# before its first save.
+# srun sends TERM as well, to the other ranks of one that cannot even start. And so often one that the time limit, or
+# a KILL, ends before its first save.
 STARTS = 3
 SLURM_ANSWERS_S = 30
 # A controller that has hundreds of jobs to preempt at once answers nobody for minutes.
@@ -158,8 +158,8 @@ def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[
     """Why a job whose srun ended with `status` should run again; None if it should not.
 
     attempt: what rank 0 noted; empty if it did not come so far. Whoever wrote FAILED failed for good. What died
-    without a word comes back only if it got further in this attempt: a crash that always comes at the same place can
-    then not loop; neither can a time limit that is over before the first save.
+    without a word comes back if it got further in this attempt, and else a few times from the same step: a crash that
+    always comes at the same place can then not loop; neither can a time limit that is over before the first save.
     """
     cell_dir = run_dir / "cells" / attempt["cell"] if run_dir and attempt else None
     if attempt.get("outcome") == "refused" or (cell_dir and (cell_dir / "FAILED").exists()):
@@ -170,8 +170,11 @@ def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[
         return "it was told to stop, and saved"
     if status in USER_SIGNALS or (status == TERMINATED and (facts.preempted or facts.restarts < STARTS)):
         return "it was told to stop before it could listen"
-    if cell_dir and (status > KILLED or status == LOST_PEER) and newest_saved(cell_dir) > attempt["from_step"]:
-        return f"a rank was killed; it had got from step {attempt['from_step']} to {newest_saved(cell_dir)}"
+    if cell_dir and (status > KILLED or status == LOST_PEER):
+        if newest_saved(cell_dir) > attempt["from_step"]:
+            return f"a rank was killed; it had got from step {attempt['from_step']} to {newest_saved(cell_dir)}"
+        if not _stands_still(attempt):
+            return f"a rank was killed before the first save after step {attempt['from_step']}"
     return None
 
 
@@ -185,7 +188,12 @@ def _is_in_vain(status: int, facts: JobFacts, run_dir: Path | None, attempt: dic
         return status in USER_SIGNALS and facts.restarts >= STARTS
     if newest_saved(run_dir / "cells" / attempt["cell"]) > attempt["from_step"]:
         return False
-    return attempt["restart"] - attempt.get("stands_since", 0) >= STARTS
+    return _stands_still(attempt)
+
+
+def _stands_still(attempt: dict[str, t.Any]) -> bool:
+    """Whether the job has been started again so often from the same step that one more start would be no better."""
+    return bool(attempt["restart"] - attempt.get("stands_since", 0) >= STARTS)
 
 
 def _fail(cell_dir: Path, facts: JobFacts) -> None:

@@ -81,7 +81,14 @@ def test_a_rank_that_cannot_start_is_not_started_for_ever(ended):
 
 
 @pytest.mark.parametrize("status", [KILL, 76, 128 + signal.SIGSEGV])
-def test_a_killed_rank_comes_back_only_after_progress(ended, cell_dir, tmp_path, status):
+def test_a_killed_rank_comes_back_after_progress_and_three_times_without(
+    ended, cell_dir, tmp_path, monkeypatch, status
+):
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        note_attempt(tmp_path / "run", "fold0")
+        assert ended(status), f"the save interval may be long, and start {restart} was hit within it"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     note_attempt(tmp_path / "run", "fold0")
     assert not ended(status)
     (cell_dir / "checkpoints" / ".step_00000200.77").mkdir()  # not sealed
