@@ -19,7 +19,8 @@
 #
 # Preempted, or out of time, the job saves and goes back into the queue by itself (--requeue; USR2 reaches the ranks
 # 120 s before the limit, so make that more than a step and a save take). `scancel` ends it. The same command goes on
-# from the last checkpoint, on any number of nodes.
+# from the last checkpoint; on another number of nodes, too, if it says name=… and the train.batch_size it had: the
+# default grows with the ranks, four samples for each.
 set -euo pipefail
 # Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
