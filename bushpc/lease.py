@@ -123,7 +123,25 @@ class Lease:
                 os.utime(self._path(self._number), (LEFT, LEFT))
 
     def check(self) -> None:
-        """Raises: LeaseError if the lease was taken over, as happens to a process that was stopped for long."""
+        """Raises: LeaseError if the lease was taken over, as happens to a process that was stopped for long.
+
+        A file server that is away for a moment is asked again, for `ttl_s` seconds: others may take over by then.
+        """
+        deadline = time.monotonic() + self.ttl_s
+        while True:
+            try:
+                return self._check()
+            except FileNotFoundError:  # the whole folder is gone
+                raise
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise LeaseError(
+                        f"whether {self.folder} is still this process's could not be found out for {self.ttl_s:g} s "
+                        f"({error}). It ends here and saves nothing more; mend that and run the same command again"
+                    ) from error
+                time.sleep(POLL_S)
+
+    def _check(self) -> None:
         with contextlib.suppress(FileNotFoundError):  # deleted by whoever took over; the numbers say so
             os.utime(self._path(self._number))
         newest = self._newest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -183,6 +184,25 @@ def test_a_holder_that_was_stopped_for_long_notices_before_it_writes(start, tmp_
         sleeper.process.wait(timeout=10)
         lease.check()  # it did not take ours with it when it left
     assert len(list(tmp_path.glob("*lease*"))) == 1
+
+
+def test_a_file_server_that_is_away_for_a_moment_ends_no_holder_and_one_that_stays_away_does(tmp_path, monkeypatch):
+    answers = os.listdir
+    away = [OSError(errno.ESTALE, "Stale file handle")] * 2
+
+    def listdir(folder):
+        if away:
+            raise away.pop()
+        return answers(folder)
+
+    with Lease(tmp_path, renew_s=0.05, ttl_s=1.0) as lease:
+        monkeypatch.setattr(os, "listdir", listdir)
+        lease.check()
+        assert not away
+        away += [OSError(errno.EIO, "Input/output error")] * 100
+        with pytest.raises(LeaseError, match=r"could not be found out for 1 s \(.*Input/output error"):
+            lease.check()
+        away.clear()
 
 
 def test_of_many_takers_exactly_one_wins(start, tmp_path):
