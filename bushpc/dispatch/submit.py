@@ -86,18 +86,19 @@ def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequen
 
 
 def short_grace(run_dir: Path, cluster: ClusterConfig) -> list[str]:
-    """A line if a step and a save of this run took longer, when last measured, than the site gives after a signal."""
+    """A line if a stop of this run may take longer, by what was last measured, than the site gives after a signal."""
     if cluster.grace_s is None:
         return []
     took = 0.0
     for folder in (run_dir / "cells").glob("*/checkpoints"):
         meta = read_note(max(folder.glob("step_*"), default=folder) / "meta.json")  # empty where it is damaged
-        seconds = [meta.get(name) for name in ("step_s", "save_s")]
-        took = max(took, sum(value for value in seconds if isinstance(value, (int, float))))
+        seconds = meta.get("stop_s")
+        took = max(took, seconds if isinstance(seconds, (int, float)) else 0.0)
     if took <= cluster.grace_s:
         return []
     return [
-        f"a step and a save took {took:.1f} s, and cluster.grace_s={cluster.grace_s:g}: a stop signal may lose the "
+        f"to stop may take {took:.1f} s (a step, a write under way and a save), and "
+        f"cluster.grace_s={cluster.grace_s:g}: a stop signal may lose the "
         "steps since the last save, so there will be more saves than train.save_every asks for. A longer GraceTime of "
         "the partition, more ranks or a faster runs_dir would help"
     ]

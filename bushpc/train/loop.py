@@ -214,7 +214,7 @@ class Pace:
     def __init__(self, configured: int, grace_s: float | None, say: Callable[[str], None]) -> None:
         self.configured = self.save_every = configured
         self.grace_s, self.say = grace_s, say
-        self.save_s = 0.0
+        self.save_s = self._write_s = 0.0
         self._steps: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self.restart()
 
@@ -225,13 +225,17 @@ class Pace:
 
     @property
     def stop_s(self) -> float:
-        """Seconds from a stop signal to the end of the save it causes, at most: one step and one save."""
-        return self.step_s + self.save_s
+        """Seconds from a stop signal to the end of the save it causes, at most.
+
+        One step, the rest of a write that has just begun, and a save.
+        """
+        return self.step_s + self._write_s + self.save_s
 
     @property
     def measured(self) -> dict[str, float]:
         """For meta.json, where the next submission reads it."""
-        return {"step_s": round(self.step_s, 4), "save_s": round(self.save_s, 4)}
+        times = {"step_s": self.step_s, "save_s": self.save_s, "stop_s": self.stop_s}
+        return {name: round(seconds, 4) for name, seconds in times.items()}
 
     def restart(self) -> None:
         """The next step begins now."""
@@ -248,16 +252,17 @@ class Pace:
         Saves come more often from now on if the grace time is too short: as often as they can be written without the
         loop waiting for one, and without spending more than a small share of its time on copies.
         """
-        write_s = statistics.median(written_s[-STEPS_REMEMBERED:]) if written_s else 0.0
-        self.save_s = stall_s + write_s
+        self._write_s = statistics.median(written_s[-STEPS_REMEMBERED:]) if written_s else 0.0
+        self.save_s = stall_s + self._write_s
         self.restart()
         if self.grace_s is None or self.stop_s <= self.grace_s:
             return
-        often = math.ceil(max(write_s, stall_s / STALL_SHARE) / max(self.step_s, 1e-6))
+        often = math.ceil(max(self._write_s, stall_s / STALL_SHARE) / max(self.step_s, 1e-6))
         before, self.save_every = self.save_every, min(self.configured, max(1, often))
         if self.save_every != before:
             self.say(
-                f"a step and a save take {self.stop_s:.1f} s, and the site gives {self.grace_s:g} s (cluster.grace_s): "
+                f"to stop may take {self.stop_s:.1f} s (a step, a write under way and a save), "
+                f"and the site gives {self.grace_s:g} s (cluster.grace_s): "
                 f"a stop may lose the steps since the last save, so there is one every {self.save_every} steps now"
             )
 

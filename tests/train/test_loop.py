@@ -12,7 +12,7 @@ def test_saves_come_as_often_as_they_can_be_written_where_the_grace_time_is_too_
         pace.stepped(1.0)
     pace.saved(0.5, [60.0])
     assert pace.save_every == 60  # a write takes 60 steps; its copy, half a second, is less than 5 % of that
-    assert "a step and a save take 61.5 s, and the site gives 30 s" in said[0]
+    assert "to stop may take 121.5 s (a step, a write under way and a save), and the site gives 30 s" in said[0]
     pace.saved(0.5, [60.0, 60.0])
     assert len(said) == 1
     pace.saved(5.0, [60.0])
@@ -20,13 +20,13 @@ def test_saves_come_as_often_as_they_can_be_written_where_the_grace_time_is_too_
 
 
 def test_saves_stay_as_configured_where_the_grace_time_is_long_enough_or_unknown():
-    for grace_s in (90.0, None):
+    for grace_s in (122.0, None):
         said: list[str] = []
         pace = Pace(100, grace_s, said.append)
         pace.stepped(1.0)
         pace.saved(0.5, [60.0])
         assert (pace.save_every, said) == (100, [])
-        assert pace.measured == {"step_s": 1.0, "save_s": 60.5}
+        assert pace.measured == {"step_s": 1.0, "save_s": 60.5, "stop_s": 121.5}
 
 
 def test_one_slow_step_does_not_count_as_the_pace():
