@@ -6,6 +6,7 @@
   ema.safetensors        averaged parameters, where train.ema is on
   meta.json              step, settings, loss scale, what was measured, what else is needed
   seal.json              SHA-256 of the others, written last; the folder is renamed into place after that
+  validation.json        only where a stop signal came before the validation: what it measured later, outside the seal
 <cell>/checkpoints/unread_step_…    did not verify when a run went on from an earlier one; kept for a human to look at
 <run>/frozen/<sha256>.safetensors   parameters that no step changes, stored once for all cells of a run
 
@@ -39,7 +40,7 @@ from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
 from bushpc.files import flush_file, flush_folder, sha256_of, write_atomically
 
-SEAL, META = "seal.json", "meta.json"
+SEAL, META, LATE_VALIDATION = "seal.json", "meta.json", "validation.json"
 NAME = re.compile(r"step_(\d{8,})")
 # What json and safetensors raise on files that are not what they should be.
 READING_FAILS = (
@@ -169,6 +170,8 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
     sealed = verify(path)
     try:
         meta = _read_json(path / META)
+        if (validation := _validation(path)) is not None:
+            meta["validation"] = validation
         step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}
         if f"step_{step:08d}" not in path.name:
             raise ResumeError(f"checkpoint {path} is of step {step}, which is not what its name says")
@@ -231,6 +234,14 @@ def retain(folder: Path, rule: Retention, log: Callable[[str], None] = print) ->
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def note_validation(path: Path, metrics: Mapping[str, float]) -> None:
+    """Note what a validation measured that came after its checkpoint was sealed, for retention to know the best.
+
+    Raises: OSError where it cannot be written; the checkpoint is as good as before.
+    """
+    write_atomically(path / LATE_VALIDATION, json.dumps(dict(metrics)))
 
 
 def steps(folder: Path) -> list[int]:
@@ -376,16 +387,26 @@ def _kept(paths: dict[int, Path], rule: Retention) -> set[int]:
     if rule.every:
         kept |= {step for step in paths if step % rule.every == 0}
     if rule.best and len(paths) > len(kept):
-        scores = {step: score for step, path in paths.items() if (score := _validation(path, rule.best)) is not None}
+        scores = {step: score for step, path in paths.items() if (score := _score(path, rule.best)) is not None}
         if scores:
             kept.add((max if rule.more else min)(scores, key=lambda step: scores[step]))
     return kept
 
 
-def _validation(path: Path, metric: str) -> float | None:
-    """What a checkpoint's validation measured; None without one, and where it is no number."""
+def _validation(path: Path) -> dict[str, t.Any] | None:
+    """What the validation of a checkpoint measured, at its time or later; None without one."""
+    with contextlib.suppress(*READING_FAILS):
+        if (metrics := _read_json(path / META).get("validation")) is not None:
+            return dict(metrics)
+    with contextlib.suppress(*READING_FAILS):
+        return dict(_read_json(path / LATE_VALIDATION))
+    return None
+
+
+def _score(path: Path, metric: str) -> float | None:
+    """One metric of a checkpoint's validation; None without one, and where it is no number."""
     try:
-        value = float(_read_json(path / META)["validation"][metric])
+        value = float((_validation(path) or {})[metric])
     except READING_FAILS:
         return None
     return value if math.isfinite(value) else None

@@ -144,6 +144,11 @@ def _train_and_evaluate(
             metrics = validate()
         if metrics:
             tracker.validation(start, metrics)
+            if world.is_main:
+                try:
+                    checkpoint.note_validation(folder / f"step_{start:08d}", metrics)
+                except OSError as error:  # a full disk: the next save says what that means
+                    tracker.say(f"the validation of step {start} could not be noted beside its checkpoint: {error}")
     job = Job(
         tracker=tracker,
         ledger=ledger,

@@ -221,6 +221,24 @@ def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, m
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4, 6]
 
 
+def test_the_best_checkpoint_is_kept_though_a_stop_signal_came_before_its_validation(make_cell, monkeypatch):
+    cell_dir = make_cell("owed_best", "train.validate_every=2", "train.keep=1", "train.keep_best=dice")
+    log_step, dice = Tracker.train, iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr("bushpc.run.validation_metrics", lambda *_: {"dice": next(dice)})
+
+    def log_and_be_preempted(self, step, *args) -> None:
+        log_step(self, step, *args)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "train", log_and_be_preempted)
+        assert run_cell(cell_dir, World()) == Stopped(step=2, signal_name="SIGTERM")
+    run_cell(cell_dir, World())
+    kept = {int(path.name.removeprefix("step_")) for path in (cell_dir / "checkpoints").glob("step_*")}
+    assert kept == {2, 6}
+
+
 def test_a_non_finite_loss_stops_with_step_samples_and_terms(make_cell):
     cell_dir = make_cell("nan", "train.lr=1e30", "train.grad_clip=0")
     with pytest.raises(TrainingError, match=r"not finite at step \d+: samples phantom\d+.*dice"):
