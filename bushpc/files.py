@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import typing as t
 import warnings
 from collections.abc import Iterator
@@ -77,6 +78,12 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether it is a folder of this user, and no link to one: where everybody may write, anybody may lay either."""
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def sha256_of(path: Path) -> str:

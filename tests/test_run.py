@@ -204,8 +204,8 @@ def test_the_best_checkpoint_by_a_validation_is_kept_besides_the_newest(make_cel
     assert kept == {best, 6}
 
 
-def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, monkeypatch):
-    cell_dir = make_cell("owed", "train.validate_every=2")
+def stop_before_validation_of_step_2(cell_dir, monkeypatch) -> None:
+    """The signal comes after the vote of step 1, so step 2 is the last, and is saved without its validation."""
     log_step = Tracker.train
 
     def log_and_be_preempted(self, step, *args) -> None:
@@ -216,6 +216,11 @@ def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, m
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, "train", log_and_be_preempted)
         assert run_cell(cell_dir, World()) == Stopped(step=2, signal_name="SIGTERM")
+
+
+def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, monkeypatch):
+    cell_dir = make_cell("owed", "train.validate_every=2")
+    stop_before_validation_of_step_2(cell_dir, monkeypatch)
     run_cell(cell_dir, World())
     lines = [json.loads(line) for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4, 6]
@@ -223,17 +228,9 @@ def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, m
 
 def test_the_best_checkpoint_is_kept_though_a_stop_signal_came_before_its_validation(make_cell, monkeypatch):
     cell_dir = make_cell("owed_best", "train.validate_every=2", "train.keep=1", "train.keep_best=dice")
-    log_step, dice = Tracker.train, iter([0.9, 0.5, 0.4])
+    dice = iter([0.9, 0.5, 0.4])
     monkeypatch.setattr("bushpc.run.validation_metrics", lambda *_: {"dice": next(dice)})
-
-    def log_and_be_preempted(self, step, *args) -> None:
-        log_step(self, step, *args)
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "train", log_and_be_preempted)
-        assert run_cell(cell_dir, World()) == Stopped(step=2, signal_name="SIGTERM")
+    stop_before_validation_of_step_2(cell_dir, monkeypatch)
     run_cell(cell_dir, World())
     kept = {int(path.name.removeprefix("step_")) for path in (cell_dir / "checkpoints").glob("step_*")}
     assert kept == {2, 6}

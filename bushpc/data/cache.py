@@ -39,6 +39,7 @@ import torch
 
 from bushpc.config import LoaderConfig
 from bushpc.errors import DataError
+from bushpc.files import is_own_folder
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 
 # Part of a cache's name: raise it when `resize` makes other pixels, or the files mean something else.
@@ -295,7 +296,7 @@ def _lock_places(
     for place in wanted:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if _in_everybodys_folder(place) and not _is_ours_alone(place):
+            if place.parent.stat().st_mode & stat.S_IWOTH and not _is_ours_alone(place):
                 refused.append(f"{place} is a link, or someone else may write in it")
                 continue
             lock = locks.enter_context((place / "lock").open("ab"))
@@ -310,15 +311,9 @@ def _lock_places(
     return usable, refused
 
 
-def _in_everybodys_folder(place: Path) -> bool:
-    """Whether anybody could have made a folder of this name: beside it, all may write."""
-    return bool(place.parent.stat().st_mode & stat.S_IWOTH)
-
-
 def _is_ours_alone(place: Path) -> bool:
-    """A folder and no link to one, ours, and nobody else may put or exchange files in it."""
-    status = place.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    """Whether the folder is this user's, and nobody else may put or exchange files in it."""
+    return is_own_folder(place) and not place.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _try_lock(file: t.IO[bytes]) -> bool:

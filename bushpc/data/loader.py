@@ -7,7 +7,6 @@ the position of a run is one number: its step.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import signal
@@ -26,13 +25,10 @@ from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.prompts import NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
+from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import LABELS, Batch, Reprompter
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# What Slurm and users send to whole jobs (bushpc.train.preempt): the training process alone decides what it means.
-JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +224,7 @@ def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | Non
     """
     start = functools.partial(_start_worker, os.getpid())
     loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=start)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)  # workers are born with them blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers are born with them blocked
     try:
         return iter(loader)
     finally:
@@ -236,16 +232,13 @@ def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | Non
 
 
 def _start_worker(parent: int, worker: int) -> None:
-    # The kernel does so when the thread that started us ends: a DataLoader is to be iterated in a thread that lasts.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we could ask for that
-        os._exit(1)
+    end_with_parent(parent=parent)
     threading.Thread(target=_leave_at_parents_word, args=(parent,), daemon=True).start()
 
 
 def _leave_at_parents_word(parent: int) -> None:
     """multiprocessing ends a worker that is left over with TERM; only waiting for a signal tells who sent it."""
-    while signal.sigwaitinfo(JOB_SIGNALS).si_pid != parent:
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != parent:
         pass
     os._exit(0)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import multiprocessing
 import os
@@ -27,7 +26,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import Pipe, gopen
 
@@ -37,7 +35,7 @@ from bushpc.data.loader import FoldData, Preparation, in_workers, training_prepa
 from bushpc.dist import World, keyed_seed
 from bushpc.errors import DataError
 from bushpc.sample import Batch
-from bushpc.shards.manifest import Manifest, Record, ShardInfo
+from bushpc.shards.manifest import Manifest, Record, ShardInfo, decode_image, decode_mask
 
 # A gateway that fails over, a server that sheds load or a signal that ends the reading command is over in seconds;
 # what fails after 1 + 2 + 4 s of waiting is down, and the run had better say so.
@@ -142,7 +140,7 @@ def validation_batches(cell: CellConfig, data: FoldData, world: World, records: 
     with contextlib.closing(_Lane(_stream_of(cell), ((0, *part) for part in _by_shard(data.manifest, mine)))) as lane:
         for first in range(0, len(mine), cell.evaluate.batch_size):
             size = min(cell.evaluate.batch_size, len(mine) - first)
-            yield _batch(prepare, cell.model.image_size, [next(lane) for _ in range(size)])
+            yield _batch(prepare, cell, [next(lane) for _ in range(size)])
 
 
 def require_reachable(stream: str, manifest: Manifest) -> None:
@@ -190,7 +188,7 @@ class _Steps(IterableDataset[t.Any]):
             for _ in range(self.start, self.cell.train.iterations):
                 try:
                     items = [next(lane) for _ in range(self.per_lane) for lane in lanes]
-                    yield _batch(self.prepare, self.cell.model.image_size, items)
+                    yield _batch(self.prepare, self.cell, items)
                 except DataError as error:
                     yield error
                     return
@@ -236,19 +234,16 @@ def _joined(parts: list[Batch], order: list[int]) -> Batch:
     return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
-def _batch(prepare: Preparation, size: int, items: list[_Encoded]) -> Batch:
+def _batch(prepare: Preparation, cell: CellConfig, items: list[_Encoded]) -> Batch:
     """Decode, and then do exactly what the indexed loader does with rows of its cache."""
+    size = cell.model.image_size
     image_BSSC = np.empty((len(items), size, size, 3), np.uint8)
     mask_BSS = np.empty((len(items), size, size), np.uint8)
     for row, (_, record, image_png, mask_png) in enumerate(items):
-        mask_HW = (_pixels(mask_png, "L") > 127).astype(np.uint8)
-        image_BSSC[row], mask_BSS[row] = fit(record.shard, record, _pixels(image_png, "RGB"), mask_HW, size)
+        shard = cell.data.folder / record.shard  # where it would lie; its manifest does
+        image_HWC, mask_HW = decode_image(image_png, record, shard), decode_mask(mask_png, record, shard)
+        image_BSSC[row], mask_BSS[row] = fit(record.shard, record, image_HWC, mask_HW, size)
     return prepare([item.epoch for item in items], [item.record for item in items], image_BSSC, mask_BSS)
-
-
-def _pixels(png: bytes, mode: t.Literal["RGB", "L"]) -> np.ndarray:
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        return np.array(image.convert(mode))
 
 
 def _stream_of(cell: CellConfig) -> str:

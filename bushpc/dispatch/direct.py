@@ -31,7 +31,8 @@ from bushpc.dispatch.submit import write_run
 from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.lease import LeaseError, process_start
-from bushpc.train.preempt import StopFlag, end_with_parent, time_limit
+from bushpc.process import end_with_parent
+from bushpc.train.preempt import StopFlag, time_limit
 
 if t.TYPE_CHECKING:
     from bushpc.dist import World

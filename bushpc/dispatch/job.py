@@ -17,7 +17,8 @@ from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_out
 from bushpc.errors import BushpcError
 from bushpc.files import write_atomically
 from bushpc.lease import LeaseError, slurm_restart
-from bushpc.train.preempt import StopFlag, children, end_with_parent, time_limit
+from bushpc.process import children, end_with_parent
+from bushpc.train.preempt import StopFlag, time_limit
 
 POLL_S = 0.5
 # A rank that failed closes its connections before it has written why; who lost it gives it so long.

@@ -19,7 +19,6 @@ import os
 import shlex
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from bushpc.dispatch.come_back import shell_lines
 from bushpc.dispatch.job import CellJob, ReportJob
 from bushpc.dispatch.status import job_states, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import exclusive, read_json, sha256_of, write_atomically
+from bushpc.files import exclusive, is_own_folder, read_json, sha256_of, write_atomically
 from bushpc.goodput import read_note
 from bushpc.lease import process_start
 from bushpc.shards.manifest import Manifest
@@ -97,10 +96,9 @@ def short_grace(run_dir: Path, cluster: ClusterConfig) -> list[str]:
     if took <= cluster.grace_s:
         return []
     return [
-        f"to stop may take {took:.1f} s (a step, a write under way and a save), and "
-        f"cluster.grace_s={cluster.grace_s:g}: a stop signal may lose the "
-        "steps since the last save, so there will be more saves than train.save_every asks for. A longer GraceTime of "
-        "the partition, more ranks or a faster runs_dir would help"
+        f"to stop may take {took:.1f} s (a step, a write under way and a save), and cluster.grace_s="
+        f"{cluster.grace_s:g}: a stop signal may lose the steps since the last save, so there will be more saves than "
+        "train.save_every asks for. A longer GraceTime of the partition, more ranks or a faster runs_dir would help"
     ]
 
 
@@ -296,12 +294,10 @@ def _take_slot(cluster: ClusterConfig) -> list[str]:
     folder = Path(tempfile.gettempdir()) / f"bushpc-slots-{os.getuid()}"  # of this machine, for all runs of a user
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    # Everyone may write where it lies: a link, or a folder of someone else's, could lead our locks anywhere.
-    facts = folder.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+    if not is_own_folder(folder):  # a link, or someone else's, could lead our locks anywhere
         raise DispatchError(
-            f"{folder} is not a folder of yours (owner {facts.st_uid}, you are {os.getuid()}), and cells queue by "
-            "locks in it. Move it away, or name another place with TMPDIR=FOLDER"
+            f"{folder} is not a folder of yours (owner {folder.lstat().st_uid}, you are {os.getuid()}), and "
+            "cells queue by locks in it. Move it away, or name another place with TMPDIR=FOLDER"
         )
     folder.chmod(0o700)
     gpus = cluster.gpus_per_node

@@ -153,13 +153,24 @@ class Manifest:
 
 def read_image(folder: str | Path, record: Record) -> np.ndarray:
     """The image of `record`: uint8, (height, width, 3), RGB. Raises: DataError naming tar and key."""
-    return _decode(folder, record, "image", record.image_offset, record.image_bytes, mode="RGB")
+    path = Path(folder) / record.shard
+    return decode_image(_read(path, record, "image", record.image_offset, record.image_bytes), record, path)
 
 
 def read_mask(folder: str | Path, record: Record) -> np.ndarray:
     """The mask of `record`: uint8, (height, width), 0 or 1. Raises: DataError naming tar and key."""
-    grey_HW = _decode(folder, record, "mask", record.mask_offset, record.mask_bytes, mode="L")
-    return (grey_HW > 127).astype(np.uint8)
+    path = Path(folder) / record.shard
+    return decode_mask(_read(path, record, "mask", record.mask_offset, record.mask_bytes), record, path)
+
+
+def decode_image(png: bytes, record: Record, shard: Path) -> np.ndarray:
+    """As `read_image`, from bytes that came by another way. shard: named in errors."""
+    return _pixels(png, record, "image", shard, mode="RGB")
+
+
+def decode_mask(png: bytes, record: Record, shard: Path) -> np.ndarray:
+    """As `read_mask`, from bytes that came by another way. shard: named in errors."""
+    return (_pixels(png, record, "mask", shard, mode="L") > 127).astype(np.uint8)
 
 
 def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
@@ -177,10 +188,7 @@ def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
         )
 
 
-def _decode(
-    folder: str | Path, record: Record, what: str, offset: int, length: int, mode: t.Literal["RGB", "L"]
-) -> np.ndarray:
-    path = Path(folder) / record.shard
+def _read(path: Path, record: Record, what: str, offset: int, length: int) -> bytes:
     where = f"{what} of '{record.key}' in {path}"
     try:
         with path.open("rb") as file:
@@ -191,11 +199,15 @@ def _decode(
                     + _repack(path)
                 )
             file.seek(offset)
-            data = file.read(length)
+            return file.read(length)
     except (OSError, ValueError) as error:
         raise DataError(f"The {where} cannot be read ({error}).{_repack(path)}") from error
+
+
+def _pixels(png: bytes, record: Record, what: str, path: Path, mode: t.Literal["RGB", "L"]) -> np.ndarray:
+    where = f"{what} of '{record.key}' in {path}"
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             if image.size != (record.width, record.height):  # before memory is taken for the pixels
                 raise DataError(
                     f"The {where} has {image.width}x{image.height} pixels, "

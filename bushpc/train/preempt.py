@@ -7,25 +7,20 @@ ranks agree there, save and leave. A job opens the flag before anything else, so
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import time
 import types
 import typing as t
-from pathlib import Path
 
 from bushpc.lease import slurm_job
+from bushpc.process import STOP_SIGNALS
 
-# Not USR1: NCCL may own it. INT is a user's Ctrl-C on a run in the foreground.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 TIME_LIMIT = "the time limit"
 LEAD_S = 60.0
 # Far below any grace time that is worth the name.
 SLURM_ANSWERS_S = 10
-PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
@@ -87,21 +82,3 @@ def time_limit() -> float | None:
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         print(f"the time limit of job {job_id} is not known here, only its signal will tell: {error}", flush=True)
         return None
-
-
-def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send `number` to this process when its parent ends, however it does. Linux only, as Slurm is."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it ended while we asked
-        os.kill(os.getpid(), number)
-
-
-def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found

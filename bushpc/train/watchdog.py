@@ -21,7 +21,7 @@ import typing as t
 from pathlib import Path
 
 from bushpc.files import write_atomically
-from bushpc.train.preempt import STOP_SIGNALS, children
+from bushpc.process import STOP_SIGNALS, children
 
 TICK_S = 1.0
 # All ranks of a hung collective hang at nearly the same time; when the first one has ended, srun ends the others.

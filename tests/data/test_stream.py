@@ -385,6 +385,22 @@ def test_a_lesion_that_vanishes_at_the_networks_size_is_named(opened, packed):
         of_rank(cell, data)
 
 
+def test_an_image_that_is_no_png_is_named_though_its_tar_is_what_the_manifest_says(opened, remote):
+    cell, data = opened(f"data.stream={remote}/")
+    record = data.train[0]
+    tar = remote / record.shard
+    content = bytearray(tar.read_bytes())
+    content[record.image_offset + 40 : record.image_offset + record.image_bytes] = bytes(record.image_bytes - 40)
+    tar.write_bytes(content)
+    shards = [
+        dataclasses.replace(shard, sha256=sha256_of(tar)) if shard.file == tar.name else shard
+        for shard in data.manifest.shards
+    ]
+    manifest = dataclasses.replace(data.manifest, shards=shards)
+    with pytest.raises(DataError, match=rf"The image of '{record.key}' in .*{tar.name} is not a readable PNG"):
+        of_rank(cell, dataclasses.replace(data, manifest=manifest))
+
+
 def test_no_shell_sees_a_shard_name_that_could_be_a_command(opened, tmp_path):
     cell, data = opened("data.stream='pipe:cat '")
     owned = tmp_path / "owned"

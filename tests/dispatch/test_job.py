@@ -338,7 +338,7 @@ class Sleeper:
 
     def __call__(self) -> None:
         from bushpc.dispatch.job import end_other_local_ranks, local_controller
-        from bushpc.train.preempt import end_with_parent
+        from bushpc.process import end_with_parent
 
         assert local_controller()
         end_with_parent()

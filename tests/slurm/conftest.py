@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.train.preempt import children
+from bushpc.process import children
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox"
 EXIT_NOT_INSTALLED = 3

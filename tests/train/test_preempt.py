@@ -89,7 +89,7 @@ def test_outside_a_job_there_is_no_time_limit(monkeypatch):
 
 
 def test_a_rank_does_not_outlive_a_parent_that_is_killed(tmp_path):
-    rank = "from bushpc.train.preempt import end_with_parent; import time; end_with_parent(); print(1); time.sleep(60)"
+    rank = "from bushpc.process import end_with_parent; import time; end_with_parent(); print(1); time.sleep(60)"
     parent = (
         "import subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-uc', {rank!r}], stdout=subprocess.PIPE)\n"

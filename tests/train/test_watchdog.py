@@ -9,7 +9,7 @@ import sys
 import time
 
 from bushpc.lease import process_start
-from bushpc.train.preempt import children
+from bushpc.process import children
 from bushpc.train.watchdog import Watchdog, stacks_path
 
 RANK = """
