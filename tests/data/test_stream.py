@@ -28,6 +28,7 @@ from bushpc.data.stream import Lanes
 from bushpc.dispatch.grid import cv_cells
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
+from bushpc.files import sha256_of
 from bushpc.shards.manifest import FILE_NAME, Manifest, Record, ShardInfo
 from bushpc.shards.split import ensure_folds
 from bushpc.shards.write import pack
