@@ -72,6 +72,10 @@ class Model(nn.Module):
         """The pretrained files that this configuration loads; empty with `pretrained=false`."""
         return []
 
+    def outside_state(self) -> dict[str, nn.Module]:
+        """Frozen modules that are kept out of `state_dict`, and so of checkpoints; an export must hold them too."""
+        return {}
+
     def forward(self, batch: Batch) -> Losses:
         """The training loss. DDP and DeepSpeed hook `forward`, which is why it is computed in here."""
         raise NotImplementedError

@@ -218,6 +218,10 @@ class XBusNet(Model):
             return []
         return [CLIP_VIT_B16] * config.reads_text + [_encoder_file(config.encoder)] * config.lfe
 
+    def outside_state(self) -> dict[str, nn.Module]:
+        """CLIP's text tower, which `TextEncoder` says why no checkpoint holds."""
+        return {"text": self.text.tower} if self.config.reads_text else {}
+
     def forward(self, batch: Batch) -> Losses:
         """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""
         logits_BKHW = self._fuse(self._prompt_free(batch), batch.spatial_prompts)
