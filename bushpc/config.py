@@ -33,7 +33,7 @@ GROUPS = ("data", "model", "engine", "cluster")
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
 # Metrics of a validation, and whether more of it is better.
 METRICS = {"dice": True, "iou": True, "fpr": False, "fnr": False}
-PROMPT_SOURCES = ("first_pass", "oracle", "none")
+PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes")
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
@@ -311,10 +311,21 @@ class CellConfig:
 
     @property
     def prompt_sources(self) -> list[str]:
-        """Prompt sources to evaluate, headline first; a model that reads no spatial prompt has only `none`."""
-        if "spatial_prompts" not in self.model_class.needs(self.model):
-            return ["none"]
-        return list(dict.fromkeys((self.prompts, *self.also_prompts)))
+        """Prompt sources to evaluate, headline first, each as what it comes to for what this model reads.
+
+        So a model that reads no prompt has only `none`. One that reads no attribute prompts has no
+        `shuffled_attributes`, one that reads no spatial prompts has `none` and, where it was asked for, that.
+        """
+        needs = self.model_class.needs(self.model)
+
+        def comes_to(source: str) -> str:
+            if source == "shuffled_attributes" and "attribute_prompts" not in needs:
+                source = "first_pass"
+            if source != "shuffled_attributes" and "spatial_prompts" not in needs:
+                source = "none"
+            return source
+
+        return list(dict.fromkeys(comes_to(source) for source in (self.prompts, *self.also_prompts)))
 
     @property
     def hash(self) -> str:
@@ -345,10 +356,8 @@ class CellConfig:
         if not isinstance(content, t.Mapping) or not isinstance(content.get("model", {}), t.Mapping):
             raise ConfigError("expected a group of settings, and in it another one named `model`")
         content = dict(content)
-        model = dict(content.pop("model", {}))
-        model_class = _model_class(model.pop("_target_", None))
-        built = _build(cls, content, "", skip=("model_class", "model"))
-        return cls(model_class=model_class, model=_build_instance(model_class.Config, model, "model."), **built)
+        model_class, model = model_of(content.pop("model", {}))
+        return cls(model_class=model_class, model=model, **_build(cls, content, "", skip=("model_class", "model")))
 
     @classmethod
     def load(cls, path: Path) -> CellConfig:
@@ -361,6 +370,13 @@ class CellConfig:
                 "move it away and submit again"
             ) from error
         return cls.from_dict(content)
+
+
+def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[Model], ModelConfig]:
+    """The model's class and settings from the group `model` of a config, `_target_` included. Raises: ConfigError."""
+    content = dict(content)
+    model_class = _model_class(content.pop("_target_", None))
+    return model_class, _build_instance(model_class.Config, content, "model.")
 
 
 def compose(overrides: t.Sequence[str]) -> CellConfig:

@@ -60,8 +60,9 @@ class Batch:
     label_B: int64, index into LABELS.
     spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
     attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
-    reprompt: given at evaluation with `prompts=first_pass` only: a model that uses spatial prompts first
-        predicts with the ones above (all ""), then asks this for better ones and predicts again.
+    reprompt: given at evaluation where spatial prompts come from a first pass (`prompts=first_pass`): a model that
+        uses spatial prompts first predicts with the ones above (all ""), then asks this for better ones and predicts
+        again.
     """
 
     keys: list[str]

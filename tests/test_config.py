@@ -22,7 +22,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.itrations=3", "did you mean 'train.iterations'"),
         ("train.iterations=abc", "train.iterations='abc' is a str; allowed: int"),
         ("train.iterations=0", "allowed is 1 or more"),
-        ("prompts=gt", "Valid: first_pass, none, oracle"),
+        ("prompts=gt", "Valid: first_pass, none, oracle, shuffled_attributes, wrong_quadrant, wrong_size"),
         ("folds=mine", "Valid: frozen, published"),
         ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
         ("train.keep_best=dice", "train.keep_best=dice needs validations during training: set train.validate_every"),
@@ -98,6 +98,28 @@ def test_xbusnet_defaults_are_the_papers():
     assert (train.iterations, train.batch_size, train.lr, train.warmup) == (1000, 4, 1e-4, 0)
     assert (cell.model.image_size, cell.prompting.tau, cell.evaluate.threshold) == (352, 0.30, 0.5)
     assert cell.prompt_sources[0] == "first_pass"
+
+
+ALL_SOURCES = "also_prompts=[oracle,none,wrong_size,wrong_quadrant,shuffled_attributes]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        ([], ["first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes"]),
+        (["model.sfa=false"], ["first_pass", "oracle", "none", "wrong_size", "wrong_quadrant"]),
+        (["model.gfe=false"], ["none", "shuffled_attributes"]),
+        (["model.gfe=false", "model.sfa=false"], ["none"]),
+        (
+            ["model.sfa=false", "prompts=shuffled_attributes"],
+            ["first_pass", "oracle", "none", "wrong_size", "wrong_quadrant"],
+        ),
+        (["model.gfe=false", "prompts=wrong_size"], ["none", "shuffled_attributes"]),
+        (["model=unet_small"], ["none"]),
+    ],
+)
+def test_a_model_is_evaluated_with_the_prompts_it_can_read_and_never_gets_the_oracle_for_a_headline(overrides, left):
+    assert compose([*SMALL, ALL_SOURCES, *overrides]).prompt_sources == left
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
-from bushpc.data.prompts import NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
+from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import LABELS, Batch, Reprompter
@@ -196,14 +196,18 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
 def validation_batches(
     cell: CellConfig, data: FoldData, prompts: str, world: World, records: list[Record] | None = None
 ) -> Iterator[Batch]:
-    """This rank's share of the validation part (or of `records`), with spatial prompts from source `prompts`.
+    """This rank's share of the validation part (or of `records`), with prompts from source `prompts`.
 
-    Only `oracle` looks at the mask for its prompt; `first_pass` hands the model a reprompter instead.
+    `oracle` and its falsifications, `wrong_size` and `wrong_quadrant`, look at the mask for their spatial prompt;
+    nothing else does. `first_pass` hands the model a reprompter instead, and so does `shuffled_attributes`, which
+    gives each image the attribute prompt of another patient's.
     """
     part = data.validation if records is None else records
+    from_mask = FROM_MASK.get(prompts)
     reprompt: Reprompter | None = None
-    if prompts == "first_pass":
+    if prompts in ("first_pass", "shuffled_attributes"):
         reprompt = FirstPass(bins=data.bins, tau=cell.prompting.tau)
+    another = _attributes_of_another(data.validation, cell.seed) if prompts == "shuffled_attributes" else None
     if cell.data.stream:
         from bushpc.data import stream  # which builds on this module
 
@@ -211,9 +215,31 @@ def validation_batches(
     else:
         batches = _cached_validation_batches(cell, data, world, part)
     for batch in batches:
-        if prompts != "oracle":
-            batch = replace(batch, spatial_prompts=[NO_PROMPT] * len(batch.keys))
+        if from_mask:
+            masks = (batch.mask_BKHW[:, 0] > 0).numpy()
+            batch = replace(batch, spatial_prompts=[from_mask(mask_HW, data.bins) for mask_HW in masks])
+        if another:
+            batch = replace(batch, attribute_prompts=[another(key) for key in batch.keys])
         yield replace(batch, reprompt=reprompt)
+
+
+def _attributes_of_another(part: list[Record], seed: int) -> t.Callable[[str], str]:
+    """Sample key → an attribute prompt that is wrong for it: another sentence, of another patient in `part`.
+
+    Drawn by seed and key alone. Where all other patients have the same sentence or none, it is one of theirs, and
+    where there is no other patient, "".
+    """
+    patients = {record.key: record.patient for record in part}
+    sentences = {record.key: attribute_prompt(record.attributes) for record in part}
+    keys = list(patients)
+
+    def draw(key: str) -> str:
+        order = np.random.default_rng(keyed_seed(seed, "shuffled_attributes", key)).permutation(len(keys))
+        others = [sentences[keys[i]] for i in order if patients[keys[i]] != patients[key]]
+        wrong = (sentence for sentence in others if sentence not in (sentences[key], NO_PROMPT))
+        return next(wrong, others[0] if others else NO_PROMPT)
+
+    return draw
 
 
 def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
@@ -245,7 +271,7 @@ def _leave_at_parents_word(parent: int) -> None:
 
 def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
-    samples = Samples(part, cache, Preparation(data.bins))
+    samples = Samples(part, cache, Preparation(data.bins, spatial=False))
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):
         yield samples[[(0, index) for index in mine[first : first + cell.evaluate.batch_size]]]

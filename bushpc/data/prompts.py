@@ -19,6 +19,7 @@ from scipy import ndimage
 from bushpc.errors import DataError
 
 NO_PROMPT = ""
+OPPOSITE = {"upper": "lower", "lower": "upper", "inner": "outer", "outer": "inner"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class SizeBins:
         """The size word of a lesion that covers `share` of its image."""
         size = share**0.5
         return "small" if size < self.low else "medium" if size < self.high else "large"
+
+    def wrong_word(self, share: float) -> str:
+        """The size word that is farthest from the truth; of a medium lesion that beyond the farther boundary."""
+        size = share**0.5
+        return "large" if size - self.low < self.high - size else "small"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +81,20 @@ def largest_component(mask_HW: np.ndarray) -> np.ndarray:
 
 def spatial_prompt(mask_HW: np.ndarray, bins: SizeBins) -> str:
     """p_c for a lesion mask, or a proposal, of any resolution; "" if it is empty."""
+    return _spatial(bins.word(float(mask_HW.mean())), *_quadrant(mask_HW)) if mask_HW.any() else NO_PROMPT
+
+
+def wrong_size_prompt(mask_HW: np.ndarray, bins: SizeBins) -> str:
+    """p_c with its size word falsified, everything else as `spatial_prompt` has it."""
+    return _spatial(bins.wrong_word(float(mask_HW.mean())), *_quadrant(mask_HW)) if mask_HW.any() else NO_PROMPT
+
+
+def wrong_quadrant_prompt(mask_HW: np.ndarray, bins: SizeBins) -> str:
+    """p_c with the diagonally opposite quadrant, everything else as `spatial_prompt` has it."""
     if not mask_HW.any():
         return NO_PROMPT
-    height, width = mask_HW.shape
-    c_x, c_y = centroid(mask_HW)
-    vertical = "upper" if c_y < (height - 1) / 2 else "lower"
-    horizontal = "inner" if c_x < (width - 1) / 2 else "outer"
-    return f"a {bins.word(float(mask_HW.mean()))} lesion in the {vertical} {horizontal} quadrant of the breast"
+    vertical, horizontal = _quadrant(mask_HW)
+    return _spatial(bins.word(float(mask_HW.mean())), OPPOSITE[vertical], OPPOSITE[horizontal])
 
 
 def attribute_prompt(attributes: t.Mapping[str, t.Any]) -> str:
@@ -99,6 +112,25 @@ def attribute_prompt(attributes: t.Mapping[str, t.Any]) -> str:
     return ", ".join(parts)
 
 
+def _quadrant(mask_HW: np.ndarray) -> tuple[str, str]:
+    """Where the centroid of a non-empty mask lies."""
+    height, width = mask_HW.shape
+    c_x, c_y = centroid(mask_HW)
+    return "upper" if c_y < (height - 1) / 2 else "lower", "inner" if c_x < (width - 1) / 2 else "outer"
+
+
+def _spatial(size: str, vertical: str, horizontal: str) -> str:
+    return f"a {size} lesion in the {vertical} {horizontal} quadrant of the breast"
+
+
 def _spoken(value: str) -> str:
     """Several values are joined with & in the spreadsheet, and " - " separates a term from its kinds."""
     return value.replace(" - ", " ").replace("&", " and ")
+
+
+# Sources of spatial prompts that read the ground-truth mask at evaluation; every other one is blind to it.
+FROM_MASK: dict[str, t.Callable[[np.ndarray, SizeBins], str]] = {
+    "oracle": spatial_prompt,
+    "wrong_size": wrong_size_prompt,
+    "wrong_quadrant": wrong_quadrant_prompt,
+}

@@ -136,7 +136,7 @@ def validation_batches(cell: CellConfig, data: FoldData, world: World, records: 
     A share is a run of neighbours, as those lie in the same shards. Raises: DataError, as `training_batches`.
     """
     mine = records[world.rank * len(records) // world.size : (world.rank + 1) * len(records) // world.size]
-    prepare = Preparation(data.bins)
+    prepare = Preparation(data.bins, spatial=False)
     with contextlib.closing(_Lane(_stream_of(cell), ((0, *part) for part in _by_shard(data.manifest, mine)))) as lane:
         for first in range(0, len(mine), cell.evaluate.batch_size):
             size = min(cell.evaluate.batch_size, len(mine) - first)

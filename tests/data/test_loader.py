@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData, StepSampler, in_workers, training_batches, validation_batches
-from bushpc.data.prompts import attribute_prompt, spatial_prompt
+from bushpc.data.prompts import FROM_MASK, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import read_image, read_mask
@@ -56,8 +57,6 @@ def opened(make_cell):
 
 
 def batches_of(cell, data, start=0, workers=0):
-    import dataclasses
-
     cell = dataclasses.replace(cell, loader=dataclasses.replace(cell.loader, workers=workers))
     return list(training_batches(cell, data, World(), start))
 
@@ -80,8 +79,6 @@ def test_a_resumed_loader_goes_on_with_the_very_next_batch(opened):
 
 
 def test_spatial_text_is_dropped_for_the_configured_share(opened):
-    import dataclasses
-
     cell, data = opened
     cell = dataclasses.replace(cell, train=dataclasses.replace(cell.train, iterations=100))
     prompts = [p for batch in training_batches(cell, data, World(), 0) for p in batch.spatial_prompts]
@@ -89,14 +86,50 @@ def test_spatial_text_is_dropped_for_the_configured_share(opened):
     assert abs(share - cell.prompting.spatial_dropout) < 4 * (0.3 * 0.7 / len(prompts)) ** 0.5
 
 
-def test_only_oracle_prompts_come_from_the_mask(opened):
+def test_only_the_oracle_and_its_falsifications_take_prompts_from_the_mask(opened):
     cell, data = opened
-    for source in ("first_pass", "none"):
+    for source in ("first_pass", "none", "shuffled_attributes"):
         for batch in validation_batches(cell, data, source, World()):
             assert set(batch.spatial_prompts) == {""}
-            assert (batch.reprompt is not None) == (source == "first_pass")
-    oracle = [p for batch in validation_batches(cell, data, "oracle", World()) for p in batch.spatial_prompts]
-    assert all(p.startswith("a ") for p in oracle)
+            assert (batch.reprompt is not None) == (source != "none")
+    for source in ("oracle", "wrong_size", "wrong_quadrant"):
+        for batch in validation_batches(cell, data, source, World()):
+            masks = (batch.mask_BKHW[:, 0] > 0).numpy()
+            assert batch.spatial_prompts == [FROM_MASK[source](mask, data.bins) for mask in masks]
+            assert all(prompt.startswith("a ") for prompt in batch.spatial_prompts)
+            assert batch.reprompt is None
+
+
+def attributes_by_key(cell, data, source, ranks=1, **loading):
+    cell = dataclasses.replace(cell, **loading)
+    return {
+        key: prompt
+        for rank in range(ranks)
+        for batch in validation_batches(cell, data, source, World(rank=rank, size=ranks))
+        for key, prompt in zip(batch.keys, batch.attribute_prompts, strict=True)
+    }
+
+
+def test_shuffled_attributes_are_another_patients_and_wrong_whatever_the_ranks_and_batches(opened):
+    cell, data = opened
+    own, shuffled = (attributes_by_key(cell, data, source) for source in ("first_pass", "shuffled_attributes"))
+    assert all(shuffled[key] and shuffled[key] != own[key] for key in own)
+    for key, record in ((record.key, record) for record in data.validation):
+        assert shuffled[key] in {own[other.key] for other in data.validation if other.patient != record.patient}
+    small = dataclasses.replace(cell.evaluate, batch_size=1)
+    assert attributes_by_key(cell, data, "shuffled_attributes", ranks=3, evaluate=small) == shuffled
+    many = dataclasses.replace(data, validation=data.train)
+    assert len({attributes_by_key(cell, many, "shuffled_attributes", seed=s)[data.train[0].key] for s in range(9)}) > 1
+
+
+def test_where_no_other_sentence_is_to_be_had_another_patients_own_is_taken_and_of_one_patient_none(opened):
+    cell, data = opened
+    first, second = (dataclasses.replace(record, attributes={"shape": "oval"}) for record in data.validation[:2])
+    assert first.patient != second.patient
+    alike = dataclasses.replace(data, validation=[first, second])
+    assert set(attributes_by_key(cell, alike, "shuffled_attributes").values()) == {"oval shape"}
+    alone = dataclasses.replace(data, validation=[first])
+    assert set(attributes_by_key(cell, alone, "shuffled_attributes").values()) == {""}
 
 
 def test_ranks_share_the_validation_part_without_overlap(opened):

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bushpc.data.prompts import FirstPass, SizeBins, attribute_prompt, centroid, largest_component, spatial_prompt
+from bushpc.data.prompts import (
+    FROM_MASK,
+    FirstPass,
+    SizeBins,
+    attribute_prompt,
+    centroid,
+    largest_component,
+    spatial_prompt,
+)
 from bushpc.errors import DataError
 
 BINS = SizeBins(low=0.2, high=0.4)
@@ -36,6 +44,28 @@ def test_the_quadrant_is_where_the_lesion_is(c_y, c_x, place):
 @pytest.mark.parametrize(("radius", "word"), [(5, "small"), (15, "medium"), (30, "large")])
 def test_the_size_word_follows_the_bins(radius, word):
     assert spatial_prompt(disc(100, 100, 50, 50, radius), BINS).startswith(f"a {word} lesion")
+
+
+@pytest.mark.parametrize(
+    ("radius", "wrong"),
+    [(5, "large"), (30, "small"), (12, "large"), (22, "small")],  # sizes 0.09, 0.53, and 0.21 and 0.39 between the bins
+)
+def test_a_wrong_size_is_the_farthest_word_in_the_oracles_sentence(radius, wrong):
+    mask = disc(100, 100, 50, 50, radius)
+    oracle, falsified = spatial_prompt(mask, BINS).split(), FROM_MASK["wrong_size"](mask, BINS).split()
+    assert oracle[1] != falsified[1] == wrong
+    assert oracle[2:] == falsified[2:]
+
+
+@pytest.mark.parametrize("c_y", [20, 80])
+@pytest.mark.parametrize("c_x", [20, 80])
+def test_a_wrong_quadrant_is_the_one_where_the_rotated_lesion_would_be(c_y, c_x):
+    mask = disc(101, 101, c_y, c_x, 15)
+    assert FROM_MASK["wrong_quadrant"](mask, BINS) == spatial_prompt(mask[::-1, ::-1], BINS)
+
+
+def test_there_is_nothing_to_falsify_without_a_lesion():
+    assert {prompt(np.zeros((9, 9), bool), BINS) for prompt in FROM_MASK.values()} == {""}
 
 
 def test_size_bins_cut_the_training_part_into_thirds():
