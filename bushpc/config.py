@@ -37,6 +37,7 @@ PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant"
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
+    "evaluate.explain",
     *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
     *("train.validate_every", "engine.recompute", "engine.hang_s", "data.stream"),
     "resume_changes",
@@ -123,10 +124,12 @@ class AugmentConfig:
 class EvaluateConfig:
     threshold: float
     batch_size: int
+    explain: int
 
     def __post_init__(self) -> None:
         _require(0 < self.threshold < 1, f"evaluate.threshold={self.threshold}", "between 0 and 1")
         _require(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size}", "1 or more")
+        _require(self.explain >= 0, f"evaluate.explain={self.explain}", "0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ runs/<name>/cells/<cell>/
   hang/            every thread's stack, of a rank that made no progress
   ledger/          which samples each step consumed, per rank
   checkpoints/     sealed checkpoints
+  calibration.csv  how well the predicted probabilities match, over all validation pixels
   per_image.csv    metrics of every validation image, written when complete
   predictions/     probability maps
+  explain/         Grad-CAM maps of a few images
   DONE | FAILED    how it ended; neither while it is running, queued or stopped
 """
 
@@ -30,6 +32,7 @@ from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, validation_metrics
+from bushpc.evaluate.explain import explain
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
 from bushpc.lease import Lease, StoppedWaiting
@@ -164,6 +167,8 @@ def _train_and_evaluate(
     tracker.phase("evaluating", cell.train.iterations)
     with engine.predictor() as final, tracker.spending("evaluate"):
         rows = evaluate(cell, final, data, cell_dir, how, world, tracker.say)
+        if rows is not None and world.is_main:
+            explain(cell, final, data, cell_dir, how, tracker.say)
     if rows is None:
         tracker.phase("stopped", cell.train.iterations)
         return Stopped(step=cell.train.iterations, signal_name=stop.signal_name or "a signal on another rank")

@@ -72,6 +72,7 @@ def test_the_hash_follows_what_is_learnt_and_nothing_else():
     assert compose([*SMALL, "train.lr=3e-4"]).hash != cell.hash
     assert compose([*SMALL, "seed=1"]).hash != cell.hash
     assert compose([*SMALL, "cluster=slurm", "name=other", "runs_dir=elsewhere", "loader.workers=3"]).hash == cell.hash
+    assert compose([*SMALL, "evaluate.explain=0"]).hash == cell.hash
 
 
 def test_a_change_that_is_allowed_by_name_is_no_difference():

@@ -1,4 +1,4 @@
-"""Checkpoints → per-image CSV: every validation image once per prompt source, and its probability map."""
+"""Checkpoints → CSV: every validation image once per prompt source, its probability map, and their calibration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, validation_batches
+from bushpc.data.prompts import FROM_MASK
 from bushpc.dist import World, any_rank, gather
 from bushpc.files import write_atomically
 from bushpc.metrics.mask import confusion, mask_metrics
@@ -25,6 +26,9 @@ COLUMNS = (
     *("length_px", "spatial_prompt", "attribute_prompt"),
 )
 METRICS = ("dice", "iou", "fpr", "fnr")
+CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
+# Bounds of the bins of predicted probability; a bin holds its lower one, the last its upper one, too.
+BOUNDS = np.linspace(0, 1, 16, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +55,27 @@ def evaluate(
 ) -> list[dict[str, t.Any]] | None:
     """Score the validation part under every prompt source; writes per_image.csv last, when all is there.
 
-    Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4).
+    Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4). calibration.csv
+    counts all pixels in 15 equal bins of the predicted probability: how many there are, the sum of their probabilities,
+    and how many are lesion. So sum(|prob_sum - lesion_pixels|) / sum(pixels) is the expected calibration error (Guo et
+    al. 2017).
     Returns all rows, on every rank; None where a stop signal came between two batches, and nothing is written then.
     """
     rows: list[dict[str, t.Any]] = []
+    calibration: list[dict[str, t.Any]] = []
     for source in cell.prompt_sources:
-        folder = cell_dir / "predictions" / source
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = _score_part(cell, model, data, source, how, world, folder)
+        maps = _Maps(cell_dir / "predictions" / source)
+        mine = _score_part(cell, model, data, source, how, world, maps)
         if mine is None:
             return None
         part = gather(mine)
         rows += sorted(part, key=lambda row: row["key"])
-        label = f"{source} (uses the ground-truth mask)" if source == "oracle" else source
+        calibration += _calibration_rows(source, sum(gather([maps.bins])))
+        label = f"{source} (uses the ground-truth mask)" if source in FROM_MASK else source
         say(f"evaluated {len(part)} images with prompts={label}: " + summary_line(part))
     if world.is_main:
-        write_atomically(cell_dir / "per_image.csv", _to_csv(rows))
+        write_atomically(cell_dir / "calibration.csv", _to_csv(calibration, CALIBRATION_COLUMNS))
+        write_atomically(cell_dir / "per_image.csv", _to_csv(rows, COLUMNS))
     return rows
 
 
@@ -99,8 +108,9 @@ def _score_part(
     source: str,
     how: Predicting,
     world: World,
-    folder: Path | None,
+    maps: _Maps | None,
 ) -> list[dict[str, t.Any]] | None:
+    """This rank's rows; None where a stop signal came. maps: takes the probability maps."""
     model.eval()
     rows: list[dict[str, t.Any]] = []
     batches = validation_batches(cell, data, source, world)
@@ -119,9 +129,9 @@ def _score_part(
         assert prediction.prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
         prob_BHW = prediction.prob_BKHW[:, 0].float().cpu().numpy()
         for i, key in enumerate(batch.keys):
-            if folder:
-                save_probability(prob_BHW[i], folder / f"{key}.png")
             rows.append(_row(cell, data, batch, prediction, i, source, prob_BHW[i]))
+            if maps:
+                maps.add(key, prob_BHW[i], batch.mask_BKHW[i, 0].cpu().numpy())
         how.alive(f"evaluated {len(rows)} images with prompts={source}")
 
 
@@ -152,9 +162,42 @@ def save_probability(prob_HW: np.ndarray, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _to_csv(rows: list[dict[str, t.Any]]) -> str:
+class _Maps:
+    """Where the probability maps of one prompt source go.
+
+    bins: 3 x bins of BOUNDS, of all maps so far: pixels, the sum of their probabilities, and lesion pixels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.bins = folder, np.zeros((3, len(BOUNDS) - 1))
+
+    def add(self, key: str, prob_HW: np.ndarray, mask_HW: np.ndarray) -> None:
+        """Save one map, and count its pixels before they are rounded to 8 bits."""
+        save_probability(prob_HW, self.folder / f"{key}.png")
+        bin_of_pixel = np.digitize(prob_HW.ravel(), BOUNDS[1:-1])
+        for row, weights in enumerate((None, prob_HW.ravel(), mask_HW.ravel())):
+            self.bins[row] += np.bincount(bin_of_pixel, weights, minlength=len(BOUNDS) - 1)
+
+
+def _calibration_rows(source: str, bins: np.ndarray) -> list[dict[str, t.Any]]:
+    return [
+        {
+            "prompts": source,
+            "bin": i,
+            "low": round(float(BOUNDS[i]), 6),
+            "high": round(float(BOUNDS[i + 1]), 6),
+            "pixels": int(pixels),
+            "prob_sum": float(prob_sum),
+            "lesion_pixels": int(lesion_pixels),
+        }
+        for i, (pixels, prob_sum, lesion_pixels) in enumerate(bins.T)
+    ]
+
+
+def _to_csv(rows: list[dict[str, t.Any]], columns: tuple[str, ...]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

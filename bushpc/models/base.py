@@ -76,6 +76,13 @@ class Model(nn.Module):
         """Frozen modules that are kept out of `state_dict`, and so of checkpoints; an export must hold them too."""
         return {}
 
+    def cam_layer(self) -> nn.Module | None:
+        """The module whose output, B x channels x h x w, Grad-CAM maps are made of; None: there are no maps.
+
+        Where `predict` makes several passes, it must be used in the last one.
+        """
+        return None
+
     def forward(self, batch: Batch) -> Losses:
         """The training loss. DDP and DeepSpeed hook `forward`, which is why it is computed in here."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bushpc import weights
@@ -98,6 +99,10 @@ class UNet(Model):
                 revision=imagenet["revision"],
             )
         ]
+
+    def cam_layer(self) -> nn.Module:
+        """The decoder's last block, at the image's size."""
+        return self.net.decoder.blocks[-1]
 
     def forward(self, batch: Batch) -> Losses:
         """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""

@@ -222,6 +222,10 @@ class XBusNet(Model):
         """CLIP's text tower, which `TextEncoder` says why no checkpoint holds."""
         return {"text": self.text.tower} if self.config.reads_text else {}
 
+    def cam_layer(self) -> nn.Module:
+        """What (17) makes of both branches, before its 1 x 1 convolution."""
+        return self.fusion[1]
+
     def forward(self, batch: Batch) -> Losses:
         """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""
         logits_BKHW = self._fuse(self._prompt_free(batch), batch.spatial_prompts)

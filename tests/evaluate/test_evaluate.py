@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchmetrics.classification import BinaryCalibrationError
 from torchmetrics.functional.classification import (
     binary_f1_score,
     binary_jaccard_index,
@@ -125,6 +126,42 @@ def test_counts_and_metrics_are_those_of_the_saved_maps_against_the_packed_masks
     assert all(sum(int(row[name]) for row in rows) for name in ("tp", "fp", "fn", "tn")), "the case is degenerate"
 
 
+def test_calibration_counts_every_pixel_so_that_the_error_is_torchmetrics(cell_dir, unevaluated, monkeypatch):
+    """Of the probabilities themselves, which only the model knows: the saved maps are rounded."""
+    seen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {source: [] for source in SOURCES}
+    predict = XBusNet.predict
+
+    def listens(model, batch):
+        prediction = predict(model, batch)
+        if not torch.is_inference_mode_enabled():  # for Grad-CAM
+            return prediction
+        source = "first_pass" if batch.reprompt else "oracle" if any(batch.spatial_prompts) else "none"
+        seen[source].append((prediction.prob_BKHW.flatten(), batch.mask_BKHW.flatten().int()))
+        return prediction
+
+    monkeypatch.setattr(XBusNet, "predict", listens)
+    run_cell(unevaluated, World())
+    assert (unevaluated / "calibration.csv").read_bytes() == (cell_dir / "calibration.csv").read_bytes()
+    rows = read_rows(cell_dir / "calibration.csv")
+    for source in SOURCES:
+        probs, masks = (torch.cat(parts) for parts in zip(*seen[source], strict=True))
+        bins = [row for row in rows if row["prompts"] == source]
+        assert [int(row["bin"]) for row in bins] == list(range(15))
+        inside = [(float(row["low"]) <= probs) & (probs < float(row["high"])) for row in bins]
+        assert [int(row["pixels"]) for row in bins] == [int(these.sum()) for these in inside]
+        gaps = [abs(float(row["prob_sum"]) - int(row["lesion_pixels"])) for row in bins]
+        error = BinaryCalibrationError(n_bins=15, norm="l1")(probs, masks)
+        assert sum(gaps) / len(probs) == pytest.approx(float(error), rel=1e-4)
+        assert sum(int(row["lesion_pixels"]) for row in bins) == int(masks.sum()) > 0
+
+
+def test_a_finished_cell_has_its_grad_cam_maps(cell_dir):
+    cell = CellConfig.load(cell_dir / "config.yaml")
+    maps = [np.asarray(Image.open(path)) for path in (cell_dir / "explain").iterdir()]
+    assert len(maps) == cell.evaluate.explain
+    assert {(picture.shape, picture.max()) for picture in maps} == {((SIZE, SIZE), 255)}
+
+
 def test_facts_about_a_lesion_come_from_the_manifest(rows, manifest, phantom_folder):
     for row in rows:
         record = manifest.record(row["key"])
@@ -193,7 +230,7 @@ def test_only_the_oracle_hands_the_model_a_sentence_and_only_the_first_pass_a_wa
 
     monkeypatch.setattr(XBusNet, "predict", listens)
     run_cell(unevaluated, World())
-    first_pass, oracle, none = handed[:2], handed[2:4], handed[4:]
+    first_pass, oracle, none = handed[:2], handed[2:4], handed[4:6]
     prompts = [row["spatial_prompt"] for row in rows if row["prompts"] == "oracle"]
     assert oracle == [(prompts[:3], False), (prompts[3:], False)]
     assert none == [([""] * 3, False), ([""] * len(prompts[3:]), False)]

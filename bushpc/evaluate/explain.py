@@ -1,0 +1,95 @@
+"""Checkpoints → Grad-CAM maps of a few validation images, as in XBusNet's Figure 3: which places spoke for the mask.
+
+Selvaraju et al. 2017, carried over to segmentation as in Vinogradova et al. 2020 (Seg-Grad-CAM): what is explained is
+the sum of the logits inside the predicted mask. A view of the model, no proof of anything (XBusNet 3.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import typing as t
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bushpc.config import CellConfig
+from bushpc.data.loader import FoldData, validation_batches
+from bushpc.dist import World
+from bushpc.evaluate.evaluate import Predicting, save_probability
+from bushpc.models.base import Model
+from bushpc.sample import Batch
+from bushpc.shards.manifest import Record
+
+
+def explain(
+    cell: CellConfig, model: Model, data: FoldData, cell_dir: Path, how: Predicting, say: t.Callable[[str], None]
+) -> None:
+    """Write explain/<key>.png, 8-bit gray at network resolution, for `evaluate.explain` images; headline prompts.
+
+    One rank does it alone. The maps are an extra: where one cannot be made the log says why, and the run goes on.
+    """
+    if not cell.evaluate.explain:
+        return
+    layer = model.cam_layer()
+    if layer is None:
+        say(f"no Grad-CAM maps: {type(model).__name__}.cam_layer names no layer")
+        return
+    folder = cell_dir / "explain"
+    for record in chosen(data.validation, cell.evaluate.explain):
+        how.alive(f"Grad-CAM of {record.key}")
+        try:
+            folder.mkdir(exist_ok=True)
+            # One at a time: the backward pass keeps what a forward pass alone would not.
+            for batch in validation_batches(cell, data, cell.prompt_sources[0], World(), [record]):
+                cam_HW = grad_cam(model, layer, batch.to(how.device), cell.evaluate.threshold, how.autocast)
+                save_probability(cam_HW, folder / f"{record.key}.png")
+        except Exception as error:  # a full GPU, a layer that the model did not use, a full disk: no map is worth a run
+            say(f"no Grad-CAM map of {record.key}: {type(error).__name__}: {error}; the run goes on without")
+
+
+def chosen(part: list[Record], count: int) -> list[Record]:
+    """`count` images with a lesion, by a hash of their keys: the same for every model, whatever it made of them."""
+    lesions = [record for record in part if record.lesion_pixels]
+    return sorted(lesions, key=lambda record: hashlib.sha256(record.key.encode()).digest())[:count]
+
+
+def grad_cam(
+    model: Model,
+    layer: nn.Module,
+    batch: Batch,
+    threshold: float,
+    autocast: t.Callable[[], t.ContextManager[t.Any]],
+) -> np.ndarray:
+    """The map of a batch of one image, H x W float32 in [0, 1], 1 at its greatest; all 0 where nothing spoke for it.
+
+    ReLU(sum over k of a_k A_k), with A the output of `layer` and a_k the mean gradient of the target over A's places.
+    The target is the sum of the logits where the predicted probability reaches `threshold`; of all, where none does.
+    """
+    from captum.attr import LayerGradCam
+
+    with torch.no_grad(), autocast():
+        prediction = model.predict(batch)
+    prob_BKHW = prediction.prob_BKHW
+    assert prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
+    inside_BKHW = prob_BKHW >= threshold
+    if not inside_BKHW.any():
+        inside_BKHW = torch.ones_like(inside_BKHW)
+    # The second pass alone, with the sentences that it used: those are found without gradients.
+    batch = replace(batch, spatial_prompts=prediction.spatial_prompts or batch.spatial_prompts, reprompt=None)
+
+    def target(image_BCHW: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            prob_BKHW = model.predict(replace(batch, image_BCHW=image_BCHW)).prob_BKHW
+        assert prob_BKHW is not None
+        # Back to logits: a certain pixel's probability hardly has a gradient.
+        logits_BKHW = torch.logit(prob_BKHW.float(), eps=torch.finfo(torch.float32).eps)
+        return (logits_BKHW * inside_BKHW).sum(dim=(1, 2, 3))
+
+    image_BCHW = batch.image_BCHW.clone().requires_grad_()
+    cam_B1hw = LayerGradCam(target, layer).attribute(image_BCHW, relu_attributions=True).detach().float()
+    cam_HW = F.interpolate(cam_B1hw, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    return (cam_HW / cam_HW.max().clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
