@@ -44,6 +44,7 @@ class Attempt:
     submitted, began: when it was asked for and when it began, in seconds since 1970.
     from_step, step: steps done when it began to train, and at its last sign of life.
     seconds: by SPENDINGS, all of its time. end: `done` or `stopped`, or "" where nothing was heard of an end.
+    energy_j: joules that its GPUs drew (bushpc.train.energy says of which); None without GPUs or a driver that tells.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Attempt:
     step: int
     seconds: dict[str, float]
     end: str
+    energy_j: float | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -77,7 +79,10 @@ class Attempt:
     @classmethod
     def parse(cls, content: t.Any) -> Attempt | None:
         """The inverse of `asdict`; None for anything that is not the whole of one."""
-        if not isinstance(content, dict) or content.keys() != _JSON_TYPES.keys():
+        if not isinstance(content, dict):
+            return None
+        content = {"energy_j": None, **content}  # lines of before it was counted have none
+        if content.keys() != _JSON_TYPES.keys():
             return None
         if any(type(value) not in _JSON_TYPES[name] for name, value in content.items()):
             return None
@@ -86,7 +91,7 @@ class Attempt:
             return None
         attempt = cls(**content)
         counts = (attempt.number, attempt.ranks, attempt.gpus, attempt.from_step, attempt.step - attempt.from_step)
-        amounts = (attempt.submitted, attempt.began, *seconds.values())
+        amounts = (attempt.submitted, attempt.began, attempt.energy_j or 0, *seconds.values())
         return attempt if all(0 <= amount < MOST for amount in (*counts, *amounts)) else None
 
 
@@ -96,6 +101,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("number", "restart", "pid", "ranks", "gpus", "from_step", "step"), (int,)),
     **dict.fromkeys(("submitted", "began"), _NUMBER),
     "seconds": (dict,),
+    "energy_j": (*_NUMBER, type(None)),
 }
 
 
@@ -105,11 +111,14 @@ class Goodput:
 
     wall_s: from the first submission to the last sign of life. replayed_steps: done again, as they were after the
     last checkpoint when an attempt died. gpu_hours: of all attempts, whatever they did with them.
+    energy_j: joules that the GPUs of all attempts drew; None where one of them could not tell, as a sum without it
+    would look cheaper than it was.
     """
 
     attempts: int
     replayed_steps: int
     gpu_hours: float
+    energy_j: float | None
     seconds: dict[str, float]
 
     @property
@@ -156,7 +165,15 @@ def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | 
         seconds["lost"] += lost
         seconds["productive"] -= lost
     gpu_hours = math.fsum(attempt.elapsed_s * attempt.gpus for attempt in attempts) / 3600
-    return Goodput(attempts=len(attempts), replayed_steps=replayed, gpu_hours=gpu_hours, seconds=seconds)
+    drawn = [attempt.energy_j for attempt in attempts if attempt.gpus]
+    told = [joules for joules in drawn if joules is not None]
+    return Goodput(
+        attempts=len(attempts),
+        replayed_steps=replayed,
+        gpu_hours=gpu_hours,
+        energy_j=math.fsum(told) if told and len(told) == len(drawn) else None,
+        seconds=seconds,
+    )
 
 
 def newest_saved(cell_dir: Path) -> int:

@@ -52,6 +52,24 @@ def test_a_preempted_and_resubmitted_cell_adds_up_as_worked_by_hand():
     assert account.gpu_hours == pytest.approx((117 * 2 + 40 * 2 + 10) / 3600)
 
 
+def test_energy_is_the_sum_over_attempts_with_gpus_and_unknown_where_one_of_them_is():
+    on_cpus = make_attempt(0)
+    told = [make_attempt(number, gpus=2, energy_j=1e6 * number) for number in (1, 2)]
+    untold = make_attempt(3, gpus=2)
+    for attempts, joules in (([on_cpus], None), ([on_cpus, *told], 3e6), ([*told, untold], None)):
+        account = goodput(attempts)
+        assert account is not None
+        assert account.energy_j == joules
+
+
+def test_a_line_of_before_energy_was_counted_is_still_read():
+    old = dataclasses.asdict(make_attempt(0))
+    del old["energy_j"]
+    assert Attempt.parse(old) == make_attempt(0)
+    for joules in (-1.0, float("nan"), "12", True):
+        assert Attempt.parse(old | {"energy_j": joules}) is None
+
+
 def test_steps_after_the_last_checkpoint_of_a_dead_cell_are_lost_until_it_goes_on():
     died = make_attempt(0, submitted=100, began=100, step=50, seconds={"step": 100})
     account = goodput([died], saved=40)

@@ -18,6 +18,7 @@ from pathlib import Path
 from bushpc.files import write_atomically
 from bushpc.goodput import SPENDINGS, Attempt, read_attempts, read_note
 from bushpc.lease import process_start
+from bushpc.train.energy import EnergyMeter
 
 HEARTBEAT_S = 2.0
 ENDS = ("stopped", "done")
@@ -41,6 +42,7 @@ class Tracker:
         self._rate: float | None = None
         self._mark: tuple[float, int] | None = None
         self._mute = False
+        self._energy = EnergyMeter(gpus if active else 0)
         self._attempt = self._begin(ranks, gpus)
         self._clock = _Clock(max(0.0, time.time() - self._attempt.began))
         self._spendings = {cause: _Spending(self._clock, cause) for cause in SPENDINGS}
@@ -130,7 +132,14 @@ class Tracker:
         seconds = {cause: round(spent, 3) for cause, spent in self._clock.settle().items()}
         # A step behind where training began can only be the 0 of a phase before it did.
         step = max(self._from_step, self._step)
-        return replace(self._attempt, from_step=self._from_step, step=step, seconds=seconds, end=self._end)
+        return replace(
+            self._attempt,
+            from_step=self._from_step,
+            step=step,
+            seconds=seconds,
+            end=self._end,
+            energy_j=self._energy.joules(),
+        )
 
     def _measure_rate(self, step: int) -> None:
         now = time.monotonic()
@@ -161,6 +170,7 @@ class Tracker:
             "rate": self._rate,
             "restarts": self._attempt.number,
             "host": self._attempt.host,
+            "node": os.environ.get("SLURMD_NODENAME", self._attempt.host),  # as the cluster calls it
             "pid": self._attempt.pid,
             "time": time.time(),
             "attempt": asdict(self._account()),
