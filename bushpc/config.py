@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -33,13 +34,15 @@ GROUPS = ("data", "model", "engine", "cluster")
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
 # Metrics of a validation, and whether more of it is better.
 METRICS = {"dice": True, "iou": True, "fpr": False, "fnr": False}
+# Tools that show curves, and how each is installed.
+TOOLS = {"tensorboard": "tensorboard", "wandb": "'bushpc[wandb]'", "mlflow": "'bushpc[mlflow]'"}
 PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes")
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
     "evaluate.explain",
     *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
-    *("train.validate_every", "engine.recompute", "engine.hang_s", "data.stream"),
+    *("train.validate_every", "train.track", "engine.recompute", "engine.hang_s", "data.stream"),
     "resume_changes",
 )
 # Which samples a step takes follows from these, and a checkpoint stands at a step: no run may go on with others.
@@ -71,6 +74,7 @@ class TrainConfig:
     keep_every: int
     keep_best: str | None
     log_every: int
+    track: tuple[str, ...]
     validate_every: int
 
     def __post_init__(self) -> None:
@@ -79,6 +83,9 @@ class TrainConfig:
         for name in ("warmup", "grad_clip", "validate_every", "weight_decay", "keep_every"):
             _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)}", "0 or more")
         _require(0 <= self.ema < 1, f"train.ema={self.ema}", "0 (off) to below 1")
+        for tool in self.track:
+            if tool not in TOOLS:
+                raise ConfigError(unknown_name("tool in train.track", tool, TOOLS))
         if self.keep_best is not None and self.keep_best not in METRICS:
             raise ConfigError(unknown_name("train.keep_best", self.keep_best, METRICS))
         if self.keep_best is not None and not self.validate_every:
@@ -495,7 +502,7 @@ def _hydra_compose(overrides: list[str]) -> dict[str, t.Any]:
 
 
 def _resolve(cell: CellConfig) -> CellConfig:
-    """Turn `auto` into what the cluster really has, refuse a device it does not have, make folders absolute.
+    """Turn `auto` into what the cluster really has, refuse what is not there, make folders absolute.
 
     Jobs run from a code snapshot in another folder, so nothing relative may survive composition.
     """
@@ -508,6 +515,11 @@ def _resolve(cell: CellConfig) -> CellConfig:
             f"engine.device=cuda, but cluster={cell.choices['cluster']} gives a cell no GPU: "
             "set cluster.gpus_per_node, or engine=cpu"
         )
+    for tool in cell.train.track:
+        if importlib.util.find_spec(tool) is None:
+            raise ConfigError(
+                f"train.track names {tool}, which is not installed: pip install {TOOLS[tool]}, or leave it out"
+            )
     precision = cell.engine.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"

@@ -4,6 +4,7 @@ runs/<name>/cells/<cell>/
   config.yaml      frozen, composed configuration
   state.json       phase, step, rate, host, process (heartbeat for `bushpc status`)
   metrics.jsonl    curves
+  tensorboard/     the curves again; likewise wandb/ and mlruns/, where train.track names them
   attempts.jsonl   where the time of each start went
   lease.<n>.json   which process works here
   hang/            every thread's stack, of a rank that made no progress
@@ -40,6 +41,7 @@ from bushpc.models.base import Model
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Job, Stopped, train
+from bushpc.train.mirrors import Mirrors
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
@@ -66,7 +68,14 @@ def run_cell(cell_dir: Path, world: World, stop: StopFlag | None = None) -> Stop
             (cell_dir / "FAILED").unlink(missing_ok=True)  # of an attempt before
         watchdog = around.enter_context(Watchdog(cell_dir, world.rank, cell.engine.hang_s))
         gpus = world.size if cell.engine.device == "cuda" else 0
-        tracker = Tracker(cell_dir, cell.train.iterations, active=world.is_main, ranks=world.size, gpus=gpus)
+        tracker = Tracker(
+            cell_dir,
+            cell.train.iterations,
+            active=world.is_main,
+            ranks=world.size,
+            gpus=gpus,
+            mirrors=Mirrors(cell.train.track, cell_dir, cell.settings),
+        )
         tracker.phase("starting", 0)
         # Not when something failed: NCCL's own farewell may hang then, and hide why. The process ends anyway.
         around.push(lambda kind, *_: leave() if kind is None else None)

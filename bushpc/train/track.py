@@ -19,6 +19,7 @@ from bushpc.files import write_atomically
 from bushpc.goodput import SPENDINGS, Attempt, read_attempts, read_note
 from bushpc.lease import process_start
 from bushpc.train.energy import EnergyMeter
+from bushpc.train.mirrors import Mirrors
 
 HEARTBEAT_S = 2.0
 ENDS = ("stopped", "done")
@@ -31,11 +32,22 @@ class Tracker:
     The heartbeat carries this attempt and where its time went, so that even one that is killed leaves its account:
     the next attempt moves it to attempts.jsonl, which holds one line per attempt.
 
-    ranks, gpus: of this attempt, all nodes together. `attempt` is its number, known to the active tracker alone.
+    ranks, gpus: of this attempt, all nodes together. mirrors: tools that get the curves, too.
+    `attempt` is its number, known to the active tracker alone.
     """
 
-    def __init__(self, cell_dir: Path, total: int, active: bool, *, ranks: int = 1, gpus: int = 0) -> None:
+    def __init__(
+        self,
+        cell_dir: Path,
+        total: int,
+        active: bool,
+        *,
+        ranks: int = 1,
+        gpus: int = 0,
+        mirrors: Mirrors | None = None,
+    ) -> None:
         self.cell_dir, self.total, self.active = cell_dir, total, active
+        self._mirrors = mirrors if active else None
         self.metric: dict[str, float] = {}
         self._phase, self._step, self._from_step, self._end = "starting", 0, 0, ""
         self._beaten = 0.0
@@ -76,18 +88,22 @@ class Tracker:
         self._beat(force=True)
         if self._end and self.active:
             self._try(lambda: _record(self.cell_dir, self._account()))
+        if self._end and self._mirrors:
+            self._mirrors.close(self.say)
 
     def train(self, step: int, loss: float, terms: dict[str, float], lr: float) -> None:
         """Log one training step (1-based: the number of steps done)."""
         self._measure_rate(step)
         self.metric = {"loss": loss}
         self._append({"kind": "train", "step": step, "loss": loss, "terms": terms, "lr": lr, "time": time.time()})
+        self._mirror(step, "train", {"loss": loss, **terms, "lr": lr})
         self.say(f"step {step}/{self.total}  loss {loss:.4f}  lr {lr:.2e}" + self._pace(step))
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Log a validation during training."""
         self.metric = metrics
         self._append({"kind": "validation", "step": step, **metrics, "time": time.time()})
+        self._mirror(step, "validation", metrics)
         self.say(f"step {step}/{self.total}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
     def alive(self, step: int | None = None) -> None:
@@ -156,6 +172,11 @@ class Tracker:
     def _append(self, line: dict[str, t.Any]) -> None:
         if self.active:
             self._try(lambda: _append_line(self.cell_dir / "metrics.jsonl", json.dumps(line)))
+
+    def _mirror(self, step: int, kind: str, values: dict[str, float]) -> None:
+        if self._mirrors:
+            named = {f"{kind}/{name}": value for name, value in values.items()}
+            self._mirrors.log(step, named, self._from_step, self.say)
 
     def _beat(self, force: bool) -> None:
         now = time.monotonic()
