@@ -128,6 +128,8 @@ def test_two_ranks_train_together_and_score_every_image_once(make_cell):
     assert json.loads((newest / "meta.json").read_text())["world"] == 2
     by_two = {(row["key"], row["prompts"]): float(row["dice"]) for row in rows_of(cell_dir)}
     assert len(rows_of(cell_dir)) == len(by_two) == 3 * len(list((cell_dir / "predictions" / "first_pass").iterdir()))
+    with (cell_dir / "calibration.csv").open() as file:
+        assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == len(by_two) * 64 * 64
 
     # Both ranks predicted with what the checkpoint holds, BatchNorm's running statistics included.
     for name in ("DONE", "per_image.csv"):

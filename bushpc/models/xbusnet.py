@@ -223,8 +223,11 @@ class XBusNet(Model):
         return {"text": self.text.tower} if self.config.reads_text else {}
 
     def cam_layer(self) -> nn.Module:
-        """What (17) makes of both branches, before its 1 x 1 convolution."""
-        return self.fusion[1]
+        """The first block of (17), where both branches become one; a later one would but repeat the mask.
+
+        Behind the second block there is a 1 x 1 convolution alone, and the map would be the logits themselves.
+        """
+        return self.fusion[0]
 
     def forward(self, batch: Batch) -> Losses:
         """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""

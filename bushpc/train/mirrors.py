@@ -35,7 +35,7 @@ class Mirrors:
             self._tools = {}
             for name in self._names:
                 with self._or_without(name, say):
-                    self._tools[name] = TOOLS[name](self._cell_dir, self._settings, start)
+                    self._tools[name] = _OPEN[name](self._cell_dir, self._settings, start)
         for name, tool in list(self._tools.items()):
             with self._or_without(name, say):
                 tool.log(dict(values), step=step)
@@ -116,7 +116,7 @@ def _started(tool: GeneralTracker) -> GeneralTracker:
     return tool
 
 
-TOOLS: dict[str, Callable[[Path, Mapping[str, t.Any], int], GeneralTracker]] = {
+_OPEN: dict[str, Callable[[Path, Mapping[str, t.Any], int], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
