@@ -1,4 +1,4 @@
-"""The one command: `bushpc pack | cv | train | status | report | …`. Words are Hydra-style key=value overrides."""
+"""The one command: `bushpc pack | cv | grid | status | report | …`. Words are Hydra-style key=value overrides."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
 if t.TYPE_CHECKING:
     from bushpc.dispatch.doctor import Check
     from bushpc.dispatch.status import RunStatus
+    from bushpc.dispatch.submit import Submission
 
 WATCH_S = 1.0
 WATCH_SLURM_S = 10.0
 WATCH_RETRIES = 6
 LINE_EVERY_S = 20.0
+MOST_NAMES = 40
 
 
 def main(argv: t.Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 1 ended incomplete, 2 an error the user can mend)."""
+    """Run one command; returns the exit status: 0 done, 1 ended incomplete, 2 an error to mend, 3 bad images."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -55,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     cv.add_argument("--wait", action="store_true", help="follow the cells and print the fold table at the end")
     cv.set_defaults(run=_cv)
 
+    grid = commands.add_parser(
+        "grid",
+        help="an ablation, every row over all folds: bushpc grid grid=xbusnet_components cluster=slurm",
+    )
+    grid.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    grid.add_argument("--list", action="store_true", help="check and show the rows, submit nothing")
+    grid.add_argument("--wait", action="store_true", help="follow the cells until they end, and the report is there")
+    grid.set_defaults(run=_grid)
+
     train = commands.add_parser(
         "train",
         help="one cell, here, as a rank of torchrun, accelerate, deepspeed or srun: bushpc train model=xbusnet fold=0",
@@ -69,7 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run_dir", type=Path, metavar="RUN")
     status.add_argument("--watch", action="store_true", help="keep the table on the screen until every cell ended")
     status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--all", action="store_true", help="list every cell of a large run, too")
     status.set_defaults(run=_status)
+
+    resume = commands.add_parser("resume", help="submit what is missing of any run: bushpc resume RUN")
+    resume.add_argument("run_dir", type=Path, metavar="RUN")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="cluster=, cluster.*, loader.*")
+    resume.add_argument("--only", metavar="STATE", help="just the cells that are failed, stopped, stale or missing")
+    resume.set_defaults(run=_resume)
+
+    retry = commands.add_parser("retry", help="submit some cells again: bushpc retry RUN CELL…")
+    retry.add_argument("run_dir", type=Path, metavar="RUN")
+    retry.add_argument("cells", nargs="+", metavar="CELL", help="a cell, or a row of a grid for all its folds")
+    retry.add_argument("--fresh", action="store_true", help="from step 0; what is there is kept in RUN/stale")
+    retry.set_defaults(run=_retry)
+
+    cancel = commands.add_parser("cancel", help="end a run's jobs, or those of some cells: bushpc cancel RUN [CELL…]")
+    cancel.add_argument("run_dir", type=Path, metavar="RUN")
+    cancel.add_argument("cells", nargs="*", metavar="CELL", help="a cell, or a row of a grid for all its folds")
+    cancel.set_defaults(run=_cancel)
 
     audit = commands.add_parser(
         "audit", help="prove that every sample was seen exactly once an epoch, whatever happened: bushpc audit RUN"
@@ -108,11 +137,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     drill.set_defaults(run=_drill)
 
+    predict = commands.add_parser("predict", help="masks and measures of new images: bushpc predict RUN INPUT OUT")
+    predict.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder that `bushpc export` wrote")
+    predict.add_argument("input", type=Path, metavar="INPUT", help="image (PNG, JPEG, TIFF, BMP, DICOM), or folder")
+    predict.add_argument("out", type=Path, metavar="OUT", help="folder for masks and predictions.csv")
+    _choose_model(predict)
+    predict.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored image")
+    predict.add_argument("--prob", action="store_true", help="write probability maps too")
+    predict.add_argument("--overlay", action="store_true", help="write the images with the masks' contours too")
+    predict.add_argument("--prompts", type=Path, metavar="CSV", help="sentences or attributes of images, by file name")
+    predict.add_argument("--pixel-mm", type=float, metavar="MM", help="edge of a pixel, where nothing else says it")
+    predict.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    predict.add_argument("--batch", type=int, metavar="N", help="images per forward pass")
+    predict.set_defaults(run=_predict)
+
     weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
     weights.add_argument("action", choices=("pull", "check"))
     weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     weights.set_defaults(run=_weights)
     return parser
+
+
+def _choose_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fold", type=int, metavar="K", help="one fold; the default is all of them, as an ensemble")
+    parser.add_argument("--row", metavar="NAME", help="row of a grid")
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -149,27 +197,73 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 def _cv(arguments: argparse.Namespace) -> int:
     from bushpc.config import compose
-    from bushpc.dispatch.grid import cv_cells
+    from bushpc.dispatch.grid import cv_plan
     from bushpc.dispatch.submit import submit
 
-    config = compose(arguments.overrides)
-    cells = cv_cells(config)
-    only = list(cells) if config.fold is None else [f"fold{config.fold}"]
-    result = submit(cells, ["bushpc", "cv", *arguments.overrides], only)
+    plan = cv_plan(compose(arguments.overrides))
+    result = submit(plan, ["bushpc", "cv", *arguments.overrides])
+    return _say_submission(result, plan.wanted if arguments.wait else None)
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bushpc.dispatch.grid import grid_plan, plan_table
+    from bushpc.dispatch.submit import submit
+
+    plan = grid_plan(arguments.overrides)
+    if arguments.list:
+        Console().print(plan_table(plan))
+        return 0
+    result = submit(plan, ["bushpc", "grid", *arguments.overrides])
+    return _say_submission(result, plan.wanted if arguments.wait else None)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from bushpc.dispatch.control import resume
+
+    words = [*(["--only", arguments.only] if arguments.only else []), *arguments.overrides]
+    command = ["bushpc", "resume", str(arguments.run_dir), *words]
+    return _say_submission(resume(arguments.run_dir, command, only=arguments.only, overrides=arguments.overrides))
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from bushpc.dispatch.control import retry
+
+    command = ["bushpc", "retry", str(arguments.run_dir), *arguments.cells, *(["--fresh"] if arguments.fresh else [])]
+    return _say_submission(retry(arguments.run_dir, arguments.cells, command, fresh=arguments.fresh))
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from bushpc.dispatch.control import cancel
+
+    print(f"cancelled: {_some(cancel(arguments.run_dir, arguments.cells)) or 'nothing was running or queued'}")
+
+
+def _say_submission(result: Submission, wait_for: t.Sequence[str] | None = None) -> int:
+    """What a submission did; then, if asked, follow these cells to their end."""
     for verb, names in (
         ("submitted", result.submitted),
         ("already running", result.live),
         ("already done", result.done),
+        ("trained once, for another run, too", [f"{cell} ({run})" for cell, run in result.elsewhere.items()]),
     ):
         if names:
-            print(f"{verb}: {', '.join(names)}")
+            print(f"{verb}: {_some(names)}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"run: {result.run_dir}\nstatus: bushpc status {result.run_dir}")
-    if not arguments.wait:
+    if wait_for is None:
         return 0
     status = _watch(result.run_dir, until_report=True)
-    return _finish(result.run_dir, status, only)
+    return _finish(result.run_dir, status, wait_for)
+
+
+def _some(names: t.Sequence[str]) -> str:
+    """Names for a line of the terminal: all of them, unless they are hundreds."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: MOST_NAMES // 2])} … and {len(names) - MOST_NAMES // 2} more"
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -192,7 +286,7 @@ def _status(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(status.to_json())
         else:
-            Console().print(status_table(status))
+            Console().print(status_table(status, arguments.all))
     return 0 if status.complete or any(cell.live for cell in status.cells) else 1
 
 
@@ -231,6 +325,40 @@ def _weights(arguments: argparse.Namespace) -> None:
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    """Exit status 3 if images were rejected."""
+    from bushpc.evaluate.predict import CSV_FILE, Wanted, predict_files
+    from bushpc.evaluate.predictor import load
+    from bushpc.shards.progress import progress
+
+    wanted = Wanted(
+        prob=arguments.prob,
+        overlay=arguments.overlay,
+        prompts=arguments.prompts,
+        pixel_mm=arguments.pixel_mm,
+        batch_size=arguments.batch,
+    )
+    predictor = load(
+        arguments.model,
+        fold=arguments.fold,
+        row=arguments.row,
+        device=arguments.device,
+        tta=arguments.tta,
+        say=lambda line: print(f"warning: {line}", file=sys.stderr),
+    )
+    try:
+        with progress("predict") as show:
+            summary = predict_files(predictor, arguments.input, arguments.out, wanted, show)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    print(f"predicted: {summary.predicted}, done before: {summary.kept} file(s), rejected: {len(summary.rejected)}")
+    for file, reason in summary.rejected:
+        print(f"rejected {file}: {reason}", file=sys.stderr)
+    print(f"written: {arguments.out / CSV_FILE}")
+    return 3 if summary.rejected else 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,8 @@ Not the ranks themselves: one that requeues its own job has the others killed un
 start-up could not. Slurm requeues by itself what fell with its node, and what is still there when its time of grace
 ends; a job that saved and left early counts as failed, and is ours to bring back.
 
-jobs/attempt-<job>.json   what rank 0 noted of this start: cell, step it began at, whether it left on purpose and why
+jobs/attempt-<job>.json   what rank 0 noted of this start: the job's cells, the step they began at (the sum of several),
+                          whether it left on purpose and why
 """
 
 from __future__ import annotations
@@ -71,15 +72,15 @@ class JobFacts(t.NamedTuple):
         return self.state == "RUNNING" or (self.state == "COMPLETING" and self.reason == "TimeLimit")
 
 
-def note_attempt(run_dir: Path, cell: str) -> None:
-    """Note which cell this start of our Slurm job works on, and how far that is; outside Slurm nobody would ask."""
+def note_attempt(run_dir: Path, cells: Sequence[str]) -> None:
+    """Note which cells this start of our Slurm job works on, and how far they are; outside Slurm nobody would ask."""
     job_id = slurm_job()
     if job_id is not None:
-        path, step, restart = _note_path(run_dir, job_id), newest_saved(run_dir / "cells" / cell), slurm_restart()
+        path, step, restart = _note_path(run_dir, job_id), _saved(run_dir, cells), slurm_restart()
         before = read_note(path)
-        same = (before.get("cell"), before.get("from_step")) == (cell, step)
+        same = (before.get("cells"), before.get("from_step")) == (list(cells), step)
         note = {
-            "cell": cell,
+            "cells": list(cells),
             "restart": restart,
             "from_step": step,
             "stands_since": before.get("stands_since", restart) if same else restart,
@@ -141,7 +142,8 @@ def _come_back(job_id: str, status: int, run_dir: Path | None, attempt: dict[str
                 print(f"job {job_id} goes back into the queue: {reason}", flush=True)
                 _slurm("scontrol", "requeue", facts.requeue_as)
             elif run_dir and attempt.get("outcome") == "stopped" and _is_in_vain(status, facts, run_dir, attempt):
-                _fail(run_dir / "cells" / attempt["cell"], facts)
+                for cell_dir in _unfinished(run_dir, attempt):
+                    _fail(cell_dir, facts)
             return
         except (OSError, subprocess.SubprocessError) as error:  # no client tools on this node, or a busy controller
             detail = str(getattr(error, "stderr", None) or error).strip()
@@ -161,8 +163,7 @@ def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[
     without a word comes back if it got further in this attempt, and else a few times from the same step: a crash that
     always comes at the same place can then not loop; neither can a time limit that is over before the first save.
     """
-    cell_dir = run_dir / "cells" / attempt["cell"] if run_dir and attempt else None
-    if attempt.get("outcome") == "refused" or (cell_dir and (cell_dir / "FAILED").exists()):
+    if attempt.get("outcome") == "refused" or (run_dir and attempt and not _unfinished(run_dir, attempt)):
         return None
     if _is_in_vain(status, facts, run_dir, attempt):
         return None
@@ -170,9 +171,10 @@ def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[
         return "it was told to stop, and saved"
     if status in USER_SIGNALS or (status == TERMINATED and (facts.preempted or facts.restarts < STARTS)):
         return "it was told to stop before it could listen"
-    if cell_dir and (status > KILLED or status == LOST_PEER):
-        if newest_saved(cell_dir) > attempt["from_step"]:
-            return f"a rank was killed; it had got from step {attempt['from_step']} to {newest_saved(cell_dir)}"
+    if run_dir and attempt and (status > KILLED or status == LOST_PEER):
+        saved = _saved(run_dir, attempt["cells"])
+        if saved > attempt["from_step"]:
+            return f"a rank was killed; it had got from step {attempt['from_step']} to {saved}"
         if not _stands_still(attempt):
             return f"a rank was killed before the first save after step {attempt['from_step']}"
     return None
@@ -186,9 +188,20 @@ def _is_in_vain(status: int, facts: JobFacts, run_dir: Path | None, attempt: dic
         return False
     if not (run_dir and attempt):
         return status in USER_SIGNALS and facts.restarts >= STARTS
-    if newest_saved(run_dir / "cells" / attempt["cell"]) > attempt["from_step"]:
+    if _saved(run_dir, attempt["cells"]) > attempt["from_step"]:
         return False
     return _stands_still(attempt)
+
+
+def _saved(run_dir: Path, cells: Sequence[str]) -> int:
+    """Steps saved of all cells of a job together."""
+    return sum(newest_saved(run_dir / "cells" / cell) for cell in cells)
+
+
+def _unfinished(run_dir: Path, attempt: dict[str, t.Any]) -> list[Path]:
+    """Folders of the job's cells that neither are done nor failed for good."""
+    folders = [run_dir / "cells" / cell for cell in attempt["cells"]]
+    return [folder for folder in folders if not any((folder / end).exists() for end in ("DONE", "FAILED"))]
 
 
 def _stands_still(attempt: dict[str, t.Any]) -> bool:

@@ -24,10 +24,10 @@ from pathlib import Path
 
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
-from bushpc.dispatch.grid import cv_cells
+from bushpc.dispatch.grid import cv_plan
 from bushpc.dispatch.job import end_quickly, lost_peer, note_failure, wait_for_the_reason
+from bushpc.dispatch.run_folder import write_run
 from bushpc.dispatch.status import read_status
-from bushpc.dispatch.submit import write_run
 from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.lease import LeaseError, process_start
@@ -150,20 +150,20 @@ def _cell_from_rank_0(world: World, config: CellConfig, command: Sequence[str], 
 
 def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
     """Write the run folder as `bushpc cv` does, and that this process works on the cell."""
-    cells = cv_cells(config)
+    plan = cv_plan(config)
     name = f"fold{config.fold}"
-    run_dir = cells[name].run_dir
+    run_dir = plan.first.run_dir
     cell_dir = run_dir / "cells" / name
     (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
     with _alone_in(run_dir):
-        write_run(run_dir, cells, command)
+        write_run(run_dir, plan, command)
         print(f"run: {run_dir}\nstatus: bushpc status {run_dir}", flush=True)
         if (cell_dir / "DONE").exists():
             print(f"already done: {name}", flush=True)
             return cell_dir
         _refuse_if_live(run_dir, name)
         (cell_dir / "FAILED").unlink(missing_ok=True)
-        note_attempt(run_dir, name)
+        note_attempt(run_dir, [name])
         code = (read_json(run_dir / "run.json") or {})["submissions"][-1]["code"]
         write_atomically(cell_dir / "job.json", json.dumps(_job_note(cell_dir) | {"code": code}))
     return cell_dir

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc.config import CellConfig
-from bushpc.dispatch import submit
+from bushpc.dispatch import run_folder, submit
 from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.doctor import ask
-from bushpc.dispatch.grid import cv_cells
+from bushpc.dispatch.grid import Plan, cv_plan
 from bushpc.dispatch.processes import SEARCH, RunProcess, kill_rank, processes_of
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import read_json, write_atomically
@@ -144,8 +144,7 @@ def drill(config: CellConfig, *, command: Sequence[str], preempt_with: str | Non
     if preempt_with is not None and not slurm:
         raise ConfigError("--preempt-with: nobody competes with cluster=local; give a Slurm cluster, cluster=slurm")
     ways = [*(SLURM_WAYS if slurm else LOCAL_WAYS), *([PREEMPT] if preempt_with is not None else [])]
-    name = f"fold{config.fold or 0}"
-    cell = cv_cells(config)[name]
+    cell = cv_plan(config).cells[f"fold{config.fold or 0}"]
     folder = Path(cell.runs_dir or "runs") / time.strftime("drill-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     site: Site = SlurmSite(folder, say, preempt_with) if slurm else LocalSite(folder, say)
@@ -322,8 +321,9 @@ class Run:
         """As `bushpc cv` does, without a report."""
         if not self.run_dir.exists():
             self.run_dir.mkdir(parents=True)
-            submit.write_run(self.run_dir, {self.name: self.cell}, self.command)
-        submit._submit_cells(self.run_dir, [self.name], self.cell.cluster)
+            plan = Plan(kind="drill", cells={self.name: self.cell}, wanted=[self.name])
+            run_folder.write_run(self.run_dir, plan, self.command)
+        submit.queue_cells(self.run_dir, {self.name: self.cell.cluster})
         self.site.job_ids.append(self.job_id)
 
     @property
@@ -625,7 +625,7 @@ class SlurmSite(Site):
             f"--nodelist={','.join(nodes)}",
         ]
         with submit.clean_environment():
-            os.environ["PYTHONPATH"] = str(submit._snapshot(run.run_dir))
+            os.environ["PYTHONPATH"] = str(run_folder.snapshot(run.run_dir))
             return ask("srun", "--quiet", *options, *where, f"--chdir={run.run_dir}", *python)
 
     def _kill(self, run: Run) -> None:

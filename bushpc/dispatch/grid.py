@@ -1,22 +1,207 @@
-"""One composed config → the cells of a run. Every cell is checked here, before anything is queued."""
+"""One composed config, or a grid of them → the cells of a run. Every cell is checked here, before anything is queued.
+
+    configs/grid/<name>.yaml ─load_grid→ rows ─grid_plan→ cells: each row once per fold
+
+A row is one condition of a comparison: a line of the table that the grid is for.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import json
+import math
+import re
+import typing as t
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
 
 from bushpc import weights
-from bushpc.config import CellConfig
+from bushpc.config import CONFIG_DIR, YAML_FAILS, YAML_LOADER, CellConfig, Composer, config_names
+from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
-from bushpc.shards.split import find_folds, load_folds
+from bushpc.shards.split import Folds, find_folds, load_folds
+
+if t.TYPE_CHECKING:
+    from rich.table import Table
+
+GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline")
+ROW_KEYS = ("label", "set")
+# More is a slip of the pen in an axis; the job arrays of a whole site end somewhere near it.
+MOST_CELLS = 20_000
+MOST_PROBLEMS = 10
+# Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
+RUN_WIDE = ("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes")
 
 
-def cv_cells(config: CellConfig) -> dict[str, CellConfig]:
-    """Cell name → config, one per fold, in fold order; `fold=` only chooses which of them to submit.
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """One condition. name: safe as a folder's name. label: for tables. settings: what sets it apart, key → value."""
+
+    name: str
+    label: str
+    settings: dict[str, t.Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A file of configs/grid. base: overrides of every cell. baseline: the row that the others are compared with."""
+
+    name: str
+    title: str
+    base: tuple[str, ...]
+    rows: tuple[GridRow, ...]
+    baseline: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is to be made of.
+
+    cells: name → config; every row once per fold, in that order. row_of: cell → row; empty for a cross-validation.
+    wanted: the cells to submit now; the run is complete when all of `cells` are done.
+    """
+
+    kind: str
+    cells: dict[str, CellConfig]
+    wanted: list[str]
+    grid: Grid | None = None
+    row_of: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def first(self) -> CellConfig:
+        """Any cell, for what all of them share: folder, data and folds."""
+        return next(iter(self.cells.values()))
+
+
+def cv_plan(config: CellConfig) -> Plan:
+    """One cell per fold, in fold order; `fold=` only chooses which of them to submit.
 
     Raises: DataError (shards or folds missing, damaged or leaking), WeightsError (not staged), ConfigError.
     """
+    folds, data_hash = _checked_data(config)
+    weights.require(config.model_class, config.model, config.weights_folder)
+    whole = dataclasses.replace(config, fold=None)
+    digest = _digest(whole.hash, data_hash)
+    # The same settings on the same data always land in the same run folder.
+    name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
+    cells = {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in range(folds.count)}
+    wanted = list(cells) if config.fold is None else [f"fold{config.fold}"]
+    return Plan(kind="cv", cells=cells, wanted=wanted)
+
+
+def grid_plan(overrides: Sequence[str]) -> Plan:
+    """The cells of `grid=<name>`, with the other overrides on top of the grid's own.
+
+    Raises: ConfigError with every row that cannot be composed; DataError, WeightsError as for a cross-validation.
+    """
+    grid = load_grid(_grid_name(overrides))
+    words = [word for word in overrides if word.partition("=")[0] != "grid"]
+    _refuse_overridden_axes(grid, words)
+    composer = Composer([*grid.base, *words])
+    base = composer({})
+    folds, data_hash = _checked_data(base)
+    name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data_hash)}"
+    rows, problems = {}, []
+    for row in grid.rows:
+        try:
+            cell = dataclasses.replace(composer(row.settings), name=name)
+            weights.require(cell.model_class, cell.model, cell.weights_folder)
+            rows[row.name] = cell
+        except BushpcError as error:
+            problems.append((f"row {row.name}: {error}", error))
+    if problems:
+        shown = [text for text, _ in problems[:MOST_PROBLEMS]]
+        more = [f"… and {len(problems) - MOST_PROBLEMS} more rows"] if len(problems) > MOST_PROBLEMS else []
+        head = f"grid={grid.name}: {len(problems)} of {len(grid.rows)} rows cannot be run; nothing was queued"
+        raise type(problems[0][1])("\n  ".join([head, *shown, *more]))
+    cells, row_of, wanted = {}, {}, []
+    for row_name, cell in rows.items():
+        for k in range(folds.count):
+            cells[f"{row_name}-fold{k}"] = dataclasses.replace(cell, fold=k)
+            row_of[f"{row_name}-fold{k}"] = row_name
+            if base.fold in (None, k):
+                wanted.append(f"{row_name}-fold{k}")
+    return Plan(kind="grid", cells=cells, wanted=wanted, grid=grid, row_of=row_of)
+
+
+def load_grid(name: str) -> Grid:
+    """Read `configs/grid/<name>.yaml` and multiply its axes out. Raises: ConfigError for whatever cannot be meant."""
+    path = CONFIG_DIR / "grid" / f"{name}.yaml"
+    try:
+        content = yaml.load(path.read_text(), Loader=YAML_LOADER)
+    except YAML_FAILS as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    where = f"grid={name}"
+    content = _mapping(content, where, GRID_KEYS)
+    axes = _axes(content.get("axes"), where)
+    rows = [*_product(axes, _exclusions(content.get("exclude"), axes, where), where), *_rows(content, where)]
+    names = [row.name for row in rows]
+    if not rows:
+        raise ConfigError(
+            f"{where} has no cells: {'every combination of its axes is excluded' if axes else 'no rows, no axes'}. "
+            f"Give it `rows` or `axes`, see {CONFIG_DIR / 'grid'}"
+        )
+    twice = next((row for row in names if names.count(row) > 1), None) if len(set(names)) < len(names) else None
+    if twice:
+        raise ConfigError(f"{where}: two rows are called {twice}; each needs a name of its own")
+    baseline = content.get("baseline") or names[0]
+    if baseline not in names:
+        raise ConfigError(f"{where}: {unknown_name('baseline', str(baseline), names)}")
+    base = content.get("base") or []
+    if not isinstance(base, list) or not all(isinstance(word, str) for word in base):
+        raise ConfigError(f"{where}: `base` is a list of overrides, for example [model=xbusnet, train.lr=1e-4]")
+    title = content.get("title")
+    return Grid(name=name, title=str(title or name), base=tuple(base), rows=tuple(rows), baseline=str(baseline))
+
+
+def plan_table(plan: Plan) -> Table:
+    """What `bushpc grid --list` shows: a row per row of the grid."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    assert plan.grid is not None
+    table = Table(title=f"{plan.first.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("row", "label", "sets", "folds", "ranks", "GPUs"):
+        table.add_column(column, justify="right" if column in ("folds", "ranks", "GPUs") else "left")
+    for row in plan.grid.rows:
+        cells = [plan.cells[name] for name in plan.wanted if plan.row_of[name] == row.name]
+        cluster = plan.cells[f"{row.name}-fold0"].cluster
+        sets = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.settings.items())
+        gpus = str(cluster.nodes * cluster.gpus_per_node)
+        name = f"{row.name} (baseline)" if row.name == plan.grid.baseline else row.name
+        table.add_row(*map(escape, (name, row.label, sets, str(len(cells)), str(cluster.world_size), gpus)))
+    return table
+
+
+def _grid_name(overrides: Sequence[str]) -> str:
+    given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "grid"]
+    if not given:
+        raise ConfigError(f"which grid? Say grid=<name>. Valid: {', '.join(config_names('grid'))}")
+    if given[-1] not in config_names("grid"):
+        raise ConfigError(unknown_name("grid", given[-1], config_names("grid")))
+    return given[-1]
+
+
+def _refuse_overridden_axes(grid: Grid, words: Sequence[str]) -> None:
+    """What a row sets wins over the command line, so a word that one of them would hide is a mistake."""
+    varied = {key for row in grid.rows for key in row.settings}
+    for word in words:
+        key = word.partition("=")[0]
+        if key in varied:
+            raise ConfigError(
+                f"{word}: the rows of grid={grid.name} set {key} themselves. Leave the word out, or edit "
+                f"{CONFIG_DIR / 'grid' / grid.name}.yaml"
+            )
+
+
+def _checked_data(config: CellConfig) -> tuple[Folds, str]:
+    """The folds, and a hash over samples and folds. Reads and hashes every shard that is here."""
     folder = config.data.folder
     manifest = Manifest.load(folder)
     if config.data.stream:  # its tars are not here, and may be too many to read
@@ -29,13 +214,106 @@ def cv_cells(config: CellConfig) -> dict[str, CellConfig]:
     folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
     if config.fold is not None:
         folds.validation(config.fold)  # refuses a fold that does not exist
-    weights.require(config.model_class, config.model, config.weights_folder)
-    name = config.name or default_name(config, manifest.hash + sha256_of(folds_file))
-    return {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in range(folds.count)}
+    return folds, manifest.hash + sha256_of(folds_file)
 
 
-def default_name(config: CellConfig, data_hash: str) -> str:
-    """`cv-xbusnet-breast-1a2b3c4d`: the same settings on the same data always land in the same run folder."""
-    whole = dataclasses.replace(config, fold=None)
-    digest = hashlib.sha256(f"{whole.hash}|{data_hash}".encode()).hexdigest()[:8]
-    return f"cv-{config.choices['model']}-{config.data.name}-{digest}"
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:8]
+
+
+# --- configs/grid/<name>.yaml, piece by piece -----------------------------------------------------------------------
+
+Settings = dict[str, t.Any]
+
+
+def _mapping(content: t.Any, where: str, keys: Sequence[str]) -> dict[str, t.Any]:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: a mapping with {', '.join(keys)} is needed")
+    for key in content:
+        if key not in keys:
+            raise ConfigError(f"{where}: {unknown_name('key', str(key), keys)}")
+    return content
+
+
+def _settings(content: t.Any, where: str) -> Settings:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{where}: a mapping from settings to values is needed, for example {{train.lr: 1.0e-4}}")
+    for key in content:
+        if key in RUN_WIDE:
+            raise ConfigError(f"{where}: {key} is the same for all rows; put it into `base` or on the command line")
+    return content
+
+
+def _rows(content: Mapping[str, t.Any], where: str) -> list[GridRow]:
+    rows = content.get("rows") or {}
+    if not isinstance(rows, dict):
+        raise ConfigError(f"{where}: `rows` is a mapping from each row's name to its `label` and `set`")
+    out = []
+    for name, row in rows.items():
+        row = _mapping(row, f"{where}, row {name}", ROW_KEYS)
+        settings = _settings(row.get("set") or {}, f"{where}, row {name}")
+        out.append(GridRow(name=_safe(str(name), where), label=str(row.get("label") or name), settings=settings))
+    return out
+
+
+def _axes(content: t.Any, where: str) -> dict[str, dict[str, Settings]]:
+    """Axis → name of each of its values → settings. `train.lr: [1e-4, 3e-4]` is short for the names and settings."""
+    axes: dict[str, dict[str, Settings]] = {}
+    for axis, values in _settings(content or {}, f"{where}, axes").items():
+        if isinstance(values, dict):
+            axes[axis] = {str(k): _settings(v, f"{where}, axis {axis}, {k}") for k, v in values.items()}
+        elif isinstance(values, list):
+            short = axis.rpartition(".")[2]
+            axes[axis] = {f"{short}={_spoken(value)}": {axis: value} for value in values}
+            if len(axes[axis]) < len(values):
+                raise ConfigError(f"{where}, axis {axis}: a value stands there twice")
+        if not axes.get(axis):
+            raise ConfigError(f"{where}, axis {axis}: a list of values, or a mapping from names to settings, is needed")
+    cells = math.prod(len(values) for values in axes.values())
+    if cells > MOST_CELLS:
+        raise ConfigError(f"{where}: its axes make {cells} combinations; allowed are {MOST_CELLS}")
+    return axes
+
+
+def _exclusions(content: t.Any, axes: Mapping[str, Mapping[str, Settings]], where: str) -> list[Settings]:
+    known = {key for values in axes.values() for settings in values.values() for key in settings}
+    rules = content or []
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) and rule for rule in rules):
+        raise ConfigError(f"{where}: `exclude` is a list of mappings from settings to values")
+    for key in (key for rule in rules for key in rule):
+        if key not in known:
+            raise ConfigError(f"{where}, exclude: {unknown_name('setting of an axis', str(key), known)}")
+    return rules
+
+
+def _product(axes: Mapping[str, Mapping[str, Settings]], exclude: Sequence[Settings], where: str) -> list[GridRow]:
+    if not axes:
+        return []
+    rows, used = [], [False] * len(exclude)
+    for choice in itertools.product(*(values.items() for values in axes.values())):
+        settings: Settings = {}
+        for _, chosen in choice:
+            settings |= chosen
+        hits = [all(settings.get(key, ...) == value for key, value in rule.items()) for rule in exclude]
+        used = [was or hit for was, hit in zip(used, hits, strict=True)]
+        if not any(hits):
+            names = [name for name, _ in choice]
+            row = _safe("-".join(name.replace("=", "_") for name in names), where)
+            rows.append(GridRow(name=row, label=", ".join(names), settings=settings))
+    for rule, hit in zip(exclude, used, strict=True):
+        if not hit:
+            raise ConfigError(f"{where}: the exclusion {json.dumps(rule)} fits no combination of the axes")
+    return rows
+
+
+def _spoken(value: t.Any) -> str:
+    """A value in a row's name."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _safe(name: str, where: str) -> str:
+    """A row's name as part of a folder's name. Raises: ConfigError where nothing of it is left."""
+    safe = re.sub(r"[^A-Za-z0-9._]+", "_", name.replace("-", "_")).strip("._")
+    if not safe:
+        raise ConfigError(f"{where}: '{name}' cannot name a row; letters or digits are needed")
+    return safe

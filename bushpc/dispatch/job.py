@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from bushpc.files import write_atomically
 from bushpc.lease import LeaseError, slurm_restart
 from bushpc.process import children, end_with_parent
 from bushpc.train.preempt import StopFlag, time_limit
+
+if t.TYPE_CHECKING:
+    import submitit
 
 POLL_S = 0.5
 # A rank that failed closes its connections before it has written why; who lost it gives it so long.
@@ -32,13 +36,14 @@ LOST_PEER_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class CellJob:
-    """Trains and evaluates one cell; one call per rank, each its own task.
+    """Trains and evaluates one cell with a task for each of its ranks; or, packed, several cells with a task for each.
 
     submission: unique per submit, so that a rendezvous never reads a dead predecessor's address.
     """
 
     run_dir: str
-    cell: str
+    cells: tuple[str, ...]
+    packed: bool
     submission: str
 
     def __call__(self) -> None:
@@ -49,13 +54,21 @@ class CellJob:
         atexit.register(end_quickly)
         # Before anything that takes time: a stop signal in the seconds of start-up must not be lost.
         with StopFlag() as stop:
+            import submitit
+
+            job = submitit.JobEnvironment()
             run_dir = Path(self.run_dir)
-            cell_dir = run_dir / "cells" / self.cell
+            number = job.global_rank if self.packed else 0
+            if number >= len(self.cells):
+                return  # the last job of an array may have fewer cells
+            # The real folder: a cell that two runs share lies in one of them.
+            cell_dir = (run_dir / "cells" / self.cells[number]).resolve()
             try:
-                self._run(run_dir, cell_dir, stop)
+                self._run(run_dir, cell_dir, job, stop)
             except LeaseError as error:
                 note_outcome(run_dir, "refused")
-                end_other_local_ranks()
+                if not self.packed:
+                    end_other_local_ranks()
                 raise SystemExit(str(error)) from error
             except BaseException as error:
                 lost = lost_peer(error)
@@ -63,33 +76,32 @@ class CellJob:
                     wait_for_the_reason(cell_dir, error)
                 else:
                     note_failure(cell_dir, error)
-                if not isinstance(error, SystemExit):
+                if not isinstance(error, SystemExit) and not self.packed:
                     end_other_local_ranks()
                 if lost:
                     raise SystemExit(LOST_PEER) from error
                 raise
 
-    def _run(self, run_dir: Path, cell_dir: Path, stop: StopFlag) -> None:
-        import submitit
-
-        job = submitit.JobEnvironment()
+    def _run(self, run_dir: Path, cell_dir: Path, job: submitit.JobEnvironment, stop: StopFlag) -> None:
         if local_controller():
             end_with_parent()
-        if job.num_tasks > 1:  # alone, these variables would make Accelerate look for a rendezvous
+        ranks, rank, local_rank = (1, 0, 0) if self.packed else (job.num_tasks, job.global_rank, job.local_rank)
+        if ranks > 1:  # alone, these variables would make Accelerate look for a rendezvous
             os.environ.update(
-                RANK=str(job.global_rank),
-                WORLD_SIZE=str(job.num_tasks),
-                LOCAL_RANK=str(job.local_rank),
-                LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
+                RANK=str(rank),
+                WORLD_SIZE=str(ranks),
+                LOCAL_RANK=str(local_rank),
+                LOCAL_WORLD_SIZE=str(ranks // job.num_nodes),
             )
-        if job.global_rank == 0:
+        if rank == 0:
             stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
-            note_attempt(run_dir, self.cell)
+        if job.global_rank == 0:
+            note_attempt(run_dir, self.cells)
 
         from bushpc.dist import World, meet
         from bushpc.run import run_cell
 
-        world = World(rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank)
+        world = World(rank=rank, size=ranks, local_rank=local_rank)
         attempt = f"{self.submission}-{job.job_id}-{slurm_restart()}"
         meet(world, run_dir / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
         stopped = run_cell(cell_dir, world, stop)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
 import time
 import typing as t
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +27,20 @@ STYLES = {
     "queued": "yellow",
     "failed": "red",
     "stopped": "magenta",
+    "stale": "magenta",
     "missing": "dim",
 }
 
 
 # Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
 PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
+
+# Of run.json; counted up when an older bushpc would misread what a newer one wrote.
+RUN_FORMAT = 1
+
+COLUMNS = ("cell", "state", "where", "step", "metric", "rate", "left", "restarts", "goodput", "log")
+# Cells that a table shows one by one.
+MOST_ROWS = 60
 
 # Steps per second; what a heartbeat calls slower is damage, and what is left could not be told in hours.
 SLOWEST_RATE = 1e-6
@@ -56,8 +66,10 @@ class QueuedJob(t.NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """One cell. state: done, running, queued, failed, stopped (its job ended early) or missing (never submitted).
+    """One cell. state: done, running, queued, failed, stopped (its job ended early), missing (never submitted) or
+    stale (done, with other settings than the run has now).
 
+    node: where it runs, or ran last. rate: steps per second.
     goodput: where its time went up to its last sign of life; None before its first start.
     reason: why it failed, stopped, or stays in the queue where it will not leave it by itself.
     """
@@ -69,6 +81,7 @@ class CellStatus:
     total: int
     metric: dict[str, float]
     rate: float | None
+    node: str
     restarts: int
     goodput: Goodput | None
     reason: str
@@ -80,6 +93,12 @@ class CellStatus:
     def live(self) -> bool:
         """True while a job exists that will go on by itself."""
         return self.state in ("running", "queued")
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of training left at its present rate; None where nothing trains."""
+        training = self.state == "running" and self.phase == "training" and self.rate
+        return (self.total - self.step) / self.rate if training and self.rate else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +113,39 @@ class RunStatus:
     def complete(self) -> bool:
         return all(cell.state == "done" for cell in self.cells)
 
+    @property
+    def totals(self) -> dict[str, t.Any]:
+        """Over all cells: how many in each state, steps, steps per second, seconds left, GPU hours.
+
+        left_s: at the present rate, for all that is not done; None where nothing trains, or where it is not known
+        how long a cell is that has not begun.
+        """
+        counts = Counter(cell.state for cell in self.cells)
+        longest = max((cell.total for cell in self.cells), default=0)
+        done = sum(cell.total or longest if cell.state == "done" else cell.step for cell in self.cells)
+        steps = sum(cell.total or longest for cell in self.cells)
+        rate = sum(cell.rate for cell in self.cells if cell.left_s is not None and cell.rate)
+        return {
+            "states": {state: counts[state] for state in STYLES if counts[state]},
+            "step": done,
+            "total": steps,
+            "rate": rate or None,
+            "left_s": (steps - done) / rate if rate else None,
+            "gpu_hours": math.fsum(cell.goodput.gpu_hours for cell in self.cells if cell.goodput),
+        }
+
     def to_json(self) -> str:
         """The table for machines."""
         cells = [
             {**vars(cell), "live": cell.live, "goodput": cell.goodput and cell.goodput.to_dict()} for cell in self.cells
         ]
-        return json.dumps({"run": str(self.run_dir), "complete": self.complete, "cells": cells}, indent=1)
+        whole = {"run": str(self.run_dir), "complete": self.complete, "totals": self.totals, "cells": cells}
+        return json.dumps(whole, indent=1)
 
 
 def read_status(run_dir: Path) -> RunStatus:
     """Raises: DataError if `run_dir` is not a run, or its run.json is damaged."""
-    run = read_json(run_dir / "run.json")
-    if run is None:
-        raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
+    run = read_run_json(run_dir)
     names = _cell_names(run_dir / "run.json", run)
     jobs = {name: _read_job(run_dir / "cells" / name / "job.json") for name in names}
     report_job = _read_job(run_dir / "jobs" / "report.json")
@@ -114,8 +153,22 @@ def read_status(run_dir: Path) -> RunStatus:
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
     queue = job_states([job for job in open_jobs if job])
-    cells = [_cell_status(run_dir, name, jobs[name], queue) for name in names]
+    hashes = {entry["name"]: entry.get("hash") for entry in run["cells"]}
+    cells = [_cell_status(run_dir, name, jobs[name], queue, hashes[name]) for name in names]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
+
+
+def read_run_json(run_dir: Path) -> dict[str, t.Any]:
+    """Raises: DataError if `run_dir` is not a run, or one of another version."""
+    run = read_json(run_dir / "run.json")
+    if run is None:
+        raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
+    if run.get("format", RUN_FORMAT) != RUN_FORMAT:
+        raise DataError(
+            f"{run_dir}/run.json has format {run['format']}, and this version of bushpc reads {RUN_FORMAT}. The "
+            f"version that wrote it lies in {run_dir}/code: PYTHONPATH={run_dir}/code/<hash> python -m bushpc.cli …"
+        )
+    return run
 
 
 def report_is_current(run_dir: Path) -> bool:
@@ -135,33 +188,66 @@ def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, QueuedJob]:
     return states
 
 
-def status_table(status: RunStatus) -> Group:
-    """What `bushpc status` shows: a row per cell, then a line for each one that failed or stopped."""
+def status_table(status: RunStatus, every: bool = False) -> Group:
+    """What `bushpc status` shows: a row per cell, totals, then a line for each one that failed or stopped.
+
+    every: all cells also of a run of more than MOST_ROWS, where else those that need nobody are only counted.
+    """
     from rich import box
     from rich.console import Group
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    shown = status.cells
+    if len(shown) > MOST_ROWS and not every:
+        shown = [cell for cell in shown if cell.state not in ("done", "queued", "missing") or cell.reason][:MOST_ROWS]
+    rows = [_row(cell, status.run_dir) for cell in shown]
     table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("cell", "state", "step", "metric", "left", "restarts", "goodput"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "state") else "right")
-    table.add_column("log", overflow="fold", min_width=14)
-    for cell in status.cells:
-        metric = next((f"{name} {value:.3f}" for name, value in cell.metric.items()), "")
-        left = _duration((cell.total - cell.step) / cell.rate) if cell.rate and cell.phase == "training" else ""
-        table.add_row(
-            escape(cell.name),
-            f"[{STYLES[cell.state]}]{cell.phase or cell.state}[/]",
-            f"{cell.step}/{cell.total}" if cell.total else "",
-            metric,
-            left,
-            str(cell.restarts),
-            _percent(cell.goodput),
-            escape(os.path.relpath(cell.log, status.run_dir) if cell.log else ""),
-        )
-    reasons = [Text(f"{cell.name} {cell.state}: {cell.reason}", style=STYLES[cell.state]) for cell in status.cells]
-    return Group(table, *(line for line, cell in zip(reasons, status.cells, strict=True) if cell.reason))
+    # A terminal is narrow: what no cell has anything to say of is left out.
+    columns = [name for name in COLUMNS if any(row[name] for row in rows) or name in ("cell", "state")]
+    for name in columns:
+        if name == "log":
+            table.add_column(name, overflow="fold", min_width=14)
+        else:
+            table.add_column(name, no_wrap=True, justify="left" if name in ("cell", "state", "where") else "right")
+    for cell, row in zip(shown, rows, strict=True):
+        table.add_row(*(Text(row[name], STYLES[cell.state] if name == "state" else "") for name in columns))
+    lines = [Text(totals_line(status))]
+    if len(shown) < len(status.cells):
+        rest = len(status.cells) - len(shown)
+        lines.append(Text(f"{rest} cells that are done, queued or missing are not listed; --all lists them", "dim"))
+    lines += [Text(f"{cell.name} {cell.state}: {cell.reason}", STYLES[cell.state]) for cell in shown if cell.reason]
+    return Group(table, *lines)
+
+
+def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
+    """By COLUMNS."""
+    return {
+        "cell": cell.name,
+        "state": cell.phase or cell.state,
+        "where": cell.node if cell.state == "running" else "",
+        "step": f"{cell.step}/{cell.total}" if cell.total else "",
+        "metric": next((f"{name} {value:.3f}" for name, value in cell.metric.items()), ""),
+        "rate": f"{cell.rate:.3g}/s" if cell.rate and cell.state == "running" else "",
+        "left": "" if cell.left_s is None else _duration(cell.left_s),
+        "restarts": str(cell.restarts or ""),
+        "goodput": _percent(cell.goodput),
+        "log": os.path.relpath(cell.log, run_dir) if cell.log else "",
+    }
+
+
+def totals_line(status: RunStatus) -> str:
+    """`20 cells: 12 done, 2 running, 6 queued; 1930/3200 steps, 4.1/s, about 00:05:10 left`."""
+    totals = status.totals
+    counts = ", ".join(f"{count} {state}" for state, count in totals["states"].items())
+    parts = [f"{len(status.cells)} cell{'s' if len(status.cells) > 1 else ''}: {counts}"]
+    if totals["total"]:
+        parts.append(f"{totals['step']}/{totals['total']} steps")
+    if totals["left_s"] is not None:
+        parts.append(f"{totals['rate']:.3g} steps/s, about {_duration(totals['left_s'])} left at that")
+    if totals["gpu_hours"]:
+        parts.append(f"{totals['gpu_hours']:.1f} GPU hours")
+    return "; ".join(parts)
 
 
 def plain_line(cell: CellStatus) -> str:
@@ -171,6 +257,7 @@ def plain_line(cell: CellStatus) -> str:
         parts.append(f"({cell.phase})")
     if cell.total:
         parts.append(f"{cell.step}/{cell.total}")
+    parts += [f"on {cell.node}"] if cell.node and cell.state == "running" else []
     parts += [f"{name} {value:.3f}" for name, value in cell.metric.items()]
     return " ".join(parts) + (f"  {cell.reason}" if cell.reason else "")
 
@@ -209,6 +296,7 @@ def _read_heartbeat(path: Path) -> dict[str, t.Any]:
 
     fits: dict[str, t.Callable[[t.Any], bool]] = {
         "phase": lambda value: isinstance(value, str),
+        "node": lambda value: isinstance(value, str),
         "step": count,
         "total": count,
         "metric": lambda value: isinstance(value, dict) and all(map(number, value.values())),
@@ -229,10 +317,14 @@ def _cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
     raise DataError(f"{path} is damaged: it does not name the run's cells. Submit the run again, which writes it anew")
 
 
-def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob]) -> CellStatus:
+def _cell_status(
+    run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob], config_hash: t.Any
+) -> CellStatus:
     cell_dir = run_dir / "cells" / name
     heartbeat = _read_heartbeat(cell_dir / "state.json")
     state, phase, reason = _state(cell_dir, job, queue, heartbeat)
+    if state == "done" and config_hash != read_note(cell_dir / "DONE").get("config", config_hash):
+        state, reason = "stale", "done with other settings; submit again"
     return CellStatus(
         name=name,
         state=state,
@@ -241,6 +333,7 @@ def _cell_status(run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: 
         total=heartbeat.get("total", 0),
         metric=heartbeat.get("metric", {}),
         rate=heartbeat.get("rate"),
+        node=heartbeat.get("node", ""),
         restarts=heartbeat.get("restarts", 0),
         goodput=goodput(read_attempts(cell_dir, heartbeat), newest_saved(cell_dir) if state in DEAD else None),
         reason=reason,
@@ -262,13 +355,21 @@ def _state(
             return "queued", "", _why_pending(job["job_id"], queued.reason)
         if heartbeat.get("time", 0) < job["submitted"]:
             return "queued", "waiting", ""
+        if (cell_dir / "FAILED").exists():  # the job goes on, with the other cells that share it
+            return "failed", "", _first_line(cell_dir / "FAILED")
         return "running", heartbeat.get("phase", ""), ""
     if (cell_dir / "FAILED").exists():
-        return "failed", "", (cell_dir / "FAILED").read_text().partition("\n")[0]
+        return "failed", "", _first_line(cell_dir / "FAILED")
+    if job and job.get("cancelled"):
+        return "stopped", "", f"job {job['job_id']} was cancelled; `bushpc resume` goes on"
     if job:
         log = f" (log: {job['log']})" if job["log"] else ""
         return "stopped", "", f"job {job['job_id']} ended early; submit again to go on{log}"
     return "missing", "", ""
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(errors="replace").partition("\n")[0]
 
 
 def _why_pending(job_id: str, reason: str) -> str:

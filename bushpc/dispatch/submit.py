@@ -1,19 +1,15 @@
-"""Cells → jobs, through submitit: one array for all that is missing, and a report job that follows it.
+"""Cells → jobs, through submitit: arrays for all that is missing, and a report job that follows them.
 
-runs/<name>/
-  run.json        what this run is: cells and their hashes, data, folds, versions, command
-  folds.csv       the folds it uses, whatever becomes of the dataset's own
-  cells/<cell>/   see bushpc.run; job.json there names the job that works on it
-  code/<hash>/    package and configs as they were at submission; jobs import them from there
-  jobs/           submitit's scripts, pickles and logs
-  report/         see bushpc.report
+    plan ─write_run→ run folder ─what is missing→ by resources, in parts that the site takes → arrays ─→ job.json each
+
+What is in the queue is written down twice: before sbatch, as jobs/submitting-<id>.json, and after it, in each cell's
+job.json. A command that is killed between the two leaves the first, and the next command finds the jobs by it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -28,17 +24,16 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import bushpc
-from bushpc.config import CONFIG_DIR, ROOT, CellConfig, ClusterConfig, differences, way_on
+from bushpc.config import ClusterConfig
 from bushpc.dispatch.come_back import shell_lines
+from bushpc.dispatch.grid import Plan
 from bushpc.dispatch.job import CellJob, ReportJob
-from bushpc.dispatch.status import job_states, read_status, report_is_current
+from bushpc.dispatch.run_folder import alone_in, owner_of, snapshot, write_run
+from bushpc.dispatch.status import CellStatus, job_states, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import exclusive, is_own_folder, read_json, sha256_of, write_atomically
+from bushpc.files import is_own_folder, read_json, write_atomically
 from bushpc.goodput import read_note
 from bushpc.lease import process_start
-from bushpc.shards.manifest import Manifest
-from bushpc.shards.split import find_folds
 
 if t.TYPE_CHECKING:
     import submitit
@@ -46,42 +41,59 @@ if t.TYPE_CHECKING:
 
 FOREIGN_PREFIXES = ("SLURM_", "SRUN_", "PMI", "SUBMITIT_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
 FOREIGN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+# Tasks of one array, where Slurm does not say what it allows; its own default.
+MAX_ARRAY_SIZE = 1001
 
 
 class Submission(t.NamedTuple):
-    """What one call of `submit` did: names of the cells, by what happened to them, and what to look out for."""
+    """What one call of `submit` did: names of the cells, by what happened to them, and what to look out for.
+
+    elsewhere: cell → the run that it belongs to, where that is another one: it is trained once for both.
+    """
 
     run_dir: Path
     submitted: list[str]
     done: list[str]
     live: list[str]
+    elsewhere: dict[str, str]
     warnings: list[str]
 
 
-def submit(cells: Mapping[str, CellConfig], command: Sequence[str], only: Sequence[str] | None = None) -> Submission:
-    """Submit the cells that are neither done nor live, and a report job after them; the same call again is safe.
+def submit(plan: Plan, command: Sequence[str]) -> Submission:
+    """Submit those of `plan.wanted` that are neither done nor live, and a report job after them.
 
-    only: submit just these; the run is made of all of `cells` nevertheless, and is complete when all are done.
-    Raises: ConfigError if the run folder holds a run with other settings; DispatchError if the cluster refuses.
+    The same call again is safe, whatever became of the jobs, or of the last call, meanwhile.
+    Raises: ConfigError if the run folder holds a run with other settings; DispatchError if the cluster refuses; then
+    what it had taken stays submitted, and the next call goes on with the rest.
     """
-    first = next(iter(cells.values()))
-    run_dir = first.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(run_dir / ".submit.lock") as alone:
-        if not alone:
-            raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
-        write_run(run_dir, cells, command)
-        states = {cell.name: cell for cell in read_status(run_dir).cells}
-        wanted = list(cells) if only is None else list(only)
-        done = [name for name in wanted if states[name].state == "done"]
-        live = [name for name in wanted if states[name].live]
-        missing = [name for name in wanted if name not in done and name not in live]
-        if missing:
-            _submit_cells(run_dir, missing, first.cluster)
-        if missing or live or not report_is_current(run_dir):
-            _submit_report(run_dir, first.cluster, renew=bool(missing))
-    warnings = short_grace(run_dir, first.cluster) if missing else []
-    return Submission(run_dir=run_dir, submitted=missing, done=done, live=live, warnings=warnings)
+    run_dir, cluster = plan.first.run_dir, plan.first.cluster
+    with alone_in([run_dir]):
+        write_run(run_dir, plan, command)
+        owners = {name: owner_of(run_dir, name) for name in plan.cells}
+        with alone_in([owner for owner in owners.values() if owner != run_dir.resolve()]):
+            adopt(run_dir)
+            status = read_status(run_dir)
+            states = {cell.name: cell for cell in status.cells}
+            done = [name for name in plan.wanted if states[name].state == "done"]
+            live = [name for name in plan.wanted if states[name].live]
+            missing = [name for name in plan.wanted if name not in {*done, *live}]
+            if missing:
+                queue_cells(run_dir, {name: plan.cells[name].cluster for name in _once_each(run_dir, missing)})
+            if missing or live or not report_is_current(run_dir):
+                _submit_report(run_dir, cluster, renew=bool(missing))
+    return Submission(
+        run_dir=run_dir,
+        submitted=missing,
+        done=done,
+        live=live,
+        elsewhere={name: owner.name for name, owner in owners.items() if owner != run_dir.resolve()},
+        warnings=short_grace(run_dir, cluster) if missing else [],
+    )
+
+
+def _once_each(run_dir: Path, names: Sequence[str]) -> list[str]:
+    """Without those that are the same cell as an earlier one: two rows may have the same settings."""
+    return list({(run_dir / "cells" / name).resolve(): name for name in reversed(names)}.values())[::-1]
 
 
 def short_grace(run_dir: Path, cluster: ClusterConfig) -> list[str]:
@@ -102,84 +114,98 @@ def short_grace(run_dir: Path, cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def write_run(run_dir: Path, cells: Mapping[str, CellConfig], command: Sequence[str]) -> None:
-    """Create the run directory, or check that the one that is there is this run. Call it under `.submit.lock`.
+def adopt(run_dir: Path) -> None:
+    """Find the jobs of a submission that was killed before it had noted them with their cells; under the lock."""
+    for path in sorted((run_dir / "jobs").glob("submitting-*.json")):
+        intent = read_note(path)
+        if intent:
+            for job_id in _array_tasks(intent["job_name"]):
+                number = int(job_id.rpartition("_")[2]) if "_" in job_id else 0
+                folder = run_dir / "jobs" / job_id
+                if any(folder.glob("*_submitted.pkl")):
+                    _note_jobs(run_dir, intent, number, job_id, folder)
+                else:  # it was not told yet what to run
+                    subprocess.run(["scancel", job_id], check=False, capture_output=True, timeout=60)
+        path.unlink()
 
-    Raises: ConfigError when it was started on other data or with other settings.
+
+def _array_tasks(job_name: str) -> list[str]:
+    """Ids of the jobs of this name that are in Slurm's queue."""
+    command = ["squeue", "--noheader", "--array", "--me", f"--name={job_name}", "--format=%i"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", "") or error
+        raise DispatchError(
+            f"a submission was killed, and Slurm does not tell which of its jobs it has taken ({detail}); try again"
+        ) from error
+
+
+def queue_cells(run_dir: Path, clusters: Mapping[str, ClusterConfig]) -> None:
+    """Submit cells of a written run: those of the same resources in one array, or several where arrays are limited.
+
+    clusters: cell → its resources. Raises: DispatchError if the cluster refuses.
     """
-    known = read_json(run_dir / "run.json") or {}
-    first = next(iter(cells.values()))
-    folder = first.data.folder
-    manifest = Manifest.load(folder)
-    folds_file = find_folds(manifest, folder, first.folds)
-    facts: dict[str, t.Any] = {
-        "manifest_sha256": manifest.hash,
-        "folds": {"source": first.folds, "sha256": sha256_of(folds_file)},
-    }
-    for key, value in facts.items():
-        if known and known[key] != value:
-            raise ConfigError(
-                f"{run_dir} was started on other data: {key} was {known[key]}, now {value}. Choose another name=…, "
-                "or restore the shards and folds it was started with"
-            )
-    edited = []
-    for name, cell in cells.items():
-        path = run_dir / "cells" / name / "config.yaml"
-        before = CellConfig.load(path) if path.exists() else cell
-        changed = differences(before, cell)
-        if changed:
-            names = [line.partition(":")[0] for line in changed]
-            raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}; {way_on(names)}")
-        if before.hash != cell.hash:
-            edited.append(name)
-    running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in edited] if edited else []
-    if running:
-        raise ConfigError(f"{', '.join(running)} of {run_dir} are running with other settings: cancel them first")
-    for name, cell in cells.items():
-        folder_of_cell = run_dir / "cells" / name
-        folder_of_cell.mkdir(parents=True, exist_ok=True)
-        if name in edited:
-            (folder_of_cell / "DONE").unlink(missing_ok=True)
-        write_atomically(folder_of_cell / "config.yaml", cell.to_yaml())
-    write_atomically(run_dir / "folds.csv", folds_file.read_bytes())
-    now = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": _commit(),
-        "code": _snapshot(run_dir).name,
-        "command": list(command),
-        "versions": _versions(),
-    }
-    run = {
-        "name": first.name,
-        "kind": "cv",
-        "created": known.get("created", now["time"]),
-        "commit": now["commit"],
-        "command": now["command"],
-        "model": first.choices["model"],
-        "data": first.data.name,
-        "excerpt": manifest.excerpt,
-        "prompts": first.prompt_sources[0],
-        "shards": str(folder),
-        **facts,
-        "versions": now["versions"],
-        "submissions": [*known.get("submissions", []), now],
-        "cells": [{"name": name, "fold": cell.fold, "hash": cell.hash} for name, cell in cells.items()],
-    }
-    write_atomically(run_dir / "run.json", json.dumps(run, indent=1))
+    by_cluster: dict[ClusterConfig, list[str]] = {}
+    for name, cluster in clusters.items():
+        (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
+        by_cluster.setdefault(cluster, []).append(name)
+    for cluster, group in by_cluster.items():
+        after = None
+        packs = [group[i : i + cluster.cells_per_job] for i in range(0, len(group), cluster.cells_per_job)]
+        at_once = max_array_size() if cluster.executor == "slurm" else len(packs)
+        for i in range(0, len(packs), at_once):
+            # One array after the other, where so many cells may run at a time and not twice as many.
+            after = _submit_array(run_dir, packs[i : i + at_once], cluster, after if cluster.parallel else None)
 
 
-def _submit_cells(run_dir: Path, names: Sequence[str], cluster: ClusterConfig) -> None:
-    executor = executor_for(run_dir, cluster, run_dir.name)
+def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: ClusterConfig, after: str | None) -> str:
+    """Submit one job per pack of cells. Returns the array's id."""
+    submission = uuid.uuid4().hex
+    intent: dict[str, t.Any] = {
+        "job_name": f"{run_dir.name}-{submission[:8]}",
+        "packs": [list(pack) for pack in packs],
+        "executor": cluster.executor,
+        "submitted": time.time(),
+        "code": snapshot(run_dir).name,
+    }
+    executor = executor_for(run_dir, cluster, intent["job_name"])
     if cluster.executor == "local":
         slot = _take_slot(cluster)
         executor.update_parameters(local_setup=[*_detach(run_dir), *slot, *_environment(run_dir, cluster)])
-    for name in names:
-        (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
-    submission, submitted, code = uuid.uuid4().hex, time.time(), _snapshot(run_dir).name
-    work = [CellJob(run_dir=str(run_dir), cell=name, submission=submission) for name in names]
-    for name, job in zip(names, submit_work(executor, work), strict=True):
-        note = _job_note(job, cluster, submitted) | {"code": code}
+    else:
+        # A local job is this command's child, and is noted at once; Slurm's may be there when this command is not.
+        write_atomically(run_dir / "jobs" / f"submitting-{submission}.json", json.dumps(intent))
+    if after:
+        executor.update_parameters(slurm_dependency=f"afterany:{after}")
+    packed = cluster.cells_per_job > 1
+    work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
+    jobs = submit_work(executor, work)
+    for number, job in enumerate(jobs):
+        more = _process_note(job.job_id) if cluster.executor == "local" else {}
+        _note_jobs(run_dir, intent | more, number, job.job_id, job.paths.folder)
+    (run_dir / "jobs" / f"submitting-{submission}.json").unlink(missing_ok=True)
+    return jobs[0].job_id.partition("_")[0]
+
+
+def _note_jobs(run_dir: Path, intent: Mapping[str, t.Any], number: int, job_id: str, folder: Path) -> None:
+    """Write which job works on each cell of a pack, and the log of its task."""
+    kept = {key: intent[key] for key in ("executor", "submitted", "code", "process_start", "host") if key in intent}
+    for task, name in enumerate(intent["packs"][number]):
+        note = {**kept, "job_id": job_id, "log": str(folder / f"{job_id}_{task}_log.out")}
         write_atomically(run_dir / "cells" / name / "job.json", json.dumps(note))
+
+
+def max_array_size() -> int:
+    """Tasks that Slurm allows in one array."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["scontrol", "show", "config"]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        for line in told.splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() == "MaxArraySize" and value.strip().isdecimal():
+                return max(1, int(value))
+    return MAX_ARRAY_SIZE
 
 
 def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
@@ -194,12 +220,13 @@ def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
         _cancel_pending(old["job_id"])
     # Slurm can wait for its own jobs only, and a cell of `bushpc train` may be none.
     on_slurm = cluster.executor == "slurm"
-    live = [cell.job_id for cell in read_status(run_dir).cells if cell.live and cell.local != on_slurm]
+    live = [cell for cell in read_status(run_dir).cells if cell.live and cell.local != on_slurm]
     minutes = cluster.report_time_min
     small = dataclasses.replace(
         cluster,
         nodes=1,
         ranks_per_node=1,
+        cells_per_job=1,
         gpus_per_node=0,
         cpus_per_rank=1,
         mem_gb=cluster.mem_gb and min(cluster.mem_gb, 8),
@@ -209,9 +236,16 @@ def _submit_report(run_dir: Path, cluster: ClusterConfig, renew: bool) -> None:
     if cluster.executor == "local":
         executor.update_parameters(local_setup=[*_detach(run_dir), *_environment(run_dir, small)])
     elif live:
-        executor.update_parameters(slurm_dependency="afterany:" + ":".join(live))
+        executor.update_parameters(slurm_dependency="afterany:" + ":".join(_waited_for(live)))
     [job] = submit_work(executor, [ReportJob(run_dir=str(run_dir), wait=cluster.executor == "local")])
-    write_atomically(run_dir / "jobs" / "report.json", json.dumps(_job_note(job, cluster, time.time())))
+    note = {"executor": cluster.executor, "job_id": job.job_id, "submitted": time.time(), "log": str(job.paths.stdout)}
+    more = _process_note(job.job_id) if cluster.executor == "local" else {}
+    write_atomically(run_dir / "jobs" / "report.json", json.dumps(note | more))
+
+
+def _waited_for(live: Sequence[CellStatus]) -> list[str]:
+    """Jobs and whole arrays: a dependency on a thousand tasks one by one is more than sbatch takes."""
+    return list(dict.fromkeys(cell.job_id.partition("_")[0] for cell in live))
 
 
 def executor_for(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.AutoExecutor:
@@ -232,7 +266,7 @@ def executor_for(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.A
         name=name,
         timeout_min=cluster.time_min,
         nodes=cluster.nodes,
-        tasks_per_node=cluster.ranks_per_node,
+        tasks_per_node=_tasks(cluster),
         cpus_per_task=cluster.cpus_per_rank,
         gpus_per_node=cluster.gpus_per_node or None,
         mem_gb=cluster.mem_gb,
@@ -247,8 +281,8 @@ def executor_for(run_dir: Path, cluster: ClusterConfig, name: str) -> submitit.A
         slurm_signal_delay_s=min(cluster.stop_lead_s, cluster.time_min * 60 // 2),
         # Where the site sets JobRequeue=0, a job comes back only if it asks for it.
         slurm_additional_parameters={"requeue": True},
-        # A rank that dies ends the others, which would wait for it in a collective.
-        slurm_srun_args=["--kill-on-bad-exit=1"],
+        # A rank that dies ends the others, which would wait for it in a collective; cells that share a job do not.
+        slurm_srun_args=[f"--kill-on-bad-exit={int(cluster.cells_per_job == 1)}"],
     )
     return executor
 
@@ -259,7 +293,7 @@ def _environment(run_dir: Path, cluster: ClusterConfig) -> list[str]:
         *cluster.setup,
         # `python -m` looks into the current folder first, and users submit from the clone: its package would win.
         f"cd {shlex.quote(str(run_dir))}",
-        f'export PYTHONPATH={shlex.quote(str(_snapshot(run_dir)))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'export PYTHONPATH={shlex.quote(str(snapshot(run_dir)))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         f"export OMP_NUM_THREADS={cluster.cpus_per_rank}",
     ]
 
@@ -337,31 +371,14 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def _job_note(job: submitit.Job[t.Any], cluster: ClusterConfig, submitted: float) -> dict[str, t.Any]:
-    note = {"executor": cluster.executor, "job_id": job.job_id, "submitted": submitted, "log": str(job.paths.stdout)}
-    if cluster.executor == "local":
-        note |= {"process_start": process_start(int(job.job_id)), "host": socket.gethostname()}
-    return note
-
-
-def _snapshot(run_dir: Path) -> Path:
-    """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
-    folders = (Path(bushpc.__file__).parent, CONFIG_DIR)
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    kept = [path for path in files if "__pycache__" not in path.parts]
-    listing = "".join(f"{path.relative_to(ROOT)} {sha256_of(path)}\n" for path in kept)
-    target = run_dir / "code" / hashlib.sha256(listing.encode()).hexdigest()[:12]
-    if not target.exists():
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        for folder in folders:
-            shutil.copytree(folder, aside / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
-        aside.rename(target)
-    return target
+def _process_note(job_id: str) -> dict[str, t.Any]:
+    """What tells a local job, whose id is that of its process, from a later process."""
+    return {"process_start": process_start(int(job_id)), "host": socket.gethostname()}
 
 
 def local_parallel(cluster: ClusterConfig) -> int:
     """Cells that fit on this machine side by side: by cores, and by GPUs where cells use them."""
-    by_cores = max(1, len(os.sched_getaffinity(0)) // (cluster.ranks_per_node * cluster.cpus_per_rank))
+    by_cores = max(1, len(os.sched_getaffinity(0)) // (_tasks(cluster) * cluster.cpus_per_rank))
     if not cluster.gpus_per_node:
         return cluster.parallel or by_cores
     by_gpus = len(visible_gpus()) // cluster.gpus_per_node
@@ -371,6 +388,11 @@ def local_parallel(cluster: ClusterConfig) -> int:
             f"than the {len(visible_gpus())} that this machine shows; use fewer, or cluster.gpus_per_node=0 for the CPU"
         )
     return cluster.parallel or min(by_cores, by_gpus)
+
+
+def _tasks(cluster: ClusterConfig) -> int:
+    """Tasks of a job on each of its nodes."""
+    return cluster.ranks_per_node * cluster.cells_per_job
 
 
 def visible_gpus() -> list[str]:
@@ -384,23 +406,3 @@ def visible_gpus() -> list[str]:
 
 def _cancel_pending(job_id: str) -> None:
     subprocess.run(["scancel", "--state=PENDING", job_id], check=False, capture_output=True, timeout=60)
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return None
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    return head.stdout.strip() + ("+changes" if dirty.strip() else "")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": sys.version.split()[0]}
-    for package in ("bushpc", "torch", "accelerate", "deepspeed", "timm", "open_clip_torch", "submitit"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

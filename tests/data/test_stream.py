@@ -25,7 +25,7 @@ from bushpc.config import CellConfig, compose
 from bushpc.data import stream
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.data.stream import Lanes
-from bushpc.dispatch.grid import cv_cells
+from bushpc.dispatch.grid import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import sha256_of
@@ -493,11 +493,11 @@ def test_a_local_prefix_is_made_absolute_as_jobs_run_elsewhere(opened, monkeypat
 
 def test_cells_are_made_from_manifest_and_folds_alone_once_the_first_shard_answers(opened, packed, server):
     cell, _ = opened(f"data.stream={server.url}")
-    assert list(cv_cells(dataclasses.replace(cell, fold=None))) == [f"fold{k}" for k in range(5)]
+    assert list(cv_plan(dataclasses.replace(cell, fold=None)).cells) == [f"fold{k}" for k in range(5)]
     assert len(server.asked) == 1
     cell, _ = opened(f"data.stream={packed}")  # the user forgot the slash
     with pytest.raises(DataError, match="so a folder ends with '/'"):
-        cv_cells(dataclasses.replace(cell, fold=None))
+        cv_plan(dataclasses.replace(cell, fold=None))
 
 
 def test_tars_of_another_packing_are_refused_before_anything_is_queued(opened, tmp_path):
@@ -505,4 +505,4 @@ def test_tars_of_another_packing_are_refused_before_anything_is_queued(opened, t
     pack("phantom", None, other, shard_samples=4, parameters={"count": 22, "height": 64, "width": 96})
     cell, _ = opened(f"data.stream={other}/")
     with pytest.raises(DataError, match=r"is not the one of the manifest: it has '.*' where the manifest has phantom"):
-        cv_cells(dataclasses.replace(cell, fold=None))
+        cv_plan(dataclasses.replace(cell, fold=None))

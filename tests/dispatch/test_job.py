@@ -86,10 +86,10 @@ def test_a_killed_rank_comes_back_after_progress_and_three_times_without(
 ):
     for restart in range(3):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        note_attempt(tmp_path / "run", "fold0")
+        note_attempt(tmp_path / "run", ["fold0"])
         assert ended(status), f"the save interval may be long, and start {restart} was hit within it"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     assert not ended(status)
     (cell_dir / "checkpoints" / ".step_00000200.77").mkdir()  # not sealed
     (cell_dir / "checkpoints" / "unread_step_00000200").mkdir()
@@ -100,27 +100,27 @@ def test_a_killed_rank_comes_back_after_progress_and_three_times_without(
 
 
 def test_progress_of_an_earlier_start_does_not_count(ended, cell_dir, tmp_path, monkeypatch):
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     (cell_dir / "checkpoints" / "step_00000150").mkdir()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert not ended(KILL), "rank 0 of this start never came so far as to begin"
 
 
 def test_a_failure_with_a_reason_does_not_come_back(ended, cell_dir, tmp_path):
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     (cell_dir / "checkpoints" / "step_00000150").mkdir()
     (cell_dir / "FAILED").write_text("the loss is not finite")
     assert not any(ended(status) for status in (1, 76, KILL, TERM, 75))
 
 
 def test_ranks_that_are_killed_while_leaving_do_not_hide_that_rank_0_stopped(ended, cell_dir, tmp_path):
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     note_outcome(tmp_path / "run", "stopped")
     assert ended(KILL)
 
 
 def test_a_job_that_found_its_cell_taken_does_not_come_back(ended, cell_dir, tmp_path):
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     note_outcome(tmp_path / "run", "refused")
     (cell_dir / "checkpoints" / "step_00000150").mkdir()  # the other one's
     assert not any(ended(status) for status in (1, TERM, KILL))
@@ -182,7 +182,7 @@ def test_one_that_saved_stays_until_slurm_ends_it_where_nobody_can_be_asked(
 ):
     (tmp_path / "bin" / "scontrol").unlink()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     note_outcome(tmp_path / "run", "stopped", "SIGTERM")
     ended(75)
     assert sum(waits) > come_back.STAY_FOR_S - come_back.LONGEST_WAIT_S
@@ -197,7 +197,7 @@ def test_one_that_saved_stays_until_slurm_ends_it_where_nobody_can_be_asked(
 def test_a_time_limit_that_never_lets_it_save_ends_the_loop(ended, cell_dir, tmp_path, monkeypatch, signal_name):
     def stopped(restart: int, says: str = RUNNING, name: str = signal_name) -> bool:
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        note_attempt(tmp_path / "run", "fold0")
+        note_attempt(tmp_path / "run", ["fold0"])
         note_outcome(tmp_path / "run", "stopped", name)
         return ended(75, says.replace("Restarts=0", f"Restarts={restart}"))
 
@@ -220,14 +220,14 @@ def test_a_start_up_that_outlasts_the_time_limit_is_not_repeated_for_ever(ended)
 
 def test_an_earlier_start_that_still_lives_does_not_speak_for_the_present_one(ended, cell_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    note_attempt(tmp_path / "run", "fold0")
+    note_attempt(tmp_path / "run", ["fold0"])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     note_outcome(tmp_path / "run", "refused")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert ended(75)
 
 
-@pytest.mark.parametrize("damaged", ["", "[]", '{"cell": "fo'])
+@pytest.mark.parametrize("damaged", ["", "[]", '{"cells": ["fo'])
 def test_a_damaged_note_keeps_no_job_from_coming_back(ended, cell_dir, tmp_path, damaged):
     (tmp_path / "run" / "jobs" / "attempt-7.json").write_text(damaged)
     note_outcome(tmp_path / "run", "stopped")
@@ -295,7 +295,7 @@ run, dist = types.ModuleType("bushpc.run"), types.ModuleType("bushpc.dist")
 run.run_cell, dist.meet = run_cell, lambda *args: None
 dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)
 sys.modules.update({"bushpc.run": run, "bushpc.dist": dist})
-job.CellJob(run_dir=sys.argv[1], cell="fold0", submission="a")()
+job.CellJob(run_dir=sys.argv[1], cells=("fold0",), packed=False, submission="a")()
 """
 
 

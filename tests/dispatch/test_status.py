@@ -44,9 +44,10 @@ def run_dir(tmp_path) -> Path:
 def test_status_shows_goodput_and_restarts(run_dir, capsys):
     assert main(["status", str(run_dir)]) == 1  # fold1 is missing
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.split()}
-    assert rows["cell"][-3:] == ["restarts", "goodput", "log"]
+    assert rows["cell"] == ["cell", "state", "step", "restarts", "goodput"]
     assert rows["fold0"] == ["fold0", "done", "90/90", "1", "45", "%"]  # 180 of 400 s
-    assert rows["fold1"] == ["fold1", "missing", "0"]
+    assert rows["fold1"] == ["fold1", "missing"]
+    assert rows["2"] == ["2", "cells:", "1", "done,", "1", "missing;", "90/180", "steps;", "0.1", "GPU", "hours"]
 
 
 def test_status_gives_machines_the_whole_account(run_dir, capsys):

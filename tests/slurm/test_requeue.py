@@ -17,7 +17,7 @@ import yaml
 
 from bushpc.config import ROOT, ClusterConfig
 from bushpc.dispatch.status import read_status
-from bushpc.dispatch.submit import _submit_cells
+from bushpc.dispatch.submit import queue_cells
 
 pytestmark = pytest.mark.real
 
@@ -92,7 +92,7 @@ def submit(slurm, tmp_path) -> Callable[..., Path]:
         (run_dir / "run.json").write_text(json.dumps({"cells": [{"name": name} for name in plans]}))
         site = yaml.safe_load((ROOT / "configs" / "cluster" / "slurm.yaml").read_text())
         site |= {"nodes": 2, "time_min": 10, "setup": [f"export PYTHONPATH={stand_in}"], **settings}
-        _submit_cells(run_dir, list(plans), ClusterConfig(**{**site, "setup": tuple(site["setup"])}))
+        queue_cells(run_dir, dict.fromkeys(plans, ClusterConfig(**{**site, "setup": tuple(site["setup"])})))
         return run_dir
 
     return submit

@@ -1,0 +1,321 @@
+"""Plan → run folder: what is to be done, written down before anything is queued; and back, for whoever goes on with it.
+
+runs/<name>/
+  run.json        what this run is: cells and their hashes, rows of its grid, data, folds, versions, commands
+  folds.csv       the folds it uses, whatever becomes of the dataset's own
+  cells/<cell>/   see bushpc.run; job.json there names the job that works on it
+  stale/          cells whose settings were edited since, as they were
+  code/<hash>/    package and configs as they were at submission; jobs import them from there
+  jobs/           submitit's scripts, pickles and logs
+  report/         see bushpc.report
+
+A cell of a grid is trained once: where another run beside it, or another of its rows, has the same settings on the same
+data and folds, `cells/<cell>` is a link to that one's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import typing as t
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import bushpc
+from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, way_on
+from bushpc.dispatch.grid import Grid, GridRow, Plan
+from bushpc.dispatch.status import RUN_FORMAT, read_run_json, read_status
+from bushpc.errors import ConfigError, DataError, DispatchError
+from bushpc.files import exclusive, read_json, sha256_of, write_atomically
+from bushpc.shards.manifest import Manifest
+from bushpc.shards.split import find_folds
+
+
+@contextlib.contextmanager
+def alone_in(run_dirs: Sequence[Path]) -> Iterator[None]:
+    """Hold the locks of run folders. Raises: DispatchError if another command is at work in one of them."""
+    with contextlib.ExitStack() as locks:
+        for run_dir in sorted(set(run_dirs)):  # always in one order, or two commands could wait for each other
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if not locks.enter_context(exclusive(run_dir / ".submit.lock")):
+                raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
+        yield
+
+
+def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
+    """Create the run directory, or bring the one that is there up to date. Call it under its lock.
+
+    A grid whose rows were edited keeps what fits: cells with other settings go to `stale/`, and start anew.
+    Raises: ConfigError when it was started on other data, when a cell that runs was edited, or when a
+    cross-validation has other settings.
+    """
+    known = read_run_json(run_dir) if (run_dir / "run.json").exists() else {}
+    facts = _data_facts(plan.first)
+    for key, value in facts.items():
+        if known and known[key] != value:
+            raise ConfigError(
+                f"{run_dir} was started on other data: {key} was {known[key]}, now {value}. Choose another name=…, "
+                "or restore the shards and folds it was started with"
+            )
+    if known and known.get("kind", "cv") != plan.kind:
+        raise ConfigError(f"{run_dir} is a run of `bushpc {known.get('kind', 'cv')}`; choose another name=…")
+    edited, stale = _edited(run_dir, plan)
+    if edited or stale:
+        running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in (*edited, *stale)]
+        if running:
+            raise ConfigError(
+                f"{', '.join(running)} of {run_dir} are running with other settings: cancel them first, "
+                f"`bushpc cancel {run_dir} {' '.join(running)}`"
+            )
+    for name in stale:
+        _set_aside(run_dir, name)
+    twins = _twins(run_dir, plan, facts)
+    (run_dir / "cells").mkdir(parents=True, exist_ok=True)
+    for name, cell in plan.cells.items():
+        folder = run_dir / "cells" / name
+        if folder.is_symlink():
+            continue  # its settings are written where it belongs
+        if not folder.exists() and cell.hash in twins:
+            folder.symlink_to(os.path.relpath(twins[cell.hash], folder.parent))
+            continue
+        folder.mkdir(exist_ok=True)
+        if plan.kind == "grid" and not cell.resume_changes:
+            twins.setdefault(cell.hash, folder)  # of the rows that come
+        if name in edited:
+            (folder / "DONE").unlink(missing_ok=True)
+        _write_if_new(folder / "config.yaml", cell.to_yaml())
+    _write_if_new(run_dir / "folds.csv", find_folds_of(plan.first).read_text())
+    write_atomically(run_dir / "run.json", json.dumps(_run_json(run_dir, plan, facts, known, command), indent=1))
+
+
+def read_plan(run_dir: Path) -> Plan:
+    """The plan that a run was made from, whatever became of `configs/` since.
+
+    Raises: DataError if it is no run; ConfigError where its settings are those of another version of bushpc.
+    """
+    run_dir = run_dir.resolve()
+    run = read_run_json(run_dir)
+    cells = {}
+    for entry in run["cells"]:
+        path = run_dir / "cells" / entry["name"] / "config.yaml"
+        try:
+            cell = CellConfig.load(path)
+        except ConfigError as error:
+            code = run_dir / "code" / str(run["submissions"][-1]["code"])
+            raise ConfigError(
+                f"{path} is no config of this version of bushpc ({error}). The version that wrote it lies in {code}: "
+                f"PYTHONPATH={code} python -m bushpc.cli goes on with this run; or start anew under another name=…"
+            ) from error
+        if cell.fold is None:
+            raise ConfigError(f"{path} names no fold; submit the run again with the command it was made with")
+        # A run folder may have been moved, and a cell's may belong to another run.
+        cells[entry["name"]] = dataclasses.replace(cell, name=run_dir.name, runs_dir=str(run_dir.parent))
+    return Plan(
+        kind=run.get("kind", "cv"),
+        cells=cells,
+        wanted=list(cells),
+        grid=_read_grid(run["grid"]) if run.get("grid") else None,
+        row_of={entry["name"]: entry["row"] for entry in run["cells"] if "row" in entry},
+    )
+
+
+def _read_grid(grid: Mapping[str, t.Any]) -> Grid:
+    rows = [GridRow(name=row["name"], label=row["label"], settings=row["settings"]) for row in grid["rows"]]
+    return Grid(name=grid["name"], title=grid["title"], base=(), rows=tuple(rows), baseline=grid["baseline"])
+
+
+def owner_of(run_dir: Path, cell: str) -> Path:
+    """The run folder that a cell's folder belongs to: `run_dir`, or that of a run which has the same cell."""
+    return (run_dir / "cells" / cell).resolve().parent.parent
+
+
+def start_anew(run_dir: Path, cell: str) -> None:
+    """Set a cell's results aside, so that its next start begins with step 0; a link to another run's is cut."""
+    config = (run_dir / "cells" / cell / "config.yaml").read_text()
+    _set_aside(run_dir, cell)
+    (run_dir / "cells" / cell).mkdir()
+    write_atomically(run_dir / "cells" / cell / "config.yaml", config)
+
+
+def snapshot(run_dir: Path) -> Path:
+    """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
+    folders = (Path(bushpc.__file__).parent, CONFIG_DIR)
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in files if "__pycache__" not in path.parts]
+    listing = "".join(f"{path.relative_to(ROOT)} {sha256_of(path)}\n" for path in kept)
+    target = run_dir / "code" / hashlib.sha256(listing.encode()).hexdigest()[:12]
+    if not target.exists():
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        for folder in folders:
+            shutil.copytree(folder, aside / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        aside.rename(target)
+    return target
+
+
+def find_folds_of(cell: CellConfig) -> Path:
+    """The fold file of a cell's dataset."""
+    folder = cell.data.folder
+    return find_folds(Manifest.load(folder), folder, cell.folds)
+
+
+def _data_facts(cell: CellConfig) -> dict[str, t.Any]:
+    """What makes results comparable: the same samples, and the same folds."""
+    manifest = Manifest.load(cell.data.folder)
+    folds_file = find_folds(manifest, cell.data.folder, cell.folds)
+    return {
+        "manifest_sha256": manifest.hash,
+        "folds": {"source": cell.folds, "sha256": sha256_of(folds_file)},
+    }
+
+
+def _edited(run_dir: Path, plan: Plan) -> tuple[list[str], list[str]]:
+    """Cells whose settings differ from what lies there: those that go on with the new ones, and stale ones.
+
+    Raises: ConfigError where a cross-validation is to have other settings, as that would throw all of it away.
+    """
+    edited, stale = [], []
+    for name, cell in plan.cells.items():
+        folder = run_dir / "cells" / name
+        if folder.is_symlink() and not folder.exists():
+            folder.unlink()  # the run that had it is gone
+        if not (folder / "config.yaml").exists():
+            continue
+        before = CellConfig.load(folder / "config.yaml")
+        if before.hash == cell.hash:
+            continue
+        changed = differences(before, cell)
+        if changed and plan.kind != "grid":
+            names = [line.partition(":")[0] for line in changed]
+            raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}; {way_on(names)}")
+        if changed or folder.is_symlink():  # another run's cell keeps its settings
+            stale.append(name)
+        else:
+            edited.append(name)
+    return edited, stale
+
+
+def _set_aside(run_dir: Path, name: str) -> None:
+    """Move a cell's results to `stale/`, where a run with the same settings finds them; only cut a link."""
+    folder = run_dir / "cells" / name
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    stale = run_dir / "stale"
+    stale.mkdir(exist_ok=True)
+    target = stale / f"{name}-{CellConfig.load(folder / 'config.yaml').hash}"
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{target.name.partition('.')[0]}.{number}")
+    folder.rename(target)
+
+
+def _twins(run_dir: Path, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, Path]:
+    """Config hash → folder of a cell beside this run that trains, or trained, the same on the same data and folds."""
+    wanted = {
+        cell.hash
+        for name, cell in plan.cells.items()
+        # Who cross-validates the same again under another name wants to see it again.
+        if plan.kind == "grid" and not (run_dir / "cells" / name).exists() and not cell.resume_changes
+    }
+    found: dict[str, Path] = {}
+    if not wanted:
+        return found
+    for path in sorted(run_dir.parent.glob("*/run.json")):
+        try:
+            run = read_json(path) or {}
+        except DataError:
+            continue  # damaged, and not ours to mend
+        if any(run.get(key) != value for key, value in facts.items()):
+            continue
+        folders = [path.parent / "cells" / str(entry.get("name")) for entry in run.get("cells", [])]
+        for folder in (*folders, *sorted((path.parent / "stale").glob("*"))):
+            if folder.is_symlink() or not os.access(folder, os.W_OK):
+                continue  # found where it really lies; a colleague's cell that fails could not be run again by us
+            with contextlib.suppress(ConfigError):  # of another version: no twin
+                cell = CellConfig.load(folder / "config.yaml")
+                if cell.hash in wanted and not cell.resume_changes and _is_better(folder, found.get(cell.hash)):
+                    found[cell.hash] = folder
+    return found
+
+
+def _is_better(folder: Path, than: Path | None) -> bool:
+    """Whether a cell is to be taken before another one with the same settings: one that is done before any other."""
+    return than is None or ((folder / "DONE").exists() and not (than / "DONE").exists())
+
+
+def _run_json(
+    run_dir: Path, plan: Plan, facts: Mapping[str, t.Any], known: Mapping[str, t.Any], command: Sequence[str]
+) -> dict[str, t.Any]:
+    first, grid = plan.first, plan.grid
+    manifest = Manifest.load(first.data.folder)
+    now = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _commit(),
+        "code": snapshot(run_dir).name,
+        "command": list(command),
+        "versions": _versions(),
+    }
+    models = {plan.row_of[name]: cell.choices["model"] for name, cell in plan.cells.items() if name in plan.row_of}
+    return {
+        "format": RUN_FORMAT,
+        "name": run_dir.name,
+        "kind": plan.kind,
+        "created": known.get("created", now["time"]),
+        "commit": now["commit"],
+        # The one that made it: a `bushpc resume` later on tells nobody what the run is.
+        "command": known.get("command", now["command"]) if command[1] in ("resume", "retry") else now["command"],
+        "model": first.choices["model"],
+        "data": first.data.name,
+        "excerpt": manifest.excerpt,
+        "prompts": first.prompt_sources[0],
+        "shards": str(first.data.folder),
+        **facts,
+        "versions": now["versions"],
+        "submissions": [*known.get("submissions", []), now],
+        "grid": grid
+        and {
+            "name": grid.name,
+            "title": grid.title,
+            "baseline": grid.baseline,
+            "rows": [{**vars(row), "model": models[row.name]} for row in grid.rows],
+        },
+        "cells": [
+            {"name": name, "fold": cell.fold, "hash": cell.hash}
+            | ({"row": plan.row_of[name]} if name in plan.row_of else {})
+            for name, cell in plan.cells.items()
+        ],
+    }
+
+
+def _write_if_new(path: Path, content: str) -> None:
+    """A thousand files that are as they should be need not be written, and flushed, again."""
+    if not path.exists() or path.read_text() != content:
+        write_atomically(path, content)
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return None
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return head.stdout.strip() + ("+changes" if dirty.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for package in ("bushpc", "torch", "accelerate", "deepspeed", "timm", "open_clip_torch", "submitit"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
