@@ -1,0 +1,335 @@
+"""Images → masks and one CSV row each: `bushpc predict`. Whatever stops it, the same command does what is missing.
+
+    OUT/predictions.csv    one row per image or frame, in rising order once all is done
+    OUT/masks/…            0 and 255, at original size, in the input's own folder structure
+    OUT/probabilities/…    with prob: 8 bits, 255 = certain lesion, as in a run's predictions/
+    OUT/overlays/…         with overlay: the mask's contour on the image
+    OUT/predict.json       what it was asked for: nothing else may go on in this folder
+
+The pictures of `a.png` are called `a.png`, those of `a.jpg` are called `a.jpg.png`, those of a file with several frames
+lie in a folder of its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import typing as t
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from bushpc.data.images import FORMATS, find_images, open_picture, pixel_size
+from bushpc.data.prompt_table import Known, read_prompt_table
+from bushpc.errors import ConfigError, DataError
+from bushpc.evaluate.predictor import Predictor, Result
+from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.sample import LABELS
+
+CSV_FILE, SETTINGS_FILE, LOCK_FILE = "predictions.csv", "predict.json", ".lock"
+COLUMNS = (
+    *("file", "frame", "frames", "status", "reason", "height", "width", "pixel_mm_x", "pixel_mm_y", "components"),
+    *("area_px", "area_mm2", "long_axis_px", "long_axis_mm", "short_axis_px", "short_axis_mm"),
+    *("centroid_x_px", "centroid_y_px", "centroid_x_mm", "centroid_y_mm", "mean_prob", "max_prob"),
+    *("class", *(f"prob_{label}" for label in LABELS), "spatial_prompt", "attribute_prompt", "sha256"),
+)
+OK, REJECTED = "ok", "rejected"
+MASKS, PROBABILITIES, OVERLAYS = "masks", "probabilities", "overlays"
+CONTOUR_RGB = (255, 196, 0)
+CONTOUR_SHARE = 300  # the contour's width is the image's shorter side divided by this
+
+Row = dict[str, str]
+# Told how many of how many files are done, and in words what else is worth saying.
+Show = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to write besides masks and CSV, and what is known about the images.
+
+    prompts: a CSV, see `bushpc.data.prompt_table`. pixel_mm: of images that neither the CSV nor the file itself knows.
+    batch_size: images per forward pass; None takes the model's own.
+    """
+
+    prob: bool = False
+    overlay: bool = False
+    prompts: Path | None = None
+    pixel_mm: float | None = None
+    batch_size: int | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The folders of pictures."""
+        return [MASKS, *[PROBABILITIES] * self.prob, *[OVERLAYS] * self.overlay]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a call ended: images (frames) predicted now, files that had been done before, (file, reason) rejected."""
+
+    predicted: int
+    kept: int
+    rejected: list[tuple[str, str]]
+
+
+class _Job(t.NamedTuple):
+    file: PurePosixPath
+    frame: int
+    frames: int
+    sha256: str
+    image_HWC: np.ndarray
+    known: Known
+
+
+def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted, show: Show) -> Summary:
+    """Predict an image file, or every image below a folder, into `out`.
+
+    A file that cannot be read is noted in the CSV, told to `show`, and tried again by the next call.
+    Raises: DataError without any image, and for a prompt table that does not fit; ConfigError if `out` holds the
+    predictions of another model, of other images or with other settings, or if another process is at it.
+    """
+    files = _find(source, out)
+    _refuse_collisions(files)
+    table = read_prompt_table(wanted.prompts, files) if wanted.prompts else {}
+    if any(known.spatial_prompt for known in table.values()) and "spatial_prompts" not in predictor.needs:
+        show(0, len(files), "this model reads no spatial prompts: those in the table have no effect")
+    if any(known.attribute_prompt for known in table.values()) and "attribute_prompts" not in predictor.needs:
+        show(0, len(files), "this model reads no attribute prompts: those in the table have no effect")
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out / LOCK_FILE) as alone:
+        if not alone:
+            raise ConfigError(f"another process predicts into {out}: wait for it, or choose another folder")
+        _hold_to_settings(out, _settings(predictor, source, wanted, table))
+        return _predict(predictor, files, table, out, wanted, show)
+
+
+class _Done:
+    """What is done in an output folder: (file, frame) → row, on the disk as soon as it is noted.
+
+    A kill may tear the last line; it is dropped, and so are rejects, which are tried again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, dict[int, Row]] = defaultdict(dict)
+        for row in _read_rows(path):
+            if row["status"] == OK:
+                self._rows[row["file"]][int(row["frame"])] = row
+        self.save()
+
+    def frames(self, file: PurePosixPath, sha256: str) -> set[int]:
+        """The frames of a file that are done. What is known of another content of it is forgotten."""
+        rows = self._rows[str(file)]
+        if any(row["sha256"] != sha256 for row in rows.values()):
+            rows.clear()
+        return set(rows)
+
+    def note(self, row: Row) -> None:
+        self._rows[row["file"]][int(row["frame"])] = row
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+    def save(self) -> None:
+        """The file anew, in rising order."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for _, rows in sorted(self._rows.items()):
+            writer.writerows(row for _, row in sorted(rows.items()))
+        write_atomically(self.path, text.getvalue())
+
+
+def _predict(
+    predictor: Predictor,
+    files: dict[PurePosixPath, Path],
+    table: dict[PurePosixPath, Known],
+    out: Path,
+    wanted: Wanted,
+    show: Show,
+) -> Summary:
+    done = _Done(out / CSV_FILE)
+    rejected: list[tuple[str, str]] = []
+    predicted = kept = 0
+
+    def jobs() -> Iterator[_Job]:
+        nonlocal kept
+        for number, (name, path) in enumerate(files.items()):
+            show(number, len(files), "")
+            frame = 0
+            try:
+                picture = open_picture(path)
+                there = done.frames(name, picture.sha256)
+                missing = [
+                    frame
+                    for frame in range(picture.frames)
+                    if frame not in there or not all(path.exists() for path in places(name, frame, picture.frames))
+                ]
+                kept += not missing
+                known = table.get(name, Known())
+                known = dataclasses.replace(known, pixel_mm=known.pixel_mm or picture.pixel_mm or of_all)
+                for frame in missing:
+                    yield _Job(name, frame, picture.frames, picture.sha256, picture.read(frame), known)
+            except DataError as error:
+                rejected.append((str(name), str(error)))
+                done.note(_row_of_reject(name, frame, str(error)))
+                show(number, len(files), f"{name} rejected: {error}")
+
+    def places(name: PurePosixPath, frame: int, frames: int) -> list[Path]:
+        return [out / kind / _picture(name, frame, frames) for kind in wanted.kinds]
+
+    of_all = pixel_size(wanted.pixel_mm) if wanted.pixel_mm is not None else None
+    for batch in _batches(jobs(), wanted.batch_size or predictor.recipe.batch_size):
+        results = predictor.predict([job.image_HWC for job in batch], [job.known for job in batch])
+        for job, result in zip(batch, results, strict=True):
+            _write_pictures(out, job, result, wanted)
+            done.note(_row(job, result))
+        predicted += len(batch)
+    done.save()
+    show(len(files), len(files), "")
+    return Summary(predicted=predicted, kept=kept, rejected=rejected)
+
+
+def _batches(jobs: Iterator[_Job], size: int) -> Iterator[list[_Job]]:
+    while batch := list(itertools.islice(jobs, size)):
+        yield batch
+
+
+# --- input ------------------------------------------------------------------------------------------------------
+
+
+def _find(source: Path, out: Path) -> dict[PurePosixPath, Path]:
+    """Name → path of every input, names relative to the folder. Raises: DataError without any."""
+    if not source.exists():
+        raise DataError(f"{source} does not exist: give an image, or a folder of images")
+    if source.is_file():
+        return {PurePosixPath(source.name): source}
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{out} holds the input {source}: choose another folder for the predictions")
+
+    def is_output(folder: Path) -> bool:  # this one, or that of another model
+        return (folder / SETTINGS_FILE).exists() or folder.resolve() == out.resolve()
+
+    paths = find_images(source, skip=is_output)
+    if not paths:
+        raise DataError(f"no image in {source}: allowed are {', '.join(FORMATS)}, and DICOM of any name")
+    return {PurePosixPath(path.relative_to(source).as_posix()): path for path in paths}
+
+
+def _refuse_collisions(files: Iterable[PurePosixPath]) -> None:
+    pictures: dict[PurePosixPath, PurePosixPath] = {}
+    for file in files:
+        other = pictures.setdefault(_picture(file), file)
+        if other != file:
+            raise DataError(f"the mask of both {other} and {file} would be {_picture(file)}: rename one of them")
+
+
+def _settings(
+    predictor: Predictor, source: Path, wanted: Wanted, table: dict[PurePosixPath, Known]
+) -> dict[str, t.Any]:
+    """Everything that the predictions depend on, and what is written of them."""
+    known = {str(file): dataclasses.astuple(each) for file, each in sorted(table.items())}
+    return {
+        "input": str(source.resolve()),
+        "model": {member.name: member.sha256 for member in predictor.members},
+        "threshold": predictor.recipe.threshold,
+        "tta": predictor.tta,
+        "prob": wanted.prob,
+        "overlay": wanted.overlay,
+        "pixel_mm": wanted.pixel_mm,
+        "prompts": hashlib.sha256(json.dumps(known).encode()).hexdigest() if table else None,
+    }
+
+
+def _hold_to_settings(out: Path, now: dict[str, t.Any]) -> None:
+    then = read_json(out / SETTINGS_FILE)
+    if then is None:
+        write_atomically(out / SETTINGS_FILE, json.dumps(now, indent=1))
+        return
+    differ = [key for key in now if then.get(key) != now[key]]
+    if differ:
+        changes = "; ".join(f"{key} was {then.get(key)}, now {now[key]}" for key in differ)
+        raise ConfigError(f"{out} holds other predictions: {changes}. Choose another folder, or delete this one")
+
+
+# --- output -----------------------------------------------------------------------------------------------------
+
+
+def _picture(file: PurePosixPath, frame: int = 0, frames: int = 1) -> PurePosixPath:
+    """Where the pictures of an input lie, below masks/ and the like; no two inputs that are there share one."""
+    if frames > 1:
+        return file / f"{frame:0{len(str(frames - 1))}d}.png"
+    return file if file.suffix.lower() == ".png" else file.with_name(f"{file.name}.png")
+
+
+def _write_pictures(out: Path, job: _Job, result: Result, wanted: Wanted) -> None:
+    drawn: dict[str, Callable[[], np.ndarray]] = {
+        MASKS: lambda: result.mask_HW * np.uint8(255),
+        PROBABILITIES: lambda: np.round(result.prob_HW * 255).astype(np.uint8),
+        OVERLAYS: lambda: overlay(job.image_HWC, result.mask_HW),
+    }
+    for kind in wanted.kinds:
+        path = out / kind / _picture(job.file, job.frame, job.frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(drawn[kind]()).save(buffer, format="PNG")
+        write_atomically(path, buffer.getvalue())
+
+
+def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """The image with the mask's contour, drawn inside the mask: what it encloses is what was found."""
+    width = max(1, round(min(mask_HW.shape) / CONTOUR_SHARE))
+    inside = ndimage.binary_erosion(mask_HW, np.ones((3, 3)), iterations=width)
+    drawn = image_HWC.copy()
+    drawn[(mask_HW > 0) & ~inside] = CONTOUR_RGB
+    return drawn
+
+
+def _row(job: _Job, result: Result) -> Row:
+    x, y = result.centroid_px or (None, None)
+    x_mm, y_mm = result.centroid_mm or (None, None)
+    mm_x, mm_y = result.pixel_mm or (None, None)
+    numbers = {
+        **{"pixel_mm_x": mm_x, "pixel_mm_y": mm_y, "area_mm2": result.area_mm2},
+        **{"long_axis_px": result.long_axis_px, "long_axis_mm": result.long_axis_mm},
+        **{"short_axis_px": result.short_axis_px, "short_axis_mm": result.short_axis_mm},
+        **{"centroid_x_px": x, "centroid_y_px": y, "centroid_x_mm": x_mm, "centroid_y_mm": y_mm},
+        **{"mean_prob": result.mean_prob, "max_prob": result.max_prob},
+        **{f"prob_{label}": prob for label, prob in (result.class_prob or {}).items()},
+    }
+    height, width = result.mask_HW.shape
+    return {
+        **dict.fromkeys(COLUMNS, ""),
+        **{"file": str(job.file), "frame": str(job.frame), "frames": str(job.frames), "status": OK},
+        **{"height": str(height), "width": str(width)},
+        **{"components": str(result.components), "area_px": str(result.area_px)},
+        **{name: f"{value:.6g}" for name, value in numbers.items() if value is not None},
+        **{"class": result.label or "", "spatial_prompt": " | ".join(result.spatial_prompts)},
+        **{"attribute_prompt": result.attribute_prompt, "sha256": job.sha256},
+    }
+
+
+def _row_of_reject(file: PurePosixPath, frame: int, reason: str) -> Row:
+    facts = {"file": str(file), "frame": str(frame), "status": REJECTED, "reason": reason}
+    return {**dict.fromkeys(COLUMNS, ""), **facts}
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The whole rows of a CSV that may end in the middle of one. Raises: DataError for a file that is none of ours."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if rows and (not text.endswith("\n") or None in rows[-1].values()):
+        rows.pop()
+    if any(None in row or None in row.values() or tuple(row) != COLUMNS for row in rows):
+        raise DataError(f"{path} was changed, or written by another version of bushpc: move it away, and run again")
+    return rows

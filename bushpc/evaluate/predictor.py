@@ -1,0 +1,443 @@
+"""Trained model → masks of any image. The one way in for `bushpc predict`, for exported models and for Python.
+
+    import bushpc
+    predictor = bushpc.load("runs/cv-…")          # run folder, or folder that `bushpc export` wrote
+    result = predictor("image.png")
+    result.mask_HW, result.prob_HW, result.long_axis_mm
+
+What the network sees is what it saw in training: `bushpc.data.images` decodes as the packer does, and
+`bushpc.data.cache.resize` is the loader's own. The probability map comes back to the image's size before it is cut at
+the threshold, so the mask has the image's own pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import typing as t
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from bushpc import checkpoint
+from bushpc.config import CellConfig, model_of
+from bushpc.data.cache import resize
+from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
+from bushpc.data.loader import FoldData
+from bushpc.data.prompt_table import Known, mirrored
+from bushpc.data.prompts import FirstPass, SizeBins
+from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
+from bushpc.evaluate.measure import Measures, measure
+from bushpc.files import read_json, sha256_of
+from bushpc.models.base import Model
+from bushpc.sample import LABELS, Batch, Prediction
+
+EXPORT_FILE = "export.json"
+EXPORT_FORMAT = 1
+# Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
+OUTSIDE = "outside_state/"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model's predictions are made; part of an export.
+
+    threshold: probability at and above which a pixel is lesion. tau: that of the first pass.
+    device, precision: of its evaluation; on another device it runs in fp32.
+    batch_size: images per forward pass.
+    """
+
+    threshold: float
+    tau: float
+    device: str
+    precision: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, cell: CellConfig) -> Recipe:
+        return cls(
+            threshold=cell.evaluate.threshold,
+            tau=cell.prompting.tau,
+            device=cell.engine.device,
+            precision=cell.engine.precision,
+            batch_size=cell.evaluate.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One fold's trained model. bins: of its training part, where it reads spatial prompts.
+
+    sha256: over all of its tensors, so it is the same for a run and for what was exported of it.
+    """
+
+    name: str
+    model: Model
+    bins: SizeBins | None
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Measures):
+    """A prediction at the image's own size, measured.
+
+    mask_HW: uint8, 1 inside the lesion. prob_HW: float32 in [0, 1].
+    mean_prob: mean probability inside the mask, the confidence in what was found; None for an empty mask. max_prob: in
+        the whole image.
+    class_prob: label → probability, where the model classifies. label: the most probable one.
+    spatial_prompts: the distinct sentences that were really used, over folds and mirror images, in the words of the
+        image as it is; empty for a model that reads none.
+    """
+
+    mask_HW: np.ndarray
+    prob_HW: np.ndarray
+    mean_prob: float | None
+    max_prob: float
+    class_prob: dict[str, float] | None
+    label: str | None
+    spatial_prompts: list[str]
+    attribute_prompt: str
+
+
+class Predictor:
+    """One fold, or several as an ensemble: the mean of their probabilities.
+
+    tta: test-time augmentation, the mean over the image and its left-right mirror image. Never upside down: depth,
+    shadows and enhancement below a lesion have a direction.
+    """
+
+    def __init__(self, members: Sequence[Member], recipe: Recipe, *, device: str = "auto", tta: bool = False) -> None:
+        """Raises: ConfigError for a model that makes no mask, and for a device that is not there."""
+        self.members, self.recipe, self.tta = list(members), recipe, tta
+        self.device = _device(device)
+        first = members[0].model
+        if "prob_BKHW" not in first.makes:
+            raise ConfigError(f"{type(first).__name__} makes no mask (it makes {', '.join(sorted(first.makes))})")
+        self.needs = first.needs(first.config)
+        for member in members:
+            member.model.to(self.device).eval()
+
+    def __call__(
+        self,
+        image: str | Path | Image.Image | np.ndarray,
+        *,
+        spatial_prompt: str = "",
+        attribute_prompt: str = "",
+        pixel_mm: float | Sequence[float] | None = None,
+        frame: int | None = None,
+    ) -> Result:
+        """Predict one image: a path, a PIL image, or an array of uint8, H x W or H x W x 3 (RGB).
+
+        spatial_prompt: "" takes it from the first pass. pixel_mm: one number, or (x, y); None takes what a DICOM file
+        says. frame: which, from 0, of a file with several.
+        Raises: DataError for an image that cannot be read.
+        """
+        own_mm = None
+        if isinstance(image, str | Path):
+            image_HWC, own_mm = _read(Path(image), frame)
+        else:
+            image_HWC = as_rgb(image)
+        known = Known(
+            spatial_prompt=spatial_prompt,
+            attribute_prompt=attribute_prompt,
+            pixel_mm=own_mm if pixel_mm is None else pixel_size(pixel_mm),
+        )
+        return self.predict([image_HWC], [known])[0]
+
+    def predict(self, images: Sequence[np.ndarray], known: Sequence[Known]) -> list[Result]:
+        """A batch of images (uint8, H x W x 3, of any sizes), and what is known of each."""
+        size = self.members[0].model.config.image_size
+        pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
+        batch = Batch(
+            keys=[str(i) for i in range(len(images))],
+            epochs=[0] * len(images),
+            image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
+            mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
+            label_B=torch.zeros(len(images), dtype=torch.int64),
+            spatial_prompts=[""] * len(images),
+            attribute_prompts=[each.attribute_prompt for each in known],
+        ).to(self.device)
+        passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
+        prob_BHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None]).mean(0)
+        classes = [p.class_prob_BL.float().cpu() for p in passes if p.class_prob_BL is not None]
+        class_prob_BL = torch.stack(classes).mean(0) if classes else None
+        return [
+            self._result(
+                image_HWC,
+                each,
+                prob_BHW[i],
+                None if class_prob_BL is None else class_prob_BL[i],
+                list(dict.fromkeys(p.spatial_prompts[i] for p in passes if p.spatial_prompts)),
+            )
+            for i, (image_HWC, each) in enumerate(zip(images, known, strict=True))
+        ]
+
+    def _passes(self, batch: Batch, given: list[str]) -> Iterator[Prediction]:
+        """Every member on every view, each prediction turned back to the image as it is."""
+        for mirror in (False, True)[: 1 + self.tta]:
+            sentences = [mirrored(sentence) for sentence in given] if mirror else given
+            view = dataclasses.replace(batch, image_BCHW=batch.image_BCHW.flip(-1)) if mirror else batch
+            for member in self.members:
+                if member.bins:
+                    first_pass = FirstPass(bins=member.bins, tau=self.recipe.tau)
+                    view = dataclasses.replace(view, reprompt=_GivenOrFirstPass(given=sentences, otherwise=first_pass))
+                with torch.inference_mode(), self._precision():
+                    made = member.model.predict(view)
+                assert made.prob_BKHW is not None, f"{type(member.model).__name__}.makes promises it"
+                used = made.spatial_prompts
+                yield dataclasses.replace(
+                    made,
+                    prob_BKHW=made.prob_BKHW.flip(-1) if mirror else made.prob_BKHW,
+                    spatial_prompts=[mirrored(sentence) for sentence in used] if used and mirror else used,
+                )
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """As in evaluation, on the device of the evaluation."""
+        precision = self.recipe.precision if self.device == self.recipe.device else "fp32"
+        with torch.autocast(self.device, DTYPES[precision], enabled=precision != "fp32"):
+            yield
+
+    def _result(
+        self,
+        image_HWC: np.ndarray,
+        known: Known,
+        prob_SS: torch.Tensor,
+        class_prob_L: torch.Tensor | None,
+        spatial_prompts: list[str],
+    ) -> Result:
+        size = image_HWC.shape[:2]
+        prob = F.interpolate(prob_SS[None, None], size, mode="bilinear", antialias=True, align_corners=False)
+        prob_HW = prob[0, 0].clamp(0, 1).numpy()
+        mask_HW = (prob_HW >= self.recipe.threshold).astype(np.uint8)
+        measures = measure(mask_HW, known.pixel_mm)
+        class_prob = None if class_prob_L is None else dict(zip(LABELS, class_prob_L.tolist(), strict=False))
+        return Result(
+            **vars(measures),
+            mask_HW=mask_HW,
+            prob_HW=prob_HW,
+            mean_prob=float(prob_HW[mask_HW > 0].mean()) if measures.area_px else None,
+            max_prob=float(prob_HW.max()),
+            class_prob=class_prob,
+            label=max(class_prob, key=lambda label: class_prob[label]) if class_prob else None,
+            spatial_prompts=spatial_prompts,
+            attribute_prompt=known.attribute_prompt if "attribute_prompts" in self.needs else "",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GivenOrFirstPass:
+    """A `bushpc.sample.Reprompter`: the user's sentence where there is one, else that of the first pass."""
+
+    given: list[str]
+    otherwise: FirstPass
+
+    def __call__(self, prob_BHW: np.ndarray) -> list[str]:
+        return [given or found for given, found in zip(self.given, self.otherwise(prob_BHW), strict=True)]
+
+
+def load(
+    path: str | Path,
+    *,
+    fold: int | None = None,
+    row: str | None = None,
+    device: str = "auto",
+    tta: bool = False,
+    say: Callable[[str], None] = warnings.warn,
+) -> Predictor:
+    """The trained model in a run folder, or in a folder that `bushpc export` wrote.
+
+    fold: one of them; None takes all as an ensemble, and says which are missing. row: of a grid. device: auto, cpu or
+    cuda. tta: see `Predictor`. say: told what the user should know.
+    Raises: DataError for a folder that is neither, or damaged; ConfigError for a name that does not exist; ResumeError
+    for a fold that is not done, or no longer whole.
+    """
+    path = Path(path)
+    _device(device)  # before gigabytes are read
+    if (path / EXPORT_FILE).exists():
+        if row is not None:
+            raise ConfigError(f"{path} is an exported model and has no rows; leave row={row} out")
+        members, recipe = _load_export(path, fold)
+    else:
+        run = open_run(path, fold, row, say)
+        members, recipe = [load_cell(cell) for cell in run.cells], Recipe.of(run.cells[0].config)
+    return Predictor(members, recipe, device=device, tta=tta)
+
+
+# --- from a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedCell:
+    """A cell that is done. folder: its own, which in a grid may be another run's; step: its last."""
+
+    name: str
+    fold: int
+    folder: Path
+    step: int
+    config: CellConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """The cells of a run, or of one row of a grid, that are asked for and done; and those that are not done."""
+
+    path: Path
+    content: dict[str, t.Any]
+    row: str | None
+    cells: list[TrainedCell]
+    missing: list[str]
+
+
+def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str], None]) -> TrainedRun:
+    """Find the trained cells of a run folder. Raises: as `load`."""
+    content = read_json(path / "run.json")
+    if content is None:
+        raise DataError(
+            f"{path} is neither a run folder (no run.json) nor an exported model (no {EXPORT_FILE}). Runs lie below "
+            "`runs/`; see `ls runs`"
+        )
+    try:
+        wanted = {cell["fold"]: cell["name"] for cell in _cells_of_row(path, content, row)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path / 'run.json'} is of another version of bushpc, or damaged ({error})") from error
+    if fold is not None and fold not in wanted:
+        raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(wanted)))}")
+    done, missing = [], []
+    for number, name in sorted(wanted.items()):
+        if fold in (None, number):
+            folder = (path / "cells" / name).resolve()  # in a grid a link, where another run trained the cell
+            step = (read_json(folder / "DONE") or {}).get("step")
+            if step is None:
+                missing.append(name)
+            else:
+                config = CellConfig.load(folder / "config.yaml")
+                done.append(TrainedCell(name=name, fold=number, folder=folder, step=step, config=config))
+    if not done:
+        raise ResumeError(
+            f"{', '.join(missing)} of {path} {'is' if len(missing) == 1 else 'are'} not done; see `bushpc status "
+            f"{path}`, and train on, or choose a fold that is done"
+        )
+    if missing:
+        say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
+    return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
+
+
+def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
+    rows = [each["name"] for each in content.get("grid", {}).get("rows", [])]
+    if not rows and row is not None:
+        raise ConfigError(f"{path} is no grid and has no rows; leave row={row} out")
+    if rows and row is None:
+        raise ConfigError(f"{path} is a grid, each row another model. Choose one, `--row NAME`: {', '.join(rows)}")
+    if rows and row not in rows:
+        raise ConfigError(unknown_name("row", str(row), rows))
+    return [cell for cell in content["cells"] if not rows or cell["row"] == row]
+
+
+def load_cell(cell: TrainedCell) -> Member:
+    """The weights that the cell was evaluated with: its last step's, averaged where `train.ema` is on."""
+    run_dir = cell.folder.parent.parent
+    saved = checkpoint.read(cell.folder / "checkpoints" / f"step_{cell.step:08d}", run_dir / "frozen")
+    config = cell.config
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
+        model = config.model_class(config.model, config.weights_dir)
+    bins = None
+    if "spatial_prompts" in model.needs(config.model):
+        bins = FoldData.open(config, cell.fold, run_dir / "folds.csv").bins
+    state = saved.parts["model"] | saved.parts.get("ema", {})
+    return _member(cell.name, model, bins, state, str(saved.path))
+
+
+# --- from an export ---------------------------------------------------------------------------------------------
+
+
+def _load_export(path: Path, fold: int | None) -> tuple[list[Member], Recipe]:
+    content = read_json(path / EXPORT_FILE) or {}
+    if content.get("format") != EXPORT_FORMAT:
+        raise DataError(
+            f"{path / EXPORT_FILE} has format {content.get('format')}, and this version of bushpc reads "
+            f"{EXPORT_FORMAT}. Export the run again, or use the version that wrote it ({content.get('bushpc')})"
+        )
+    try:
+        folds = {each["fold"]: each for each in content["folds"]}
+        if fold is not None and fold not in folds:
+            raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(folds)))}")
+        wanted = [each for number, each in folds.items() if fold in (None, number)]
+        # Whatever it started from is in the file: nothing is staged, nothing fetched.
+        model_class, config = model_of({**content["model"], "pretrained": False})
+        recipe = Recipe(**content["recipe"])
+        return [_load_exported_fold(path, each, model_class, config) for each in wanted], recipe
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path / EXPORT_FILE} is damaged ({type(error).__name__}: {error}): export again") from error
+
+
+def _load_exported_fold(path: Path, each: Mapping[str, t.Any], model_class: type[Model], config: t.Any) -> Member:
+    from safetensors.torch import load_file
+
+    file = path / each["weights"]
+    if not file.is_file() or sha256_of(file) != each["sha256"]:
+        raise DataError(f"{file} is missing, or is not what {EXPORT_FILE} says: copy or export the folder again")
+    with torch.random.fork_rng(devices=[]):
+        model = model_class(config)
+    tensors = load_file(file)
+    for name, module in model.outside_state().items():
+        prefix = f"{OUTSIDE}{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    state = {k: v for k, v in tensors.items() if not k.startswith(OUTSIDE)}
+    bins = SizeBins(**each["size_bins"]) if each["size_bins"] else None
+    return _member(each["name"], model, bins, state, str(file))
+
+
+def _member(name: str, model: Model, bins: SizeBins | None, state: dict[str, torch.Tensor], where: str) -> Member:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ResumeError(f"{where} does not fit this model: {error}") from error
+    return Member(name=name, model=model, bins=bins, sha256=_hash(all_tensors(model)))
+
+
+def all_tensors(model: Model) -> dict[str, torch.Tensor]:
+    """Everything that a prediction depends on, on the CPU: the state dict, and what the model keeps out of it."""
+    tensors = dict(model.state_dict())
+    for name, module in model.outside_state().items():
+        tensors |= {f"{OUTSIDE}{name}/{key}": value for key, value in module.state_dict().items()}
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, frame: int | None) -> tuple[np.ndarray, PixelSize | None]:
+    try:
+        picture = open_picture(path)
+        if frame is None and picture.frames > 1:
+            raise DataError(f"it has {picture.frames} frames: choose one with frame=0 to frame={picture.frames - 1}")
+        if not 0 <= (frame or 0) < picture.frames:
+            raise DataError(f"frame={frame} does not exist: it has {picture.frames}, from 0")
+        return picture.read(frame or 0), picture.pixel_mm
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _device(name: str) -> str:
+    if name not in DEVICES:
+        raise ConfigError(unknown_name("device", name, DEVICES))
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("device=cuda, but torch finds no GPU here; use device=cpu, or auto")
+    return "cuda" if there and name != "cpu" else "cpu"
