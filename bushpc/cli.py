@@ -111,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path, metavar="RUN")
     report.set_defaults(run=_report)
 
+    compare = commands.add_parser(
+        "compare", help="the same across runs on the same data and folds: bushpc compare RUN RUN…"
+    )
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN")
+    compare.add_argument("--out", type=Path, metavar="FOLDER", help="default: compare-<names> beside the first run")
+    compare.set_defaults(run=_compare)
+
     doctor = commands.add_parser("doctor", help="will it work here? bushpc doctor model=xbusnet cluster=slurm")
     doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     doctor.add_argument("--json", action="store_true", help="for machines")
@@ -313,6 +320,16 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report: {result.html}")
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from bushpc.report import build_comparison
+
+    result = build_comparison(arguments.run_dirs, arguments.out)
+    Console().print(result.fold_table)
+    print(f"report: {result.html}")
+
+
 def _weights(arguments: argparse.Namespace) -> None:
     from bushpc import weights
     from bushpc.config import compose
@@ -355,8 +372,6 @@ def _predict(arguments: argparse.Namespace) -> int:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     print(f"predicted: {summary.predicted}, done before: {summary.kept} file(s), rejected: {len(summary.rejected)}")
-    for file, reason in summary.rejected:
-        print(f"rejected {file}: {reason}", file=sys.stderr)
     print(f"written: {arguments.out / CSV_FILE}")
     return 3 if summary.rejected else 0
 

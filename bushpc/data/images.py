@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bushpc.errors import DataError
 
@@ -210,6 +210,8 @@ class _reading:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        if isinstance(error, UnidentifiedImageError):
+            raise DataError(f"no {self.kind} image, whatever its name says") from error
         if isinstance(error, Exception) and not isinstance(error, DataError):
             line = " ".join(str(error).split())
             raise DataError(f"no readable {self.kind} ({type(error).__name__}: {line})") from error

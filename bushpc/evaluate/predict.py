@@ -239,7 +239,7 @@ def _settings(
     known = {str(file): dataclasses.astuple(each) for file, each in sorted(table.items())}
     return {
         "input": str(source.resolve()),
-        "model": {member.name: member.sha256 for member in predictor.members},
+        "model": {member.name: member.sha256[:16] for member in predictor.members},
         "threshold": predictor.recipe.threshold,
         "tta": predictor.tta,
         "prob": wanted.prob,
@@ -306,13 +306,15 @@ def _row(job: _Job, result: Result) -> Row:
         **{f"prob_{label}": prob for label, prob in (result.class_prob or {}).items()},
     }
     height, width = result.mask_HW.shape
+    used = result.spatial_prompts
+    sentences = [sentence or "none" for sentence in used] if len(used) > 1 else used
     return {
         **dict.fromkeys(COLUMNS, ""),
         **{"file": str(job.file), "frame": str(job.frame), "frames": str(job.frames), "status": OK},
         **{"height": str(height), "width": str(width)},
         **{"components": str(result.components), "area_px": str(result.area_px)},
         **{name: f"{value:.6g}" for name, value in numbers.items() if value is not None},
-        **{"class": result.label or "", "spatial_prompt": " | ".join(result.spatial_prompts)},
+        **{"class": result.label or "", "spatial_prompt": " | ".join(sentences)},
         **{"attribute_prompt": result.attribute_prompt, "sha256": job.sha256},
     }
 

@@ -321,7 +321,7 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
             if step is None:
                 missing.append(name)
             else:
-                config = CellConfig.load(folder / "config.yaml")
+                config = _config(folder / "config.yaml", content)
                 done.append(TrainedCell(name=name, fold=number, folder=folder, step=step, config=config))
     if not done:
         raise ResumeError(
@@ -331,6 +331,16 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     if missing:
         say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
+
+
+def _config(path: Path, run: Mapping[str, t.Any]) -> CellConfig:
+    try:
+        return CellConfig.load(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path} does not fit this version of bushpc: {error}\nExport the model with the version that trained it "
+            f"(commit {run.get('commit')}); an exported model does not depend on these settings"
+        ) from error
 
 
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
