@@ -1,11 +1,11 @@
 """CSV → TABLES: what a run directory says, as numbers, tables, figures and one page. Last room of the way.
 
-    run directory ─results→ checked frames ─stats, summary→ numbers ─tables, figures, panel→ page
+    run directories ─results→ checked frames ─study→ arms ─stats, summary→ numbers ─content, figures, panel→ page
 
 Only files are read: no model, no torch, no scheduler. So a report can be written on a login node, for a run
 that another machine trained, and again years later.
 """
 
-from bushpc.report.page import ReportResult, build_report
+from bushpc.report.page import ReportResult, build_comparison, build_report
 
-__all__ = ["ReportResult", "build_report"]
+__all__ = ["ReportResult", "build_comparison", "build_report"]

@@ -1,4 +1,4 @@
-"""Frames → charts as SVG. Drawn on white so that they print and paste; the page frames them in dark mode too.
+"""Study → charts as SVG. Drawn on white so that they print and paste; the page frames them in dark mode too.
 
 `Figure` is used without pyplot: no backend is chosen and no state is left behind in the caller's process.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import typing as t
 
 import matplotlib
@@ -16,14 +17,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bushpc.goodput import CAUSES
-from bushpc.report.results import Cell, source_label
+from bushpc.report import stats
+from bushpc.report.costs import cost_of
+from bushpc.report.results import source_label
+from bushpc.report.study import Study
 
 # Okabe and Ito's palette, distinguishable with every common form of colour blindness.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _VERMILION, _SKY, _GREY = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#5F6670",
 )  # fmt: skip
-_SOURCE_COLOURS = {"first_pass": _BLUE, "oracle": _ORANGE, "none": _GREY}
-_FOLD_COLOURS = (_BLUE, _ORANGE, _GREEN, _PURPLE, _VERMILION, _SKY, _GREY)
+_SOURCE_COLOURS = {
+    "first_pass": _BLUE, "oracle": _ORANGE, "none": _GREY,
+    "wrong_size": _PURPLE, "wrong_quadrant": _VERMILION, "shuffled_attributes": _GREEN,
+}  # fmt: skip
+_COLOURS = (_BLUE, _ORANGE, _GREEN, _PURPLE, _VERMILION, _SKY, _GREY)
+_LINES = ("-", "--", ":")
 
 _STYLE: dict[t.Any, t.Any] = {
     "font.size": 10,
@@ -51,33 +59,56 @@ _CAUSE_COLOURS = {
 
 # Points of a curve: more cannot be seen at this width and only make the page heavy.
 _MOST_STEPS = 1000
+MOST_ARMS = 20  # in one chart: more cannot be told apart, and the tables have them all
 _MOST_VALIDATIONS = 200  # each is a dot of its own
 
 
-def box_plot(per_image: pd.DataFrame, sources: list[str], folds: list[int], missing: set[int]) -> str:
-    """Per-image Dice by fold, one box per prompt source; a missing fold keeps its place, empty and named. SVG text."""
+class Boxes(t.NamedTuple):
+    """One colour of the box plot: its name in the legend, and the values at each place, none where one is missing."""
+
+    label: str
+    colour: str
+    values: list[np.ndarray]
+
+
+def boxes_of(study: Study) -> tuple[list[str], list[Boxes]]:
+    """Per-image Dice: of one arm by fold and prompt source, of several one box an arm. (names of places, boxes)."""
+    if len(study.arms) > 1:
+        entries = study.entries[:MOST_ARMS]
+        dice = [entry.arm.rows(entry.source)["dice"].to_numpy() for entry in entries]
+        return [textwrap.fill(entry.label, 18) for entry in entries], [Boxes("", _BLUE, dice)]
+    (arm,) = study.arms
+    boxes = []
+    for source in arm.sources:
+        rows = arm.rows(source)
+        dice = [rows.loc[rows["fold"] == cell.fold, "dice"].to_numpy() for cell in arm.cells]
+        boxes.append(Boxes(source_label(source, arm.sources), _SOURCE_COLOURS[source], dice))
+    return [f"fold {cell.fold}" for cell in arm.cells], boxes
+
+
+def box_plot(places: list[str], boxes: list[Boxes]) -> str:
+    """Per-image Dice, at each place a box of each colour; a place without any keeps its room, named. SVG text."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(max(9.0, 0.95 * len(places)), 4.2), layout="constrained")
         axes = figure.subplots()
-        width = 0.75 / len(sources)
+        width = 0.75 / len(boxes)
         rng = np.random.default_rng(0)  # sideways jitter only
-        for s, source in enumerate(sources):
-            offset = (s - (len(sources) - 1) / 2) * width
-            for place, fold in enumerate(folds):
-                chosen = (per_image["fold"] == fold) & (per_image["prompts"] == source)
-                dice = per_image.loc[chosen, "dice"].to_numpy()
+        for b, box in enumerate(boxes):
+            offset = (b - (len(boxes) - 1) / 2) * width
+            for place, dice in enumerate(box.values):
                 if dice.size:
-                    _box(axes, dice, place + offset, width * 0.8, _SOURCE_COLOURS[source], rng)
-            axes.plot([], [], "s", color=_SOURCE_COLOURS[source], label=source_label(source, sources))
-        for place, fold in enumerate(folds):
-            if fold in missing:
+                    _box(axes, dice, place + offset, min(0.4, width * 0.8), box.colour, rng)
+            axes.plot([], [], "s", color=box.colour, label=box.label)
+        for place in range(len(places)):
+            if not any(box.values[place].size for box in boxes):
                 axes.text(place, 0.5, "missing", ha="center", va="center", color=_VERMILION, rotation=90)
-        axes.set_xticks(range(len(folds)), [f"fold {fold}" for fold in folds])
-        axes.set_xlim(-0.6, len(folds) - 0.4)
+        axes.set_xticks(range(len(places)), places)
+        axes.set_xlim(-0.6, len(places) - 0.4)
         axes.set_ylim(-0.02, 1.02)
         axes.set_ylabel("Dice per image")
         axes.grid(visible=False, axis="x")
-        figure.legend(loc="outside upper left", ncols=len(sources))
+        if len(boxes) > 1 or boxes[0].label:
+            figure.legend(loc="outside upper left", ncols=min(3, len(boxes)))
         return _svg(figure)
 
 
@@ -99,45 +130,60 @@ def _box(axes: Axes, dice: np.ndarray, at: float, width: float, colour: str, rng
     )
 
 
-def training_curves(cells: list[Cell]) -> str | None:
-    """Training loss of each fold, raw in light and smoothed, validation Dice beside it where logged. SVG text.
-
-    None if no step was logged in any fold.
+def training_curves(study: Study) -> str | None:
+    """Training loss by step, validation Dice beside it where logged: of one arm a colour a fold, raw in light and
+    smoothed; of several a colour an arm, its folds alike, smoothed only. SVG text. None if no step was logged.
     """
-    if all(cell.curve.loss.empty for cell in cells):
+    cells = [(a, arm, cell) for a, arm in enumerate(study.arms[:MOST_ARMS]) for cell in arm.cells]
+    if all(cell.curve.loss.empty for _, _, cell in cells):
         return None
-    has_dice = any(not cell.curve.dice.empty for cell in cells)
+    many = len(study.arms) > 1
+    has_dice = any(not cell.curve.dice.empty for _, _, cell in cells)
+    most = max(100, _MOST_STEPS * 10 // max(10, len(cells)))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         plots = figure.subplots(1, 2 if has_dice else 1, squeeze=False)[0]
-        for i, cell in enumerate(cells):
-            colour = _FOLD_COLOURS[i % len(_FOLD_COLOURS)]
-            line = "-" if i < len(_FOLD_COLOURS) else "--"
-            label = f"fold {cell.fold}" + ("" if cell.complete else " (incomplete)")
-            raw, smoothed = _thin(cell.curve.loss, _MOST_STEPS), _thin(smooth(cell.curve.loss), _MOST_STEPS)
-            plots[0].plot(raw.index, raw, color=colour, alpha=0.18, linewidth=0.8)
-            plots[0].plot(smoothed.index, smoothed, line, color=colour, linewidth=1.6, label=label)
+        named: set[str] = set()
+        for i, (a, arm, cell) in enumerate(cells):
+            hue = a if many else i
+            colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
+            label = arm.label if many else f"fold {cell.fold}" + ("" if cell.complete else " (incomplete)")
+            if not many:
+                raw = _thin(cell.curve.loss, most)
+                plots[0].plot(raw.index, raw, color=colour, alpha=0.18, linewidth=0.8)
+            smoothed = _thin(smooth(cell.curve.loss), most)
+            said = "_nolegend_" if label in named else label
+            plots[0].plot(smoothed.index, smoothed, line, color=colour, linewidth=1.0 if many else 1.6, label=said)
+            named.add(label)
             if has_dice:
                 dice = _thin(cell.curve.dice, _MOST_VALIDATIONS)
-                plots[1].plot(dice.index, dice, f"{line}o", color=colour, markersize=4)
+                marker = "" if many else "o"
+                plots[1].plot(dice.index, dice, f"{line}{marker}", color=colour, markersize=4, linewidth=1.2)
         plots[0].set(title="Training loss", xlabel="step")
         if has_dice:
             plots[1].set(title="Validation Dice", xlabel="step", ylim=(-0.02, 1.02))
-        figure.legend(loc="outside upper left", ncols=min(len(cells), 5))
+        figure.legend(loc="outside upper left", ncols=_legend_columns(named))
         return _svg(figure)
 
 
-def time_bars(cells: list[Cell]) -> str | None:
-    """Where the time of each cell went: one bar a cell, its hours stacked by cause. SVG text.
+def _legend_columns(labels: t.Iterable[str]) -> int:
+    """As many as fit side by side."""
+    return max(1, min(5, 110 // (8 + max(len(label) for label in labels))))
 
-    Causes that take no time in any cell are left out. None before a cell has started.
+
+def time_bars(study: Study) -> str | None:
+    """Where the time went, hours stacked by cause: of one arm a bar a fold, of several a bar an arm. SVG text.
+
+    Causes that take no time in any bar are left out. None before a cell has started.
     """
-    started = [(cell, cell.goodput) for cell in cells if cell.goodput]
+    if len(study.arms) > 1:
+        costs = [(arm.label, cost_of(arm.cells)) for arm in study.arms[:MOST_ARMS]]
+    else:
+        costs = [(f"fold {cell.fold}", cost_of([cell])) for cell in study.arms[0].cells]
+    started = {label: cost.seconds for label, cost in costs if cost}
     if not started:
         return None
-    hours = pd.DataFrame(
-        [account.seconds for _, account in started], index=[f"fold {cell.fold}" for cell, _ in started]
-    )[list(CAUSES)] / 3600  # fmt: skip
+    hours = pd.DataFrame(list(started.values()))[list(CAUSES)] / 3600
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.0, 1.7 + 0.34 * len(started)), layout="constrained")
         axes = figure.subplots()
@@ -147,11 +193,40 @@ def time_bars(cells: list[Cell]) -> str | None:
             if widths.any():
                 axes.barh(range(len(started)), widths, 0.7, left, color=_CAUSE_COLOURS[cause], label=said)
             left += widths
-        axes.set_yticks(range(len(started)), list(hours.index))
+        axes.set_yticks(range(len(started)), [textwrap.fill(label, 32) for label in started])
         axes.invert_yaxis()
-        axes.set_xlabel("hours since the first submission")
+        axes.set_xlabel("hours since the first submission" if len(study.arms) == 1 else "hours, all cells of an arm")
         axes.grid(visible=False, axis="y")
         figure.legend(loc="outside upper left", ncols=5)
+        return _svg(figure)
+
+
+def reliability_diagram(study: Study) -> str | None:
+    """Observed share of lesion pixels over mean predicted probability, a line for each entry. SVG text.
+
+    None where no evaluation wrote bins.
+    """
+    curves = []
+    for entry in study.entries[:MOST_ARMS]:
+        bins = entry.arm.calibration
+        if bins is not None:
+            curves.append((entry.label, stats.reliability(bins[bins["prompts"] == entry.source])))
+    if not curves:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1, label="perfect")
+        for i, (label, curve) in enumerate(curves):
+            colour, line = _COLOURS[i % len(_COLOURS)], _LINES[i // len(_COLOURS) % len(_LINES)]
+            axes.plot(
+                curve["prob"], curve["lesion"], f"{line}o", color=colour, markersize=4, linewidth=1.6, label=label
+            )
+        axes.set(
+            xlabel="mean predicted probability", ylabel="share of lesion pixels", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+        )
+        axes.set_aspect("equal")
+        figure.legend(loc="outside right upper")
         return _svg(figure)
 
 

@@ -1,4 +1,4 @@
-"""Everything → `report/`: one HTML page, CSV and LaTeX tables, `summary.json`. The report's front door.
+"""Everything → `report/`: one HTML page, `report.md`, CSV and LaTeX tables, `summary.json`. The report's front door.
 
 The folder is built aside and renamed as a whole. A report that is killed half-way leaves the old one untouched and
 a `report.tmp-…` beside it, which the next report removes.
@@ -7,6 +7,7 @@ a `report.tmp-…` beside it, which the next report removes.
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import errno
 import json
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 import time
 import typing as t
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -24,15 +26,18 @@ import rich.console
 from bushpc.errors import DataError
 from bushpc.files import flush_folder
 from bushpc.report import content, figures, tables
-from bushpc.report.panel import RANKS, build_panel
-from bushpc.report.results import RunResults, read_run
+from bushpc.report.panel import RANKS, Shards, build_gallery, build_maps, build_panel, open_shards
+from bushpc.report.study import Study, study_across, study_of
 from bushpc.report.summary import summarise
+from bushpc.report.tables import Table
 
+ROWS_ON_PAGE = 200  # of one table: a grid of a thousand cells must stay a page that a phone can open
+_MISSING_ON_PAGE = 20
 _LEFTOVER_SECONDS = 3600  # no report takes an hour to write, so an older folder aside belongs to a killed one
 
 
 class ReportResult(t.NamedTuple):
-    """html: the page. summary: as in `summary.json`. fold_table: for the terminal."""
+    """html: the page. summary: as in `summary.json`. fold_table: for the terminal; of several arms the overall one."""
 
     html: Path
     summary: dict[str, t.Any]
@@ -44,26 +49,45 @@ def build_report(run_dir: Path) -> ReportResult:
 
     Raises: DataError if the run directory contradicts itself (a damaged per-image CSV, an image in two folds).
     """
-    run_dir = Path(run_dir)
-    _restore_interrupted(run_dir / "report")
-    results = read_run(run_dir)
-    summary = summarise(results)
+    folder = Path(run_dir) / "report"
+    _restore_interrupted(folder)
+    return _build(study_of(Path(run_dir)), folder)
+
+
+def build_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> ReportResult:
+    """The same for the arms of several runs, into `out`; by default `compare-<names>` beside the first run.
+
+    Raises: DataError if they cannot be compared (other data, other folds), or as `build_report`.
+    """
+    folders = [Path(run_dir) for run_dir in run_dirs]
+    study = study_across(folders)
+    names = "-".join(run.run["name"] for run in study.runs)
+    folder = Path(out) if out else study.runs[0].path.parent / f"compare-{names}"
+    if folder.exists() and not (folder / "summary.json").is_file():
+        raise DataError(f"{folder} is there and is no comparison, so it is left alone. Choose another --out FOLDER.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _restore_interrupted(folder)
+    return _build(study, folder)
+
+
+def _build(study: Study, folder: Path) -> ReportResult:
+    summary = summarise(study)
+    shards = open_shards(study.runs[0])
+    shown = content.all_tables(study, summary, shards.manifest)
     files = {
-        "index.html": _render(results, summary),
+        "index.html": _render(study, summary, shown, shards),
+        "report.md": _markdown(study, summary, shown),
         "summary.json": json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
-    for table in content.all_tables(results, summary):
+    for table in shown.values():
         files[f"{table.name}.csv"] = tables.to_csv(table)
         files[f"{table.name}.tex"] = tables.to_latex(table)
-    _write_folder(run_dir / "report", files)
-    return ReportResult(run_dir / "report" / "index.html", summary, _terminal_table(summary))
+    _write_folder(folder, files)
+    terminal = content.overview_table(summary) or content.folds_table(summary, with_paper=False)
+    return ReportResult(folder / "index.html", summary, tables.to_rich(terminal))
 
 
-def _terminal_table(summary: dict[str, t.Any]) -> rich.console.Group:
-    return tables.to_rich(content.folds_table(summary, with_paper=False))
-
-
-def _render(results: RunResults, summary: dict[str, t.Any]) -> str:
+def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], shards: Shards) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bushpc.report", "templates"),
         autoescape=True,  # names, keys and reasons come from users and file names
@@ -73,34 +97,53 @@ def _render(results: RunResults, summary: dict[str, t.Any]) -> str:
     )
     environment.globals["table_html"] = tables.to_html
     environment.filters["data_uri"] = _svg_data_uri
-    panel = build_panel(results)
+    many = content.several(summary)
+    baseline = next((cell for cell in study.baseline.cells if cell.config), None)
     return environment.get_template("report.html.j2").render(
-        run=results.run,
-        results=results,
+        many=many,
+        study=study,
         summary=summary,
-        headline=content.headline_table(summary),
-        folds=content.folds_table(summary),
-        strata=content.strata_table(summary),
-        difference=content.difference_table(summary),
-        time=content.time_table(results),
-        time_bars=figures.time_bars(results.cells),
-        cells=content.cells_table(results),
-        folds_phrase=content.folds_phrase(summary),
-        box_plot=_box_plot(results),
-        curves=figures.training_curves(results.cells),
-        unreadable=sum(cell.curve.unreadable for cell in results.cells),
-        panel=panel,
+        status=_status(summary),
+        tables=collections.defaultdict(lambda: None, shown),  # what there is nothing to say in is None
+        most=ROWS_ON_PAGE,
+        most_arms=figures.MOST_ARMS,
+        folds_phrase=None if many else content.folds_phrase(summary),
+        box_plot=figures.box_plot(*figures.boxes_of(study)) if study.entries else None,
+        curves=figures.training_curves(study),
+        reliability=figures.reliability_diagram(study),
+        time_bars=figures.time_bars(study),
+        unreadable=sum(cell.curve.unreadable for arm in study.arms for cell in arm.cells),
+        panel=None if many else build_panel(study.arms[0], shards),
+        gallery=build_gallery(study, shards) if many else None,
+        maps=build_maps(study, shards),
         ranks=RANKS,
-        command=shlex.join(str(part) for part in results.run["command"]),
-        config=next(((cell.name, cell.config) for cell in results.cells if cell.config), None),
+        commands=[shlex.join(str(part) for part in run.run["command"]) for run in study.runs],
+        config=(baseline.name, baseline.config) if baseline else None,
     )
 
 
-def _box_plot(results: RunResults) -> str | None:
-    if results.per_image is None:
-        return None
-    folds = [cell.fold for cell in results.cells]
-    return figures.box_plot(results.per_image, results.sources, folds, {cell.fold for cell in results.missing_cells})
+def _status(summary: dict[str, t.Any]) -> list[str]:
+    """Why it is incomplete, a sentence a cell; empty if it is complete."""
+    missing = [(arm, entry) for arm in summary["arms"] for entry in arm["folds"]["missing"]]
+    where = "{label}, fold {fold}" if content.several(summary) else "Fold {fold}"
+    said = [
+        f"{where.format(label=arm['label'], fold=entry['fold'])}: {entry['reason']}."
+        for arm, entry in missing[:_MISSING_ON_PAGE]
+    ]
+    more = len(missing) - _MISSING_ON_PAGE
+    return [*said, f"And {more} more, see the cells."] if more > 0 else said
+
+
+def _markdown(study: Study, summary: dict[str, t.Any], shown: dict[str, Table]) -> str:
+    """What was run, and all tables."""
+    parts = [f"# {tables.markdown(summary['title'])}", ""]
+    if not summary["complete"]:
+        parts += ["**INCOMPLETE**", "", *(f"- {tables.markdown(line)}" for line in _status(summary)), ""]
+    for run in study.runs:
+        command = shlex.join(str(part) for part in run.run["command"]).replace("`", "'")
+        parts += [f"- {tables.markdown(run.run['name'])}: `{command}`, commit {run.run['commit'] or 'unknown'}"]
+    parts += ["", *(tables.to_markdown(table, ROWS_ON_PAGE) for table in shown.values())]
+    return "\n".join(parts)
 
 
 def _svg_data_uri(svg: str) -> str:

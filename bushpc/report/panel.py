@@ -1,4 +1,4 @@
-"""Shards and predictions → pictures of the best, median and worst cases.
+"""Shards, predictions and Grad-CAM maps → pictures on the page.
 
 The only part of the report that looks outside the run directory. Shards may have been moved or packed anew since,
 so whatever cannot be shown becomes a sentence on the page and never an error: the numbers do not depend on it.
@@ -7,28 +7,37 @@ so whatever cannot be shown becomes a sentence on the page and never an error: t
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
 from bushpc.errors import DataError
-from bushpc.report.results import RunResults
+from bushpc.report.results import Arm, Run
+from bushpc.report.stats import STRATA
+from bushpc.report.study import Study
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
 RANKS = ("best", "median", "worst")
+MOST_ARMS = 8  # side by side
 
 _PER_RANK = 3
+_PER_STRATUM = 2
+_MOST_MAPS = 6
 _EDGE = 400  # longest side of a picture on the page, in pixels
+_SMALL_EDGE = 260  # of one among many
 _CONTOUR = (255, 214, 10)
 _FALSE_POSITIVE = (58, 134, 255)
 _FALSE_NEGATIVE = (255, 59, 48)
 _OPACITY = 0.75
+_HEAT = 0.55  # weight of the heat map where it is hottest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +61,62 @@ class Panel(t.NamedTuple):
     problems: list[str]
 
 
-def build_panel(results: RunResults) -> Panel:
-    """The cases of the headline prompt source, over all complete folds."""
-    if results.per_image is None:
-        return Panel([], ["No fold is complete, so there are no predictions to show."])
-    folder = Path(results.run["shards"])
+class View(t.NamedTuple):
+    """What one arm makes of an image. picture: data URI, None where it is missing. said: its Dice, if known."""
+
+    label: str
+    picture: str | None
+    said: str
+
+
+class Strip(t.NamedTuple):
+    """One image under several arms. contour: data URI of the image with its ground truth."""
+
+    key: str
+    fold: int
+    contour: str
+    views: list[View]
+
+
+class Strips(t.NamedTuple):
+    """strips: what can be shown. problems: sentences on what cannot."""
+
+    strips: list[Strip]
+    problems: list[str]
+
+
+class Shards(t.NamedTuple):
+    """The packed images of a study. manifest: None, and `problem` says why, where they cannot be shown."""
+
+    folder: Path
+    manifest: Manifest | None
+    problem: str
+
+
+def open_shards(run: Run) -> Shards:
+    """The shards that a run was made from, if they are still there and still the same."""
+    folder = Path(run.run["shards"])
     try:
         manifest = Manifest.load(folder)
     except DataError as error:
-        return Panel([], [f"The packed images cannot be read here, so no predictions are shown: {error}"])
-    if manifest.hash != results.run["manifest_sha256"]:
-        return Panel(
-            [], [f"{folder} was packed anew after this run, so its images are not shown beside these results."]
-        )
-    cells = {cell.fold: cell.name for cell in results.complete_cells}
+        return Shards(folder, None, f"The packed images cannot be read here, so no predictions are shown: {error}")
+    if manifest.hash != run.run["manifest_sha256"]:
+        said = f"{folder} was packed anew after this run, so its images are not shown beside these results."
+        return Shards(folder, None, said)
+    return Shards(folder, manifest, "")
+
+
+def build_panel(arm: Arm, shards: Shards) -> Panel:
+    """Best, median and worst cases of an arm's headline prompt source, over all complete folds."""
+    if arm.per_image is None:
+        return Panel([], ["No fold is complete, so there are no predictions to show."])
+    if shards.manifest is None:
+        return Panel([], [shards.problem])
     cases, problems = [], []
-    for rank, row in choose(results.per_image[results.per_image["prompts"] == results.headline]):
-        folder_of_cell = results.path / "cells" / cells[row["fold"]] / "predictions" / results.headline
+    for rank, row in choose(arm.rows(arm.headline)):
         try:
-            prob_HW = _read_prediction(folder_of_cell, row["key"])
-            record = manifest.record(row["key"])
-            contour, overlay = draw(read_image(folder, record), read_mask(folder, record), prob_HW, results.threshold)
+            prob_HW = _read_gray(_folder(arm, row["fold"]) / "predictions" / arm.headline, row["key"])
+            contour, overlay = draw(*_scan(shards, row["key"]), prob_HW, arm.threshold)
         except DataError as error:
             problems.append(f"{rank} case {row['key']} of fold {row['fold']} cannot be shown: {error}")
             continue
@@ -91,6 +135,94 @@ def build_panel(results: RunResults) -> Panel:
     return Panel(cases, problems)
 
 
+def build_gallery(study: Study, shards: Shards) -> Strips:
+    """The same images under every arm, errors in colour: two of each lesion size, drawn by a hash of their keys, so
+    that nobody chose them and no score did.
+    """
+    arms = [arm for arm in study.arms if arm.per_image is not None][:MOST_ARMS]
+    if not arms:
+        return Strips([], ["No fold is complete, so there are no predictions to show."])
+    rows = {arm.name: arm.rows(arm.headline).set_index("key") for arm in arms}
+    common = set.intersection(*(set(frame.index) for frame in rows.values()))
+    first = rows[arms[0].name]
+    keys = []
+    for stratum in STRATA:
+        inside = first[first["length_px"].between(stratum.low, stratum.high)].index
+        keys += by_hash(key for key in inside if key in common)[:_PER_STRATUM]
+    if not keys:
+        return Strips([], ["The arms have no validation image in common, so none is shown side by side."])
+
+    def view(arm: Arm, key: str, fold: int) -> View:
+        prob_HW = _read_gray(_folder(arm, fold) / "predictions" / arm.headline, key)
+        _, overlay = draw(*_scan(shards, key), prob_HW, arm.threshold, _SMALL_EDGE)
+        return View(arm.label, overlay, f"Dice {rows[arm.name].loc[key, 'dice']:.4f}")
+
+    return _strips(arms, shards, [(key, int(first.loc[key, "fold"])) for key in keys], view)
+
+
+def build_maps(study: Study, shards: Shards) -> Strips | None:
+    """Grad-CAM maps of the same images under every arm, as in XBusNet's Figure 3; None where no arm has any."""
+    found = [(arm, maps) for arm in study.arms if (maps := _maps(arm))][:MOST_ARMS]
+    if not found:
+        return None
+    arms = [arm for arm, _ in found]
+    common = set.intersection(*(set(maps) for _, maps in found))
+    keys = by_hash(common)[:_MOST_MAPS]
+    if not keys:
+        return Strips([], ["The arms have no Grad-CAM map of the same image, so none is shown side by side."])
+
+    def view(arm: Arm, key: str, fold: int) -> View:
+        image_HWC, _ = _scan(shards, key)
+        return View(arm.label, heat(image_HWC, _read_gray(_folder(arm, fold) / "explain", key)), "")
+
+    return _strips(arms, shards, [(key, found[0][1][key]) for key in keys], view)
+
+
+def _strips(
+    arms: list[Arm], shards: Shards, images: list[tuple[str, int]], view: t.Callable[[Arm, str, int], View]
+) -> Strips:
+    """images: key and fold of each."""
+    if shards.manifest is None:
+        return Strips([], [shards.problem])
+    strips, problems = [], []
+    for key, fold in images:
+        try:
+            image_HWC, mask_HW = _scan(shards, key)
+        except DataError as error:
+            problems.append(f"{key} of fold {fold} cannot be shown: {error}")
+            continue
+        views = []
+        for arm in arms:
+            try:
+                views.append(view(arm, key, fold))
+            except DataError as error:
+                views.append(View(arm.label, None, "not there"))
+                problems.append(f"{key} of fold {fold} cannot be shown for {arm.label}: {error}")
+        strips.append(Strip(key, fold, contour_of(image_HWC, mask_HW, _SMALL_EDGE), views))
+    return Strips(strips, problems)
+
+
+def by_hash(keys: t.Iterable[str]) -> list[str]:
+    """In an order that has nothing to do with what they are; the evaluator draws the images that it explains alike."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
+
+
+def _maps(arm: Arm) -> dict[str, int]:
+    """Key → fold of every Grad-CAM map of the arm's complete cells."""
+    return {path.stem: cell.fold for cell in arm.complete_cells for path in (cell.folder / "explain").glob("*.png")}
+
+
+def _folder(arm: Arm, fold: int) -> Path:
+    return next(cell.folder for cell in arm.cells if cell.fold == fold)
+
+
+def _scan(shards: Shards, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(image HWC, mask HW) at original size. Raises: DataError."""
+    assert shards.manifest is not None, "asked before"
+    record = shards.manifest.record(key)
+    return read_image(shards.folder, record), read_mask(shards.folder, record)
+
+
 def choose(rows: pd.DataFrame) -> list[tuple[str, dict[str, t.Any]]]:
     """Up to three rows a rank by Dice, best to worst within each; equal Dice goes by key, no image stands twice."""
     order: list[dict[str, t.Any]] = rows.sort_values(["dice", "key"], ascending=[False, True]).to_dict("records")  # type: ignore[assignment]
@@ -106,8 +238,8 @@ def choose(rows: pd.DataFrame) -> list[tuple[str, dict[str, t.Any]]]:
     return sorted(chosen, key=lambda case: RANKS.index(case[0]))
 
 
-def _read_prediction(folder: Path, key: str) -> np.ndarray:
-    """uint8 (height, width), probability x 255 at the network's resolution. Raises: DataError."""
+def _read_gray(folder: Path, key: str) -> np.ndarray:
+    """uint8 (height, width), probability or heat x 255 at the network's resolution. Raises: DataError."""
     path = folder / f"{key}.png"
     if not path.resolve().is_relative_to(folder.resolve()):  # a key such as ../../x must not lead out of the run
         raise DataError("its key is not a file name.")
@@ -115,28 +247,60 @@ def _read_prediction(folder: Path, key: str) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("L"))
     except OSError as error:
-        raise DataError(f"its prediction {path.name} is missing or damaged ({type(error).__name__}).") from error
+        raise DataError(
+            f"its picture {folder.name}/{path.name} is missing or damaged ({type(error).__name__})."
+        ) from error
 
 
-def draw(image_HWC: np.ndarray, mask_HW: np.ndarray, prob_HW: np.ndarray, threshold: float) -> tuple[str, str]:
+def draw(
+    image_HWC: np.ndarray, mask_HW: np.ndarray, prob_HW: np.ndarray, threshold: float, edge: int = _EDGE
+) -> tuple[str, str]:
     """(image with ground-truth contour, image with errors in colour) as data URIs, at the image's own aspect.
 
     The prediction was made on an image squeezed to a square, so it is stretched back before it is laid over.
     """
-    height, width = mask_HW.shape
-    scale = _EDGE / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
-    truth = (
-        np.asarray(Image.fromarray((mask_HW > 0).astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
-    )
+    size = _size(mask_HW, edge)
+    truth = _truth(mask_HW, size)
     found = np.asarray(Image.fromarray(prob_HW).resize(size, Image.Resampling.BILINEAR)) >= threshold * 255
-    edge = ndimage.binary_dilation(truth) & ~ndimage.binary_erosion(truth, iterations=1)
-    contour, overlay = image.copy(), image.astype(float)
-    contour[edge] = _CONTOUR
+    overlay = _resized(image_HWC, size).astype(float)
     for wrong, colour in ((found & ~truth, _FALSE_POSITIVE), (truth & ~found, _FALSE_NEGATIVE)):
         overlay[wrong] = (1 - _OPACITY) * overlay[wrong] + _OPACITY * np.array(colour)
-    return _jpeg(contour), _jpeg(overlay.astype(np.uint8))
+    return contour_of(image_HWC, mask_HW, edge), _jpeg(overlay.astype(np.uint8))
+
+
+def contour_of(image_HWC: np.ndarray, mask_HW: np.ndarray, edge: int) -> str:
+    """The image with its ground-truth contour, as a data URI."""
+    size = _size(mask_HW, edge)
+    truth = _truth(mask_HW, size)
+    contour = _resized(image_HWC, size).copy()
+    contour[ndimage.binary_dilation(truth) & ~ndimage.binary_erosion(truth, iterations=1)] = _CONTOUR
+    return _jpeg(contour)
+
+
+def heat(image_HWC: np.ndarray, cam_HW: np.ndarray) -> str:
+    """The image with a Grad-CAM map laid over, hotter being redder and less transparent, as a data URI."""
+    size = _size(image_HWC[..., 0], _SMALL_EDGE)
+    cam = np.asarray(Image.fromarray(cam_HW).resize(size, Image.Resampling.BILINEAR)) / 255
+    colour_HWC = 255 * matplotlib.colormaps["turbo"](cam)[..., :3]
+    weight_HW1 = _HEAT * cam[..., None]
+    image = _resized(image_HWC, size)
+    return _jpeg((image * (1 - weight_HW1) + colour_HWC * weight_HW1).astype(np.uint8))
+
+
+def _size(mask_HW: np.ndarray, edge: int) -> tuple[int, int]:
+    """(width, height) with `edge` as the longest."""
+    height, width = mask_HW.shape
+    scale = edge / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resized(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
+
+
+def _truth(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    whole = Image.fromarray((mask_HW > 0).astype(np.uint8) * 255)
+    return np.asarray(whole.resize(size, Image.Resampling.BILINEAR)) > 127
 
 
 def _jpeg(image_HWC: np.ndarray) -> str:

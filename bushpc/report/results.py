@@ -1,14 +1,15 @@
 """RUN DIRECTORY → checked frames. The report's only reader of results; everything after it trusts them.
 
-A cell counts as complete when it has both `DONE` and `per_image.csv`. Anything else is kept as an incomplete
-cell with a reason in words, because a report that silently skips a fold is worse than no report.
+A run has arms: one for a cross-validation, one per row for a grid. An arm has a cell per fold. A cell counts as
+complete when it has both `DONE` and `per_image.csv`. Anything else is kept as an incomplete cell with a reason in
+words, because a report that silently skips a fold is worse than no report.
 """
 
 from __future__ import annotations
 
 import json
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,24 +17,33 @@ import pandas as pd
 import yaml
 
 from bushpc.errors import DataError, unknown_name
-from bushpc.goodput import Goodput, goodput, newest_saved, read_attempts
+from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts
 
 METRICS = ("dice", "iou", "fpr", "fnr")
+KINDS = ("cv", "grid", "train")
 
-# In the order in which they are shown. The oracle's label travels with it into every table, legend and file.
+# In the order in which they are shown. A label travels with its source into every table, legend and file.
 SOURCE_LABELS = {
     "first_pass": "first_pass",
     "oracle": "oracle (uses the ground-truth mask)",
     "none": "none (no spatial prompt)",
+    "wrong_size": "wrong_size (falsified; uses the ground-truth mask)",
+    "wrong_quadrant": "wrong_quadrant (falsified; uses the ground-truth mask)",
+    "shuffled_attributes": "shuffled_attributes (attributes of another patient)",
 }
+# Their sentences start from the mask that is to be found, so their figures never compete with honest ones.
+USES_GROUND_TRUTH = frozenset({"oracle", "wrong_size", "wrong_quadrant"})
 
 _TEXT_COLUMNS = ("key", "patient", "label", "prompts", "spatial_prompt", "attribute_prompt")
 _COUNT_COLUMNS = ("fold", "tp", "fp", "fn", "tn", "length_px")
 _COLUMNS = (*_TEXT_COLUMNS, *METRICS, *_COUNT_COLUMNS)
+_CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 _RUN_KEYS = (
-    "name", "created", "commit", "command", "model", "data", "prompts",
+    "name", "kind", "created", "commit", "command", "model", "data", "prompts",
     "shards", "manifest_sha256", "folds", "versions", "cells",
 )  # fmt: skip
+# libyaml's loader reads a thousand configs in seconds, the one in Python in a minute.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,44 +59,53 @@ class Curve:
     unreadable: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """One fold of the run. `per_image` is None and `reason` says why, or the cell is complete.
+    """One fold of an arm. `per_image` is None and `reason` says why, or the cell is complete.
 
-    per_image: one row per key and prompt source, columns as in the file.
-    step: from `DONE`; None while the cell is incomplete. goodput: where its time went; None before its first start.
-    config: text of the cell's composed config, or None where it was never written.
+    folder: of the cell. per_image: one row per key and prompt source, columns as in the file.
+    calibration: rows of `calibration.csv`; None where the evaluation wrote none.
+    step: from `DONE`; None while the cell is incomplete. attempts: its starts. goodput: where its time went; None
+    before its first start. config: text of the cell's composed config, or None where it was never written.
+    settings: the config, flat: `train.lr` → value; empty where it cannot be read, as no figure depends on it.
     """
 
     name: str
     fold: int
     hash: str
+    folder: Path
     per_image: pd.DataFrame | None
+    calibration: pd.DataFrame | None
     reason: str | None
     curve: Curve
     step: int | None
+    attempts: Sequence[Attempt]
     goodput: Goodput | None
     config: str | None
+    settings: dict[str, t.Any]
 
     @property
     def complete(self) -> bool:
         return self.per_image is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResults:
-    """A run directory, read and checked.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arm:
+    """What is judged as one: a cross-validation, or a row of a grid.
 
-    run: `run.json` as it is.
-    cells: in order of fold.
+    run: `run.json` of its run, as it is. name: unique within the study. label: for people. given: the settings that
+    its grid row states. cells: in order of fold.
     sources: prompt sources that were evaluated, in the order of SOURCE_LABELS; empty if no cell is complete.
-    headline: the prompt source that the run is judged by.
+    headline: the prompt source that the arm is judged by.
     threshold: on the probability map, above or at which a pixel counts as lesion; 0.5 in the paper (2.4).
     per_image: rows of all complete cells, None if there is none.
     """
 
-    path: Path
     run: dict[str, t.Any]
+    name: str
+    label: str
+    model: str
+    given: dict[str, t.Any]
     cells: list[Cell]
     sources: list[str]
     headline: str
@@ -105,21 +124,87 @@ class RunResults:
     def complete(self) -> bool:
         return not self.missing_cells
 
+    def rows(self, source: str) -> pd.DataFrame:
+        """Per-image rows of one prompt source. Asked only of an arm with a complete cell."""
+        assert self.per_image is not None, "an arm without a complete cell has no prompt sources"
+        return self.per_image[self.per_image["prompts"] == source]
 
-def read_run(run_dir: Path) -> RunResults:
+    @property
+    def calibration(self) -> pd.DataFrame | None:
+        """Rows of all complete cells with their fold; None unless every complete cell has them."""
+        frames = [
+            cell.calibration.assign(fold=cell.fold) for cell in self.complete_cells if cell.calibration is not None
+        ]
+        return pd.concat(frames, ignore_index=True) if frames and len(frames) == len(self.complete_cells) else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A run directory, read and checked. run: `run.json` as it is. baseline: the arm others are compared with."""
+
+    path: Path
+    run: dict[str, t.Any]
+    arms: list[Arm]
+    baseline: Arm
+
+
+def read_run(run_dir: Path) -> Run:
     """Read a run directory. Raises: DataError, naming the file and row, if what is there contradicts itself."""
     run = _read_run_json(run_dir / "run.json")
-    cells = sorted((_read_cell(run_dir, cell) for cell in run["cells"]), key=lambda cell: cell.fold)
+    rows = _rows(run_dir / "run.json", run)
+    arms = [_read_arm(run_dir, run, row, entries) for row, entries in rows]
+    wanted = run["grid"]["baseline"] if run["kind"] == "grid" else None
+    baseline = next((arm for arm in arms if arm.name == wanted), arms[0])
+    return Run(path=run_dir, run=run, arms=arms, baseline=baseline)
+
+
+def _rows(path: Path, run: dict[str, t.Any]) -> list[tuple[dict[str, t.Any], list[dict[str, t.Any]]]]:
+    """Every row of the run with its entries of `cells`; a run that is no grid is one row."""
+    if run["kind"] != "grid":
+        alone = {"name": run["model"], "label": run["model"], "model": run["model"], "settings": {}}
+        return [(alone, run["cells"])]
+    try:
+        rows, baseline = run["grid"]["rows"], run["grid"]["baseline"]
+        names = [row["name"] for row in rows]
+        found = {name: [entry for entry in run["cells"] if entry["row"] == name] for name in names}
+        unknown = [entry["row"] for entry in run["cells"] if entry["row"] not in found]
+        whole = all({"name", "label", "model", "settings"} <= row.keys() for row in rows)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")
+    empty = [name for name in names if not found[name]]
+    if unknown or empty or (baseline is not None and baseline not in names):
+        said = (
+            f"a cell belongs to row {unknown[0]!r}" if unknown else
+            f"row {empty[0]!r} has no cell" if empty else f"its baseline is {baseline!r}"
+        )  # fmt: skip
+        raise DataError(f"{path}: {said}; rows are {', '.join(names)}. {_OTHER_VERSION}")
+    return [(row, found[row["name"]]) for row in rows]
+
+
+def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entries: list[dict[str, t.Any]]) -> Arm:
+    folds = [entry["fold"] for entry in entries]
+    twice = sorted({fold for fold in folds if folds.count(fold) > 1})
+    if twice:
+        raise DataError(
+            f"{run_dir / 'run.json'}: fold {twice[0]} belongs to more than one cell; a cross-validation has one cell "
+            "per fold. Run the same command again."
+        )
+    cells = sorted((_read_cell(run_dir, entry) for entry in entries), key=lambda cell: cell.fold)
     frames = [cell.per_image for cell in cells if cell.per_image is not None]
     sources = _common_sources(run_dir, cells)
-    _refuse_keys_in_two_folds(run_dir, cells)
-    return RunResults(
-        path=run_dir,
+    _refuse_keys_in_two_folds(cells)
+    return Arm(
         run=run,
+        name=row["name"],
+        label=row["label"],
+        model=row["model"],
+        given=row["settings"],
         cells=cells,
         sources=sources,
-        headline=_headline(run_dir, run["prompts"], sources),
-        threshold=_threshold(cells),
+        headline=_headline(run_dir, _first_setting(cells, "prompts", run["prompts"]), sources),
+        threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
 
@@ -132,20 +217,23 @@ def source_label(source: str, sources: list[str]) -> str:
 def _read_run_json(path: Path) -> dict[str, t.Any]:
     if not path.is_file():
         raise DataError(
-            f"{path.parent} is not a run directory: it has no run.json. Give the folder that `bushpc cv` made."
+            f"{path.parent} is not a run directory: it has no run.json. Give the folder that `bushpc cv`, `grid` or "
+            "`train` made."
         )
     run = _read_json(path)
     missing = [key for key in _RUN_KEYS if key not in run]
     if missing:
-        raise DataError(f"{path}: no {', '.join(missing)}. It was written by another version or by hand; run again.")
+        raise DataError(f"{path}: no {', '.join(missing)}. {_OTHER_VERSION}")
+    if run["kind"] not in KINDS:
+        raise DataError(f"{path}: {unknown_name('kind of run', str(run['kind']), KINDS)} {_OTHER_VERSION}")
     if run["prompts"] not in SOURCE_LABELS:
         raise DataError(f"{path}: {unknown_name('prompt source', str(run['prompts']), SOURCE_LABELS)}")
-    folds = [cell["fold"] for cell in run["cells"]]
-    twice = sorted({fold for fold in folds if folds.count(fold) > 1})
-    if not folds or twice:
-        said = f"fold {twice[0]} belongs to more than one cell" if twice else "it lists no cells"
-        raise DataError(f"{path}: {said}; a cross-validation run has one cell per fold. Run `bushpc cv` again.")
+    if not run["cells"]:
+        raise DataError(f"{path}: it lists no cells. Run the same command again.")
     return run
+
+
+_OTHER_VERSION = "It was written by another version or by hand; run again, or use the version it was made with."
 
 
 def _read_json(path: Path) -> dict[str, t.Any]:
@@ -165,22 +253,28 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
     curve = _read_curve(folder / "metrics.jsonl")
     config_path = folder / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
-    reason = _why_incomplete(folder, curve, config)
+    settings = _settings(config)
+    reason = _why_incomplete(folder, curve, settings.get("train.iterations"))
     done = {} if reason else _read_json(folder / "DONE")
+    attempts = read_attempts(folder)
     return Cell(
         name=cell["name"],
         fold=cell["fold"],
         hash=cell["hash"],
+        folder=folder,
         per_image=None if reason else read_per_image(folder / "per_image.csv", cell["fold"]),
+        calibration=None if reason else _read_calibration(folder / "calibration.csv"),
         reason=reason,
         curve=curve,
         step=done.get("step"),
-        goodput=goodput(read_attempts(folder), newest_saved(folder) if reason else None),
+        attempts=attempts,
+        goodput=goodput(attempts, newest_saved(folder) if reason else None),
         config=config,
+        settings=settings,
     )
 
 
-def _why_incomplete(folder: Path, curve: Curve, config: str | None) -> str | None:
+def _why_incomplete(folder: Path, curve: Curve, iterations: t.Any) -> str | None:
     if (folder / "DONE").is_file():
         return None if (folder / "per_image.csv").is_file() else "marked DONE, but per_image.csv is not there"
     if (folder / "FAILED").is_file():
@@ -190,16 +284,27 @@ def _why_incomplete(folder: Path, curve: Curve, config: str | None) -> str | Non
         return "evaluated, but not marked DONE"
     if curve.loss.empty:
         return "no training step logged yet" if folder.is_dir() else "not started"
-    total = _setting(config, "train", "iterations")
-    return f"not finished: last logged step {curve.loss.index[-1]}" + (f" of {total}" if total else "")
+    return f"not finished: last logged step {curve.loss.index[-1]}" + (f" of {iterations}" if iterations else "")
 
 
-def _setting(config: str | None, group: str, key: str) -> t.Any:
-    """One value of a composed config, None where it cannot be read: only wording and pictures depend on it."""
+def _settings(config: str | None) -> dict[str, t.Any]:
     try:
-        return yaml.safe_load(config or "")[group][key]
-    except (yaml.YAMLError, KeyError, TypeError):
-        return None
+        return _flat(yaml.load(config or "", _YAML_LOADER))
+    except yaml.YAMLError:
+        return {}
+
+
+def _flat(content: t.Any, prefix: str = "") -> dict[str, t.Any]:
+    if not isinstance(content, dict):
+        return {}
+    flat: dict[str, t.Any] = {}
+    for key, value in content.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _first_setting(cells: list[Cell], key: str, otherwise: t.Any) -> t.Any:
+    return next((cell.settings[key] for cell in cells if cell.settings.get(key) is not None), otherwise)
 
 
 def _read_curve(path: Path) -> Curve:
@@ -248,6 +353,31 @@ def read_per_image(path: Path, fold: int) -> pd.DataFrame:
     return frame
 
 
+def _read_calibration(path: Path) -> pd.DataFrame | None:
+    """Bins of the predicted probability with their pixels; None where the evaluation wrote none."""
+    if not path.is_file():
+        return None
+    try:
+        frame = pd.read_csv(path)
+        missing = [column for column in _CALIBRATION_COLUMNS if column not in frame.columns]
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable CSV file ({error}). {_EVALUATE_AGAIN}") from error
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}. {_EVALUATE_AGAIN}")
+    numbers = frame[["low", "high", "pixels", "prob_sum", "lesion_pixels"]].apply(pd.to_numeric, errors="coerce")
+    _refuse_bins(path, ~(numbers >= 0).all(axis=1))
+    _refuse_bins(path, numbers[["prob_sum", "lesion_pixels"]].max(axis=1) > numbers["pixels"] * (1 + 1e-6))
+    return frame.assign(**numbers)
+
+
+def _refuse_bins(path: Path, wrong: pd.Series) -> None:
+    if wrong.any():
+        raise DataError(
+            f"{path}, row {int(wrong.to_numpy().argmax()) + 2}: pixels, prob_sum and lesion_pixels are no counts of "
+            f"one bin. {_EVALUATE_AGAIN}"
+        )
+
+
 _EVALUATE_AGAIN = "Delete the file and its cell's DONE, then run the same command again: only the evaluation is redone."
 
 
@@ -281,11 +411,6 @@ def _common_sources(run_dir: Path, cells: list[Cell]) -> list[str]:
     return [source for source in SOURCE_LABELS if source in found[first]]
 
 
-def _threshold(cells: list[Cell]) -> float:
-    found = (_setting(cell.config, "evaluate", "threshold") for cell in cells)
-    return float(next((threshold for threshold in found if threshold is not None), 0.5))
-
-
 def _headline(run_dir: Path, asked: str, sources: list[str]) -> str:
     if asked in sources or not sources:
         return asked
@@ -294,16 +419,16 @@ def _headline(run_dir: Path, asked: str, sources: list[str]) -> str:
     raise DataError(f"{run_dir}: the headline prompts are {asked!r}, but only {', '.join(sources)} were evaluated.")
 
 
-def _refuse_keys_in_two_folds(run_dir: Path, cells: list[Cell]) -> None:
+def _refuse_keys_in_two_folds(cells: list[Cell]) -> None:
     owner: dict[str, str] = {}
     for cell in cells:
         if cell.per_image is None:
             continue
         for key in cell.per_image["key"].unique():
             if key in owner:
-                path = run_dir / "cells" / cell.name / "per_image.csv"
                 raise DataError(
-                    f"{path}: key {key!r} was validated in cell {owner[key]} too; an image belongs to one fold. "
-                    "The cells were made with different folds: run the whole cross-validation again under a new name."
+                    f"{cell.folder / 'per_image.csv'}: key {key!r} was validated in cell {owner[key]} too; an image "
+                    "belongs to one fold. The cells were made with different folds: run the whole cross-validation "
+                    "again under a new name."
                 )
             owner[key] = cell.name

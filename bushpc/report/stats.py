@@ -1,12 +1,17 @@
-"""Frames → numbers: fold means, size strata, paired differences. No files, no formatting."""
+"""Frames → numbers: means, intervals, tests, size strata, calibration. No files, no formatting.
+
+What cannot be computed is None, with the reason in words where a reader would ask; no figure is ever NaN.
+"""
 
 from __future__ import annotations
 
+import math
 import typing as t
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from bushpc.report.results import METRICS
 
@@ -31,19 +36,66 @@ BOOTSTRAP_SEED = 2025
 _AT_ONCE = 500  # resamples; bounds the memory for datasets of thousands of patients
 
 
-class PairedDifference(t.NamedTuple):
-    """Mean of b - a over images, with the bounds of its 95 % bootstrap confidence interval."""
+class Interval(t.NamedTuple):
+    """A mean with the bounds of its 95 % confidence interval; None where there is nothing to resample."""
 
     mean: float
-    low: float
-    high: float
-    images: int
-    patients: int
+    low: float | None
+    high: float | None
 
 
-def fold_means(per_image: pd.DataFrame, source: str) -> pd.DataFrame:
+class SignedRank(t.NamedTuple):
+    """Wilcoxon's signed-rank test of paired differences, two-sided.
+
+    p: None, and `reason` says why, where no test is possible.
+    effect: matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), from -1 to 1 (Kerby 2014).
+    n: differences that are not zero; the test and the effect size are of these (Wilcoxon's own zero handling).
+    """
+
+    p: float | None
+    effect: float | None
+    n: int
+    zeros: int
+    reason: str | None
+
+
+class CorrectedT(t.NamedTuple):
+    """The corrected resampled t-test of fold means, with the 95 % interval of the mean difference."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    t: float | None
+    df: int
+    p: float | None
+    reason: str | None
+
+
+class Friedman(t.NamedTuple):
+    """Friedman's test of k arms on n images and Nemenyi's post hoc p for each pair of arms.
+
+    chi2, p, nemenyi_KK: None, and `reason` says why, where no test is possible. rank_K: mean rank, 1 the best.
+    """
+
+    n: int
+    chi2: float | None
+    p: float | None
+    rank_K: list[float]
+    nemenyi_KK: list[list[float]] | None
+    reason: str | None
+
+
+class Calibration(t.NamedTuple):
+    """ece: expected calibration error. prob, lesion: mean predicted probability, and share of lesion pixels."""
+
+    ece: float
+    prob: float
+    lesion: float
+    pixels: int
+
+
+def fold_means(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over the images of each fold (paper, section 2.4): rows are folds, columns METRICS."""
-    rows = per_image[per_image["prompts"] == source]
     return rows.groupby("fold")[list(METRICS)].mean()
 
 
@@ -55,12 +107,11 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def stratum_means(per_image: pd.DataFrame, source: str) -> pd.DataFrame:
+def stratum_means(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over the images of each size stratum, all folds together: rows are STRATA, columns n and METRICS.
 
     Images without a lesion (length 0) are in no stratum; an empty stratum has n = 0 and NaN for its means.
     """
-    rows = per_image[per_image["prompts"] == source]
     table = {}
     for stratum in STRATA:
         inside = rows[rows["length_px"].between(stratum.low, stratum.high)]
@@ -68,24 +119,129 @@ def stratum_means(per_image: pd.DataFrame, source: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index").astype({"n": int})
 
 
-def paired_difference(per_image: pd.DataFrame, a: str, b: str, metric: str) -> PairedDifference:
-    """How much better source b does than source a on the same images, with a percentile bootstrap interval.
+def paired_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """`rows` minus `baseline` on the images that both have: indexed by key, columns METRICS, patient and fold."""
+    both = rows.set_index("key").join(baseline.set_index("key")[list(METRICS)], how="inner", rsuffix="_baseline")
+    differences = {metric: both[metric] - both[f"{metric}_baseline"] for metric in METRICS}
+    return both[["patient", "fold"]].assign(**differences).sort_index()
 
-    Whole patients are drawn, not images: images of one patient are no independent evidence.
+
+def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
+    """Mean over images of every metric (or difference) with its percentile bootstrap interval, by METRICS.
+
+    Whole patients are drawn, not images: images of one patient are no independent evidence. A single patient gives
+    no interval.
     """
-    wide = per_image.pivot(index=["patient", "key"], columns="prompts", values=metric)
-    difference = (wide[b] - wide[a]).rename("difference")
-    by_patient = difference.groupby(level="patient").agg(["sum", "size"])
-    low, high = _bootstrap_interval(by_patient["sum"].to_numpy(float), by_patient["size"].to_numpy(float))
-    return PairedDifference(float(difference.mean()), low, high, len(difference), len(by_patient))
+    by_patient = rows.groupby("patient")[list(METRICS)]
+    bounds = _bootstrap_bounds(by_patient.sum().to_numpy(float), by_patient.size().to_numpy(float))
+    return {metric: Interval(float(rows[metric].mean()), *bounds[m]) for m, metric in enumerate(METRICS)}
 
 
-def _bootstrap_interval(sum_P: np.ndarray, size_P: np.ndarray) -> tuple[float, float]:
-    """2.5 and 97.5 percentiles of the mean when P patients are drawn P times with replacement."""
+def _bootstrap_bounds(sum_PM: np.ndarray, size_P: np.ndarray) -> list[tuple[float | None, float | None]]:
+    """2.5 and 97.5 percentiles of each of M means when P patients are drawn P times with replacement."""
+    patients, metrics = sum_PM.shape
+    if patients < 2:
+        return [(None, None)] * metrics
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     means = []
     for _ in range(BOOTSTRAP_RESAMPLES // _AT_ONCE):
-        drawn_RP = rng.integers(len(sum_P), size=(_AT_ONCE, len(sum_P)))
-        means.append(sum_P[drawn_RP].sum(axis=1) / size_P[drawn_RP].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+        drawn_RP = rng.integers(patients, size=(_AT_ONCE, patients))
+        slot_RP = drawn_RP + patients * np.arange(_AT_ONCE)[:, None]
+        times_RP = np.bincount(slot_RP.ravel(), minlength=slot_RP.size).reshape(slot_RP.shape).astype(float)
+        means.append(times_RP @ sum_PM / (times_RP @ size_P)[:, None])
+    low_M, high_M = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return list(zip(low_M.tolist(), high_M.tolist(), strict=True))
+
+
+def signed_rank(differences: Sequence[float]) -> SignedRank:
+    """Paired Wilcoxon signed-rank test with its effect size (XBusNet 3.1): exact for few images, else normal.
+
+    differences: one per image. Those of exactly zero are dropped, as Wilcoxon did.
+    """
+    difference_N = np.asarray(differences, float)
+    nonzero_N = difference_N[difference_N != 0]
+    zeros = len(difference_N) - len(nonzero_N)
+    if not len(nonzero_N):
+        return SignedRank(None, None, 0, zeros, "no image differs" if zeros else "no common image")
+    rank_N = scipy.stats.rankdata(np.abs(nonzero_N))
+    effect = float((np.sign(nonzero_N) * rank_N).sum() / rank_N.sum())
+    return SignedRank(float(scipy.stats.wilcoxon(nonzero_N).pvalue), effect, len(nonzero_N), zeros, None)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment over one family (Holm 1979); what has no p stays None and counts for nothing."""
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def corrected_t(differences: Sequence[float], test_to_train: float) -> CorrectedT:
+    """Nadeau and Bengio's corrected resampled t-test (2003): folds share training data, so variance / k is too
+    small, and variance * (1/k + n_test/n_train) is taken.
+
+    differences: of the k fold means. test_to_train: n_test / n_train.
+    """
+    mean, sd = mean_and_sd(differences)
+    df = len(differences) - 1
+    if sd is None:
+        return CorrectedT(mean, None, None, None, df, None, "one fold has no variance")
+    if sd <= 1e-12:  # rounding of equal differences, no figure of a metric from 0 to 1
+        return CorrectedT(mean, None, None, None, df, None, "all folds differ by the same amount")
+    error = sd * math.sqrt(1 / len(differences) + test_to_train)
+    half = error * float(scipy.stats.t.ppf(0.975, df))
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, df))
+    return CorrectedT(mean, mean - half, mean + half, mean / error, df, p, None)
+
+
+def friedman(score_NK: np.ndarray) -> Friedman:
+    """Friedman's test with Nemenyi's post hoc (hybrid-attention paper, 5.1.1): do K arms differ on the same N images?
+
+    score_NK: one row per image, higher is better.
+    """
+    images, arms = score_NK.shape
+    rank_K = scipy.stats.rankdata(-score_NK, axis=1).mean(axis=0).tolist() if images else []
+    if arms < 3 or images < 2:
+        return Friedman(images, None, None, rank_K, None, "it needs three arms or more and two images or more")
+    if (score_NK == score_NK[:, :1]).all():
+        return Friedman(images, None, None, rank_K, None, "all arms score alike on every image")
+    import scikit_posthocs  # brings seaborn and statsmodels, which take seconds to import
+
+    chi2, p = scipy.stats.friedmanchisquare(*score_NK.T)
+    nemenyi_KK = scikit_posthocs.posthoc_nemenyi_friedman(score_NK).to_numpy(float).tolist()
+    return Friedman(images, float(chi2), float(p), rank_K, nemenyi_KK, None)
+
+
+def reliability(bins: pd.DataFrame) -> pd.DataFrame:
+    """Bins summed over folds, by bin: mean predicted `prob`, observed `lesion` share, `pixels`; empty bins are out.
+
+    bins: rows of one prompt source, columns bin, pixels, prob_sum, lesion_pixels.
+    """
+    summed = bins.groupby("bin")[["pixels", "prob_sum", "lesion_pixels"]].sum()
+    summed = summed[summed["pixels"] > 0]
+    return pd.DataFrame(
+        {
+            "prob": summed["prob_sum"] / summed["pixels"],
+            "lesion": summed["lesion_pixels"] / summed["pixels"],
+            "pixels": summed["pixels"],
+        }
+    )
+
+
+def calibration(bins: pd.DataFrame) -> Calibration | None:
+    """Expected calibration error (Naeini 2015; Guo 2017) over pixels: |lesion share - mean probability| of each bin,
+    weighted by its pixels. None without a pixel.
+    """
+    curve = reliability(bins)
+    if curve.empty:
+        return None
+    share = curve["pixels"] / curve["pixels"].sum()
+    return Calibration(
+        ece=float((share * (curve["lesion"] - curve["prob"]).abs()).sum()),
+        prob=float((share * curve["prob"]).sum()),
+        lesion=float((share * curve["lesion"]).sum()),
+        pixels=int(curve["pixels"].sum()),
+    )

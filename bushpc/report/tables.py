@@ -1,5 +1,6 @@
-"""One small table, four renderings: HTML for the page, CSV for machines, booktabs LaTeX for the paper, rich for
-the terminal. What a table says is decided once, in `content.py`; nothing is computed or rounded differently here.
+"""One small table, five renderings: HTML for the page, Markdown for a reply, CSV for machines, booktabs LaTeX for the
+paper, rich for the terminal. What a table says is decided once, in `content`; nothing is computed or rounded
+differently here.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import csv
 import io
 import itertools
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import rich.box
 import rich.console
@@ -19,20 +20,33 @@ from markupsafe import Markup, escape
 
 @dataclass(frozen=True)
 class Number:
-    """A figure with the decimals it is shown with; None is shown as a dash and left empty in CSV."""
+    """A figure with the decimals it is shown with; None is shown as a dash and left empty in CSV.
+
+    is_p: a p value, of which one that the decimals would round to zero is shown as below them.
+    """
 
     value: float | None
     sd: float | None = None
     decimals: int = 4
+    is_p: bool = False
 
     def __str__(self) -> str:
         if self.value is None:
             return "—"
+        if self.is_p and self.value < 10**-self.decimals:
+            return f"< {10**-self.decimals:.{self.decimals}f}"
         shown = f"{self.value:.{self.decimals}f}"
         return shown if self.sd is None else f"{shown} ± {self.sd:.{self.decimals}f}"
 
 
-Value = str | int | Number
+Value = str | bool | int | Number
+
+
+def shown(value: Value) -> str:
+    """As people read it; a switch is a tick or a dash, as in the papers' ablation tables."""
+    if isinstance(value, bool):
+        return "✓" if value else "\u2013"
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +89,15 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row.values) == len(self.columns) for row in self.rows), self.name
 
+    def head(self, most: int) -> Table:
+        """Its first rows."""
+        return replace(self, rows=self.rows[:most])
+
+    def cut(self, most: int) -> list[str]:
+        """What to say of the rows that `head` leaves out."""
+        rows = len(self.rows)
+        return [f"The first {most} of {rows} rows; all are in {self.name}.csv."] if rows > most else []
+
     def groups(self) -> list[tuple[str, list[Row]]]:
         """Rows under their headings, in order."""
         return [(group, list(rows)) for group, rows in itertools.groupby(self.rows, key=lambda row: row.group)]
@@ -101,10 +124,10 @@ def _bold_cells(table: Table, rows: list[Row]) -> set[tuple[int, int]]:
     return {(i, j) for j, column in enumerate(table.columns) for i in best_rows(rows, column, j)}
 
 
-def to_html(table: Table) -> Markup:
-    """A `<table>` with header scopes; every text is escaped."""
+def to_html(table: Table, most: int) -> Markup:
+    """A `<table>` with header scopes, of the first `most` rows; every text is escaped."""
     parts = [Markup("<table>"), _html_head(table)]
-    for group, rows in table.groups():
+    for group, rows in table.head(most).groups():
         bold = _bold_cells(table, rows)
         parts.append(Markup("<tbody>"))
         if group:
@@ -129,9 +152,9 @@ def _html_head(table: Table) -> Markup:
 def _html_row(table: Table, row: Row, bold: set[int]) -> Markup:
     cells = []
     for j, (column, value) in enumerate(zip(table.columns, row.values, strict=True)):
-        shown = Markup("<strong>{}</strong>").format(value) if j in bold else escape(value)
+        text = Markup("<strong>{}</strong>").format(shown(value)) if j in bold else escape(shown(value))
         tag = Markup('<th scope="row"{}>{}</th>') if j == 0 else Markup("<td{}>{}</td>")
-        cells.append(tag.format(_html_class(column), shown))
+        cells.append(tag.format(_html_class(column), text))
     names = " ".join(name for name, on in (("strong", row.strong), ("quoted", row.quoted)) if on)
     return Markup("<tr{}>{}</tr>").format(Markup(' class="{}"').format(names) if names else "", Markup("").join(cells))
 
@@ -159,11 +182,17 @@ def to_csv(table: Table) -> str:
     for row in table.rows:
         line: list[str] = [row.group]
         for j, value in enumerate(row.values):
-            line.append(_csv_number(value.value) if isinstance(value, Number) else str(value))
+            line.append(_csv_value(value))
             if j in with_sd:
                 line.append(_csv_number(value.sd) if isinstance(value, Number) else "")
         writer.writerow(line)
     return out.getvalue()
+
+
+def _csv_value(value: Value) -> str:
+    if isinstance(value, Number):
+        return _csv_number(value.value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _csv_number(value: float | None) -> str:
@@ -171,9 +200,14 @@ def _csv_number(value: float | None) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` float for a document that loads booktabs; notes stand below as comments."""
+    """A `table` float for a document that loads booktabs, and amssymb for ticks; notes stand below as comments."""
     spec = "".join("r" if column.numeric else "l" for column in table.columns)
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{latex(table.caption)}}}"]
+    lines = [
+        r"% \usepackage{booktabs}  % and amssymb for ticks",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex(table.caption)}}}",
+    ]
     lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", *_latex_head(table)]
     for group, rows in table.groups():
         bold = _bold_cells(table, rows)
@@ -181,7 +215,7 @@ def to_latex(table: Table) -> str:
         if group:
             lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{latex(group)}}}}} \\")
         for i, row in enumerate(rows):
-            cells = [_latex_bold(latex(str(value)), (i, j) in bold) for j, value in enumerate(row.values)]
+            cells = [_latex_bold(latex(shown(value)), (i, j) in bold) for j, value in enumerate(row.values)]
             lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     lines += [f"% {' '.join(note.split())}" for note in table.notes]
@@ -208,6 +242,7 @@ def _latex_bold(text: str, bold: bool) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "\u2212": r"$-$", "\u2013": "--", "—": "---",
+    "✓": r"$\checkmark$", "χ": r"$\chi$", "²": r"$^2$",
     "<": r"\textless{}", ">": r"\textgreater{}", "“": "``", "”": "''", "\n": " ", "\r": " ",
 }  # fmt: skip
 
@@ -215,6 +250,36 @@ _LATEX = {
 def latex(text: str) -> str:
     """Text with every character that LaTeX would act upon made harmless."""
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_markdown(table: Table, most: int) -> str:
+    """A pipe table of the first `most` rows, as GitHub, GitLab and pandoc read it; groups are rows of their own."""
+    heads = [markdown(f"{column.over}: {column.header}" if column.over else column.header) for column in table.columns]
+    lines = [f"### {markdown(table.caption)}", "", _pipes(heads)]
+    lines.append(_pipes(["---:" if column.numeric else ":---" for column in table.columns]))
+    for group, rows in table.head(most).groups():
+        bold = _bold_cells(table, rows)
+        if group:
+            lines.append(_pipes([f"*{markdown(group)}*", *[""] * (len(table.columns) - 1)]))
+        for i, row in enumerate(rows):
+            texts = [markdown(shown(value)) for value in row.values]
+            lines.append(
+                _pipes([f"**{text}**" if (i, j) in bold or row.strong else text for j, text in enumerate(texts)])
+            )
+    notes = [*table.notes, *table.cut(most)]
+    return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes), ""])
+
+
+def _pipes(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "})
+
+
+def markdown(text: str) -> str:
+    """Text with every character that Markdown or HTML would act upon made harmless."""
+    return text.translate(_MARKDOWN)
 
 
 def to_rich(table: Table) -> rich.console.Group:
@@ -225,13 +290,13 @@ def to_rich(table: Table) -> rich.console.Group:
     parts: list[rich.console.RenderableType] = [rich.text.Text(table.caption, style="bold")]
     for group, rows in table.groups():
         bold = _bold_cells(table, rows)
-        shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+        lines = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for column in table.columns:
             header = rich.text.Text(f"{column.over} {column.header}".strip())
-            shown.add_column(header, justify="right" if column.numeric else "left")
+            lines.add_column(header, justify="right" if column.numeric else "left")
         for i, row in enumerate(rows):
             style = "bold" if row.strong else "dim" if row.quoted else ""
             values = enumerate(row.values)
-            shown.add_row(*(rich.text.Text(str(v), style="bold" if (i, j) in bold else style) for j, v in values))
-        parts += [rich.text.Text(group, style="italic"), shown]
+            lines.add_row(*(rich.text.Text(shown(v), style="bold" if (i, j) in bold else style) for j, v in values))
+        parts += [rich.text.Text(group, style="italic"), lines]
     return rich.console.Group(*parts)

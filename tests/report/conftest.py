@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from scipy import ndimage
 
@@ -44,11 +45,16 @@ def make_rows(fold: int, dice_by_source: Mapping[str, Iterable[float]]) -> list[
 
 @dataclass
 class RunBuilder:
-    """Writes `path` piece by piece. folds: expected folds of the run; only those added become complete."""
+    """Writes `path` piece by piece. folds: expected folds of the run; only those added become complete.
+
+    rows: of a grid, name → settings, the first being the baseline; `of` chooses the row that is written to.
+    """
 
     path: Path
     folds: int = 5
     run: Row = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, t.Any]] = field(default_factory=dict)
+    row: str = ""
 
     def __post_init__(self) -> None:
         self.path.mkdir(parents=True)
@@ -56,28 +62,52 @@ class RunBuilder:
 
     def write_run_json(self, **changes: t.Any) -> None:
         cells = [{"name": f"fold{k}", "fold": k, "hash": f"{k:08x}"} for k in range(self.folds)]
+        grid: Row = {}
+        if self.rows:
+            cells = [
+                {**cell, "name": f"{row}-{cell['name']}", "row": row, "hash": f"{r}{cell['hash']}"}
+                for r, row in enumerate(self.rows)
+                for cell in cells
+            ]
+            rows = [
+                {"name": row, "label": row.replace("_", " "), "model": "xbusnet", "settings": dict(settings)}
+                for row, settings in self.rows.items()
+            ]
+            grid = {
+                "kind": "grid",
+                "grid": {"name": "components", "title": "XBusNet components", "baseline": None, "rows": rows},
+            }
         whole = {
             "name": self.path.name, "kind": "cv", "created": "2026-11-20T10:00:00+00:00", "commit": "0123abc",
             "command": ["bushpc", "cv", "model=xbusnet", "data=breast"], "model": "xbusnet", "data": "breast",
             "prompts": "first_pass", "shards": str(self.path.parent / "shards"), "manifest_sha256": "0" * 64,
             "folds": {"source": "frozen", "sha256": "f" * 64}, "versions": {"bushpc": "0.1.0", "torch": "2.15.0"},
-            "cells": cells,
+            "cells": cells, **grid,
         }  # fmt: skip
         self.run = {**whole, **self.run, **changes}
         (self.path / "run.json").write_text(json.dumps(self.run))
 
+    def of(self, row: str) -> RunBuilder:
+        """Where the cells of one row of the grid are written."""
+        self.row = row
+        return self
+
     def cell(self, fold: int) -> Path:
-        folder = self.path / "cells" / f"fold{fold}"
+        folder = self.path / "cells" / (f"{self.row}-fold{fold}" if self.row else f"fold{fold}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def trained(self, fold: int, steps: int = 1000, validations: bool = True) -> None:
         """Config and a training log of `steps` steps."""
         rng = np.random.default_rng(fold)
-        (self.cell(fold) / "config.yaml").write_text(
-            f"model:\n  name: xbusnet\n  image_size: {NETWORK}\ntrain:\n  iterations: 1000\n"
-            f"evaluate:\n  threshold: 0.4\nseed: {fold}\n"
-        )
+        config: Row = {
+            "model": {"name": "xbusnet", "image_size": NETWORK}, "train": {"iterations": 1000},
+            "evaluate": {"threshold": 0.4}, "cluster": {"cpus_per_rank": 4}, "fold": fold,
+        }  # fmt: skip
+        for key, value in self.rows.get(self.row, {}).items():
+            group, _, name = key.rpartition(".")
+            (config.setdefault(group, {}) if group else config)[name] = value
+        (self.cell(fold) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         with (self.cell(fold) / "metrics.jsonl").open("w") as log:
             for step in range(10, steps + 1, 10):
                 loss = 0.15 + 0.8 * np.exp(-step / 200) + 0.05 * rng.standard_normal()
@@ -136,34 +166,84 @@ def builder(tmp_path: Path) -> RunBuilder:
     return RunBuilder(tmp_path / "run")
 
 
+TABLE_4 = {
+    "full": {"model.lfe": True, "model.gfe": True, "model.sfa": True},
+    "no_lfe": {"model.lfe": False, "model.gfe": True, "model.sfa": False},
+    "no_gfe": {"model.lfe": True, "model.gfe": False, "model.sfa": True},
+    "no_sfa": {"model.lfe": True, "model.gfe": True, "model.sfa": False},
+}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> RunBuilder:
+    """A grid of XBusNet's Table 4 with five folds a row, nothing of it done yet."""
+    return RunBuilder(tmp_path / "grid", rows=TABLE_4)
+
+
+@pytest.fixture
+def realistic_grid(tmp_path: Path) -> RunBuilder:
+    """The same with everything that trainer and evaluator leave, three scans a fold."""
+    return write_realistic(tmp_path / "grid", images_per_fold=3, edge=90, rows=TABLE_4)
+
+
 @pytest.fixture
 def realistic(tmp_path: Path) -> RunBuilder:
     """Five complete folds of four scans each with packed images and predictions of three prompt sources."""
     return write_realistic(tmp_path / "run", images_per_fold=4, edge=90)
 
 
-def write_realistic(path: Path, images_per_fold: int, edge: int, seed: int = 1) -> RunBuilder:
-    """A whole run: scans of about `edge` pixels and predictions whose metrics are really theirs."""
+def write_realistic(
+    path: Path, images_per_fold: int, edge: int, seed: int = 1, rows: Mapping[str, Mapping[str, t.Any]] | None = None
+) -> RunBuilder:
+    """A whole run, or grid of `rows`, each row a little worse than the one before: scans of about `edge` pixels and
+    predictions whose metrics and calibration are really theirs, with a heat map for two images of each fold.
+    """
     rng = np.random.default_rng(seed)
-    run = RunBuilder(path)
+    run = RunBuilder(path, rows=rows or {})
     samples: list[tuple[str, np.ndarray, np.ndarray]] = []
     for fold in range(run.folds):
-        rows = []
-        for i in range(images_per_fold):
-            key = f"case{fold * images_per_fold + i:03d}"
-            image_HWC, mask_HW, place = _scan(rng, edge)
-            samples.append((key, image_HWC, mask_HW))
-            for source, spread in (("first_pass", 0.10), ("oracle", 0.06), ("none", 0.14)):
-                prob_HW = _prediction(rng, mask_HW, spread)
-                target = run.cell(fold) / "predictions" / source / f"{key}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(prob_HW).save(target)
-                spatial = "" if source == "none" else f"a medium lesion in the {place} quadrant"
-                rows.append(_measured(key, fold, source, mask_HW, prob_HW, spatial))
-        run.trained(fold)
-        run.evaluated(fold, rows)
-    run.write_run_json(manifest_sha256=write_shards(path.parent / "shards", samples).hash)
+        scans = [(f"case{fold * images_per_fold + i:03d}", *_scan(rng, edge)) for i in range(images_per_fold)]
+        samples += [(key, image_HWC, mask_HW) for key, image_HWC, mask_HW, _ in scans]
+        for worse, row in enumerate(run.rows or [""]):
+            _write_cell(rng, run.of(row), fold, scans, worse)
+    run.of("").write_run_json(manifest_sha256=write_shards(path.parent / "shards", samples).hash)
     return run
+
+
+def _write_cell(rng: np.random.Generator, run: RunBuilder, fold: int, scans: list[t.Any], worse: int) -> None:
+    rows, bins = [], []
+    for source, spread in (("first_pass", 0.10), ("oracle", 0.06), ("none", 0.14)):
+        probs = []
+        for i, (key, _, mask_HW, place) in enumerate(scans):
+            prob_HW = _prediction(rng, mask_HW, spread * (1 + 0.4 * worse))
+            spatial = "" if source == "none" else f"a medium lesion in the {place} quadrant"
+            rows.append(_measured(key, fold, source, mask_HW, prob_HW, spatial))
+            probs.append((prob_HW, _shrunk(mask_HW)))
+            _save(run.cell(fold) / "predictions" / source / f"{key}.png", prob_HW)
+            if source == "first_pass" and i < 2:
+                _save(run.cell(fold) / "explain" / f"{key}.png", ndimage.gaussian_filter(prob_HW, 4))
+        bins += calibration_rows(source, probs)
+    run.trained(fold)
+    run.evaluated(fold, rows)
+    pd.DataFrame(bins).to_csv(run.cell(fold) / "calibration.csv", index=False)
+
+
+def calibration_rows(source: str, probs: list[tuple[np.ndarray, np.ndarray]]) -> list[Row]:
+    """Lines of calibration.csv. probs: probability x 255 and truth of each image."""
+    prob_N = np.concatenate([prob_HW.ravel() for prob_HW, _ in probs]) / 255
+    truth_N = np.concatenate([truth_HW.ravel() for _, truth_HW in probs])
+    bin_N = np.minimum((prob_N * 15).astype(int), 14)
+    counts = [np.bincount(bin_N, weights, minlength=15) for weights in (np.ones_like(prob_N), prob_N, truth_N)]
+    return [
+        {"prompts": source, "bin": i, "low": i / 15, "high": (i + 1) / 15, "pixels": int(pixels), "prob_sum": prob_sum,
+         "lesion_pixels": int(lesion)}
+        for i, (pixels, prob_sum, lesion) in enumerate(zip(*counts, strict=True))
+    ]  # fmt: skip
+
+
+def _save(path: Path, gray_HW: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(gray_HW).save(path)
 
 
 def write_shards(folder: Path, samples: list[tuple[str, np.ndarray, np.ndarray]]) -> Manifest:
@@ -217,8 +297,7 @@ def _prediction(rng: np.random.Generator, mask_HW: np.ndarray, spread: float) ->
 
 
 def _measured(key: str, fold: int, source: str, mask_HW: np.ndarray, prob_HW: np.ndarray, spatial: str) -> Row:
-    shrunk = Image.fromarray(mask_HW * 255).resize((NETWORK, NETWORK), Image.Resampling.NEAREST)
-    truth, found = np.asarray(shrunk) > 127, prob_HW > 127
+    truth, found = _shrunk(mask_HW), prob_HW > 127
     tp, fp = int((truth & found).sum()), int((found & ~truth).sum())
     fn, tn = int((truth & ~found).sum()), int((~truth & ~found).sum())
     return make_row(
@@ -226,3 +305,8 @@ def _measured(key: str, fold: int, source: str, mask_HW: np.ndarray, prob_HW: np
         fpr=fp / (fp + tn + 1e-8), fnr=fn / (fn + tp + 1e-8), tp=tp, fp=fp, fn=fn, tn=tn, length_px=_length(mask_HW),
         spatial_prompt=spatial, attribute_prompt="oval shape, circumscribed margin, BI-RADS 3",
     )  # fmt: skip
+
+
+def _shrunk(mask_HW: np.ndarray) -> np.ndarray:
+    """The mask at the network's resolution."""
+    return np.asarray(Image.fromarray(mask_HW * 255).resize((NETWORK, NETWORK), Image.Resampling.NEAREST)) > 127

@@ -183,7 +183,7 @@ def test_the_page_is_one_file_that_loads_nothing(realistic) -> None:
 def test_every_link_of_the_contents_leads_to_a_section(realistic) -> None:
     page = Page(build_report(realistic.path).html)
     targets = [value[1:] for value in page.loads if value.startswith("#")]
-    assert len(targets) == 9
+    assert len(targets) == 12
     assert all(f'<section id="{target}">' in page.source for target in targets)
 
 
@@ -207,8 +207,9 @@ def test_the_same_run_gives_the_same_report_twice(realistic) -> None:
         return {path.name: path.read_bytes() for path in (realistic.path / "report").iterdir()}
 
     first = files()
-    assert set(first) == {"index.html", "summary.json"} | {
-        f"{name}.{kind}" for name in ("headline", "folds", "strata", "difference", "cells") for kind in ("csv", "tex")
+    names = ("headline", "comparisons", "fold_comparisons", "nemenyi", "folds", "strata", "calibration", "difference")
+    assert set(first) == {"index.html", "report.md", "summary.json"} | {
+        f"{name}.{kind}" for name in (*names, "cells", "shards") for kind in ("csv", "tex")
     }
     assert files() == first
 

@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bushpc.report.panel import build_panel, choose, draw
+from bushpc.report import panel
+from bushpc.report.panel import choose, draw, open_shards
 from bushpc.report.results import read_run
+
+
+def build_panel(path) -> panel.Panel:
+    run = read_run(path)
+    return panel.build_panel(run.arms[0], open_shards(run))
 
 
 def _pixels(uri: str) -> np.ndarray:
@@ -59,39 +65,38 @@ def test_the_overlay_is_drawn_at_the_runs_own_threshold() -> None:
 
 
 def test_the_panel_shows_the_headline_source_of_all_folds(realistic) -> None:
-    results = read_run(realistic.path)
-    panel = build_panel(results)
-    rows = results.per_image[results.per_image["prompts"] == "first_pass"]
-    assert panel.problems == []
-    assert [case.rank for case in panel.cases] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
-    assert panel.cases[0].dice == rows["dice"].max()
-    assert panel.cases[-1].dice == rows["dice"].min()
-    assert panel.cases[0].spatial_prompt.startswith("a medium lesion")
+    rows = read_run(realistic.path).arms[0].rows("first_pass")
+    found = build_panel(realistic.path)
+    assert found.problems == []
+    assert [case.rank for case in found.cases] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
+    assert found.cases[0].dice == rows["dice"].max()
+    assert found.cases[-1].dice == rows["dice"].min()
+    assert found.cases[0].spatial_prompt.startswith("a medium lesion")
 
 
 def test_missing_shards_become_a_statement(realistic) -> None:
     shutil.rmtree(realistic.path.parent / "shards")
-    panel = build_panel(read_run(realistic.path))
-    assert panel.cases == []
-    assert "no predictions are shown" in panel.problems[0]
+    found = build_panel(realistic.path)
+    assert found.cases == []
+    assert "no predictions are shown" in found.problems[0]
 
 
 def test_shards_packed_anew_are_not_shown_beside_old_results(realistic) -> None:
     realistic.write_run_json(manifest_sha256="1" * 64)
-    panel = build_panel(read_run(realistic.path))
-    assert panel.cases == []
-    assert "packed anew" in panel.problems[0]
+    found = build_panel(realistic.path)
+    assert found.cases == []
+    assert "packed anew" in found.problems[0]
 
 
 def test_a_missing_or_damaged_prediction_is_named_and_the_others_shown(realistic) -> None:
-    best, second = build_panel(read_run(realistic.path)).cases[:2]
+    best, second = build_panel(realistic.path).cases[:2]
     folders = [realistic.cell(case.fold) / "predictions" / "first_pass" for case in (best, second)]
     (folders[0] / f"{best.key}.png").unlink()
     (folders[1] / f"{second.key}.png").write_bytes(b"\x89PNG and then nothing")
-    panel = build_panel(read_run(realistic.path))
-    assert len(panel.cases) == 7
-    assert f"{best.key} of fold {best.fold} cannot be shown" in panel.problems[0]
-    assert f"{second.key} of fold {second.fold} cannot be shown" in panel.problems[1]
+    found = build_panel(realistic.path)
+    assert len(found.cases) == 7
+    assert f"{best.key} of fold {best.fold} cannot be shown" in found.problems[0]
+    assert f"{second.key} of fold {second.fold} cannot be shown" in found.problems[1]
 
 
 def test_a_key_never_leads_out_of_the_run_directory(realistic, row) -> None:
@@ -99,6 +104,6 @@ def test_a_key_never_leads_out_of_the_run_directory(realistic, row) -> None:
     Image.new("L", (8, 8)).save(outside)
     for fold in range(5):
         realistic.evaluated(fold, [row(f"../../../../../outside{'/.' * fold}", fold)])
-    panel = build_panel(read_run(realistic.path))
-    assert panel.cases == []
-    assert all("is not a file name" in problem for problem in panel.problems)
+    found = build_panel(realistic.path)
+    assert found.cases == []
+    assert all("is not a file name" in problem for problem in found.problems)

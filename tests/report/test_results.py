@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 
 from bushpc.errors import DataError
-from bushpc.report.results import read_run
+from bushpc.report.results import Arm, read_run
+
+
+def read_arm(path) -> Arm:
+    (arm,) = read_run(path).arms
+    return arm
 
 
 def test_a_fold_is_complete_only_with_both_its_results_and_its_mark(builder, rows_with_dice) -> None:
@@ -14,7 +19,7 @@ def test_a_fold_is_complete_only_with_both_its_results_and_its_mark(builder, row
     builder.trained(1, steps=420)
     builder.evaluated(2, rows_with_dice(2, {"first_pass": [0.5]}), done=False)
     builder.failed(3, "CUDA out of memory\n\nTraceback (most recent call last):\n  ...")
-    results = read_run(builder.path)
+    results = read_arm(builder.path)
     assert [cell.fold for cell in results.complete_cells] == [0]
     assert {cell.fold: cell.reason for cell in results.missing_cells} == {
         1: "not finished: last logged step 420 of 1000",
@@ -27,7 +32,7 @@ def test_a_fold_is_complete_only_with_both_its_results_and_its_mark(builder, row
 def test_a_done_mark_without_results_is_not_believed(builder, rows_with_dice) -> None:
     builder.complete({0: rows_with_dice(0, {"first_pass": [0.5]})})
     (builder.cell(0) / "per_image.csv").unlink()
-    assert read_run(builder.path).missing_cells[0].reason == "marked DONE, but per_image.csv is not there"
+    assert read_arm(builder.path).missing_cells[0].reason == "marked DONE, but per_image.csv is not there"
 
 
 def test_a_repeated_step_takes_the_later_line_and_a_torn_line_is_counted(builder) -> None:
@@ -36,7 +41,7 @@ def test_a_repeated_step_takes_the_later_line_and_a_torn_line_is_counted(builder
         '{"kind": "train", "step": 3}\n{"kind": "train", "step": 2, "loss": 1.0}\n'
         '{"kind": "validation", "step": 2, "dice": 0.4}\n'
     )
-    curve = read_run(builder.path).cells[0].curve
+    curve = read_arm(builder.path).cells[0].curve
     assert curve.loss.to_dict() == {1: 9.0, 2: 1.0}
     assert curve.dice.to_dict() == {2: 0.4}
     assert curve.unreadable == 1
@@ -44,7 +49,7 @@ def test_a_repeated_step_takes_the_later_line_and_a_torn_line_is_counted(builder
 
 def test_keys_and_prompts_stay_text(builder, row) -> None:
     builder.complete({0: [row("001", 0, spatial_prompt="NA", attribute_prompt="")]})
-    frame = read_run(builder.path).per_image
+    frame = read_arm(builder.path).per_image
     assert frame is not None
     assert frame.loc[0, ["key", "spatial_prompt", "attribute_prompt"]].tolist() == ["001", "NA", ""]
 
@@ -62,7 +67,7 @@ def test_keys_and_prompts_stay_text(builder, row) -> None:
         (lambda frame: frame.assign(key="same"), "row 3: the same key and prompts"),
         (
             lambda frame: frame.assign(prompts=["first_pass", "first-pass"]),
-            "row 3: prompts is none of first_pass, oracle, none",
+            "row 3: prompts is none of first_pass, oracle, none, wrong_size, wrong_quadrant, shuffled_attributes",
         ),
         (lambda frame: frame.assign(prompts=["first_pass", "oracle"]), "key 'f0i0' lacks a row of some prompt source"),
         (lambda frame: frame.iloc[:0], "has a header but no rows"),
@@ -102,7 +107,7 @@ def test_folds_evaluated_with_different_prompt_sources_are_not_mixed(builder, ro
 
 def test_a_model_without_prompts_is_judged_by_none(builder, rows_with_dice) -> None:
     builder.complete({0: rows_with_dice(0, {"none": [0.5]})})
-    assert read_run(builder.path).headline == "none"
+    assert read_arm(builder.path).headline == "none"
 
 
 def test_a_headline_source_that_was_not_evaluated_is_refused(builder, rows_with_dice) -> None:
@@ -117,7 +122,7 @@ def test_a_headline_source_that_was_not_evaluated_is_refused(builder, rows_with_
         (None, "is not a run directory"),
         ("{", "is not JSON"),
         ("[]", "holds a list"),
-        ('{"name": "x"}', "no created, commit"),
+        ('{"name": "x"}', "no kind, created, commit.*written by another version"),
     ],
 )
 def test_a_folder_that_is_no_run_directory_is_refused(builder, content: str | None, said: str) -> None:

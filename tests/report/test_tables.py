@@ -32,14 +32,14 @@ def table() -> Table:
 
 
 def test_the_best_of_a_group_is_bold_and_what_does_not_compete_is_not(table: Table) -> None:
-    bold = re.findall(r"<strong>(.*?)</strong>", to_html(table))
+    bold = re.findall(r"<strong>(.*?)</strong>", to_html(table, 99))
     assert bold == ["0.8000"]  # 0.9 is unranked, FNR has one contestant left, the paper's group has one row
     assert re.findall(r"\\textbf\{(.*?)\}", to_latex(table)) == ["0.8000"]
 
 
 def test_figures_that_look_alike_are_best_together() -> None:
     rows = tuple(Row(values=(Number(value),)) for value in (0.80001, 0.80004, 0.7))
-    html = to_html(Table(name="t", caption="c", columns=(Column(key="d", header="D", better="high"),), rows=rows))
+    html = to_html(Table(name="t", caption="c", columns=(Column(key="d", header="D", better="high"),), rows=rows), 99)
     assert html.count("<strong>0.8000</strong>") == 2
 
 
@@ -51,7 +51,7 @@ def test_csv_holds_full_precision_and_sd_in_a_column_of_its_own(table: Table) ->
 
 
 def test_html_escapes_every_text(table: Table) -> None:
-    html = to_html(table)
+    html = to_html(table, 99)
     assert "&lt;b&gt;x&lt;/b&gt;" in html
     assert "<b>" not in html
 

@@ -11,26 +11,31 @@ import yaml
 class PublishedTable(t.NamedTuple):
     """One table of a paper.
 
-    heading: how its rows are introduced wherever they appear.
-    citation: the paper.
+    name: the paper, and the table's number there. citation: the paper.
     decimals: how many the paper prints.
     rows: the paper's row name → its figures, shaped as in the yaml.
     """
 
-    heading: str
+    name: str
     citation: str
     decimals: int
     rows: dict[str, dict[str, t.Any]]
 
+    @property
+    def heading(self) -> str:
+        """How its rows are introduced where they stand beside ours."""
+        return f"{self.name} (figures as printed there)"
+
 
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
-    """The paper's table of this kind (overall, strata, fold_wise), if one fits the run's dataset and model."""
+    """The paper's table of this kind (overall, strata, fold_wise, ablation), if one fits the dataset and model."""
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         paper = yaml.safe_load(path.read_text(encoding="utf-8"))
         table = paper.get(kind)
         if paper["data"] == data and table and any(_is_variant(model, name) for name in table["models"]):
-            heading = f"{paper['short']}, {table['table']} (figures as printed there)"
-            return PublishedTable(heading, paper["citation"], table["decimals"], table["rows"])
+            return PublishedTable(
+                f"{paper['short']}, {table['table']}", paper["citation"], table["decimals"], table["rows"]
+            )
     return None
 
 

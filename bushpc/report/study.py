@@ -1,0 +1,118 @@
+"""Runs → one study: the arms that a report shows side by side, and which of them the others are compared with.
+
+A cross-validation is a study of one arm, a grid of as many as it has rows, a comparison of those of all its runs.
+Everything after this room knows studies only, so all three take the same way to the page.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from bushpc.errors import DataError
+from bushpc.report.results import USES_GROUND_TRUTH, Arm, Run, read_run, source_label
+
+
+class Entry(t.NamedTuple):
+    """A line of the study's tables: an arm under one prompt source."""
+
+    arm: Arm
+    source: str
+    label: str
+
+    @property
+    def uses_ground_truth(self) -> bool:
+        return self.source in USES_GROUND_TRUTH
+
+
+@dataclass(frozen=True)
+class Study:
+    """kind: cv, grid, train or compare. arms: in the order in which they are shown, `baseline` is one of them."""
+
+    title: str
+    kind: str
+    runs: list[Run]
+    arms: list[Arm]
+    baseline: Arm
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """One arm is shown under all its prompt sources, several arms each under its headline source.
+
+        An arm without a complete fold has no entry.
+        """
+        if len(self.arms) == 1:
+            (arm,) = self.arms
+            return [Entry(arm, source, f"{arm.model}, {source_label(source, arm.sources)}") for source in arm.sources]
+        evaluated = [arm for arm in self.arms if arm.sources]
+        mixed = len({arm.headline for arm in evaluated}) > 1
+        return [Entry(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
+
+    @property
+    def reference(self) -> Entry | None:
+        """The entry that the others are compared with; None while the baseline has no complete fold."""
+        found = (entry for entry in self.entries if entry.arm is self.baseline and entry.source == entry.arm.headline)
+        return next(found, None)
+
+
+def _label(arm: Arm, mixed: bool) -> str:
+    says_source = mixed or arm.headline in USES_GROUND_TRUTH
+    return f"{arm.label}, {source_label(arm.headline, arm.sources)}" if says_source else arm.label
+
+
+def study_of(run_dir: Path) -> Study:
+    """The study of one run. Raises: DataError if its folder contradicts itself."""
+    run = read_run(run_dir)
+    title = run.run["grid"]["title"] if run.run["kind"] == "grid" else run.arms[0].model
+    return Study(f"{title} ({run.run['name']})", run.run["kind"], [run], run.arms, run.baseline)
+
+
+def study_across(run_dirs: Sequence[Path]) -> Study:
+    """The study of several runs on the same data and folds.
+
+    Raises: DataError for fewer than two runs, a run given twice, or runs that cannot be compared image by image.
+    """
+    if len(run_dirs) < 2:
+        raise DataError(
+            f"compare was given {len(run_dirs)} run(s); it needs two or more: bushpc compare RUN RUN…. "
+            "For one run write: bushpc report RUN"
+        )
+    folders = [folder.resolve() for folder in run_dirs]
+    twice = [str(given) for given, folder in zip(run_dirs, folders, strict=True) if folders.count(folder) > 1]
+    if twice:
+        raise DataError(f"compare was given the same run twice ({', '.join(twice)}). Give every run once.")
+    runs = [read_run(folder) for folder in run_dirs]
+    for run in runs[1:]:
+        _refuse_other_data(runs[0], run)
+    names = [run.run["name"] for run in runs]
+    # Two runs of one name lie in different folders, and then only these tell them apart.
+    said = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
+    arms = [_named(arm, run, name) for run, name in zip(runs, said, strict=True) for arm in run.arms]
+    baseline = arms[runs[0].arms.index(runs[0].baseline)]
+    return Study(f"Comparison of {' and '.join(said)}", "compare", runs, arms, baseline)
+
+
+def _named(arm: Arm, run: Run, name: str) -> Arm:
+    label = f"{name}: {arm.label}" if len(run.arms) > 1 else f"{name} ({arm.model})"
+    return replace(arm, name=f"{name}/{arm.name}", label=label)
+
+
+def _refuse_other_data(first: Run, other: Run) -> None:
+    for what, key in (("datasets", "data"), ("packed data (manifests)", "manifest_sha256")):
+        if first.run[key] != other.run[key]:
+            raise DataError(
+                f"mixed {what} in one comparison: {first.path} has {first.run[key]}, {other.path} has "
+                f"{other.run[key]}. Allowed are runs on the same packed data: compare those, or run one of them again."
+            )
+    if first.run["folds"]["sha256"] != other.run["folds"]["sha256"]:
+        said = [
+            f"{run.path} has {run.run['folds']['source']} {run.run['folds']['sha256'][:12]}" for run in (first, other)
+        ]
+        raise DataError(
+            f"mixed folds in one comparison: {', '.join(said)}. An image would be judged by models that trained on "
+            "other images. Allowed are runs on the same folds file: compare those, or run one of them again with "
+            "folds=… as the other."
+        )
