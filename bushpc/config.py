@@ -337,7 +337,7 @@ class CellConfig:
 
         return list(dict.fromkeys(comes_to(source) for source in (self.prompts, *self.also_prompts)))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """12 hex digits over everything that determines the result."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]

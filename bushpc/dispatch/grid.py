@@ -16,6 +16,7 @@ import re
 import typing as t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -99,9 +100,10 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
 
     Raises: ConfigError with every row that cannot be composed; DataError, WeightsError as for a cross-validation.
     """
-    grid = load_grid(_grid_name(overrides))
+    given = _grid_name(overrides)
+    grid = load_grid(given)
     words = [word for word in overrides if word.partition("=")[0] != "grid"]
-    _refuse_overridden_axes(grid, words)
+    _refuse_overridden_axes(grid, words, given)
     composer = Composer([*grid.base, *words])
     base = composer({})
     folds, data_hash = _checked_data(base)
@@ -130,12 +132,18 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
 
 
 def load_grid(name: str) -> Grid:
-    """Read `configs/grid/<name>.yaml` and multiply its axes out. Raises: ConfigError for whatever cannot be meant."""
-    path = CONFIG_DIR / "grid" / f"{name}.yaml"
+    """Read a grid by its name in `configs/grid`, or the path of a yaml file, and multiply its axes out.
+
+    Raises: ConfigError for whatever cannot be meant.
+    """
+    path = Path(name).expanduser() if name.endswith(".yaml") else CONFIG_DIR / "grid" / f"{name}.yaml"
+    if path.parent == CONFIG_DIR / "grid" and name not in config_names("grid"):
+        raise ConfigError(unknown_name("grid", name, config_names("grid"), "Or the path of a .yaml file."))
     try:
         content = yaml.load(path.read_text(), Loader=YAML_LOADER)
     except YAML_FAILS as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from error
+        raise ConfigError(f"grid={name}: {path} cannot be read ({error})") from error
+    name = _safe(path.stem, f"grid={name}")
     where = f"grid={name}"
     content = _mapping(content, where, GRID_KEYS)
     axes = _axes(content.get("axes"), where)
@@ -183,20 +191,17 @@ def _grid_name(overrides: Sequence[str]) -> str:
     given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "grid"]
     if not given:
         raise ConfigError(f"which grid? Say grid=<name>. Valid: {', '.join(config_names('grid'))}")
-    if given[-1] not in config_names("grid"):
-        raise ConfigError(unknown_name("grid", given[-1], config_names("grid")))
     return given[-1]
 
 
-def _refuse_overridden_axes(grid: Grid, words: Sequence[str]) -> None:
+def _refuse_overridden_axes(grid: Grid, words: Sequence[str], given: str) -> None:
     """What a row sets wins over the command line, so a word that one of them would hide is a mistake."""
     varied = {key for row in grid.rows for key in row.settings}
     for word in words:
         key = word.partition("=")[0]
         if key in varied:
             raise ConfigError(
-                f"{word}: the rows of grid={grid.name} set {key} themselves. Leave the word out, or edit "
-                f"{CONFIG_DIR / 'grid' / grid.name}.yaml"
+                f"{word}: the rows of grid={given} set {key} themselves. Leave the word out, or edit the grid's yaml"
             )
 
 
