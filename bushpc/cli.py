@@ -158,6 +158,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch", type=int, metavar="N", help="images per forward pass")
     predict.set_defaults(run=_predict)
 
+    export = commands.add_parser(
+        "export", help="the trained model as a folder that needs nothing else: bushpc export RUN OUT"
+    )
+    export.add_argument("run_dir", type=Path, metavar="RUN")
+    export.add_argument("out", type=Path, metavar="OUT")
+    _choose_model(export)
+    export.add_argument(
+        "--format",
+        nargs="+",
+        default=[],
+        choices=("safetensors", "torch", "onnx"),
+        metavar="FORMAT",
+        help="besides safetensors, which is always there: torch (torch.export), onnx",
+    )
+    export.set_defaults(run=_export)
+
     weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
     weights.add_argument("action", choices=("pull", "check"))
     weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -374,6 +390,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     print(f"predicted: {summary.predicted}, done before: {summary.kept} file(s), rejected: {len(summary.rejected)}")
     print(f"written: {arguments.out / CSV_FILE}")
     return 3 if summary.rejected else 0
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from bushpc.evaluate.export import export
+
+    content = export(
+        arguments.run_dir,
+        arguments.out,
+        fold=arguments.fold,
+        row=arguments.row,
+        formats=arguments.format,
+        say=lambda line: print(f"warning: {line}", file=sys.stderr),
+    )
+    names = ", ".join(fold["name"] for fold in content["folds"])
+    print(f"{arguments.out}: {names}; use it with `bushpc predict {arguments.out} INPUT OUT`, or bushpc.load in Python")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

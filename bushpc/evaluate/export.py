@@ -1,0 +1,393 @@
+"""Trained run → a folder that needs nothing else: `bushpc export`. Read back by `bushpc.evaluate.predictor.load`.
+
+    OUT/export.json              model, its settings, folds, size bins of the prompts, preprocessing, data, versions
+    OUT/README.md                model card
+    OUT/config.yaml              the run's settings without the folders of this machine, for the reader
+    OUT/fold0/model.safetensors  every tensor, frozen ones and the text tower included
+    OUT/fold0/model.pt2          with format torch: torch.export, image → probability map
+    OUT/fold0/model.onnx         with format onnx: the same
+
+The folder is written aside and renamed when it is whole, and every file in it has been read back and compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+import typing as t
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bushpc.config import METRICS, CellConfig
+from bushpc.errors import ConfigError, DataError
+from bushpc.evaluate.predictor import (
+    EXPORT_FILE,
+    EXPORT_FORMAT,
+    Member,
+    Recipe,
+    TrainedCell,
+    TrainedRun,
+    all_tensors,
+    load,
+    load_cell,
+    open_run,
+)
+from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
+from bushpc.models.base import Model
+from bushpc.report.results import SOURCE_LABELS
+from bushpc.sample import LABELS, Batch
+from bushpc.shards.card import Card
+
+FORMATS = ("safetensors", "torch", "onnx")
+FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
+# What a graph may differ by from the model that it was made of, in probability: rounding, not another model.
+GRAPH_TOLERANCE = {"torch": 1e-6, "onnx": 1e-4}
+# Fields of a Batch that are tensors of the image; a model that reads others is more than one graph.
+GRAPH_INPUTS = {"image_BCHW", "mask_BKHW", "label_B"}
+
+
+def export(
+    run_dir: Path,
+    out: Path,
+    *,
+    fold: int | None = None,
+    row: str | None = None,
+    formats: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, t.Any]:
+    """Write the trained model of a run, whole or not at all; returns the content of export.json.
+
+    fold: None takes every fold that is done. formats: besides safetensors, which is always there.
+    The same call again finds it done. Raises: ConfigError where `out` holds something else, and for a format that the
+    model cannot have; otherwise as `bushpc.load`.
+    """
+    if (run_dir / EXPORT_FILE).exists():
+        raise ConfigError(f"{run_dir} is an exported model already: copy the folder, or export from its run")
+    run = open_run(run_dir, fold, row, say)
+    graphs = [name for name in FORMATS if name in formats and name in FILES]
+    _refuse_graphs(run.cells[0].config, graphs)
+    members = [load_cell(cell) for cell in run.cells]
+    content = _describe(run, members, graphs)
+    if out.exists():
+        there = read_json(out / EXPORT_FILE) or {}
+        if _identity(there) == _identity(content):
+            return there
+        raise ConfigError(f"{out} exists and is not this export: choose another folder, or delete it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(aside, run, members, content)
+        _compare(aside, members)
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    flush_folder(out.parent)
+    return content
+
+
+def _write(folder: Path, run: TrainedRun, members: list[Member], content: dict[str, t.Any]) -> None:
+    for member, entry in zip(members, content["folds"], strict=True):
+        path = folder / entry["weights"]
+        path.parent.mkdir(parents=True)
+        save_file(all_tensors(member.model), path)
+        shutil.copymode(folder, path)  # safetensors' own leaves out the group, whatever the umask
+        path.chmod(path.stat().st_mode & ~0o111)
+        flush_file(path)
+        entry["sha256"] = sha256_of(path)
+        entry["graphs"] = {}
+        for kind in content["graphs"]:
+            graph = path.with_name(FILES[kind])
+            deviation = _write_graph(member.model, kind, graph)
+            entry["graphs"][kind] = {"file": f"{member.name}/{graph.name}", "largest_deviation": deviation}
+    write_atomically(folder / "config.yaml", _portable(run.cells[0].config).to_yaml())
+    write_atomically(folder / "README.md", _model_card(content))
+    write_atomically(folder / EXPORT_FILE, json.dumps(content, indent=1))
+
+
+def _compare(folder: Path, members: list[Member]) -> None:
+    """Load what was written, as its users will, and hold every tensor to the run's."""
+    loaded = load(folder, device="cpu").members
+    differ = [mine.name for mine, theirs in zip(members, loaded, strict=True) if mine.sha256 != theirs.sha256]
+    if differ:
+        raise DataError(f"{', '.join(differ)} came back changed from {folder}: is the disk full, or broken?")
+
+
+# --- what it is -------------------------------------------------------------------------------------------------
+
+
+def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict[str, t.Any]:
+    config = run.cells[0].config
+    model = config.to_dict()["model"]
+    content = run.content
+    card = Card.find(config.data.name, config.data.folder)
+    needs = config.model_class.needs(config.model)
+    return {
+        "format": EXPORT_FORMAT,
+        "bushpc": version("bushpc"),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "run": {key: content.get(key) for key in ("name", "commit", "created")} | {"row": run.row},
+        "model": model,
+        "parameters": sum(p.numel() for p in members[0].model.parameters()),
+        "makes": sorted(config.model_class.makes),
+        "reads_prompts": sorted(needs & {"spatial_prompts", "attribute_prompts"}),
+        "labels": list(LABELS),
+        "recipe": dataclasses.asdict(Recipe.of(config)),
+        "preprocessing": {
+            "image": "RGB, uint8, what is transparent black",
+            "resize": f"{config.model.image_size} x {config.model.image_size}, bilinear with antialiasing, aspect not "
+            "kept",
+            "range": "0 to 1, float32; the model normalises by itself",
+            "output": "probability of lesion at that size, resized to the image's (bilinear), cut at the threshold",
+        },
+        "folds": [
+            {
+                "name": cell.name,
+                "fold": cell.fold,
+                "step": cell.step,
+                "config": cell.config.hash,
+                "weights": f"{cell.name}/model.safetensors",
+                "tensors_sha256": member.sha256,
+                "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
+                "scores": _scores(cell),
+            }
+            for cell, member in zip(run.cells, members, strict=True)
+        ],
+        "missing_folds": run.missing,
+        "graphs": graphs,
+        "prompts": config.prompt_sources[0],
+        "data": {
+            **{"name": card.name, "title": card.title, "licence": card.licence, "citation": card.citation},
+            **{"where": card.where, "excerpt": content.get("excerpt", False)},
+            **{"manifest_sha256": content.get("manifest_sha256"), "folds": content.get("folds")},
+        },
+        "versions": {"trained_with": content.get("versions"), "python": platform.python_version()}
+        | {"torch": torch.__version__},
+    }
+
+
+def _identity(content: Mapping[str, t.Any]) -> list[t.Any]:
+    """What makes two exports the same."""
+    folds = [(each.get("name"), each.get("tensors_sha256")) for each in content.get("folds", [])]
+    return [folds, content.get("graphs"), content.get("recipe")]
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------
+
+
+class _Graph(nn.Module):
+    """A model as one function of tensors: image (B x 3 x S x S, 0 to 1) → probability of lesion (B x K x S x S)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        batch = Batch(
+            keys=[],
+            epochs=[],
+            image_BCHW=image_BCHW,
+            mask_BKHW=torch.zeros_like(image_BCHW[:, :1]),
+            label_B=torch.zeros_like(image_BCHW[:, 0, 0, 0], dtype=torch.int64),
+            spatial_prompts=[],
+            attribute_prompts=[],
+        )
+        prob_BKHW = self.model.predict(batch).prob_BKHW
+        assert prob_BKHW is not None
+        return prob_BKHW
+
+
+def _refuse_graphs(config: CellConfig, graphs: Sequence[str]) -> None:
+    more = sorted(config.model_class.needs(config.model) - GRAPH_INPUTS)
+    if graphs and more:
+        raise ConfigError(
+            f"--format {' '.join(graphs)}: {config.model_class.__name__} reads {', '.join(more)}, sentences that are "
+            "made, embedded and, after a first pass, made again: that is no one function of an image, which is what a "
+            "graph holds. Leave the format out: safetensors holds all of it, for bushpc.load"
+        )
+    if "onnx" in graphs:
+        lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+        if lacking:
+            raise ConfigError(f"--format onnx needs {', '.join(lacking)}: pip install 'bushpc[onnx]', or leave it out")
+
+
+def _write_graph(model: Model, kind: str, path: Path) -> float:
+    """Write it for any batch size, run what was written, and return how far it is off at most, in probability.
+
+    Raises: ConfigError when it is not the same function.
+    """
+    graph = _Graph(model).eval()
+    size = model.config.image_size
+    image_BCHW = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        # Not strict: bytecode tracing is for programs with control flow, and takes several times as long.
+        program = torch.export.export(graph, (image_BCHW,), dynamic_shapes=shapes, strict=False)
+        if kind == "torch":
+            torch.export.save(program, path)
+            run: Callable[[torch.Tensor], torch.Tensor] = torch.export.load(path).module()
+        else:
+            torch.onnx.export(
+                program,
+                (image_BCHW,),
+                path,
+                input_names=["image"],
+                output_names=["probability"],
+                external_data=False,
+                verbose=False,
+            )
+            run = _onnx_session(path)
+        # Another batch than the one that was traced, and a single image.
+        others = [image_BCHW[:1], image_BCHW.flip(0)[:2]]
+        deviation = max(float((run(other) - graph(other)).abs().max()) for other in others)
+    if not deviation <= GRAPH_TOLERANCE[kind]:
+        raise ConfigError(
+            f"--format {kind}: the graph is off by {deviation:.2g} in probability, allowed are {GRAPH_TOLERANCE[kind]:g}; "
+            "it is not this model. Leave the format out"
+        )
+    flush_file(path)
+    return deviation
+
+
+def _onnx_session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image_BCHW: torch.from_numpy(session.run(None, {"image": image_BCHW.numpy()})[0])
+
+
+# --- for the reader ---------------------------------------------------------------------------------------------
+
+
+def _model_card(content: Mapping[str, t.Any]) -> str:
+    """README.md: what the model is, what it was trained on, how good it was there, and what it is not for."""
+    run, data, recipe, folds = (content[key] for key in ("run", "data", "recipe", "folds"))
+    name = content["model"]["_target_"].rpartition(".")[2]
+    of = f", row {run['row']}" if run["row"] else ""
+    excerpt = " **An excerpt of it only: these numbers are not the dataset's.**" if data["excerpt"] else ""
+    missing = content["missing_folds"]
+    graphs = "".join(
+        f"- `<fold>/{FILES[kind]}`: {kind}, image (B x 3 x {content['model']['image_size']} x "
+        f"{content['model']['image_size']}, 0 to 1) → probability; off by at most "
+        f"{max(fold['graphs'][kind]['largest_deviation'] for fold in folds):.1g} from the model\n"
+        for kind in content["graphs"]
+    )
+    return f"""# {name}, trained on {data["title"]}
+
+Segments lesions in breast ultrasound images. Exported from run `{run["name"]}`{of} by bushpc
+{content["bushpc"]} (trained by commit {run["commit"]}).
+
+## Use
+
+```python
+import bushpc
+predictor = bushpc.load("this folder")
+result = predictor("image.png")
+result.mask_HW, result.prob_HW, result.long_axis_mm
+```
+
+`bushpc predict <this folder> <images> <out>` does it for a folder of images. Neither needs the run, its data or a
+network connection.
+
+- `<fold>/model.safetensors`: all tensors; {content["parameters"]:,} parameters in the network
+{graphs}- `export.json`: everything that loading takes; `config.yaml`: the settings of the training
+
+Input is an RGB image, resized to {content["preprocessing"]["resize"]}; a pixel is lesion from a probability of
+{recipe["threshold"]:g} on.
+
+## Training data
+
+{data["title"]}{f", {data['where']}" if data["where"] else ""}.{excerpt} Licence of the data: {data["licence"]}. Cite:
+{data["citation"]}
+
+## How good it was
+
+Each fold's model on its own validation part, which it was not trained on; means over images.
+{_ensemble_line(folds, missing)}
+{_score_table(folds)}
+{_prompt_notes(content)}
+## Intended use and limits
+
+For research. It is no medical device, and no clinical decision may rest on it. It was trained on images of the
+scanners, operators and patients of one dataset and will do worse on others; images with lesions only, so it may well
+find one where there is none. Where an image holds several lesions, or none, look at the probability map. Axes in
+millimetres are as right as the pixel size that was given.
+"""
+
+
+def _ensemble_line(folds: Sequence[Mapping[str, t.Any]], missing: Sequence[str]) -> str:
+    line = ""
+    if len(folds) > 1:
+        line += "No number here is the ensemble's: each of these images was in the training part of the other folds.\n"
+    if missing:
+        line += f"**Not in here, as they were not done: {', '.join(missing)}.**\n"
+    return line
+
+
+def _score_table(folds: Sequence[Mapping[str, t.Any]]) -> str:
+    lines = ["| prompts | fold | images | Dice | IoU | FPR | FNR |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for source in folds[0]["scores"]:
+        scores = [fold["scores"][source] for fold in folds]
+        label = SOURCE_LABELS.get(source, source)
+        for fold, of in zip(folds, scores, strict=True):
+            values = " | ".join(f"{of[name]:.4f}" for name in METRICS)
+            lines.append(f"| {label} | {fold['fold']} | {of['images']} | {values} |")
+        if len(folds) > 1:
+            spread = (np.array([of[name] for of in scores]) for name in METRICS)
+            values = " | ".join(f"{of.mean():.4f} ± {of.std(ddof=1):.4f}" for of in spread)
+            lines.append(f"| {label} | mean ± SD | {sum(int(of['images']) for of in scores)} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def _prompt_notes(content: Mapping[str, t.Any]) -> str:
+    if not content["reads_prompts"]:
+        return ""
+    return f"""
+## Prompts
+
+It reads sentences ({", ".join(content["reads_prompts"]).replace("_", " ")}). Without a given one, the spatial prompt
+comes from its own first pass (threshold {content["recipe"]["tau"]:g}) and the attribute prompt is left out. The numbers
+of `oracle` above used the ground-truth mask for the spatial prompt and cannot be had on a new image. In the validation
+of every source the attribute prompt came from the dataset's clinical table, where it had one: without it, expect less.
+Inner and outer are the image's left and right half, not anatomy.
+"""
+
+
+def _portable(config: CellConfig) -> CellConfig:
+    """Without folders of this machine, which say nothing elsewhere and should not be published."""
+    return dataclasses.replace(
+        config,
+        fold=None,
+        runs_dir=None,
+        weights_dir=None,
+        data=dataclasses.replace(config.data, root=None, stream=None),
+        loader=dataclasses.replace(config.loader, cache_dir=None),
+    )
+
+
+def _scores(cell: TrainedCell) -> dict[str, dict[str, float]]:
+    """Prompt source → metric → mean over the fold's validation images."""
+    values: dict[str, dict[str, list[float]]] = {}
+    with (cell.folder / "per_image.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            of_source = values.setdefault(row["prompts"], {name: [] for name in METRICS})
+            for name in METRICS:
+                of_source[name].append(float(row[name]))
+    return {
+        source: {name: float(np.mean(of)) for name, of in metrics.items()} | {"images": len(metrics["dice"])}
+        for source, metrics in values.items()
+    }
