@@ -12,6 +12,8 @@ from pathlib import Path
 from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
+    from rich.console import Console
+
     from bushpc.dispatch.doctor import Check
     from bushpc.dispatch.status import RunStatus
     from bushpc.dispatch.submit import Submission
@@ -21,6 +23,7 @@ WATCH_SLURM_S = 10.0
 WATCH_RETRIES = 6
 LINE_EVERY_S = 20.0
 MOST_NAMES = 40
+FILE_WIDTH = 160
 
 
 def main(argv: t.Sequence[str] | None = None) -> int:
@@ -296,8 +299,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from bushpc.dispatch.status import read_status, status_table
 
     if arguments.watch and arguments.json:
@@ -309,7 +310,8 @@ def _status(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(status.to_json())
         else:
-            Console().print(status_table(status, arguments.all))
+            console = _wide_console()
+            console.print(status_table(status, console.width, arguments.all))
     return 0 if status.complete or any(cell.live for cell in status.cells) else 1
 
 
@@ -522,10 +524,10 @@ def _watch(run_dir: Path, until_report: bool) -> RunStatus:
     console = Console()
     status = read_status(run_dir)
     if console.is_terminal:
-        with Live(status_table(status), console=console, refresh_per_second=4) as live:
+        with Live(status_table(status, console.width), console=console, refresh_per_second=4) as live:
             while going(status):
                 status = again(status)
-                live.update(status_table(status))
+                live.update(status_table(status, console.width))
         return status
     said: dict[str, tuple[str, float]] = {}
     while True:
@@ -554,6 +556,14 @@ def _finish(run_dir: Path, status: RunStatus, wanted: t.Sequence[str]) -> int:
     for cell in unfinished:
         print(f"{cell.name} {cell.state}: {cell.reason}", file=sys.stderr)
     return 1 if unfinished else 0
+
+
+def _wide_console() -> Console:
+    """Where output goes: a terminal with its width, or a file, in which nothing has to be left out."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
 
 
 def _words(words: t.Sequence[str]) -> dict[str, str]:

@@ -606,7 +606,7 @@ def show(run_dir: Path) -> None:
         return
     status = read_status(run_dir)
     json.loads(status.to_json())
-    Console(file=io.StringIO(), width=100).print(status_table(status))
+    Console(file=io.StringIO(), width=100).print(status_table(status, 80))
     assert all(isinstance(plain_line(cell), str) for cell in status.cells)
 
 

@@ -195,11 +195,10 @@ def _grid_name(overrides: Sequence[str]) -> str:
 
 
 def _refuse_overridden_axes(grid: Grid, words: Sequence[str], given: str) -> None:
-    """What a row sets wins over the command line, so a word that one of them would hide is a mistake."""
-    varied = {key for row in grid.rows for key in row.settings}
+    """What a row sets wins over the command line, so a word that every one of them hides is a mistake."""
     for word in words:
         key = word.partition("=")[0]
-        if key in varied:
+        if all(key in row.settings for row in grid.rows):
             raise ConfigError(
                 f"{word}: the rows of grid={given} set {key} themselves. Leave the word out, or edit the grid's yaml"
             )

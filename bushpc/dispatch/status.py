@@ -39,6 +39,9 @@ PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency",
 RUN_FORMAT = 1
 
 COLUMNS = ("cell", "state", "where", "step", "metric", "rate", "left", "restarts", "goodput", "log")
+# The same, those first that stay where there is little room.
+MATTER = ("cell", "state", "step", "metric", "left", "goodput", "restarts", "log", "where", "rate")
+COLUMN_GAP = 3
 # Cells that a table shows one by one.
 MOST_ROWS = 60
 
@@ -188,9 +191,10 @@ def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, QueuedJob]:
     return states
 
 
-def status_table(status: RunStatus, every: bool = False) -> Group:
+def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
     """What `bushpc status` shows: a row per cell, totals, then a line for each one that failed or stopped.
 
+    width: characters that there is room for; columns that matter less are left out where it is too little.
     every: all cells also of a run of more than MOST_ROWS, where else those that need nobody are only counted.
     """
     from rich import box
@@ -203,13 +207,9 @@ def status_table(status: RunStatus, every: bool = False) -> Group:
         shown = [cell for cell in shown if cell.state not in ("done", "queued", "missing") or cell.reason][:MOST_ROWS]
     rows = [_row(cell, status.run_dir) for cell in shown]
     table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    # A terminal is narrow: what no cell has anything to say of is left out.
-    columns = [name for name in COLUMNS if any(row[name] for row in rows) or name in ("cell", "state")]
+    columns = _fitting(rows, width)
     for name in columns:
-        if name == "log":
-            table.add_column(name, overflow="fold", min_width=14)
-        else:
-            table.add_column(name, no_wrap=True, justify="left" if name in ("cell", "state", "where") else "right")
+        table.add_column(name, no_wrap=True, justify="left" if name in ("cell", "state", "where", "log") else "right")
     for cell, row in zip(shown, rows, strict=True):
         table.add_row(*(Text(row[name], STYLES[cell.state] if name == "state" else "") for name in columns))
     lines = [Text(totals_line(status))]
@@ -234,6 +234,17 @@ def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
         "goodput": _percent(cell.goodput),
         "log": os.path.relpath(cell.log, run_dir) if cell.log else "",
     }
+
+
+def _fitting(rows: t.Sequence[t.Mapping[str, str]], width: int) -> list[str]:
+    """The columns that have something to say and fit, the more important ones first."""
+    chosen, room = {"cell", "state"}, width
+    for name in MATTER:
+        needed = max([len(name), *(len(row[name]) for row in rows)]) + COLUMN_GAP
+        if (name in chosen or any(row[name] for row in rows)) and needed <= room:
+            chosen.add(name)
+            room -= needed
+    return [name for name in COLUMNS if name in chosen]
 
 
 def totals_line(status: RunStatus) -> str:

@@ -1,0 +1,233 @@
+"""Promises of grids: every row is checked before anything is queued, and no cell is trained twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bushpc.cli import main
+from bushpc.config import CellConfig
+from bushpc.dispatch.grid import Plan, grid_plan, load_grid
+from bushpc.dispatch.run_folder import read_plan, write_run
+from bushpc.dispatch.status import read_status
+from bushpc.errors import ConfigError, DataError
+
+SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32")
+
+
+@pytest.fixture
+def where(tmp_path, phantom_folder) -> tuple[str, ...]:
+    return f"data.root={phantom_folder}", f"runs_dir={tmp_path / 'runs'}"
+
+
+@pytest.fixture
+def plan_of(tmp_path, where):
+    """plan_of(yaml, "override", …) → the plan of a grid file with this content."""
+
+    def make(content: str, *words: str) -> Plan:
+        path = tmp_path / "trial.yaml"
+        path.write_text(content)
+        return grid_plan([f"grid={path}", *SMALL, *where, *words])
+
+    return make
+
+
+def rows_of(plan: Plan) -> dict[str, dict[str, object]]:
+    assert plan.grid is not None
+    return {row.name: row.settings for row in plan.grid.rows}
+
+
+def write(plan: Plan) -> Path:
+    write_run(plan.first.run_dir, plan, ["bushpc", "grid"])
+    return plan.first.run_dir
+
+
+def finish(run_dir: Path, cell: str) -> Path:
+    """As a cell does when it is done. Returns its folder."""
+    folder = (run_dir / "cells" / cell).resolve()
+    (folder / "DONE").write_text(json.dumps({"config": CellConfig.load(folder / "config.yaml").hash}))
+    return folder
+
+
+def states(run_dir: Path) -> dict[str, str]:
+    return {cell.name: cell.state for cell in read_status(run_dir).cells}
+
+
+TABLE = "rows:\n  a: {label: first, set: {train.lr: 1.0e-3}}\n  b: {set: {train.lr: 2.0e-3}}\n"
+
+
+def test_axes_are_multiplied_out_and_rows_come_besides(plan_of):
+    plan = plan_of(
+        """
+        axes:
+          train.lr: [1.0e-3, 2.0e-3]
+          width: {narrow: {model.decoder_channels: [32, 16, 16, 8, 8]}, wide: {model.decoder_channels: [64, 32, 16, 8, 8]}}
+        exclude: [{train.lr: 2.0e-3, model.decoder_channels: [64, 32, 16, 8, 8]}]
+        rows: {long: {set: {train.iterations: 900}}}
+        baseline: long
+        """
+    )
+    assert rows_of(plan) == {
+        "lr_0.001_narrow": {"train.lr": 0.001, "model.decoder_channels": [32, 16, 16, 8, 8]},
+        "lr_0.001_wide": {"train.lr": 0.001, "model.decoder_channels": [64, 32, 16, 8, 8]},
+        "lr_0.002_narrow": {"train.lr": 0.002, "model.decoder_channels": [32, 16, 16, 8, 8]},
+        "long": {"train.iterations": 900},
+    }
+    assert plan.grid.baseline == "long"
+    assert len(plan.cells) == 4 * 5
+    cell = plan.cells["lr_0.001_wide-fold3"]
+    assert (cell.train.lr, cell.model.decoder_channels, cell.fold) == (0.001, (64, 32, 16, 8, 8), 3)
+    assert plan.cells["long-fold0"].train.iterations == 900
+
+
+def test_a_row_may_choose_another_model_and_other_resources(plan_of):
+    plan = plan_of("rows: {small: {set: {}}, full: {set: {model: xbusnet_small, cluster.cpus_per_rank: 4}}}")
+    small, full = plan.cells["small-fold0"], plan.cells["full-fold0"]
+    assert (small.choices["model"], full.choices["model"]) == ("unet_small", "xbusnet_small")
+    assert (small.cluster.cpus_per_rank, full.cluster.cpus_per_rank) == (1, 4)
+    assert full.model.image_size == 32, "words of the command line count for every row"
+
+
+def test_one_fold_may_be_submitted_of_all(plan_of):
+    plan = plan_of(TABLE, "fold=2")
+    assert plan.wanted == ["a-fold2", "b-fold2"]
+    assert len(plan.cells) == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("axes: {train.learning: [1, 2]}", r"row learning_1: unknown setting 'train.learning'; did you mean"),
+        ("title: nothing", "has no cells: no rows, no axes"),
+        ("axes: {train.lr: [1.0]}\nexclude: [{train.lr: 1.0}]", "every combination of its axes is excluded"),
+        ("axes: {train.lr: [0.1]}\nexclude: [{train.lr: 3}]", "fits no combination"),
+        ("axes: {train.lr: [0.1]}\nexclude: [{train.rl: 3}]", "did you mean 'train.lr'"),
+        ("axes: {train.lr: []}", "a list of values"),
+        ("axes: {train.lr: [0.1, 0.1]}", "stands there twice"),
+        ("axes: {train.lr: [0.1]}\nrows: {lr_0.1: {}}", "two rows are called lr_0.1"),
+        ("axes: {fold: [0, 1]}", "fold is the same for all rows"),
+        ("rows: {a: {set: {data: breast}}}", "data is the same for all rows"),
+        (TABLE + "baseline: c", "unknown baseline 'c'"),
+        (TABLE + "axis: {}", "unknown key 'axis'; did you mean 'axes'"),
+        ("rows: {a: {sets: {}}}", "unknown key 'sets'"),
+        ("rows: {a: {set: {train.lr: 1e-3}}}", r"train.lr='1e-3' is a str; allowed: float"),
+        ("rows: {a: {}, b: {set: {model: unett}}}", "unknown model 'unett'"),
+        ("rows: {a: {}, b: {set: {train.batch_size: 0}}, c: {}}", "1 of 3 rows cannot be run; nothing was queued"),
+        ("[", "cannot be read"),
+        (f"axes: {{a: {list(range(200))}, b: {list(range(200))}}}", "40000 combinations; allowed are 20000"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(plan_of, tmp_path, content, said):
+    with pytest.raises(ConfigError, match=said):
+        plan_of(content)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_word_that_a_row_would_hide_is_refused(plan_of):
+    with pytest.raises(ConfigError, match=r"train.lr=3: the rows .* set train.lr themselves"):
+        plan_of(TABLE, "train.lr=3")
+
+
+def test_a_missing_grid_is_named_with_those_that_there_are(capsys):
+    assert main(["grid", "grid=xbusnet_component"]) == 2
+    assert "did you mean 'xbusnet_components'" in capsys.readouterr().err
+    assert main(["grid"]) == 2
+    assert "Valid: xbusnet_components, xbusnet_prompt_corruption" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_grid("no/such.yaml")
+
+
+def test_table_4_and_the_prompt_grids_share_what_they_have_in_common(where):
+    words = ["model=xbusnet_small", "data=phantom", "cluster=local", *where]
+    names = ("xbusnet_components", "xbusnet_prompt_sources", "xbusnet_prompt_corruption")
+    table4, sources, corruption = (grid_plan([f"grid={name}", *words]) for name in names)
+    switches = {name: tuple(row.values()) for name, row in rows_of(table4).items()}
+    yes, no = True, False
+    assert switches == {
+        "full": (yes, yes, yes), "no_lfe": (no, yes, no), "no_gfe": (yes, no, yes), "no_sfa": (yes, yes, no)
+    }  # fmt: skip
+    assert len(table4.cells) == 20
+    first, second, third = write(table4), write(sources), write(corruption)
+    finish(first, "full-fold3")
+    assert states(second)["mostly-fold3"] == "done"
+    assert states(third)["spatial_dropout_0.3-fold3"] == "done"
+    assert (third / "cells" / "spatial_dropout_0.0-fold1").resolve() == second / "cells" / "always-fold1"
+    assert not (second / "cells" / "never-fold0").is_symlink()
+
+
+def test_two_rows_with_the_same_settings_are_one_cell(plan_of):
+    run_dir = write(plan_of(TABLE + "  again: {set: {train.lr: 1.0e-3}}\n"))
+    finish(run_dir, "again-fold0")
+    assert states(run_dir)["a-fold0"] == states(run_dir)["again-fold0"] == "done"
+    assert states(run_dir)["b-fold0"] == "missing"
+
+
+def test_a_cell_whose_other_run_is_gone_is_the_grids_own(plan_of):
+    other = write(plan_of(TABLE, "name=other"))
+    run_dir = write(plan_of(TABLE, "name=mine"))
+    assert (run_dir / "cells" / "a-fold0").is_symlink()
+    shutil.rmtree(other)
+    write(plan_of(TABLE, "name=mine"))
+    assert not (run_dir / "cells" / "a-fold0").is_symlink()
+    assert set(states(run_dir).values()) == {"missing"}
+
+
+def test_only_edited_cells_are_stale_and_their_results_are_found_again(plan_of):
+    run_dir = write(plan_of(TABLE, "name=edited"))
+    for cell in ("a-fold0", "b-fold0"):
+        finish(run_dir, cell)
+    edited = TABLE.replace("2.0e-3", "5.0e-3")
+    write(plan_of(edited, "name=edited"))
+    assert (states(run_dir)["a-fold0"], states(run_dir)["b-fold0"]) == ("done", "missing")
+    assert (run_dir / "cells" / "b-fold0" / "config.yaml").read_text().count("lr: 0.005") == 1
+    write(plan_of(TABLE, "name=edited"))
+    assert (states(run_dir)["a-fold0"], states(run_dir)["b-fold0"]) == ("done", "done")
+    assert states(run_dir)["b-fold1"] == "missing"
+
+
+def test_another_run_never_passes_for_this_ones_after_an_edit(plan_of):
+    other = write(plan_of(TABLE, "name=other"))
+    run_dir = write(plan_of(TABLE, "name=mine"))
+    finish(other, "b-fold0")
+    write(plan_of(TABLE.replace("2.0e-3", "5.0e-3"), "name=other"))
+    finish(other, "b-fold0")
+    assert states(run_dir)["b-fold0"] == "stale"
+    write(plan_of(TABLE, "name=mine"))
+    assert states(run_dir)["b-fold0"] == "done"
+    assert "lr: 0.002" in (run_dir / "cells" / "b-fold0" / "config.yaml").read_text()
+
+
+def test_a_plan_can_be_read_back_from_its_run(plan_of, tmp_path):
+    plan = plan_of(TABLE, "name=back")
+    run_dir = write(plan)
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    run_dir.rename(moved)
+    found = read_plan(moved)
+    assert {name: cell.hash for name, cell in found.cells.items()} == {n: c.hash for n, c in plan.cells.items()}
+    assert found.first.run_dir == moved
+    assert (found.kind, found.row_of, found.grid.rows) == (plan.kind, plan.row_of, plan.grid.rows)
+
+
+def test_a_run_of_another_version_is_refused_with_the_way_on(plan_of):
+    run_dir = write(plan_of(TABLE, "name=old"))
+    config = run_dir / "cells" / "a-fold0" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 0\nsprout: 1"))
+    with pytest.raises(ConfigError, match=r"no config of this version.*sprout.*PYTHONPATH=.*/code/\w{12} python"):
+        read_plan(run_dir)
+    run = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps({**run, "format": 99}))
+    with pytest.raises(DataError, match=r"has format 99, and this version of bushpc reads 1.*PYTHONPATH"):
+        read_status(run_dir)
+
+
+def test_the_list_shows_rows_and_submits_nothing(where, capsys, tmp_path):
+    words = ["grid", "grid=xbusnet_components", "model=xbusnet_small", "data=phantom", "cluster=local", *where]
+    assert main([*words, "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "full (baseline)" in said
+    assert "model.gfe=false" in "".join(said.split())
+    assert not (tmp_path / "runs").exists()
