@@ -214,7 +214,7 @@ def reliability_diagram(study: Study) -> str | None:
     if not curves:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+        figure = Figure(figsize=(9.0, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1, label="perfect")
         for i, (label, curve) in enumerate(curves):
@@ -225,8 +225,7 @@ def reliability_diagram(study: Study) -> str | None:
         axes.set(
             xlabel="mean predicted probability", ylabel="share of lesion pixels", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
         )
-        axes.set_aspect("equal")
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside upper left", ncols=_legend_columns(label for label, _ in curves))
         return _svg(figure)
 
 

@@ -25,6 +25,8 @@ def summarise(study: Study) -> dict[str, t.Any]:
     The figures of every arm stand in `arms`, those of a run with one arm at the top level, too.
     """
     arms = [_arm(study, arm) for arm in study.arms]
+    if len(arms) > 1:
+        _adjust([test for arm in arms for test in arm["source_tests"].values()])
     run = study.runs[0].run
     return {
         **(arms[0] if len(arms) == 1 else {}),
@@ -76,7 +78,9 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "metrics": {source: _metrics(arm, source, source in shown) for source in arm.sources},
         "strata": {source: _strata(arm, source) for source in arm.sources},
         "calibration": _calibration(arm),
-        "difference": _oracle_difference(arm),
+        # What its sources differ in: one arm has room for all metrics, and its tests are its comparisons.
+        "difference": _oracle_difference(arm) if len(study.arms) == 1 else None,
+        "source_tests": _source_tests(arm) if len(study.arms) > 1 else {},
         "cost": _cost(cost_of(arm.cells)),
     }
 
@@ -174,6 +178,22 @@ def _oracle_difference(arm: Arm) -> dict[str, t.Any] | None:
     }
 
 
+def _source_tests(arm: Arm) -> dict[str, t.Any]:
+    """Dice under every other prompt source against the headline one: the same weights, another sentence."""
+    found = {}
+    for source in arm.sources:
+        if source != arm.headline:
+            dice = stats.paired_differences(arm.rows(source), arm.rows(arm.headline))["dice"]
+            found[source] = {"mean": float(dice.mean()), **stats.signed_rank(dice.to_numpy())._asdict()}
+    return found
+
+
+def _adjust(tests: list[dict[str, t.Any]]) -> None:
+    """Add Holm's p over one family of tests."""
+    for test, adjusted in zip(tests, stats.holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = adjusted
+
+
 def _cost(cost: Cost | None) -> dict[str, t.Any] | None:
     return None if cost is None else {**cost._asdict(), "goodput": cost.share}
 
@@ -186,9 +206,7 @@ def _comparisons(study: Study) -> dict[str, t.Any] | None:
         return None
     rows = [_comparison(entry, reference) for entry in others]
     for test in ("images", "folds"):  # a family each: they are two answers to the same questions
-        family = [row["metrics"][metric][test] for row in rows for metric in TESTED]
-        for entry, adjusted in zip(family, stats.holm([entry["p"] for entry in family]), strict=True):
-            entry["p_holm"] = adjusted
+        _adjust([row["metrics"][metric][test] for row in rows for metric in TESTED])
     return {"against": reference.label, "rows": rows}
 
 

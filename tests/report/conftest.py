@@ -166,6 +166,12 @@ def builder(tmp_path: Path) -> RunBuilder:
     return RunBuilder(tmp_path / "run")
 
 
+@pytest.fixture
+def new_run(tmp_path: Path) -> t.Callable[[str], RunBuilder]:
+    """Makes a run of a name; all of them lie side by side."""
+    return lambda name: RunBuilder(tmp_path / name)
+
+
 TABLE_4 = {
     "full": {"model.lfe": True, "model.gfe": True, "model.sfa": True},
     "no_lfe": {"model.lfe": False, "model.gfe": True, "model.sfa": False},

@@ -175,12 +175,13 @@ def ablation_table(summary: Summary) -> Table | None:
         return None
     paper = published(summary, "ablation")
     theirs = _by_switches(paper, settings)
+    paper = paper if theirs else None
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
     own = {line.arm["arm"]: line for line in lines(summary)}
     rows = []
     for arm in summary["arms"]:
         line = own.get(arm["arm"])
-        quoted = theirs.pop(tuple(arm["settings"].values()), None)
+        quoted = theirs.get(tuple(arm["settings"].values()))
         rows.append(
             Row(
                 values=(
@@ -195,7 +196,8 @@ def ablation_table(summary: Summary) -> Table | None:
         )
     rows += [
         Row(values=(*key, "—", Number(None), Number(None), *_quoted(figures, paper)), ranked=False, quoted=True)
-        for key, figures in (theirs.items() if switches else ())
+        for key, figures in theirs.items()
+        if switches and key not in {tuple(arm["settings"].values()) for arm in summary["arms"]}
     ]
     columns = [*(() if switches else (METHOD,))]
     columns += [Column(key=key, header=_short(key), numeric=False) for key in settings]
@@ -246,23 +248,45 @@ def sources_table(summary: Summary) -> Table | None:
     """Every arm under every prompt source, where arms were evaluated under more than the one they are judged by."""
     if not several(summary) or all(len(arm["sources"]) < 2 for arm in summary["arms"]):
         return None
+    counted = not same_folds(summary)
     shown = [source for arm in summary["arms"] for source in arm["sources"].values()]
     rows = [
         Row(
-            values=(source["label"], folds_count(arm), *(figure(arm["metrics"][name][metric]) for metric in METRICS)),
+            values=(
+                source["label"],
+                *((folds_count(arm),) if counted else ()),
+                *(figure(arm["metrics"][name][metric]) for metric in METRICS),
+                *_source_test(arm["source_tests"].get(name, {})),
+            ),
             group=arm["label"],
             ranked=not source["uses_ground_truth"],
         )
         for arm in summary["arms"]
         for name, source in arm["sources"].items()
     ]
+    over, tests = "Dice vs headline", {"difference": "difference", "effect": "r", "p_holm": "p (Holm)"}
     return Table(
         name="sources",
         caption="Every arm by prompt source",
-        columns=(Column(key="source", header="Prompts", numeric=False), FOLDS, *METRIC_COLUMNS),
+        columns=(
+            Column(key="source", header="Prompts", numeric=False),
+            *((FOLDS,) if counted else ()),
+            *METRIC_COLUMNS,
+            *(Column(key=f"dice_{key}", header=header, over=over) for key, header in tests.items()),
+        ),
         rows=tuple(rows),
-        notes=("Mean ± SD over folds; the same weights, only the sentence differs.", bold_note(summary, shown)),
+        notes=(
+            "Mean ± SD over folds; of one arm the same weights, only the sentence differs.",
+            "Difference: of Dice from the source that the arm is judged by, mean over images; r and p: paired Wilcoxon "
+            "signed-rank test over images, its rank-biserial correlation, adjusted for all tests of this table.",
+            bold_note(summary, shown),
+        ),
     )
+
+
+def _source_test(test: Summary) -> tuple[Number, Number, Number]:
+    effect = Number(test.get("effect"), decimals=2)
+    return Number(test.get("mean")), effect, Number(test.get("p_holm"), is_p=True)
 
 
 def folds_table(summary: Summary, with_paper: bool = True) -> Table:
