@@ -364,10 +364,10 @@ def _state(
     if job and queued:
         if queued.state == "PENDING":
             return "queued", "", _why_pending(job["job_id"], queued.reason)
-        if heartbeat.get("time", 0) < job["submitted"]:
-            return "queued", "waiting", ""
         if (cell_dir / "FAILED").exists():  # the job goes on, with the other cells that share it
             return "failed", "", _first_line(cell_dir / "FAILED")
+        if heartbeat.get("time", 0) < job["submitted"]:
+            return "queued", "waiting", ""
         return "running", heartbeat.get("phase", ""), ""
     if (cell_dir / "FAILED").exists():
         return "failed", "", _first_line(cell_dir / "FAILED")

@@ -64,7 +64,9 @@ def test_axes_are_multiplied_out_and_rows_come_besides(plan_of):
         """
         axes:
           train.lr: [1.0e-3, 2.0e-3]
-          width: {narrow: {model.decoder_channels: [32, 16, 16, 8, 8]}, wide: {model.decoder_channels: [64, 32, 16, 8, 8]}}
+          width:
+            narrow: {model.decoder_channels: [32, 16, 16, 8, 8]}
+            wide: {model.decoder_channels: [64, 32, 16, 8, 8]}
         exclude: [{train.lr: 2.0e-3, model.decoder_channels: [64, 32, 16, 8, 8]}]
         rows: {long: {set: {train.iterations: 900}}}
         baseline: long

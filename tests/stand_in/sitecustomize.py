@@ -29,6 +29,8 @@ def run_cell(cell_dir, world, stop):
     rows = [line.split(",") for line in (cell_dir.parent.parent / "folds.csv").read_text().split()]
     fold, key = rows[0].index("fold"), rows[0].index("key")
     keys = [row[key] for row in rows[1:] if int(row[fold]) != config["fold"]]
+    if (cell_dir / "fails").exists():
+        raise RuntimeError("told to fail")
     with Lease(cell_dir):
         tracker = Tracker(cell_dir, iterations, active=True)
         sealed = sorted((cell_dir / "checkpoints").glob("step_*"))
@@ -48,6 +50,7 @@ def run_cell(cell_dir, world, stop):
                 ledger.note(step, [keys[place] for _, place in positions], [epoch for epoch, _ in positions])
                 done = step + 1
                 tracker.train(done, 0.0, {}, 0.0)
+                tracker.alive(done)
                 due = done % config["train"]["save_every"] == 0 or done == iterations
                 if (due and not stop) or (stop and not faulty):
                     ledger.flush()
@@ -56,9 +59,18 @@ def run_cell(cell_dir, world, stop):
                     tracker.phase("stopped", done)
                     return SimpleNamespace(step=done, signal_name=stop.signal_name)
         tracker.phase("evaluating", iterations)
+        validated = [row[key] for row in rows[1:] if int(row[fold]) == config["fold"]]
+        (cell_dir / "per_image.csv").write_text(per_image(validated, config["fold"]))
         (cell_dir / "DONE").write_text(json.dumps({"step": iterations}))
         tracker.phase("done", iterations)
     return None
+
+
+def per_image(keys, fold):
+    """Results that a report can be made of."""
+    metrics = "dice,iou,fpr,fnr,tp,fp,fn,tn"
+    head = f"key,patient,label,fold,prompts,{metrics},length_px,spatial_prompt,attribute_prompt\n"
+    return head + "".join(f"{key},{key},benign,{fold},none,0.8,0.7,0.1,0.1,8,1,1,90,40,,\n" for key in keys)
 
 
 def save(folder, step, weight):
