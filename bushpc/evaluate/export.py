@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -86,15 +87,19 @@ def export(
         if _identity(there) == _identity(content):
             return there
         raise ConfigError(f"{out} exists and is not this export: choose another folder, or delete it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        aside.mkdir(parents=True)
         _write(aside, run, members, content)
         _compare(aside, members)
         aside.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):  # the latter is how safetensors reports a full disk
+            raise DataError(
+                f"{out} could not be written ({error}); nothing was left there. Make room, or choose another"
+            ) from error
         raise
     flush_folder(out.parent)
     return content
@@ -236,7 +241,13 @@ def _write_graph(model: Model, kind: str, path: Path) -> float:
     with torch.no_grad():
         shapes = ({0: torch.export.Dim("batch", min=1)},)
         # Not strict: bytecode tracing is for programs with control flow, and takes several times as long.
-        program = torch.export.export(graph, (image_BCHW,), dynamic_shapes=shapes, strict=False)
+        try:
+            program = torch.export.export(graph, (image_BCHW,), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # whatever the model's code does that cannot be traced
+            raise ConfigError(
+                f"--format {kind}: torch cannot make a graph of {type(model).__name__} "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}). Leave the format out"
+            ) from error
         if kind == "torch":
             torch.export.save(program, path)
             run: Callable[[torch.Tensor], torch.Tensor] = torch.export.load(path).module()
@@ -254,10 +265,10 @@ def _write_graph(model: Model, kind: str, path: Path) -> float:
         # Another batch than the one that was traced, and a single image.
         others = [image_BCHW[:1], image_BCHW.flip(0)[:2]]
         deviation = max(float((run(other) - graph(other)).abs().max()) for other in others)
-    if not deviation <= GRAPH_TOLERANCE[kind]:
+    if not deviation <= (allowed := GRAPH_TOLERANCE[kind]):
         raise ConfigError(
-            f"--format {kind}: the graph is off by {deviation:.2g} in probability, allowed are {GRAPH_TOLERANCE[kind]:g}; "
-            "it is not this model. Leave the format out"
+            f"--format {kind}: the graph is off by {deviation:.2g} in probability, {allowed:g} is allowed: it is not "
+            "this model. Leave the format out"
         )
     flush_file(path)
     return deviation

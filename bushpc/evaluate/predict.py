@@ -66,6 +66,13 @@ class Wanted:
     pixel_mm: float | None = None
     batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError for a number that cannot be."""
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"--batch {self.batch_size}: allowed is 1 or more")
+        if self.pixel_mm is not None and not 0 < self.pixel_mm < np.inf:
+            raise ConfigError(f"--pixel-mm {self.pixel_mm}: allowed is a number of millimetres above 0")
+
     @property
     def kinds(self) -> list[str]:
         """The folders of pictures."""
@@ -104,12 +111,15 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
         show(0, len(files), "this model reads no spatial prompts: those in the table have no effect")
     if any(known.attribute_prompt for known in table.values()) and "attribute_prompts" not in predictor.needs:
         show(0, len(files), "this model reads no attribute prompts: those in the table have no effect")
-    out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out / LOCK_FILE) as alone:
-        if not alone:
-            raise ConfigError(f"another process predicts into {out}: wait for it, or choose another folder")
-        _hold_to_settings(out, _settings(predictor, source, wanted, table))
-        return _predict(predictor, files, table, out, wanted, show)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with exclusive(out / LOCK_FILE) as alone:
+            if not alone:
+                raise ConfigError(f"another process predicts into {out}: wait for it, or choose another folder")
+            _hold_to_settings(out, _settings(predictor, source, wanted, table))
+            return _predict(predictor, files, table, out, wanted, show)
+    except OSError as error:  # of the output: trouble with an image is a reject
+        raise DataError(f"{out} cannot be written ({error}). Mend that; the same command then goes on") from error
 
 
 class _Done:

@@ -321,7 +321,7 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
             if step is None:
                 missing.append(name)
             else:
-                config = _config(folder / "config.yaml", content)
+                config = _config(folder / "config.yaml", path, content)
                 done.append(TrainedCell(name=name, fold=number, folder=folder, step=step, config=config))
     if not done:
         raise ResumeError(
@@ -333,18 +333,20 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
 
 
-def _config(path: Path, run: Mapping[str, t.Any]) -> CellConfig:
+def _config(path: Path, run_dir: Path, run: Mapping[str, t.Any]) -> CellConfig:
     try:
         return CellConfig.load(path)
     except ConfigError as error:
+        submissions = run.get("submissions") or [{}]
+        code = run_dir / "code" / str(submissions[-1].get("code"))
         raise ConfigError(
-            f"{path} does not fit this version of bushpc: {error}\nExport the model with the version that trained it "
-            f"(commit {run.get('commit')}); an exported model does not depend on these settings"
+            f"{path} is no config of this version of bushpc ({error}). The version that wrote it lies in {code}: "
+            f"PYTHONPATH={code} python -m bushpc.cli export {run_dir} OUT; an export does not depend on these settings"
         ) from error
 
 
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
-    rows = [each["name"] for each in content.get("grid", {}).get("rows", [])]
+    rows = [each["name"] for each in (content.get("grid") or {}).get("rows", [])]
     if not rows and row is not None:
         raise ConfigError(f"{path} is no grid and has no rows; leave row={row} out")
     if rows and row is None:

@@ -1,0 +1,168 @@
+"""Promises of reading images: the pixels that training would see, millimetres where the file knows, typed errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+
+from bushpc.data.images import PixelSize, as_rgb, find_images, open_picture
+from bushpc.errors import DataError
+from bushpc.shards.card import PROJECT_SHARDS, Card
+from bushpc.shards.sources import source
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOUR = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), dtype=np.uint8)  # three frames
+
+
+def write_dicom(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2", bits: int = 8, **tags) -> Path:
+    """An ultrasound image, or a clip if `pixels` has one dimension more."""
+    grey = photometric.startswith("MONO")
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UltrasoundImageStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1 if grey else 3, photometric
+    size = pixels.shape if grey else pixels.shape[:-1]
+    if not grey:
+        dataset.PlanarConfiguration = 0
+    if len(size) == 3:
+        dataset.NumberOfFrames = size[0]
+    dataset.Rows, dataset.Columns = size[-2:]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = pixels.itemsize * 8, bits, bits - 1
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def region(x1: int, y1: int, delta_cm: tuple[float, float], units: int = 3) -> Dataset:
+    found = Dataset()
+    found.RegionSpatialFormat = 1
+    found.RegionLocationMinX0, found.RegionLocationMinY0 = 0, 0
+    found.RegionLocationMaxX1, found.RegionLocationMaxY1 = x1, y1
+    found.PhysicalUnitsXDirection = found.PhysicalUnitsYDirection = units
+    found.PhysicalDeltaX, found.PhysicalDeltaY = delta_cm
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.PNG"])
+def test_lossless_formats_give_the_pixels_that_were_saved(tmp_path, name):
+    Image.fromarray(COLOUR[0]).save(tmp_path / name)
+    picture = open_picture(tmp_path / name)
+    assert (picture.frames, picture.pixel_mm) == (1, None)
+    assert (picture.read(0) == COLOUR[0]).all()
+
+
+def test_grey_palette_and_16_bit_pictures_become_rgb(tmp_path):
+    grey = Image.fromarray(RAMP)
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    for name, image in {"grey": grey, "palette": grey.convert("P"), "deep": deep}.items():
+        image.save(tmp_path / f"{name}.png")
+        assert (open_picture(tmp_path / f"{name}.png").read(0) == RAMP[..., None]).all(), name
+
+
+def test_what_is_transparent_is_black_as_in_the_packed_data(tmp_path):
+    pixels = np.full((4, 4, 4), 200, np.uint8)
+    pixels[..., 3] = 255
+    pixels[0, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    seen = open_picture(tmp_path / "a.png").read(0)
+    assert (seen[0] == 0).all()
+    assert (seen[1:] == 200).all()
+
+
+def test_every_page_of_a_tiff_is_a_frame(tmp_path):
+    pages = [Image.fromarray(frame) for frame in COLOUR]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    picture = open_picture(tmp_path / "a.tiff")
+    assert picture.frames == 3
+    assert all((picture.read(i) == COLOUR[i]).all() for i in (2, 0, 1))
+
+
+def test_dicom_is_shown_as_a_viewer_shows_it(tmp_path):
+    path = tmp_path / "a.dcm"
+
+    def shown(*args, **tags) -> np.ndarray:
+        pixels = open_picture(write_dicom(path, *args, **tags)).read(0)
+        assert (pixels[..., 0] == pixels[..., 2]).all()
+        return pixels[..., 0]
+
+    assert (shown(RAMP) == RAMP).all()
+    assert (shown(RAMP, WindowCenter=128, WindowWidth=256) == RAMP).all()
+    assert (shown(RAMP, "MONOCHROME1") == 255 - RAMP).all()
+    # PS3.3 C.11.2.1.2: for width 101 and centre 100, black up to 49.5 and white from 149.5 on.
+    assert (shown(RAMP, WindowCenter=100, WindowWidth=101) == np.round((RAMP - 49.5).clip(0, 100) * 2.55)).all()
+    # The window is of rescaled values: 2 v - 10 at v = 80 is 150, white.
+    scaled = shown(RAMP, WindowCenter=100, WindowWidth=101, RescaleSlope=2, RescaleIntercept=-10)
+    assert (scaled == np.round((2.0 * RAMP - 10 - 49.5).clip(0, 100) * 2.55)).all()
+    # 12 bits without a window: all of what is there.
+    assert np.abs(shown(RAMP.astype(np.uint16) * 15 + 100, bits=12).astype(int) - RAMP).max() == 0
+
+
+def test_a_colour_clip_has_its_frames_in_rgb(tmp_path):
+    picture = open_picture(write_dicom(tmp_path / "clip.dcm", COLOUR, "RGB"))
+    assert picture.frames == 3
+    assert all((picture.read(i) == COLOUR[i]).all() for i in range(3))
+    whole = Image.fromarray(COLOUR[0]).convert("YCbCr")
+    ycc = open_picture(write_dicom(tmp_path / "ycc.dcm", np.asarray(whole), "YBR_FULL")).read(0)
+    assert np.abs(ycc.astype(int) - COLOUR[0]).max() <= 3  # both ways round
+
+
+def test_dicom_tells_the_size_of_a_pixel(tmp_path):
+    path = tmp_path / "a.dcm"
+
+    def told(**tags) -> PixelSize | None:
+        return open_picture(write_dicom(path, RAMP, **tags)).pixel_mm
+
+    assert told() is None
+    assert told(PixelSpacing=[0.2, 0.1]) == (0.1, 0.2)  # row spacing, that is y, comes first
+    doppler, tissue, small = region(99, 99, (0.5, 0.5), units=4), region(50, 50, (0.01, 0.02)), region(9, 9, (1, 1))
+    assert told(SequenceOfUltrasoundRegions=[doppler, small, tissue]) == pytest.approx((0.1, 0.2))
+    assert told(SequenceOfUltrasoundRegions=[doppler]) is None
+
+
+def test_dicom_is_known_without_its_suffix_and_what_is_no_image_left_out(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    write_dicom(tmp_path / "deep" / "IM000001", RAMP)
+    Image.fromarray(RAMP).save(tmp_path / "deep" / "er" / "a.jpg")
+    Image.fromarray(RAMP).save(tmp_path / "._a.png", format="PNG")
+    (tmp_path / "notes.txt").write_text("x" * 200)
+    (tmp_path / "deep" / "round").symlink_to(tmp_path)
+    assert find_images(tmp_path) == [tmp_path / "deep" / "IM000001", tmp_path / "deep" / "er" / "a.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.dcm"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_a_damaged_file_is_a_typed_error(tmp_path, name, damage):
+    path = tmp_path / name
+    if name.endswith("dcm"):
+        write_dicom(path, RAMP)
+    else:
+        Image.fromarray(COLOUR[0]).resize((90, 80)).save(path)
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no picture at all, whatever it is called", "cut": content[:-100]}[damage])
+    with pytest.raises(DataError):
+        open_picture(path).read(0)
+
+
+def test_an_array_that_is_no_picture_is_refused():
+    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)):
+        with pytest.raises(DataError, match="allowed is uint8"):
+            as_rgb(wrong)
+
+
+def test_a_raw_image_of_breast_has_the_pixels_that_its_packed_sample_has(real_data):
+    breast, card = source("breast"), Card.load(PROJECT_SHARDS / "breast")
+    items = breast.plan(real_data / "breast", card).items[:40]
+    raw = [real_data / "breast" / card.layout["images"] / f"{item.key}.png" for item in items]
+    assert any(Image.open(path).getchannel("A").getextrema()[0] < 255 for path in raw), "none is transparent"
+    for path, item in zip(raw, items, strict=True):
+        assert (open_picture(path).read(0) == breast.load(item).image_HWC).all(), path.name

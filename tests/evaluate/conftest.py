@@ -1,0 +1,39 @@
+"""A run with two trained folds of five, made once: what predictions and exports are made from."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from bushpc.config import compose
+from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.run_folder import write_run
+from bushpc.dist import World
+from bushpc.run import run_cell
+
+
+class Trained(t.NamedTuple):
+    """run: its folder. shards: what it was trained on."""
+
+    run: Path
+    shards: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Trained:
+    """XBusNet on synthetic scans, folds 0 and 1, with averaged weights; folds 2 to 4 were never started."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = compose(
+        [
+            *("model=xbusnet_small", "data=phantom", "cluster=local", "model.image_size=64", "name=used"),
+            *("train.iterations=8", "train.batch_size=4", "train.lr=3e-3", "train.warmup=0", "train.ema=0.5"),
+            *("evaluate.explain=0", "also_prompts=[]"),
+            *(f"data.root={phantom_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}"),
+        ]
+    )
+    write_run(folder / "used", cv_plan(config), ["bushpc", "cv"])
+    for fold in (0, 1):
+        assert run_cell(folder / "used" / "cells" / f"fold{fold}", World()) is None
+    return Trained(run=folder / "used", shards=phantom_folder)
