@@ -51,6 +51,7 @@ def test_table_4_survives_its_submitter_two_of_its_cells_and_a_node(slurm, words
     command = words("grid=xbusnet_components")
 
     # The submitting command dies when Slurm has taken the array, before it could note whose job is whose.
+    slurm.run(["scontrol", "update", "PartitionName=low", "State=DOWN"])
     submitting = subprocess.Popen([sys.executable, "-m", "bushpc.cli", *command], env=slurm.env, cwd=ROOT)
     while not list(run_dir.glob("jobs/submitting-*.json")) or not list(run_dir.glob("jobs/*_19/*.pkl")):
         assert submitting.poll() is None, "it was too quick to be killed"
@@ -59,6 +60,7 @@ def test_table_4_survives_its_submitter_two_of_its_cells_and_a_node(slurm, words
     submitting.wait()
 
     assert main(command) == 0
+    slurm.run(["scontrol", "update", "PartitionName=low", "State=UP"])
     said = capsys.readouterr().out
     noted = [json.loads(path.read_text())["job_id"] for path in run_dir.glob("cells/*/job.json")]
     assert len(set(noted)) == len(noted) == 20
