@@ -32,6 +32,7 @@ from bushpc.report.summary import summarise
 from bushpc.report.tables import Table
 
 ROWS_ON_PAGE = 200  # of one table: a grid of a thousand cells must stay a page that a phone can open
+_ROWS_IN_SIGHT = 60  # a longer table scrolls in a box of its own
 _MISSING_ON_PAGE = 20
 _LEFTOVER_SECONDS = 3600  # no report takes an hour to write, so an older folder aside belongs to a killed one
 
@@ -106,6 +107,7 @@ def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], sh
         status=_status(summary),
         tables=collections.defaultdict(lambda: None, shown),  # what there is nothing to say in is None
         most=ROWS_ON_PAGE,
+        tall=_ROWS_IN_SIGHT,
         most_arms=figures.MOST_ARMS,
         folds_phrase=None if many else content.folds_phrase(summary),
         box_plot=figures.box_plot(*figures.boxes_of(study)) if study.entries else None,

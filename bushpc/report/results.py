@@ -21,6 +21,7 @@ from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempt
 
 METRICS = ("dice", "iou", "fpr", "fnr")
 KINDS = ("cv", "grid", "train")
+FORMAT = 1  # of run.json, as dispatch writes it; runs of before it was counted have none and are alike
 
 # In the order in which they are shown. A label travels with its source into every table, legend and file.
 SOURCE_LABELS = {
@@ -224,6 +225,10 @@ def _read_run_json(path: Path) -> dict[str, t.Any]:
     missing = [key for key in _RUN_KEYS if key not in run]
     if missing:
         raise DataError(f"{path}: no {', '.join(missing)}. {_OTHER_VERSION}")
+    if run.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"{path} has format {run['format']}, and this version of bushpc reads {FORMAT}. {_OTHER_VERSION}"
+        )
     if run["kind"] not in KINDS:
         raise DataError(f"{path}: {unknown_name('kind of run', str(run['kind']), KINDS)} {_OTHER_VERSION}")
     if run["prompts"] not in SOURCE_LABELS:

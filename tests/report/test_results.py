@@ -5,7 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from bushpc.dispatch.status import RUN_FORMAT
 from bushpc.errors import DataError
+from bushpc.report import results
 from bushpc.report.results import Arm, read_run
 
 
@@ -19,9 +21,9 @@ def test_a_fold_is_complete_only_with_both_its_results_and_its_mark(builder, row
     builder.trained(1, steps=420)
     builder.evaluated(2, rows_with_dice(2, {"first_pass": [0.5]}), done=False)
     builder.failed(3, "CUDA out of memory\n\nTraceback (most recent call last):\n  ...")
-    results = read_arm(builder.path)
-    assert [cell.fold for cell in results.complete_cells] == [0]
-    assert {cell.fold: cell.reason for cell in results.missing_cells} == {
+    found = read_arm(builder.path)
+    assert [cell.fold for cell in found.complete_cells] == [0]
+    assert {cell.fold: cell.reason for cell in found.missing_cells} == {
         1: "not finished: last logged step 420 of 1000",
         2: "evaluated, but not marked DONE",
         3: "CUDA out of memory",
@@ -140,6 +142,10 @@ def test_a_fold_that_belongs_to_two_cells_is_refused(builder) -> None:
     builder.write_run_json(cells=[cell, {**cell, "name": "b"}])
     with pytest.raises(DataError, match="fold 0 belongs to more than one cell"):
         read_run(builder.path)
+
+
+def test_the_format_that_is_read_is_the_one_that_is_written() -> None:
+    assert results.FORMAT == RUN_FORMAT
 
 
 def test_an_unknown_headline_source_lists_the_valid_ones(builder) -> None:

@@ -18,7 +18,7 @@ METRIC_COLUMNS = (
 )
 UNRANKED_METRIC_COLUMNS = tuple(Column(key=c.key, header=c.header) for c in METRIC_COLUMNS)
 METHOD = Column(key="method", header="Method", numeric=False)
-FOLDS = Column(key="folds", header="Folds", numeric=False)
+FOLDS = Column(key="folds", header="Folds")
 
 
 class Line(t.NamedTuple):
