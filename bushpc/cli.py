@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     retry = commands.add_parser("retry", help="submit some cells again: bushpc retry RUN CELL…")
     retry.add_argument("run_dir", type=Path, metavar="RUN")
     retry.add_argument("cells", nargs="+", metavar="CELL", help="a cell, or a row of a grid for all its folds")
-    retry.add_argument("--fresh", action="store_true", help="from step 0; what is there is kept in RUN/stale")
+    retry.add_argument("--fresh", action="store_true", help="from step 0; what is there is kept in RUN/replaced")
     retry.set_defaults(run=_retry)
 
     cancel = commands.add_parser("cancel", help="end a run's jobs, or those of some cells: bushpc cancel RUN [CELL…]")

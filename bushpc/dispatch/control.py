@@ -52,7 +52,7 @@ def resume(
 
 
 def retry(run_dir: Path, names: Sequence[str], command: Sequence[str], *, fresh: bool = False) -> Submission:
-    """Submit these cells again. fresh: from step 0; what they had is kept in `stale/`.
+    """Submit these cells again. fresh: from step 0; what they had is kept in `replaced/`.
 
     Raises: ConfigError for a name that is no cell, for a live one, and for one that is done unless `fresh`.
     """
@@ -63,7 +63,7 @@ def retry(run_dir: Path, names: Sequence[str], command: Sequence[str], *, fresh:
         if cell.live:
             raise ConfigError(f"{cell.name} is {cell.state}; end it first: bushpc cancel {run_dir} {cell.name}")
         if cell.state == "done" and not fresh:
-            raise ConfigError(f"{cell.name} is done; --fresh trains it anew, and keeps this one in {run_dir}/stale")
+            raise ConfigError(f"{cell.name} is done; --fresh trains it anew, and keeps this one in {run_dir}/replaced")
     if fresh:
         with alone_in([run_dir, *(owner_of(run_dir, cell.name) for cell in status)]):
             for cell in status:

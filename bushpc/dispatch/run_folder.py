@@ -4,7 +4,8 @@ runs/<name>/
   run.json        what this run is: cells and their hashes, rows of its grid, data, folds, versions, commands
   folds.csv       the folds it uses, whatever becomes of the dataset's own
   cells/<cell>/   see bushpc.run; job.json there names the job that works on it
-  stale/          cells whose settings were edited since, as they were
+  stale/          cells whose settings were edited since, as they were; a grid that has such settings takes them back
+  replaced/       cells that were trained anew on request, as they were before
   code/<hash>/    package and configs as they were at submission; jobs import them from there
   jobs/           submitit's scripts, pickles and logs
   report/         see bushpc.report
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -75,7 +77,7 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
                 f"`bushpc cancel {run_dir} {' '.join(running)}`"
             )
     for name in stale:
-        _set_aside(run_dir, name)
+        _set_aside(run_dir, name, run_dir / "stale")
     twins = _twins(run_dir, plan, facts)
     (run_dir / "cells").mkdir(parents=True, exist_ok=True)
     for name, cell in plan.cells.items():
@@ -139,7 +141,7 @@ def owner_of(run_dir: Path, cell: str) -> Path:
 def start_anew(run_dir: Path, cell: str) -> None:
     """Set a cell's results aside, so that its next start begins with step 0; a link to another run's is cut."""
     config = (run_dir / "cells" / cell / "config.yaml").read_text()
-    _set_aside(run_dir, cell)
+    _set_aside(run_dir, cell, run_dir / "replaced")
     (run_dir / "cells" / cell).mkdir()
     write_atomically(run_dir / "cells" / cell / "config.yaml", config)
 
@@ -201,20 +203,16 @@ def _edited(run_dir: Path, plan: Plan) -> tuple[list[str], list[str]]:
     return edited, stale
 
 
-def _set_aside(run_dir: Path, name: str) -> None:
-    """Move a cell's results to `stale/`, where a run with the same settings finds them; only cut a link."""
+def _set_aside(run_dir: Path, name: str, where: Path) -> None:
+    """Move a cell's folder to `where`; of another run's only the link is cut."""
     folder = run_dir / "cells" / name
     if folder.is_symlink():
         folder.unlink()
         return
-    stale = run_dir / "stale"
-    stale.mkdir(exist_ok=True)
-    target = stale / f"{name}-{CellConfig.load(folder / 'config.yaml').hash}"
-    number = 1
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{target.name.partition('.')[0]}.{number}")
-    folder.rename(target)
+    where.mkdir(exist_ok=True)
+    config_hash = CellConfig.load(folder / "config.yaml").hash
+    places = (where / f"{name}-{config_hash}{f'.{number}' if number else ''}" for number in itertools.count())
+    folder.rename(next(place for place in places if not place.exists()))
 
 
 def _twins(run_dir: Path, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, Path]:

@@ -119,7 +119,7 @@ def test_cells_that_share_a_job_end_each_by_itself_and_are_tried_again(grid, cap
     assert set(until_still(run_dir).values()) == {"done"}
     assert "submitted: a-fold1\n" in said(capsys, "retry", str(run_dir), "a-fold1", "--fresh")[1]
     assert set(until_still(run_dir).values()) == {"done"}
-    [aside] = (run_dir / "stale").iterdir()
+    [aside] = (run_dir / "replaced").iterdir()
     assert (aside / "DONE").exists()
     assert aside.name.startswith("a-fold1-")
 
