@@ -398,7 +398,7 @@ def compose(overrides: t.Sequence[str]) -> CellConfig:
 
 
 class Composer:
-    """Overrides that many cells share → cells. Hydra, which takes a third of a second, is asked once per choice of groups.
+    """Overrides that many cells share → cells. Hydra takes a third of a second, and is asked once per choice of groups.
 
     overrides: as on the command line; a later word wins. Raises: ConfigError, as `compose` does.
     """
