@@ -419,7 +419,10 @@ def _common_sources(run_dir: Path, cells: list[Cell]) -> list[str]:
 def _headline(run_dir: Path, asked: str, sources: list[str]) -> str:
     if asked in sources or not sources:
         return asked
-    if sources == ["none"]:  # a model without prompts is evaluated once, whatever source was asked for
+    # A source comes to another one for a model that does not read what it changes, and was evaluated as that.
+    if asked == "shuffled_attributes" and "first_pass" in sources:
+        return "first_pass"
+    if "none" in sources and set(sources) <= {"none", "shuffled_attributes"}:
         return "none"
     raise DataError(f"{run_dir}: the headline prompts are {asked!r}, but only {', '.join(sources)} were evaluated.")
 

@@ -107,9 +107,20 @@ def test_folds_evaluated_with_different_prompt_sources_are_not_mixed(builder, ro
         read_run(builder.path)
 
 
-def test_a_model_without_prompts_is_judged_by_none(builder, rows_with_dice) -> None:
-    builder.complete({0: rows_with_dice(0, {"none": [0.5]})})
-    assert read_arm(builder.path).headline == "none"
+@pytest.mark.parametrize(
+    ("asked", "evaluated", "headline"),
+    [
+        ("first_pass", ["none"], "none"),
+        ("first_pass", ["none", "shuffled_attributes"], "none"),
+        ("shuffled_attributes", ["first_pass", "none"], "first_pass"),
+    ],
+)
+def test_a_model_that_does_not_read_a_prompt_is_judged_by_what_it_comes_to(
+    builder, rows_with_dice, asked: str, evaluated: list[str], headline: str
+) -> None:
+    builder.write_run_json(prompts=asked)
+    builder.complete({0: rows_with_dice(0, {source: [0.5] for source in evaluated})})
+    assert read_arm(builder.path).headline == headline
 
 
 def test_a_headline_source_that_was_not_evaluated_is_refused(builder, rows_with_dice) -> None:

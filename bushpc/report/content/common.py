@@ -93,11 +93,13 @@ def published(summary: Summary, kind: str) -> PublishedTable | None:
 
 
 def bold_note(summary: Summary, sources: t.Iterable[Summary] = ()) -> str:
-    """Which rows do not compete, by name. sources: shown, where these are others than the entries'."""
-    shown = sources or [summary["arms"][entry["arm"]]["sources"][entry["source"]] for entry in summary["entries"]]
-    unranked = dict.fromkeys(source["label"] for source in shown if source["uses_ground_truth"])
-    said = "Bold: the best of its group" + "".join(f"; {label} does not compete" for label in unranked) + "."
-    return said if summary["complete"] or not several(summary) else f"{said} Nor does what lacks a fold."
+    """Which rows do not compete, by name. sources: where a table shows others than the entries'."""
+    entries = [summary["arms"][entry["arm"]]["sources"][entry["source"]] for entry in summary["entries"]]
+    unranked = list(dict.fromkeys(source["label"] for source in sources or entries if source["uses_ground_truth"]))
+    if several(summary) and not summary["complete"] and not sources:
+        unranked.append("what lacks a fold")
+    does = "does" if len(unranked) == 1 else "do"
+    return "Bold: the best of its group" + (f"; {', '.join(unranked)} {does} not compete." if unranked else ".")
 
 
 def same_folds(summary: Summary) -> bool:
