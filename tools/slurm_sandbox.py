@@ -666,9 +666,9 @@ def say(text: str) -> None:
 
 
 def standing(layout: Layout) -> Record:
-    """The record of a sandbox that runs. Raises: SandboxError."""
+    """The record of a sandbox that runs, killed nodes or not. Raises: SandboxError."""
     record = Record.read(layout)
-    if record is None or not record.running():
+    if record is None or "slurmctld" not in record.daemons or not record.daemons["slurmctld"].alive():
         raise SandboxError(
             f"no sandbox is up in {layout.root}; start one with: tools/slurm_sandbox up{dir_option(layout)}"
         )
@@ -808,9 +808,7 @@ def command_start_node(layout: Layout, args: argparse.Namespace) -> int:
 
 def known_node(layout: Layout, node: str) -> Record:
     """The record of a sandbox that has this node. Raises: SandboxError."""
-    record = Record.read(layout)
-    if record is None or "slurmctld" not in record.daemons or not record.daemons["slurmctld"].alive():
-        raise SandboxError(f"no sandbox is up in {layout.root}")
+    record = standing(layout)
     if node not in record.settings.node_names:
         raise SandboxError(f"unknown node '{node}'. Valid: {', '.join(record.settings.node_names)}.")
     return record
