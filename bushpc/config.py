@@ -54,6 +54,8 @@ YAML_FAILS = (OSError, ValueError, TypeError, LookupError, AttributeError, Recur
 # libyaml's where PyYAML was built with it: ten times as fast, and a grid has a thousand configs.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# So deep a file may be nested at most for libyaml, which takes the process with it where its stack ends.
+DEEP = 500
 MOST_INT = 2**63
 # Characters of a wrong value in a message.
 MOST_SHOWN = 200
@@ -373,7 +375,7 @@ class CellConfig:
     def load(cls, path: Path) -> CellConfig:
         """Read a frozen `config.yaml`. Raises: ConfigError also where it is missing or damaged."""
         try:
-            content = yaml.load(path.read_text(), Loader=YAML_LOADER)
+            content = _load_yaml(path.read_text())
         except YAML_FAILS as error:
             raise ConfigError(
                 f"{path} cannot be read ({type(error).__name__}: {error}). It was written when the run was submitted: "
@@ -616,6 +618,12 @@ def _coerce(hint: t.Any, value: t.Any, key: str) -> t.Any:
 def _shown(value: t.Any) -> str:
     """A wrong value for a message. Not the inside of lists: a few lines of YAML can stand for gigabytes of it."""
     return "…" if isinstance(value, (t.Mapping, list)) else repr(value)[:MOST_SHOWN]
+
+
+def _load_yaml(text: str) -> t.Any:
+    """What a yaml text holds. Each level of nesting costs one of these characters, or a column of indentation."""
+    deepest = sum(map(text.count, "[{?-:")) + max((len(line) - len(line.lstrip()) for line in text.split("\n")))
+    return yaml.load(text, Loader=YAML_LOADER if deepest < DEEP else yaml.SafeLoader)
 
 
 def _plain(value: t.Any) -> t.Any:

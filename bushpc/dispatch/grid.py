@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from bushpc import weights
-from bushpc.config import CONFIG_DIR, YAML_FAILS, YAML_LOADER, CellConfig, Composer, config_names
+from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, config_names
 from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
@@ -140,7 +140,7 @@ def load_grid(name: str) -> Grid:
     if path.parent == CONFIG_DIR / "grid" and name not in config_names("grid"):
         raise ConfigError(unknown_name("grid", name, config_names("grid"), "Or the path of a .yaml file."))
     try:
-        content = yaml.load(path.read_text(), Loader=YAML_LOADER)
+        content = yaml.safe_load(path.read_text())
     except YAML_FAILS as error:
         raise ConfigError(f"grid={name}: {path} cannot be read ({error})") from error
     name = _safe(path.stem, f"grid={name}")
