@@ -33,6 +33,7 @@ from bushpc.cli import main as bushpc_main
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.drill import compare_checkpoints
+from bushpc.dispatch.grid import Plan
 from bushpc.dispatch.processes import RunProcess, processes_of
 from bushpc.dispatch.submit import submit
 from bushpc.files import read_json
@@ -227,7 +228,7 @@ class Bench:
         """The run's folder."""
         with self._submitting:
             os.environ.update(SLURM_CONF=cluster.env["SLURM_CONF"])
-            return submit(cells, ["bushpc", "cv"]).run_dir
+            return submit(Plan(kind="cv", cells=cells, wanted=list(cells)), ["bushpc", "cv"]).run_dir
 
     def announce(self, reference: Case) -> None:
         """Say that this undisturbed run will be there."""
