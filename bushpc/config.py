@@ -622,7 +622,7 @@ def _shown(value: t.Any) -> str:
 
 def _load_yaml(text: str) -> t.Any:
     """What a yaml text holds. Each level of nesting costs one of these characters, or a column of indentation."""
-    deepest = sum(map(text.count, "[{?-:")) + max((len(line) - len(line.lstrip()) for line in text.split("\n")))
+    deepest = sum(map(text.count, "[{?-:")) + max(len(line) - len(line.lstrip()) for line in text.split("\n"))
     return yaml.load(text, Loader=YAML_LOADER if deepest < DEEP else yaml.SafeLoader)
 
 
