@@ -29,7 +29,12 @@ FILE_WIDTH = 160
 def main(argv: t.Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 ended incomplete, 2 an error to mend, 3 bad images."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no more words for a list once an option has come: `resume RUN --only failed cluster.mem_gb=128`.
+    if rest and "overrides" in arguments and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(arguments.run(arguments) or 0)
     except BushpcError as error:
@@ -263,7 +268,11 @@ def _retry(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> None:
     from bushpc.dispatch.control import cancel
 
-    print(f"cancelled: {_some(cancel(arguments.run_dir, arguments.cells)) or 'nothing was running or queued'}")
+    found = cancel(arguments.run_dir, arguments.cells)
+    print(f"cancelled: {_some(found.cells) or 'nothing was running or queued'}")
+    if found.left:
+        left = _some([f"{cell} ({run})" for cell, run in found.left.items()])
+        print(f"left, as they belong to another run: {left}")
 
 
 def _say_submission(result: Submission, wait_for: t.Sequence[str] | None = None) -> int:

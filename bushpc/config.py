@@ -448,6 +448,50 @@ class Composer:
         return self._composed[groups]
 
 
+def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[str, t.Any]) -> CellConfig:
+    """A frozen cell with these overrides, which may choose another cluster profile. kept: wins over that profile.
+
+    Raises: ConfigError.
+    """
+    if not overrides:
+        return cell
+    content = cell.to_dict()
+    profiles = [word.partition("=")[2] for word in overrides if word.startswith("cluster=")]
+    settings: dict[str, t.Any] = {}
+    if profiles:
+        name = _group_choice([f"cluster={profiles[-1]}"], "cluster")
+        content["cluster"] = yaml.safe_load((CONFIG_DIR / "cluster" / f"{name}.yaml").read_text())
+        content["choices"] = {**cell.choices, "cluster": name}
+        settings |= kept
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if equals and key not in GROUPS:
+            settings[key] = _parsed(word)
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        if not isinstance(content.get(group), dict) or name not in content[group]:
+            raise ConfigError(unknown_name("setting", key, sorted(_leaf_keys(content))))
+        content[group][name] = value
+    changed = _resolve(CellConfig.from_dict(content))
+    if changed.cluster.gpus_per_node and changed.engine.device == "cpu":
+        raise ConfigError(
+            f"cluster.gpus_per_node={changed.cluster.gpus_per_node}: this run trains on the CPU (engine.device=cpu, on "
+            "which its result depends); add cluster.gpus_per_node=0"
+        )
+    return changed
+
+
+def _parsed(word: str) -> t.Any:
+    """The value of one override in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word).value()
+    except HydraException as error:
+        raise ConfigError(f"{word} cannot be read: {error}") from error
+
+
 def config_names(group: str) -> list[str]:
     """The valid names of a group: the yaml files in its folder."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bushpc.config import CONFIG_DIR, CellConfig, compose, config_names, differences
+from bushpc.config import CONFIG_DIR, CellConfig, compose, config_names, differences, reconfigure
 from bushpc.errors import ConfigError
 
 SMALL = ["model=xbusnet_small", "data=phantom"]
@@ -153,3 +153,20 @@ def fields_without_a_sentence(text: str) -> list[str]:
 
 def named(field: str, comment: str) -> bool:
     return any(fnmatch.fnmatchcase(field, word) for word in re.findall(r"\w+\*?", comment))
+
+
+def test_a_frozen_cell_takes_another_cluster_without_becoming_another_cell():
+    frozen = compose(["model=unet_small", "data=phantom", "cluster=slurm", "train.batch_size=16"])
+    changed = reconfigure(frozen, ["cluster.nodes=2", "cluster.ranks_per_node=8", "cluster.setup=[module load x]"], {})
+    assert (changed.cluster.nodes, changed.cluster.ranks_per_node, changed.cluster.setup) == (2, 8, ("module load x",))
+    assert changed.hash == frozen.hash
+    local = reconfigure(frozen, ["cluster=local"], {"cluster.cpus_per_rank": 4})
+    assert (local.cluster.executor, local.cluster.cpus_per_rank, local.choices["cluster"]) == ("local", 4, "local")
+    with pytest.raises(ConfigError, match=r"trains on the CPU .*add cluster.gpus_per_node=0"):
+        reconfigure(frozen, ["cluster=a100"], {})
+    assert reconfigure(frozen, ["cluster=a100", "cluster.gpus_per_node=0"], {}).cluster.mem_gb == 64
+    on_gpu = compose(["model=unet_small", "data=phantom", "cluster=a100"])
+    with pytest.raises(ConfigError, match=r"engine.device=cuda, but cluster=slurm gives a cell no GPU"):
+        reconfigure(on_gpu, ["cluster=slurm"], {})
+    with pytest.raises(ConfigError, match=r"did you mean 'cluster.nodes'"):
+        reconfigure(frozen, ["cluster.node=2"], {})

@@ -10,16 +10,18 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.config import CellConfig, Composer
+from bushpc.config import reconfigure
+from bushpc.dispatch.grid import Plan
 from bushpc.dispatch.run_folder import alone_in, owner_of, read_plan, start_anew
 from bushpc.dispatch.status import CellStatus, read_run_json, read_status
-from bushpc.dispatch.submit import Submission, submit
+from bushpc.dispatch.submit import Submission, adopt, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.files import read_json, write_atomically
 from bushpc.lease import process_start
@@ -28,6 +30,13 @@ from bushpc.lease import process_start
 RESUMABLE = ("failed", "stopped", "stale", "missing")
 # What may change between two submissions of a run, besides the whole cluster profile.
 FREE_GROUPS = ("cluster", "loader")
+
+
+class Cancelled(t.NamedTuple):
+    """cells: whose jobs were ended. left: live cells that belong to another run, and its name."""
+
+    cells: list[str]
+    left: dict[str, str]
 
 
 def resume(
@@ -42,8 +51,15 @@ def resume(
     if only is not None and only not in RESUMABLE:
         raise ConfigError(unknown_name("state in --only", only, RESUMABLE))
     plan = read_plan(run_dir)
-    change = _change(overrides)
-    cells = {name: change(cell) for name, cell in plan.cells.items()}
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] not in FREE_GROUPS:
+            raise ConfigError(_not_free(word, key))
+    cells = {name: reconfigure(cell, overrides, _of_row(plan, name)) for name, cell in plan.cells.items()}
+    for name, cell in cells.items():
+        if cell.hash != plan.cells[name].hash:  # the lanes of a stream
+            [key, *_] = [key for key, value in cell.settings.items() if value != plan.cells[name].settings[key]]
+            raise ConfigError(_not_free(" ".join(overrides), key))
     plan = dataclasses.replace(plan, cells=cells)
     if only is not None:
         states = {cell.name: cell.state for cell in read_status(plan.first.run_dir).cells}
@@ -58,45 +74,60 @@ def retry(run_dir: Path, names: Sequence[str], command: Sequence[str], *, fresh:
     """
     plan = read_plan(run_dir)
     run_dir = plan.first.run_dir
-    status = _named(run_dir, read_status(run_dir).cells, names)
-    for cell in status:
-        if cell.live:
-            raise ConfigError(f"{cell.name} is {cell.state}; end it first: bushpc cancel {run_dir} {cell.name}")
-        if cell.state == "done" and not fresh:
-            raise ConfigError(f"{cell.name} is done; --fresh trains it anew, and keeps this one in {run_dir}/replaced")
-    if fresh:
-        with alone_in([run_dir, *(owner_of(run_dir, cell.name) for cell in status)]):
-            for cell in status:
-                start_anew(run_dir, cell.name)
+    with alone_in({run_dir.resolve(), *(owner_of(run_dir, name) for name in plan.cells)}):
+        adopt(run_dir)
+        status = _named(run_dir, read_status(run_dir).cells, names)
+        if not fresh:  # of a row what is missing
+            status = [cell for cell in status if cell.state != "done" or cell.name in names]
+        for cell in status:
+            if cell.live:
+                raise ConfigError(f"{cell.name} is {cell.state}; end it first: bushpc cancel {run_dir} {cell.name}")
+            if cell.state == "done" and not fresh:
+                raise ConfigError(
+                    f"{cell.name} is done; --fresh trains it anew, and keeps this one in {run_dir}/replaced"
+                )
+        for cell in status if fresh else []:
+            start_anew(run_dir, cell.name)
     return submit(dataclasses.replace(plan, wanted=[cell.name for cell in status]), command)
 
 
-def cancel(run_dir: Path, names: Sequence[str] = ()) -> list[str]:
-    """End the jobs of a run, or of some of its cells. Returns the cells that were live.
+def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
+    """End the jobs of a run, or of some of its cells. What runs saves first: Slurm sends TERM, so does a local job.
 
-    What runs saves first: Slurm sends TERM, and KILL after its KillWait; so does a local job.
-    Raises: ConfigError for a name that is no cell, and where a job would end that other cells share.
+    Cells that belong to another run go on unless they are named.
+    Raises: ConfigError for a name that is no cell, and where a job would end that other cells share; DispatchError
+    where Slurm refuses, or a cell runs on another machine without Slurm.
     """
     run_dir = run_dir.resolve()
     read_run_json(run_dir)
     with alone_in([run_dir]):
+        adopt(run_dir)
         status = read_status(run_dir)
-        wanted = [cell for cell in _named(run_dir, status.cells, names) if cell.live]
-        jobs = {cell.job_id for cell in wanted}
-        beside = [cell.name for cell in status.cells if cell.live and cell.job_id in jobs and cell not in wanted]
-        if beside:
-            raise ConfigError(
-                f"{', '.join(cell.name for cell in wanted)} share a job with {', '.join(beside)}, which would end, "
-                "too: name them all"
-            )
-        for cell in wanted:
-            path = run_dir / "cells" / cell.name / "job.json"
-            write_atomically(path, json.dumps({**(read_json(path) or {}), "cancelled": time.time()}))
-        _end([read_json(run_dir / "cells" / cell.name / "job.json") or {} for cell in wanted])
+        live = [cell for cell in _named(run_dir, status.cells, names) if cell.live]
+        elsewhere = {cell.name: owner for cell in live if (owner := owner_of(run_dir, cell.name)) != run_dir}
+        wanted = [cell for cell in live if names or cell.name not in elsewhere]
+        _refuse_shared_jobs(run_dir, wanted)
+        jobs = [read_json(Path(cell.folder) / "job.json") or {} for cell in wanted]
+        for cell, job in zip(wanted, jobs, strict=True):
+            if job.get("host") not in (None, socket.gethostname()):
+                raise DispatchError(f"{cell.name} runs on {job['host']}, outside of Slurm: cancel it there")
+        for cell, job in zip(wanted, jobs, strict=True):
+            write_atomically(Path(cell.folder) / "job.json", json.dumps({**job, "cancelled": time.time()}))
+        _end(jobs)
         report = read_json(run_dir / "jobs" / "report.json")
         if report and not names and status.report_live:
             _end([report])
-    return [cell.name for cell in wanted]
+    left = {} if names else {name: owner.name for name, owner in elsewhere.items()}
+    return Cancelled(cells=[cell.name for cell in wanted], left=left)
+
+
+def _refuse_shared_jobs(run_dir: Path, wanted: Sequence[CellStatus]) -> None:
+    """Raises: ConfigError if a job of these cells works on others as well, in whichever run they are."""
+    folders, jobs = {cell.folder for cell in wanted}, {cell.job_id for cell in wanted}
+    for owner in {run_dir, *(Path(folder).parent.parent for folder in folders)}:
+        for cell in read_status(owner).cells:
+            if cell.live and cell.job_id in jobs and cell.folder not in folders:
+                raise ConfigError(f"{cell.name} of {owner} shares a job with them, and would end, too: name it as well")
 
 
 def _named(run_dir: Path, cells: Sequence[CellStatus], names: Sequence[str]) -> list[CellStatus]:
@@ -105,7 +136,7 @@ def _named(run_dir: Path, cells: Sequence[CellStatus], names: Sequence[str]) -> 
     rows = {entry["name"]: entry.get("row") for entry in run["cells"]}
     for name in names:
         if name not in rows and name not in rows.values():
-            raise ConfigError(unknown_name("cell", name, [*rows, *(row for row in rows.values() if row)]))
+            raise ConfigError(unknown_name("cell", name, {*rows, *(row for row in rows.values() if row)}))
     return [cell for cell in cells if not names or cell.name in names or rows[cell.name] in names]
 
 
@@ -124,29 +155,15 @@ def _end(jobs: Sequence[Mapping[str, t.Any]]) -> None:
                 os.kill(int(job["job_id"]), signal.SIGTERM)
 
 
-def _change(overrides: Sequence[str]) -> t.Callable[[CellConfig], CellConfig]:
-    """What `overrides` do to a frozen cell's cluster and loader."""
-    if not overrides:
-        return lambda cell: cell
-    for word in overrides:
-        key = word.partition("=")[0]
-        if key.partition(".")[0] not in FREE_GROUPS:
-            raise ConfigError(
-                f"{word}: a run that goes on may only get other {' or '.join(FREE_GROUPS)} settings. For another "
-                f"{key} submit it with the command it was made with, and resume_changes=[{key}]"
-            )
-    profile = next((word for word in overrides if word.startswith("cluster=")), None)
-    composed = Composer(overrides)({})
-    keys = [word.partition("=")[0] for word in overrides if "." in word.partition("=")[0]]
+def _of_row(plan: Plan, name: str) -> dict[str, t.Any]:
+    """What a cell's row sets of the cluster: a heavy row stays heavy under another profile."""
+    rows = plan.grid.rows if plan.grid else ()
+    settings = next((row.settings for row in rows if row.name == plan.row_of.get(name)), {})
+    return {key: value for key, value in settings.items() if key.startswith("cluster.")}
 
-    def change(cell: CellConfig) -> CellConfig:
-        if profile:
-            choices = {**cell.choices, "cluster": composed.choices["cluster"]}
-            cell = dataclasses.replace(cell, cluster=composed.cluster, choices=choices)
-        for key in keys:
-            group, _, field = key.partition(".")
-            new = {field: getattr(getattr(composed, group), field)}
-            cell = dataclasses.replace(cell, **{group: dataclasses.replace(getattr(cell, group), **new)})
-        return cell
 
-    return change
+def _not_free(word: str, key: str) -> str:
+    return (
+        f"{word}: a run that goes on may only get other {' or '.join(FREE_GROUPS)} settings that change no result. For "
+        f"another {key} submit it with the command it was made with, and resume_changes=[{key}]"
+    )

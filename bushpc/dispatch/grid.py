@@ -35,6 +35,7 @@ ROW_KEYS = ("label", "set")
 # More is a slip of the pen in an axis; the job arrays of a whole site end somewhere near it.
 MOST_CELLS = 20_000
 MOST_PROBLEMS = 10
+LONGEST_NAME = 120
 # Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
 RUN_WIDE = ("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes")
 
@@ -108,11 +109,14 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     base = composer({})
     folds, data_hash = _checked_data(base)
     name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data_hash)}"
-    rows, problems = {}, []
+    rows, problems, staged = {}, [], set()
     for row in grid.rows:
         try:
             cell = dataclasses.replace(composer(row.settings), name=name)
-            weights.require(cell.model_class, cell.model, cell.weights_folder)
+            needed = (cell.weights_folder, *cell.model_class.weight_files(cell.model))
+            if needed not in staged:  # they are hashed, and may be gigabytes
+                weights.require(cell.model_class, cell.model, cell.weights_folder)
+            staged.add(needed)
             rows[row.name] = cell
         except BushpcError as error:
             problems.append((f"row {row.name}: {error}", error))
@@ -136,11 +140,11 @@ def load_grid(name: str) -> Grid:
 
     Raises: ConfigError for whatever cannot be meant.
     """
-    path = Path(name).expanduser() if name.endswith(".yaml") else CONFIG_DIR / "grid" / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else CONFIG_DIR / "grid" / f"{name}.yaml"
     if path.parent == CONFIG_DIR / "grid" and name not in config_names("grid"):
         raise ConfigError(unknown_name("grid", name, config_names("grid"), "Or the path of a .yaml file."))
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_Unambiguous)
     except YAML_FAILS as error:
         raise ConfigError(f"grid={name}: {path} cannot be read ({error})") from error
     name = _safe(path.stem, f"grid={name}")
@@ -273,6 +277,10 @@ def _axes(content: t.Any, where: str) -> dict[str, dict[str, Settings]]:
                 raise ConfigError(f"{where}, axis {axis}: a value stands there twice")
         if not axes.get(axis):
             raise ConfigError(f"{where}, axis {axis}: a list of values, or a mapping from names to settings, is needed")
+    setters = [(key, axis) for axis, values in axes.items() for key in {key for v in values.values() for key in v}]
+    for key, axis in setters:
+        if others := [other for same, other in setters if same == key and other != axis]:
+            raise ConfigError(f"{where}: the axes {axis} and {others[0]} both set {key}; one would hide the other")
     cells = math.prod(len(values) for values in axes.values())
     if cells > MOST_CELLS:
         raise ConfigError(f"{where}: its axes make {cells} combinations; allowed are {MOST_CELLS}")
@@ -310,6 +318,25 @@ def _product(axes: Mapping[str, Mapping[str, Settings]], exclude: Sequence[Setti
     return rows
 
 
+class _Unambiguous(yaml.SafeLoader):
+    """Refuses what yaml would pass over: of two equal keys the first is dropped, and `on` and `no` are no texts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[t.Any, t.Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"line {node.start_mark.line + 1}: {key!r} is no text, put it into quotes")
+            if keys.count(key) > 1:
+                raise ValueError(f"line {node.start_mark.line + 1}: {key} stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
+    def construct_date(self, node: yaml.ScalarNode) -> t.NoReturn:
+        raise ValueError(f"{node.value} would be read as a date: put it into quotes")
+
+
+_Unambiguous.add_constructor("tag:yaml.org,2002:timestamp", _Unambiguous.construct_date)
+
+
 def _spoken(value: t.Any) -> str:
     """A value in a row's name."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -320,4 +347,5 @@ def _safe(name: str, where: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._]+", "_", name.replace("-", "_")).strip("._")
     if not safe:
         raise ConfigError(f"{where}: '{name}' cannot name a row; letters or digits are needed")
-    return safe
+    # A folder's name ends at 255 bytes, and a fold and a hash are still to come.
+    return safe if len(safe) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}_{_digest(safe)}"

@@ -4,6 +4,7 @@ runs/<name>/
   run.json        what this run is: cells and their hashes, rows of its grid, data, folds, versions, commands
   folds.csv       the folds it uses, whatever becomes of the dataset's own
   cells/<cell>/   see bushpc.run; job.json there names the job that works on it
+  linked/         settings of the cells that are links
   stale/          cells whose settings were edited since, as they were; a grid that has such settings takes them back
   replaced/       cells that were trained anew on request, as they were before
   code/<hash>/    package and configs as they were at submission; jobs import them from there
@@ -11,7 +12,8 @@ runs/<name>/
   report/         see bushpc.report
 
 A cell of a grid is trained once: where another run beside it, or another of its rows, has the same settings on the same
-data and folds, `cells/<cell>` is a link to that one's folder.
+data and folds, `cells/<cell>` is a link to that one's folder, and `linked/<cell>.yaml` says what this run asks of it:
+the other run may be edited, or go.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ import subprocess
 import sys
 import time
 import typing as t
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, way_on
 from bushpc.dispatch.grid import Grid, GridRow, Plan
-from bushpc.dispatch.status import RUN_FORMAT, read_run_json, read_status
+from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
 from bushpc.shards.manifest import Manifest
@@ -41,10 +43,10 @@ from bushpc.shards.split import find_folds
 
 
 @contextlib.contextmanager
-def alone_in(run_dirs: Sequence[Path]) -> Iterator[None]:
+def alone_in(run_dirs: Iterable[Path]) -> Iterator[None]:
     """Hold the locks of run folders. Raises: DispatchError if another command is at work in one of them."""
     with contextlib.ExitStack() as locks:
-        for run_dir in sorted(set(run_dirs)):  # always in one order, or two commands could wait for each other
+        for run_dir in sorted(set(run_dirs)):
             run_dir.mkdir(parents=True, exist_ok=True)
             if not locks.enter_context(exclusive(run_dir / ".submit.lock")):
                 raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
@@ -68,33 +70,45 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
             )
     if known and known.get("kind", "cv") != plan.kind:
         raise ConfigError(f"{run_dir} is a run of `bushpc {known.get('kind', 'cv')}`; choose another name=…")
-    edited, stale = _edited(run_dir, plan)
-    if edited or stale:
-        running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in (*edited, *stale)]
+    dropped = {entry["name"] for entry in known.get("cells", [])} - plan.cells.keys()
+    before = _frozen_cells(run_dir, plan)
+    edited, stale = _edited(run_dir, plan, before)
+    if changing := {*edited, *stale, *dropped}:
+        running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in changing]
         if running:
             raise ConfigError(
-                f"{', '.join(running)} of {run_dir} are running with other settings: cancel them first, "
-                f"`bushpc cancel {run_dir} {' '.join(running)}`"
+                f"{', '.join(running)} of {run_dir} run with settings that the run is not to have any more: end them "
+                f"first, `bushpc cancel {run_dir} {' '.join(running)}`"
             )
     for name in stale:
         _set_aside(run_dir, name, run_dir / "stale")
     twins = _twins(run_dir, plan, facts)
     (run_dir / "cells").mkdir(parents=True, exist_ok=True)
     for name, cell in plan.cells.items():
-        folder = run_dir / "cells" / name
-        if folder.is_symlink():
-            continue  # its settings are written where it belongs
-        if not folder.exists() and cell.hash in twins:
+        folder, asked = run_dir / "cells" / name, run_dir / "linked" / f"{name}.yaml"
+        if not folder.is_symlink() and not folder.exists() and cell.hash in twins:
             folder.symlink_to(os.path.relpath(twins[cell.hash], folder.parent))
+        if folder.is_symlink():
+            asked.parent.mkdir(exist_ok=True)
+            _write_if_new(asked, _config_text(cell))
             continue
+        asked.unlink(missing_ok=True)
         folder.mkdir(exist_ok=True)
+        if name in before and before[name].hash == cell.hash:
+            # What went on with other settings once is no clean twin of anything, whatever is said later.
+            cell = dataclasses.replace(
+                cell, resume_changes=tuple(dict.fromkeys((*before[name].resume_changes, *cell.resume_changes)))
+            )
         if plan.kind == "grid" and not cell.resume_changes:
             twins.setdefault(cell.hash, folder)  # of the rows that come
         if name in edited:
             (folder / "DONE").unlink(missing_ok=True)
-        _write_if_new(folder / "config.yaml", cell.to_yaml())
+        _write_if_new(folder / "config.yaml", _config_text(cell))
     _write_if_new(run_dir / "folds.csv", find_folds_of(plan.first).read_text())
-    write_atomically(run_dir / "run.json", json.dumps(_run_json(run_dir, plan, facts, known, command), indent=1))
+    run = _run_json(run_dir, plan, facts, known, command)
+    if (run_dir / "report").is_dir() and any(run[key] != known.get(key) for key in ("grid", "cells")):
+        (run_dir / "report" / OUTDATED).touch()  # the next page takes the folder's place
+    write_atomically(run_dir / "run.json", json.dumps(run, indent=1))
 
 
 def read_plan(run_dir: Path) -> Plan:
@@ -105,20 +119,13 @@ def read_plan(run_dir: Path) -> Plan:
     run_dir = run_dir.resolve()
     run = read_run_json(run_dir)
     cells = {}
-    for entry in run["cells"]:
-        path = run_dir / "cells" / entry["name"] / "config.yaml"
-        try:
-            cell = CellConfig.load(path)
-        except ConfigError as error:
-            code = run_dir / "code" / str(run["submissions"][-1]["code"])
-            raise ConfigError(
-                f"{path} is no config of this version of bushpc ({error}). The version that wrote it lies in {code}: "
-                f"PYTHONPATH={code} python -m bushpc.cli goes on with this run; or start anew under another name=…"
-            ) from error
+    for name in cell_names(run_dir / "run.json", run):
+        linked = run_dir / "linked" / f"{name}.yaml"
+        cell = load_frozen(linked if linked.exists() else run_dir / "cells" / name / "config.yaml", run_dir)
         if cell.fold is None:
-            raise ConfigError(f"{path} names no fold; submit the run again with the command it was made with")
-        # A run folder may have been moved, and a cell's may belong to another run.
-        cells[entry["name"]] = dataclasses.replace(cell, name=run_dir.name, runs_dir=str(run_dir.parent))
+            raise ConfigError(f"{name} of {run_dir} has no fold; submit it again with the command that made it")
+        # A run folder may have been moved.
+        cells[name] = dataclasses.replace(cell, name=run_dir.name, runs_dir=str(run_dir.parent))
     return Plan(
         kind=run.get("kind", "cv"),
         cells=cells,
@@ -126,6 +133,20 @@ def read_plan(run_dir: Path) -> Plan:
         grid=_read_grid(run["grid"]) if run.get("grid") else None,
         row_of={entry["name"]: entry["row"] for entry in run["cells"] if "row" in entry},
     )
+
+
+def load_frozen(path: Path, run_dir: Path) -> CellConfig:
+    """A cell's frozen config. Raises: ConfigError with the way on where another version of bushpc wrote it."""
+    try:
+        return CellConfig.load(path)
+    except ConfigError as error:
+        codes = sorted((run_dir / "code").glob("*"), key=lambda code: code.stat().st_mtime)
+        # Not by PYTHONPATH: `python -m` looks into the current folder first, which may be a clone.
+        way_on = f"(cd {codes[-1]} && {sys.executable} -m bushpc.cli resume {run_dir.resolve()})" if codes else "none"
+        raise ConfigError(
+            f"{path} is no config of this version of bushpc ({error}). With the version that wrote it the run goes on: "
+            f"{way_on}. Or start anew under another name=…"
+        ) from error
 
 
 def _read_grid(grid: Mapping[str, t.Any]) -> Grid:
@@ -140,10 +161,12 @@ def owner_of(run_dir: Path, cell: str) -> Path:
 
 def start_anew(run_dir: Path, cell: str) -> None:
     """Set a cell's results aside, so that its next start begins with step 0; a link to another run's is cut."""
-    config = (run_dir / "cells" / cell / "config.yaml").read_text()
+    asked = run_dir / "linked" / f"{cell}.yaml"
+    text = (asked if asked.exists() else run_dir / "cells" / cell / "config.yaml").read_text()
     _set_aside(run_dir, cell, run_dir / "replaced")
+    asked.unlink(missing_ok=True)
     (run_dir / "cells" / cell).mkdir()
-    write_atomically(run_dir / "cells" / cell / "config.yaml", config)
+    write_atomically(run_dir / "cells" / cell / "config.yaml", text)
 
 
 def snapshot(run_dir: Path) -> Path:
@@ -177,29 +200,34 @@ def _data_facts(cell: CellConfig) -> dict[str, t.Any]:
     }
 
 
-def _edited(run_dir: Path, plan: Plan) -> tuple[list[str], list[str]]:
+def _frozen_cells(run_dir: Path, plan: Plan) -> dict[str, CellConfig]:
+    """The settings that lie in the folders of the plan's cells; links to what a cell is not any more are cut."""
+    found = {}
+    for name, cell in plan.cells.items():
+        folder = run_dir / "cells" / name
+        if (folder / "config.yaml").exists():
+            found[name] = load_frozen(folder / "config.yaml", owner_of(run_dir, name))
+        if folder.is_symlink() and (name not in found or found[name].hash != cell.hash):
+            folder.unlink()  # the run that had it is gone, or one of the two was edited
+            found.pop(name, None)
+    return found
+
+
+def _edited(run_dir: Path, plan: Plan, before: Mapping[str, CellConfig]) -> tuple[list[str], list[str]]:
     """Cells whose settings differ from what lies there: those that go on with the new ones, and stale ones.
 
     Raises: ConfigError where a cross-validation is to have other settings, as that would throw all of it away.
     """
-    edited, stale = [], []
-    for name, cell in plan.cells.items():
-        folder = run_dir / "cells" / name
-        if folder.is_symlink() and not folder.exists():
-            folder.unlink()  # the run that had it is gone
-        if not (folder / "config.yaml").exists():
+    edited: list[str] = []
+    stale: list[str] = []
+    for name, then in before.items():
+        if then.hash == plan.cells[name].hash:
             continue
-        before = CellConfig.load(folder / "config.yaml")
-        if before.hash == cell.hash:
-            continue
-        changed = differences(before, cell)
+        changed = differences(then, plan.cells[name])
         if changed and plan.kind != "grid":
             names = [line.partition(":")[0] for line in changed]
             raise ConfigError(f"{run_dir} has other settings: {'; '.join(changed)}; {way_on(names)}")
-        if changed or folder.is_symlink():  # another run's cell keeps its settings
-            stale.append(name)
-        else:
-            edited.append(name)
+        (stale if changed else edited).append(name)
     return edited, stale
 
 
@@ -210,7 +238,7 @@ def _set_aside(run_dir: Path, name: str, where: Path) -> None:
         folder.unlink()
         return
     where.mkdir(exist_ok=True)
-    config_hash = CellConfig.load(folder / "config.yaml").hash
+    config_hash = load_frozen(folder / "config.yaml", run_dir).hash
     places = (where / f"{name}-{config_hash}{f'.{number}' if number else ''}" for number in itertools.count())
     folder.rename(next(place for place in places if not place.exists()))
 
@@ -233,7 +261,10 @@ def _twins(run_dir: Path, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, P
             continue  # damaged, and not ours to mend
         if any(run.get(key) != value for key, value in facts.items()):
             continue
-        folders = [path.parent / "cells" / str(entry.get("name")) for entry in run.get("cells", [])]
+        try:
+            folders = [path.parent / "cells" / name for name in cell_names(path, run)]
+        except DataError:
+            continue
         for folder in (*folders, *sorted((path.parent / "stale").glob("*"))):
             if folder.is_symlink() or not os.access(folder, os.W_OK):
                 continue  # found where it really lies; a colleague's cell that fails could not be run again by us
@@ -291,6 +322,11 @@ def _run_json(
             for name, cell in plan.cells.items()
         ],
     }
+
+
+def _config_text(cell: CellConfig) -> str:
+    """A cell's `config.yaml`; its first line is for those who only want to know whether it is the same."""
+    return f"{HASH_LINE}{cell.hash}\n{cell.to_yaml()}"
 
 
 def _write_if_new(path: Path, content: str) -> None:

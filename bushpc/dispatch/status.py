@@ -35,6 +35,10 @@ STYLES = {
 # Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
 PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
 
+# First line of a cell's config.yaml, before its hash.
+HASH_LINE = "# hash "
+# Lies in the folder of a report that was made for other cells or rows than the run has now.
+OUTDATED = ".outdated"
 # Of run.json; counted up when an older bushpc would misread what a newer one wrote.
 RUN_FORMAT = 1
 
@@ -72,12 +76,13 @@ class CellStatus:
     """One cell. state: done, running, queued, failed, stopped (its job ended early), missing (never submitted) or
     stale (done, with other settings than the run has now).
 
-    node: where it runs, or ran last. rate: steps per second.
+    folder: where it really lies, which may be in another run. node: where it runs, or ran last. rate: steps per second.
     goodput: where its time went up to its last sign of life; None before its first start.
     reason: why it failed, stopped, or stays in the queue where it will not leave it by itself.
     """
 
     name: str
+    folder: str
     state: str
     phase: str
     step: int
@@ -124,17 +129,18 @@ class RunStatus:
         how long a cell is that has not begun.
         """
         counts = Counter(cell.state for cell in self.cells)
-        longest = max((cell.total for cell in self.cells), default=0)
-        done = sum(cell.total or longest if cell.state == "done" else cell.step for cell in self.cells)
-        steps = sum(cell.total or longest for cell in self.cells)
-        rate = sum(cell.rate for cell in self.cells if cell.left_s is not None and cell.rate)
+        cells = {cell.folder: cell for cell in self.cells}.values()  # two rows may be one cell
+        longest = max((cell.total for cell in cells), default=0)
+        done = sum(cell.total or longest if cell.state == "done" else cell.step for cell in cells)
+        steps = sum(cell.total or longest for cell in cells)
+        rate = sum(cell.rate for cell in cells if cell.left_s is not None and cell.rate)
         return {
             "states": {state: counts[state] for state in STYLES if counts[state]},
             "step": done,
             "total": steps,
             "rate": rate or None,
             "left_s": (steps - done) / rate if rate else None,
-            "gpu_hours": math.fsum(cell.goodput.gpu_hours for cell in self.cells if cell.goodput),
+            "gpu_hours": math.fsum(cell.goodput.gpu_hours for cell in cells if cell.goodput),
         }
 
     def to_json(self) -> str:
@@ -149,7 +155,7 @@ class RunStatus:
 def read_status(run_dir: Path) -> RunStatus:
     """Raises: DataError if `run_dir` is not a run, or its run.json is damaged."""
     run = read_run_json(run_dir)
-    names = _cell_names(run_dir / "run.json", run)
+    names = cell_names(run_dir / "run.json", run)
     jobs = {name: _read_job(run_dir / "cells" / name / "job.json") for name in names}
     report_job = _read_job(run_dir / "jobs" / "report.json")
     open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
@@ -168,15 +174,17 @@ def read_run_json(run_dir: Path) -> dict[str, t.Any]:
         raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
     if run.get("format", RUN_FORMAT) != RUN_FORMAT:
         raise DataError(
-            f"{run_dir}/run.json has format {run['format']}, and this version of bushpc reads {RUN_FORMAT}. The "
-            f"version that wrote it lies in {run_dir}/code: PYTHONPATH={run_dir}/code/<hash> python -m bushpc.cli …"
+            f"{run_dir}/run.json has format {run['format']}, and this version of bushpc reads {RUN_FORMAT}. The one "
+            f"that wrote it lies in {run_dir}/code: (cd {run_dir}/code/<hash> && python -m bushpc.cli …)"
         )
     return run
 
 
 def report_is_current(run_dir: Path) -> bool:
-    """Whether the page is younger than everything that it tells of."""
+    """Whether the page is of this run's cells, and younger than everything that it tells of."""
     page = run_dir / "report" / "index.html"
+    if page.with_name(OUTDATED).exists():
+        return False
     ends = [path.stat().st_mtime for path in (run_dir / "cells").glob("*/DONE")]
     return page.exists() and page.stat().st_mtime > max(ends, default=0.0)
 
@@ -318,10 +326,11 @@ def _read_heartbeat(path: Path) -> dict[str, t.Any]:
     return {key: value for key, value in read_note(path).items() if key not in fits or fits[key](value)}
 
 
-def _cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
+def cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
+    """Names of a run's cells. path: of its run.json, `run`. Raises: DataError where they cannot be told."""
     try:
         names = [cell["name"] for cell in run["cells"]]
-        if all(name == Path(name).name and name.isprintable() for name in names):
+        if names and all(name == Path(name).name and name.isprintable() for name in names):
             return names
     except (TypeError, LookupError, AttributeError):
         pass
@@ -336,8 +345,15 @@ def _cell_status(
     state, phase, reason = _state(cell_dir, job, queue, heartbeat)
     if state == "done" and config_hash != read_note(cell_dir / "DONE").get("config", config_hash):
         state, reason = "stale", "done with other settings; submit again"
+    folder = os.path.realpath(cell_dir) if cell_dir.is_symlink() else str(cell_dir)
+    if cell_dir.is_symlink() and not _is_the_same(cell_dir, config_hash):
+        heartbeat, job, phase = {}, None, ""
+        state = "stale" if cell_dir.exists() else "missing"
+        reason = f"it was that of {folder}, which {'has other settings now' if cell_dir.exists() else 'is gone'}"
+        reason += "; submit again"
     return CellStatus(
         name=name,
+        folder=folder,
         state=state,
         phase=phase,
         step=heartbeat.get("step", 0),
@@ -377,6 +393,15 @@ def _state(
         log = f" (log: {job['log']})" if job["log"] else ""
         return "stopped", "", f"job {job['job_id']} ended early; submit again to go on{log}"
     return "missing", "", ""
+
+
+def _is_the_same(cell_dir: Path, config_hash: t.Any) -> bool:
+    """Whether the cell that a link leads to is still the one that was meant."""
+    try:
+        line = _first_line(cell_dir / "config.yaml")
+    except OSError:
+        return False
+    return not line.startswith(HASH_LINE) or line.removeprefix(HASH_LINE) == config_hash
 
 
 def _first_line(path: Path) -> str:

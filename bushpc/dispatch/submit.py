@@ -71,7 +71,8 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
         write_run(run_dir, plan, command)
         owners = {name: owner_of(run_dir, name) for name in plan.cells}
         with alone_in([owner for owner in owners.values() if owner != run_dir.resolve()]):
-            adopt(run_dir)
+            for other in {run_dir.resolve(), *owners.values()}:  # whose submitter may have died as well
+                adopt(other)
             status = read_status(run_dir)
             states = {cell.name: cell for cell in status.cells}
             done = [name for name in plan.wanted if states[name].state == "done"]
@@ -148,7 +149,6 @@ def queue_cells(run_dir: Path, clusters: Mapping[str, ClusterConfig]) -> None:
     """
     by_cluster: dict[ClusterConfig, list[str]] = {}
     for name, cluster in clusters.items():
-        (run_dir / "cells" / name / "FAILED").unlink(missing_ok=True)
         by_cluster.setdefault(cluster, []).append(name)
     for cluster, group in by_cluster.items():
         after = None
@@ -180,12 +180,28 @@ def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: Cluste
         executor.update_parameters(slurm_dependency=f"afterany:{after}")
     packed = cluster.cells_per_job > 1
     work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
-    jobs = submit_work(executor, work)
+    with _without_failures(run_dir, [name for pack in packs for name in pack]):
+        jobs = submit_work(executor, work)
     for number, job in enumerate(jobs):
         more = _process_note(job.job_id) if cluster.executor == "local" else {}
         _note_jobs(run_dir, intent | more, number, job.job_id, job.paths.folder)
     (run_dir / "jobs" / f"submitting-{submission}.json").unlink(missing_ok=True)
     return jobs[0].job_id.partition("_")[0]
+
+
+@contextlib.contextmanager
+def _without_failures(run_dir: Path, names: Sequence[str]) -> Iterator[None]:
+    """Forget why cells failed, as they are tried again; not where the cluster refuses them."""
+    paths = [run_dir / "cells" / name / "FAILED" for name in names]
+    texts = {path: path.read_text() for path in paths if path.exists()}
+    for path in texts:
+        path.unlink()
+    try:
+        yield
+    except DispatchError:
+        for path, text in texts.items():
+            write_atomically(path, text)
+        raise
 
 
 def _note_jobs(run_dir: Path, intent: Mapping[str, t.Any], number: int, job_id: str, folder: Path) -> None:

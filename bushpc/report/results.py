@@ -261,6 +261,8 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
     settings = _settings(config)
     reason = _why_incomplete(folder, curve, settings.get("train.iterations"))
     done = {} if reason else _read_json(folder / "DONE")
+    if done.get("config", cell["hash"]) != cell["hash"]:  # of a run that shared the cell, and was edited
+        reason = "done with other settings than the run has now"
     attempts = read_attempts(folder)
     return Cell(
         name=cell["name"],

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
+from bushpc.dispatch import submit as submit_module
 from bushpc.dispatch.status import RunStatus, read_status
+from bushpc.errors import DispatchError
 from bushpc.goodput import newest_saved
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +135,29 @@ def test_a_failed_cell_of_a_job_that_goes_on_is_failed_at_once(grid, tmp_path, c
     until(run_dir, lambda status: status.cells[0].state == "failed" and saved_of(run_dir))
     assert said(capsys, "cancel", str(run_dir))[1] == "cancelled: b-fold0\n"
     assert until_still(run_dir)["b-fold0"] == "stopped"
+
+
+def test_a_row_that_runs_is_not_dropped_and_a_refused_one_keeps_its_reason(grid, capsys, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    grid("fold=0", "train.iterations=100000")
+    until(run_dir, lambda _: len(saved_of(run_dir)) == 2)
+    (tmp_path / "trial.yaml").write_text("rows: {a: {set: {train.lr: 1.0e-3}}}")
+    code, _, errors = grid("fold=0", "train.iterations=100000")
+    assert code == 2
+    assert "b-fold0 of" in errors
+    assert "bushpc cancel" in errors
+    said(capsys, "cancel", str(run_dir))
+    until_still(run_dir)
+
+    (run_dir / "cells" / "a-fold0" / "FAILED").write_text("out of memory\n")
+
+    def refuse(*_):
+        raise DispatchError("the cluster refused the job")
+
+    monkeypatch.setattr(submit_module, "submit_work", refuse)
+    code, _, errors = said(capsys, "resume", str(run_dir), "--only", "failed", "cluster.time_min=7")
+    assert (code, errors) == (2, "bushpc: the cluster refused the job\n")
+    assert (run_dir / "cells" / "a-fold0" / "FAILED").read_text() == "out of memory\n"
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

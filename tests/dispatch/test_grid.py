@@ -12,7 +12,7 @@ from bushpc.cli import main
 from bushpc.config import CellConfig
 from bushpc.dispatch.grid import Plan, grid_plan, load_grid
 from bushpc.dispatch.run_folder import read_plan, write_run
-from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.errors import ConfigError, DataError
 
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32")
@@ -119,6 +119,10 @@ def test_one_fold_may_be_submitted_of_all(plan_of):
         ("rows: {a: {}, b: {set: {model: unett}}}", "unknown model 'unett'"),
         ("rows: {a: {}, b: {set: {train.batch_size: 0}}, c: {}}", "1 of 3 rows cannot be run; nothing was queued"),
         ("[", "cannot be read"),
+        ("rows: {a: {}, b: {}, a: {}}", "a stands twice in one mapping"),
+        ("rows: {on: {}, off: {}}", "line 1: True is no text, put it into quotes"),
+        ("axes: {name: [2020-01-01]}", "would be read as a date"),
+        ("axes: {x: {a: {train.lr: 1.0}}, train.lr: [2.0]}", "the axes x and train.lr both set train.lr"),
         (f"axes: {{a: {list(range(200))}, b: {list(range(200))}}}", "40000 combinations; allowed are 20000"),
     ],
 )
@@ -202,6 +206,39 @@ def test_another_run_never_passes_for_this_ones_after_an_edit(plan_of):
     assert "lr: 0.002" in (run_dir / "cells" / "b-fold0" / "config.yaml").read_text()
 
 
+def test_what_a_run_asks_for_does_not_change_with_the_run_that_has_its_cell(plan_of, tmp_path):
+    other = write(plan_of(TABLE, "name=other"))
+    run_dir = write(plan_of(TABLE, "name=mine"))
+    asked = {name: cell.hash for name, cell in read_plan(run_dir).cells.items()}
+    write(plan_of(TABLE.replace("2.0e-3", "5.0e-3"), "name=other"))
+    finish(other, "b-fold0")
+    assert {name: cell.hash for name, cell in read_plan(run_dir).cells.items()} == asked
+    other.rename(tmp_path / "archived")
+    assert "which is gone" in read_status(run_dir).cells[0].reason
+    assert {name: cell.hash for name, cell in read_plan(run_dir).cells.items()} == asked
+
+
+def test_what_went_on_with_other_settings_is_nobodys_twin_whatever_is_said_later(plan_of):
+    write(plan_of(TABLE, "name=other"))
+    changed = TABLE.replace("2.0e-3", "5.0e-3")
+    other = write(plan_of(changed, "name=other", "resume_changes=[train.lr]"))
+    write(plan_of(changed, "name=other"))
+    finish(other, "b-fold0")
+    run_dir = write(plan_of(changed, "name=mine"))
+    assert not (run_dir / "cells" / "b-fold0").is_symlink()
+    assert (run_dir / "cells" / "a-fold0").is_symlink() is False, "that run was allowed to change it, too"
+
+
+def test_a_page_of_other_rows_than_the_run_has_is_not_current(plan_of):
+    run_dir = write(plan_of(TABLE, "name=paged"))
+    (run_dir / "report").mkdir()
+    (run_dir / "report" / "index.html").touch()
+    write(plan_of(TABLE, "name=paged"))
+    assert report_is_current(run_dir)
+    write(plan_of(TABLE + "baseline: b", "name=paged"))
+    assert not report_is_current(run_dir)
+
+
 def test_a_plan_can_be_read_back_from_its_run(plan_of, tmp_path):
     plan = plan_of(TABLE, "name=back")
     run_dir = write(plan)
@@ -218,11 +255,11 @@ def test_a_run_of_another_version_is_refused_with_the_way_on(plan_of):
     run_dir = write(plan_of(TABLE, "name=old"))
     config = run_dir / "cells" / "a-fold0" / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 0\nsprout: 1"))
-    with pytest.raises(ConfigError, match=r"no config of this version.*sprout.*PYTHONPATH=.*/code/\w{12} python"):
+    with pytest.raises(ConfigError, match=r"no config of this version.*sprout.*\(cd .*/code/\w{12} && .*resume"):
         read_plan(run_dir)
     run = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps({**run, "format": 99}))
-    with pytest.raises(DataError, match=r"has format 99, and this version of bushpc reads 1.*PYTHONPATH"):
+    with pytest.raises(DataError, match=r"has format 99, and this version of bushpc reads 1.*/code/<hash>"):
         read_status(run_dir)
 
 
