@@ -338,7 +338,10 @@ def _write_if_new(path: Path, content: str) -> None:
 def _commit() -> str | None:
     """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return None
     if head.returncode:
         return None
     dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
