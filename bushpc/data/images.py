@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import numbers
 import os
 import typing as t
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ FORMATS = {
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128
 # The index of a DICOM medium has the magic and no pixels.
 NO_IMAGES = ("DICOMDIR",)
+# Edges that a pixel of an ultrasound image may have, in millimetres.
+LEAST_MM, MOST_MM = 1e-4, 100.0
 CENTIMETRES, TISSUE = 3, 1  # Physical Units and Region Spatial Format of an ultrasound region (DICOM PS3.3, C.8.5.5)
 
 
@@ -64,7 +67,11 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
     """
     found: list[Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> t.NoReturn:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): mend that, or name another folder")
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         seen.add(os.path.realpath(place))
         paths = [Path(place, name) for name in folders if not name.startswith(".")]
         folders[:] = [path.name for path in paths if os.path.realpath(path) not in seen and not skip(path)]
@@ -108,12 +115,16 @@ def as_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
 def _format(path: Path) -> str | None:
     known = FORMATS.get(path.suffix.lower())
     if known or path.name in NO_IMAGES:
-        return known
+        return None if path.is_fifo() else known
+    if not path.is_file():  # opening a pipe would wait for whoever writes into it
+        return None
     try:
         with path.open("rb") as file:
             file.seek(DICOM_MAGIC_AT)
             return "DICOM" if file.read(len(DICOM_MAGIC)) == DICOM_MAGIC else None
-    except OSError:  # a pipe, or not ours to read
+    except PermissionError:  # it may be one, and is listed as a reject
+        return "DICOM"
+    except OSError:
         return None
 
 
@@ -156,13 +167,14 @@ def _dicom_pixels(dataset: Dataset, frame: int) -> np.ndarray:
     if kind == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
     if stored.ndim == 3:
-        return stored if stored.dtype == np.uint8 else (stored >> 8).astype(np.uint8)
+        bits = 16 if kind == "PALETTE COLOR" else dataset.BitsStored  # a palette's colours use all of them
+        return stored if stored.dtype == np.uint8 else (stored >> (bits - 8)).astype(np.uint8)
     values = apply_modality_lut(stored, dataset)
     if dataset.get("VOILUTSequence") or dataset.get("WindowWidth"):
         # With these the range follows from the header: what the window makes of the least and the greatest value.
         shown = apply_voi_lut(values, dataset)
-        low, high = apply_voi_lut(_extremes(values.dtype), dataset)
-    elif stored.dtype == np.uint8 and values is stored:
+        low, high = apply_voi_lut(_extremes(values.dtype, bool(dataset.get("VOILUTSequence"))), dataset)
+    elif stored.dtype == np.uint8 and np.array_equal(values, stored):  # a slope of 1 gives a copy as floats
         return stored if kind != "MONOCHROME1" else 255 - stored
     else:  # more than 8 bits and no window: all of it, as viewers do
         shown, (low, high) = values, (values.min(), values.max())
@@ -171,8 +183,9 @@ def _dicom_pixels(dataset: Dataset, frame: int) -> np.ndarray:
     return 255 - grey if kind == "MONOCHROME1" else grey
 
 
-def _extremes(dtype: np.dtype[t.Any]) -> np.ndarray:
-    if dtype.kind == "f":
+def _extremes(dtype: np.dtype[t.Any], table: bool) -> np.ndarray:
+    """Values beyond either end of any window; a table is asked with its own integers."""
+    if dtype.kind == "f" or not table:
         return np.array([-1e9, 1e9])
     limits = np.iinfo(dtype)
     return np.array([limits.min, limits.max], dtype)
@@ -188,12 +201,20 @@ def _dicom_pixel_mm(dataset: Dataset) -> PixelSize | None:
     ]
     if regions:
         largest = max(regions, key=_area)
-        size = PixelSize(abs(float(largest.PhysicalDeltaX)) * 10, abs(float(largest.PhysicalDeltaY)) * 10)
+        deltas = (largest.get("PhysicalDeltaX"), largest.get("PhysicalDeltaY"))
+        if None in deltas:
+            return None
+        size = PixelSize(*(abs(float(delta)) * 10 for delta in deltas))
     elif spacing := dataset.get("PixelSpacing"):
         size = PixelSize(float(spacing[1]), float(spacing[0]))
     else:
         return None
-    return size if min(size) > 0 else None
+    return size if all(map(_is_plausible, size)) else None
+
+
+def _is_plausible(side_mm: float) -> bool:
+    """Whether a pixel can be so large; nan cannot."""
+    return LEAST_MM <= side_mm <= MOST_MM
 
 
 def _area(region: Dataset) -> int:
@@ -218,8 +239,11 @@ class _reading:
 
 
 def pixel_size(given: float | Sequence[float]) -> PixelSize:
-    """One number for square pixels, or (x, y), in millimetres. Raises: DataError unless positive and finite."""
-    sides = (given, given) if isinstance(given, int | float) else tuple(given)
-    if len(sides) != 2 or not all(0 < side < np.inf for side in sides):
-        raise DataError(f"pixel size {given}: allowed is a number of millimetres above 0, or one for x and one for y")
-    return PixelSize(float(sides[0]), float(sides[1]))
+    """One number for square pixels, or (x, y), in millimetres. Raises: DataError for what no pixel has."""
+    sides = [float(side) for side in ((given, given) if isinstance(given, numbers.Real) else t.cast(t.Any, given))]
+    if len(sides) != 2 or not all(_is_plausible(side) for side in sides):
+        raise DataError(
+            f"pixel size {given}: allowed is a number of millimetres from {LEAST_MM} to {MOST_MM:g}, or one for x and "
+            "one for y"
+        )
+    return PixelSize(sides[0], sides[1])

@@ -85,6 +85,10 @@ def export(
     if out.exists():
         there = read_json(out / EXPORT_FILE) or {}
         if _identity(there) == _identity(content):
+            try:
+                _compare(out, members)
+            except (DataError, ConfigError) as error:
+                raise ConfigError(f"{out} is damaged ({error}): delete it, and export again") from error
             return there
         raise ConfigError(f"{out} exists and is not this export: choose another folder, or delete it")
     aside = out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}")
@@ -188,7 +192,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
 def _identity(content: Mapping[str, t.Any]) -> list[t.Any]:
     """What makes two exports the same."""
     folds = [(each.get("name"), each.get("tensors_sha256")) for each in content.get("folds", [])]
-    return [folds, content.get("graphs"), content.get("recipe")]
+    return [content.get("format"), folds, content.get("graphs"), content.get("recipe")]
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ MASKS, PROBABILITIES, OVERLAYS = "masks", "probabilities", "overlays"
 CONTOUR_RGB = (255, 196, 0)
 CONTOUR_SHARE = 300  # the contour's width is the image's shorter side divided by this
 
+LONGEST_NAME = 200  # bytes; what is written aside has a longer one, and 255 is the end
+
 Row = dict[str, str]
 # Told how many of how many files are done, and in words what else is worth saying.
 Show = Callable[[int, int, str], None]
@@ -123,7 +125,7 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
 
 
 class _Done:
-    """What is done in an output folder: (file, frame) → row, on the disk as soon as it is noted.
+    """What is done in an output folder: (file, frame) → row, in the file as soon as it is noted.
 
     A kill may tear the last line; it is dropped, and so are rejects, which are tried again.
     """
@@ -174,7 +176,6 @@ def _predict(
         nonlocal kept
         for number, (name, path) in enumerate(files.items()):
             show(number, len(files), "")
-            frame = 0
             try:
                 picture = open_picture(path)
                 there = done.frames(name, picture.sha256)
@@ -186,12 +187,21 @@ def _predict(
                 kept += not missing
                 known = table.get(name, Known())
                 known = dataclasses.replace(known, pixel_mm=known.pixel_mm or picture.pixel_mm or of_all)
-                for frame in missing:
-                    yield _Job(name, frame, picture.frames, picture.sha256, picture.read(frame), known)
             except DataError as error:
-                rejected.append((str(name), str(error)))
-                done.note(_row_of_reject(name, frame, str(error)))
-                show(number, len(files), f"{name} rejected: {error}")
+                reject(number, name, 0, error)
+                continue
+            for frame in missing:
+                try:
+                    image_HWC = picture.read(frame)
+                except DataError as error:  # the other frames of a clip may be whole
+                    reject(number, name, frame, error)
+                    continue
+                yield _Job(name, frame, picture.frames, picture.sha256, image_HWC, known)
+
+    def reject(number: int, name: PurePosixPath, frame: int, error: DataError) -> None:
+        rejected.append((str(name), str(error)))
+        done.note(_row_of_reject(name, frame, str(error)))
+        show(number, len(files), f"{name} rejected: {error}")
 
     def places(name: PurePosixPath, frame: int, frames: int) -> list[Path]:
         return [out / kind / _picture(name, frame, frames) for kind in wanted.kinds]
@@ -237,6 +247,11 @@ def _find(source: Path, out: Path) -> dict[PurePosixPath, Path]:
 def _refuse_collisions(files: Iterable[PurePosixPath]) -> None:
     pictures: dict[PurePosixPath, PurePosixPath] = {}
     for file in files:
+        if not str(file).isprintable() or len(file.name.encode(errors="replace")) > LONGEST_NAME:
+            raise DataError(
+                f"{str(file)!a}: no output can be called after it; rename it (allowed are {LONGEST_NAME} bytes, "
+                "without control characters)"
+            )
         other = pictures.setdefault(_picture(file), file)
         if other != file:
             raise DataError(f"the mask of both {other} and {file} would be {_picture(file)}: rename one of them")
@@ -338,7 +353,7 @@ def _read_rows(path: Path) -> list[Row]:
     """The whole rows of a CSV that may end in the middle of one. Raises: DataError for a file that is none of ours."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode("utf-8", errors="replace")  # a kill may tear a character
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     if rows and (not text.endswith("\n") or None in rows[-1].values()):
         rows.pop()

@@ -308,7 +308,9 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
             "`runs/`; see `ls runs`"
         )
     try:
-        wanted = {cell["fold"]: cell["name"] for cell in _cells_of_row(path, content, row)}
+        entries = _cells_of_row(path, content, row)
+        wanted = {cell["fold"]: cell["name"] for cell in entries}
+        hashes = {cell["name"]: cell.get("hash") for cell in entries}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / 'run.json'} is of another version of bushpc, or damaged ({error})") from error
     if fold is not None and fold not in wanted:
@@ -322,6 +324,9 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
                 missing.append(name)
             else:
                 config = _config(folder / "config.yaml", path, content)
+                if hashes[name] not in (None, config.hash):  # another run's by now, and that one was edited
+                    missing.append(f"{name} (which has other settings than the run)")
+                    continue
                 done.append(TrainedCell(name=name, fold=number, folder=folder, step=step, config=config))
     if not done:
         raise ResumeError(
@@ -341,7 +346,7 @@ def _config(path: Path, run_dir: Path, run: Mapping[str, t.Any]) -> CellConfig:
         code = run_dir / "code" / str(submissions[-1].get("code"))
         raise ConfigError(
             f"{path} is no config of this version of bushpc ({error}). The version that wrote it lies in {code}: "
-            f"PYTHONPATH={code} python -m bushpc.cli export {run_dir} OUT; an export does not depend on these settings"
+            f"(cd {code} && python -m bushpc.cli export {run_dir.resolve()} OUT); an export does not depend on them"
         ) from error
 
 
