@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
-from bushpc.data.images import PixelSize, as_rgb, find_images, open_picture
+from bushpc.data.images import PixelSize, as_rgb, find_images, open_picture, pixel_size
 from bushpc.errors import DataError
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.sources import source
@@ -98,6 +99,10 @@ def test_dicom_is_shown_as_a_viewer_shows_it(tmp_path):
     assert (shown(RAMP) == RAMP).all()
     assert (shown(RAMP, WindowCenter=128, WindowWidth=256) == RAMP).all()
     assert (shown(RAMP, "MONOCHROME1") == 255 - RAMP).all()
+    # A rescaling that changes nothing changes nothing; a window twice as wide as the values halves the contrast.
+    some = RAMP // 2 + 20
+    assert (shown(some, RescaleSlope=1, RescaleIntercept=0) == some).all()
+    assert np.abs(shown(RAMP, WindowCenter=256, WindowWidth=512).astype(int) - RAMP / 2).max() <= 1
     # PS3.3 C.11.2.1.2: for width 101 and centre 100, black up to 49.5 and white from 149.5 on.
     assert (shown(RAMP, WindowCenter=100, WindowWidth=101) == np.round((RAMP - 49.5).clip(0, 100) * 2.55)).all()
     # The window is of rescaled values: 2 v - 10 at v = 80 is 150, white.
@@ -127,6 +132,23 @@ def test_dicom_tells_the_size_of_a_pixel(tmp_path):
     doppler, tissue, small = region(99, 99, (0.5, 0.5), units=4), region(50, 50, (0.01, 0.02)), region(9, 9, (1, 1))
     assert told(SequenceOfUltrasoundRegions=[doppler, small, tissue]) == pytest.approx((0.1, 0.2))
     assert told(SequenceOfUltrasoundRegions=[doppler]) is None
+
+
+def test_a_size_that_no_pixel_has_is_no_size(tmp_path):
+    path = tmp_path / "a.dcm"
+    for delta in ((0.01, float("nan")), (0.01, float("inf")), (0.01, 1e-30)):
+        regions = [region(100, 100, delta)]
+        assert open_picture(write_dicom(path, RAMP, SequenceOfUltrasoundRegions=regions)).pixel_mm is None
+    assert pixel_size(np.float32(0.5)) == (0.5, 0.5)
+    for given in (float("nan"), 0, 1e-200, (0.1, float("inf")), (0.1, 0.1, 0.1)):
+        with pytest.raises(DataError, match=r"pixel size .*allowed"):
+            pixel_size(given)
+
+
+def test_pipes_are_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert find_images(tmp_path) == []
 
 
 def test_dicom_is_known_without_its_suffix_and_what_is_no_image_left_out(tmp_path):

@@ -101,6 +101,27 @@ def test_an_export_is_whole_or_not_there_and_the_same_call_again_finds_it(traine
     assert "is not this export" in capsys.readouterr().err
 
 
+def test_an_export_that_was_damaged_since_is_not_taken_for_done(trained, tmp_path, capsys):
+    command = ["export", str(trained.run), str(tmp_path / "out"), "--fold", "0"]
+    assert main(command) == 0
+    [weights] = (tmp_path / "out").rglob("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert main(command) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_cell_that_has_other_settings_by_now_is_not_used(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run, symlinks=True)
+    content = json.loads((run / "run.json").read_text())
+    for cell in content["cells"]:
+        cell["hash"] = "0" * 12 if cell["fold"] == 1 else cell["hash"]
+    (run / "run.json").write_text(json.dumps(content))
+    assert main(["export", str(run), str(tmp_path / "out"), "--fold", "1"]) == 2
+    assert "fold1 (which has other settings than the run)" in capsys.readouterr().err
+    assert [member.name for member in bushpc.load(run).members] == ["fold0"]
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "missing weights", "other format", "torn json"])
 def test_a_damaged_export_is_refused(exported, tmp_path, damage):
     shutil.copytree(exported, tmp_path / "model")
