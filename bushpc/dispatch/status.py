@@ -380,7 +380,7 @@ def _state(
     if job and queued:
         if queued.state == "PENDING":
             return "queued", "", _why_pending(job["job_id"], queued.reason)
-        if (cell_dir / "FAILED").exists():  # the job goes on, with the other cells that share it
+        if job.get("packed") and (cell_dir / "FAILED").exists():  # the job goes on, with the cells that share it
             return "failed", "", _first_line(cell_dir / "FAILED")
         if heartbeat.get("time", 0) < job["submitted"]:
             return "queued", "waiting", ""

@@ -165,6 +165,7 @@ def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: Cluste
     intent: dict[str, t.Any] = {
         "job_name": f"{run_dir.name}-{submission[:8]}",
         "packs": [list(pack) for pack in packs],
+        "packed": cluster.cells_per_job > 1,
         "executor": cluster.executor,
         "submitted": time.time(),
         "code": snapshot(run_dir).name,
@@ -178,7 +179,7 @@ def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: Cluste
         write_atomically(run_dir / "jobs" / f"submitting-{submission}.json", json.dumps(intent))
     if after:
         executor.update_parameters(slurm_dependency=f"afterany:{after}")
-    packed = cluster.cells_per_job > 1
+    packed = intent["packed"]
     work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
     with _without_failures(run_dir, [name for pack in packs for name in pack]):
         jobs = submit_work(executor, work)
@@ -206,7 +207,8 @@ def _without_failures(run_dir: Path, names: Sequence[str]) -> Iterator[None]:
 
 def _note_jobs(run_dir: Path, intent: Mapping[str, t.Any], number: int, job_id: str, folder: Path) -> None:
     """Write which job works on each cell of a pack, and the log of its task."""
-    kept = {key: intent[key] for key in ("executor", "submitted", "code", "process_start", "host") if key in intent}
+    names = ("executor", "submitted", "code", "packed", "process_start", "host")
+    kept = {key: intent[key] for key in names if key in intent}
     for task, name in enumerate(intent["packs"][number]):
         note = {**kept, "job_id": job_id, "log": str(folder / f"{job_id}_{task}_log.out")}
         write_atomically(run_dir / "cells" / name / "job.json", json.dumps(note))
