@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 import types
 import typing as t
 from dataclasses import dataclass
@@ -389,6 +390,23 @@ def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[Model], ModelConfig]:
     content = dict(content)
     model_class = _model_class(content.pop("_target_", None))
     return model_class, _build_instance(model_class.Config, content, "model.")
+
+
+def load_frozen(path: Path, run_dir: Path, command: str) -> CellConfig:
+    """A frozen `config.yaml` of a run. command: what else goes on with that run, by the code that lies in it.
+
+    Raises: ConfigError with that way on where another version of bushpc wrote it.
+    """
+    try:
+        return CellConfig.load(path)
+    except ConfigError as error:
+        codes = sorted((run_dir / "code").glob("*"), key=lambda code: code.stat().st_mtime)
+        # Not by PYTHONPATH: `python -m` looks into the current folder first, which may be a clone.
+        way_on = f"(cd {codes[-1]} && {sys.executable} -m bushpc.cli {command})" if codes else "none"
+        raise ConfigError(
+            f"{path} is no config of this version of bushpc ({error}). With the version that wrote it the run goes on: "
+            f"{way_on}. Or start anew under another name=…"
+        ) from error
 
 
 def compose(overrides: t.Sequence[str]) -> CellConfig:

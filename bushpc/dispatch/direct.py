@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import time
 import typing as t
 from collections.abc import Iterator, Sequence
@@ -64,11 +65,20 @@ def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
         try:
             status = _train(world, overrides, run_file, stop)
         except BushpcError:
+            if world.size > 1:
+                atexit.register(end_without_farewell)
             if world.is_main or not _ended_by_launcher(stop):
                 raise
             return 2
         leave()  # not when something failed: NCCL's own farewell may hang then
         return status
+
+
+def end_without_farewell() -> None:
+    """At exit of a rank that failed: the group's threads still wait for the others, and would abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _train(world: World, overrides: Sequence[str], run_file: Path | None, stop: StopFlag) -> int:

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
-from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, way_on
+from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
 from bushpc.dispatch.grid import Grid, GridRow, Plan
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
@@ -121,7 +121,7 @@ def read_plan(run_dir: Path) -> Plan:
     cells = {}
     for name in cell_names(run_dir / "run.json", run):
         linked = run_dir / "linked" / f"{name}.yaml"
-        cell = load_frozen(linked if linked.exists() else run_dir / "cells" / name / "config.yaml", run_dir)
+        cell = _frozen(linked if linked.exists() else run_dir / "cells" / name / "config.yaml", run_dir)
         if cell.fold is None:
             raise ConfigError(f"{name} of {run_dir} has no fold; submit it again with the command that made it")
         # A run folder may have been moved.
@@ -135,18 +135,8 @@ def read_plan(run_dir: Path) -> Plan:
     )
 
 
-def load_frozen(path: Path, run_dir: Path) -> CellConfig:
-    """A cell's frozen config. Raises: ConfigError with the way on where another version of bushpc wrote it."""
-    try:
-        return CellConfig.load(path)
-    except ConfigError as error:
-        codes = sorted((run_dir / "code").glob("*"), key=lambda code: code.stat().st_mtime)
-        # Not by PYTHONPATH: `python -m` looks into the current folder first, which may be a clone.
-        way_on = f"(cd {codes[-1]} && {sys.executable} -m bushpc.cli resume {run_dir.resolve()})" if codes else "none"
-        raise ConfigError(
-            f"{path} is no config of this version of bushpc ({error}). With the version that wrote it the run goes on: "
-            f"{way_on}. Or start anew under another name=…"
-        ) from error
+def _frozen(path: Path, run_dir: Path) -> CellConfig:
+    return load_frozen(path, run_dir, f"resume {run_dir.resolve()}")
 
 
 def _read_grid(grid: Mapping[str, t.Any]) -> Grid:
@@ -206,7 +196,7 @@ def _frozen_cells(run_dir: Path, plan: Plan) -> dict[str, CellConfig]:
     for name, cell in plan.cells.items():
         folder = run_dir / "cells" / name
         if (folder / "config.yaml").exists():
-            found[name] = load_frozen(folder / "config.yaml", owner_of(run_dir, name))
+            found[name] = _frozen(folder / "config.yaml", owner_of(run_dir, name))
         if folder.is_symlink() and (name not in found or found[name].hash != cell.hash):
             folder.unlink()  # the run that had it is gone, or one of the two was edited
             found.pop(name, None)
@@ -238,7 +228,7 @@ def _set_aside(run_dir: Path, name: str, where: Path) -> None:
         folder.unlink()
         return
     where.mkdir(exist_ok=True)
-    config_hash = load_frozen(folder / "config.yaml", run_dir).hash
+    config_hash = _frozen(folder / "config.yaml", run_dir).hash
     places = (where / f"{name}-{config_hash}{f'.{number}' if number else ''}" for number in itertools.count())
     folder.rename(next(place for place in places if not place.exists()))
 

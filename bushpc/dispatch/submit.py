@@ -161,11 +161,11 @@ def queue_cells(run_dir: Path, clusters: Mapping[str, ClusterConfig]) -> None:
 
 def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: ClusterConfig, after: str | None) -> str:
     """Submit one job per pack of cells. Returns the array's id."""
-    submission = uuid.uuid4().hex
+    submission, packed = uuid.uuid4().hex, cluster.cells_per_job > 1
     intent: dict[str, t.Any] = {
         "job_name": f"{run_dir.name}-{submission[:8]}",
         "packs": [list(pack) for pack in packs],
-        "packed": cluster.cells_per_job > 1,
+        "packed": packed,
         "executor": cluster.executor,
         "submitted": time.time(),
         "code": snapshot(run_dir).name,
@@ -179,7 +179,6 @@ def _submit_array(run_dir: Path, packs: Sequence[Sequence[str]], cluster: Cluste
         write_atomically(run_dir / "jobs" / f"submitting-{submission}.json", json.dumps(intent))
     if after:
         executor.update_parameters(slurm_dependency=f"afterany:{after}")
-    packed = intent["packed"]
     work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
     with _without_failures(run_dir, [name for pack in packs for name in pack]):
         jobs = submit_work(executor, work)

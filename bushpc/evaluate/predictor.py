@@ -28,7 +28,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from bushpc import checkpoint
-from bushpc.config import CellConfig, model_of
+from bushpc.config import CellConfig, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
 from bushpc.data.loader import FoldData
@@ -315,6 +315,8 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
         raise DataError(f"{path / 'run.json'} is of another version of bushpc, or damaged ({error})") from error
     if fold is not None and fold not in wanted:
         raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(wanted)))}")
+    # An export depends on no settings of its version.
+    command = f"export {path.resolve()} OUT{f' --row {row}' if row else ''}"
     done, missing = [], []
     for number, name in sorted(wanted.items()):
         if fold in (None, number):
@@ -323,7 +325,7 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
             if step is None:
                 missing.append(name)
             else:
-                config = _config(folder / "config.yaml", path, content)
+                config = load_frozen(folder / "config.yaml", path, command)
                 if hashes[name] not in (None, config.hash):  # another run's by now, and that one was edited
                     missing.append(f"{name} (which has other settings than the run)")
                     continue
@@ -336,18 +338,6 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     if missing:
         say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
-
-
-def _config(path: Path, run_dir: Path, run: Mapping[str, t.Any]) -> CellConfig:
-    try:
-        return CellConfig.load(path)
-    except ConfigError as error:
-        submissions = run.get("submissions") or [{}]
-        code = run_dir / "code" / str(submissions[-1].get("code"))
-        raise ConfigError(
-            f"{path} is no config of this version of bushpc ({error}). The version that wrote it lies in {code}: "
-            f"(cd {code} && python -m bushpc.cli export {run_dir.resolve()} OUT); an export does not depend on them"
-        ) from error
 
 
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
