@@ -243,7 +243,7 @@ def pixel_size(given: float | Sequence[float]) -> PixelSize:
     sides = [float(side) for side in ((given, given) if isinstance(given, numbers.Real) else t.cast(t.Any, given))]
     if len(sides) != 2 or not all(_is_plausible(side) for side in sides):
         raise DataError(
-            f"pixel size {given}: allowed is a number of millimetres above 0, from {LEAST_MM} to {MOST_MM:g}, or one for "
-            "x and one for y"
+            f"pixel size {given}: allowed is a number of millimetres above 0, from {LEAST_MM} to {MOST_MM:g}, or one "
+            "for x and one for y"
         )
     return PixelSize(sides[0], sides[1])
