@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack.set_defaults(run=_pack)
 
+    shards = commands.add_parser("shards", help="what datasets there are: bushpc shards list")
+    actions = shards.add_subparsers(required=True, metavar="ACTION")
+    listed = actions.add_parser("list", help="every dataset: what, licence, where to get it, and whether packed here")
+    listed.add_argument("--json", action="store_true", help="for machines")
+    listed.add_argument("--deep", action="store_true", help="hash every packed tar instead of looking at its size")
+    listed.set_defaults(run=_shards_list)
+
     cv = commands.add_parser("cv", help="cross-validate: bushpc cv model=xbusnet data=breast cluster=local")
     cv.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     cv.add_argument("--wait", action="store_true", help="follow the cells and print the fold table at the end")
@@ -224,6 +231,21 @@ def _pack(arguments: argparse.Namespace) -> None:
     counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
     shards = f"{len(manifest.shards)} shards, manifest {manifest.hash[:12]}"
     print(f"{out}: {len(manifest.records)} scans ({counts}) in {shards}")
+
+
+def _shards_list(arguments: argparse.Namespace) -> int:
+    """Exit status 1 if a packed set is damaged."""
+    from bushpc.shards.listing import list_datasets, listing_table, plain_lines, to_json
+
+    console = _wide_console()
+    entries = list_datasets(deep=arguments.deep)
+    if arguments.json:
+        print(to_json(entries))
+    elif console.is_terminal:
+        console.print(listing_table(entries))
+    else:
+        print("\n".join(plain_lines(entry) for entry in entries))
+    return 1 if any(entry.packed == "damaged" for entry in entries) else 0
 
 
 def _cv(arguments: argparse.Namespace) -> int:
