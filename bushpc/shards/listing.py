@@ -1,6 +1,8 @@
 """The cards as a list: what each dataset is, where to get it, and whether it lies packed here.
 
-    cards ─read→ entries ─held against the manifests in the shards folder→ table, lines or JSON   `bushpc shards list`
+    cards + manifests in the shards folder → entries → table, lines or JSON      `bushpc shards list`
+
+A set counts as packed when its manifest is whole and its tars are what the manifest says.
 """
 
 from __future__ import annotations
