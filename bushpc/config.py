@@ -25,6 +25,7 @@ from pathlib import Path
 import yaml
 
 from bushpc.errors import ConfigError, unknown_name
+from bushpc.metrics.names import METRICS
 
 if t.TYPE_CHECKING:
     from bushpc.models.base import Model, ModelConfig
@@ -33,8 +34,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
-# Metrics of a validation, and whether more of it is better.
-METRICS = {"dice": True, "iou": True, "fpr": False, "fnr": False}
 # Tools that show curves, and how each is installed.
 TOOLS = {"tensorboard": "tensorboard", "wandb": "'bushpc[wandb]'", "mlflow": "'bushpc[mlflow]'"}
 PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes")
@@ -132,11 +131,20 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
+    metrics: tuple[str, ...]
     threshold: float
+    nsd_mm: float
+    nsd_px: float
     batch_size: int
     explain: int
 
     def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ConfigError(unknown_name("metric in evaluate.metrics", metric, METRICS))
+        _require(len(set(self.metrics)) == len(self.metrics) > 0, f"evaluate.metrics={list(self.metrics)}", "each once")
+        for name in ("nsd_mm", "nsd_px"):
+            _require(0 < getattr(self, name) < math.inf, f"evaluate.{name}={getattr(self, name)}", "more than 0")
         _require(0 < self.threshold < 1, f"evaluate.threshold={self.threshold}", "between 0 and 1")
         _require(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size}", "1 or more")
         _require(self.explain >= 0, f"evaluate.explain={self.explain}", "0 (off) or more")
@@ -160,6 +168,7 @@ class DataConfig:
     name: str
     root: str | None
     stream: str | None
+    normals: bool
 
     def __post_init__(self) -> None:
         _require(self.stream != "", "data.stream=''", "a URL, a folder with '/' at its end, a pipe: command, or null")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from bushpc import checkpoint
 from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
-from bushpc.config import METRICS, CellConfig, way_on
+from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
@@ -37,6 +37,7 @@ from bushpc.evaluate.explain import explain
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
 from bushpc.lease import Lease, StoppedWaiting
+from bushpc.metrics.names import METRICS
 from bushpc.models.base import Model
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
@@ -147,7 +148,7 @@ def _train_and_evaluate(
         keep=cell.train.keep,
         every=cell.train.keep_every,
         best=cell.train.keep_best,
-        more=METRICS.get(cell.train.keep_best or "", True),
+        more=cell.train.keep_best is None or METRICS[cell.train.keep_best].more_is_better,
     )
     saver = Saver(folder, rule, lease.check if lease else lambda: None, tracker.say)
     ledger = Ledger(cell_dir, world, from_main(tracker.attempt), start)

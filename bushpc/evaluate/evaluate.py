@@ -17,15 +17,17 @@ from bushpc.data.loader import FoldData, validation_batches
 from bushpc.data.prompts import FROM_MASK
 from bushpc.dist import World, any_rank, gather
 from bushpc.files import write_atomically
-from bushpc.metrics.mask import confusion, mask_metrics
+from bushpc.metrics.label import label_metrics
+from bushpc.metrics.mask import confusion, mask_metrics, surface_metrics
+from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.models.base import Model
-from bushpc.sample import Batch, Prediction
+from bushpc.sample import LABELS, Batch, Prediction
+from bushpc.shards.manifest import Record
 
 COLUMNS = (
-    *("key", "patient", "label", "fold", "prompts", "dice", "iou", "fpr", "fnr", "tp", "fp", "fn", "tn"),
+    *("key", "patient", "label", "fold", "prompts", *ALWAYS, "tp", "fp", "fn", "tn"),
     *("length_px", "spatial_prompt", "attribute_prompt"),
 )
-METRICS = ("dice", "iou", "fpr", "fnr")
 CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 # Bounds of the bins of predicted probability; a bin holds its lower one, the last its upper one, too.
 BOUNDS = np.linspace(0, 1, 16, dtype=np.float32)
@@ -55,7 +57,9 @@ def evaluate(
 ) -> list[dict[str, t.Any]] | None:
     """Score the validation part under every prompt source; writes per_image.csv last, when all is there.
 
-    Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4). calibration.csv
+    Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4); distances are in
+    millimetres or original pixels nevertheless, as each pixel of the network's image has its own height and width in
+    these. `nan` where a metric is not defined. Models that tell labels apart add a probability of each. calibration.csv
     counts all pixels in 15 equal bins of the predicted probability: how many there are, the sum of their probabilities,
     and how many are lesion. So sum(|prob_sum - lesion_pixels|) / sum(pixels) is the expected calibration error (Guo et
     al. 2017).
@@ -75,7 +79,7 @@ def evaluate(
         say(f"evaluated {len(part)} images with prompts={label}: " + summary_line(part))
     if world.is_main:
         write_atomically(cell_dir / "calibration.csv", _to_csv(calibration, CALIBRATION_COLUMNS))
-        write_atomically(cell_dir / "per_image.csv", _to_csv(rows, COLUMNS))
+        write_atomically(cell_dir / "per_image.csv", _to_csv(rows, tuple(rows[0])))
     return rows
 
 
@@ -91,14 +95,26 @@ def validation_metrics(
 
 
 def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
-    """Mean of each metric over rows."""
-    return {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
+    """Mean of each image metric over the rows that have it, and the label metrics; what is not defined is left out."""
+    image = {name: np.array([row[name] for row in rows]) for name in rows[0] if name in IMAGE_METRICS}
+    found = {name: float(np.nanmean(values)) for name, values in image.items() if not np.isnan(values).all()}
+    if _prob(LABELS[0]) in rows[0]:
+        prob_NL = np.array([[row[_prob(label)] for label in LABELS] for row in rows])
+        label_N = np.array([LABELS.index(row["label"]) if row["label"] in LABELS else -1 for row in rows])
+        found |= {name: value for name, value in label_metrics(prob_NL, label_N).items() if not np.isnan(value)}
+    return found
 
 
 def summary_line(rows: list[dict[str, t.Any]]) -> str:
     """`Dice 0.8123  IoU …` for the log."""
-    names = {"dice": "Dice", "iou": "IoU", "fpr": "FPR", "fnr": "FNR"}
-    return "  ".join(f"{names[name]} {value:.4f}" for name, value in means(rows).items())
+    return "  ".join(
+        f"{METRICS[name].title}{f' ({METRICS[name].unit})' * bool(METRICS[name].unit)} {value:.4f}"
+        for name, value in means(rows).items()
+    )
+
+
+def _prob(label: str) -> str:
+    return f"prob_{label}"
 
 
 def _score_part(
@@ -141,18 +157,42 @@ def _row(
     record = data.manifest.record(batch.keys[i])
     mask_HW = batch.mask_BKHW[i, 0].cpu().numpy()
     used = prediction.spatial_prompts or batch.spatial_prompts
-    return {
+    overlap = {name: float(v) for name, v in mask_metrics(prob_HW, mask_HW, cell.evaluate.threshold).items()}
+    measured = overlap | _surfaces(cell, record, prob_HW, mask_HW)
+    row = {
         "key": record.key,
         "patient": record.patient,
         "label": record.label,
         "fold": cell.fold,
         "prompts": source,
-        **{name: float(value) for name, value in mask_metrics(prob_HW, mask_HW, cell.evaluate.threshold).items()},
+        **{name: measured[name] for name in ALWAYS},
         **{name: int(value) for name, value in confusion(prob_HW, mask_HW, cell.evaluate.threshold)._asdict().items()},
         "length_px": record.lesion_length,
         "spatial_prompt": used[i],
         "attribute_prompt": batch.attribute_prompts[i],
     }
+    assert tuple(row) == COLUMNS
+    row |= {name: measured[name] for name in cell.evaluate.metrics if name in measured}
+    if prediction.class_prob_BL is not None:
+        class_prob_L = prediction.class_prob_BL[i].float().cpu()
+        row |= {_prob(label): float(value) for label, value in zip(LABELS, class_prob_L, strict=True)}
+    return row
+
+
+def _surfaces(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
+    """Distances of surfaces in the units that were asked for, and that are known for this image."""
+    measured: dict[str, float] = {}
+    edges = {"mm": record.pixel_mm, "px": 1.0}
+    for unit, tolerance in (("mm", cell.evaluate.nsd_mm), ("px", cell.evaluate.nsd_px)):
+        names, edge = (f"hd95_{unit}", f"nsd_{unit}"), edges[unit]
+        if not set(names) & set(cell.evaluate.metrics):
+            continue
+        values = (float("nan"), float("nan"))
+        if edge is not None:
+            pixel = (edge * record.height / mask_HW.shape[0], edge * record.width / mask_HW.shape[1])
+            values = surface_metrics(prob_HW, mask_HW, pixel, tolerance, cell.evaluate.threshold)
+        measured |= dict(zip(names, values, strict=True))
+    return measured
 
 
 def save_probability(prob_HW: np.ndarray, path: Path) -> None:

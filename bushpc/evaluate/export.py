@@ -32,8 +32,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from bushpc.config import METRICS, CellConfig
+from bushpc.config import CellConfig
 from bushpc.errors import ConfigError, DataError
+from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.predictor import (
     EXPORT_FILE,
     EXPORT_FORMAT,
@@ -47,6 +48,7 @@ from bushpc.evaluate.predictor import (
     open_run,
 )
 from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
+from bushpc.metrics.names import METRICS
 from bushpc.models.base import Model
 from bushpc.report.results import SOURCE_LABELS
 from bushpc.sample import LABELS, Batch
@@ -354,15 +356,19 @@ def _ensemble_line(folds: Sequence[Mapping[str, t.Any]], missing: Sequence[str])
 
 
 def _score_table(folds: Sequence[Mapping[str, t.Any]]) -> str:
-    lines = ["| prompts | fold | images | Dice | IoU | FPR | FNR |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    names = [name for name in METRICS if all(name in of for fold in folds for of in fold["scores"].values())]
+    lines = [
+        f"| prompts | fold | images | {' | '.join(METRICS[name].title for name in names)} |",
+        f"| --- | --- | ---: |{' ---: |' * len(names)}",
+    ]
     for source in folds[0]["scores"]:
         scores = [fold["scores"][source] for fold in folds]
         label = SOURCE_LABELS.get(source, source)
         for fold, of in zip(folds, scores, strict=True):
-            values = " | ".join(f"{of[name]:.4f}" for name in METRICS)
+            values = " | ".join(f"{of[name]:.4f}" for name in names)
             lines.append(f"| {label} | {fold['fold']} | {of['images']} | {values} |")
         if len(folds) > 1:
-            spread = (np.array([of[name] for of in scores]) for name in METRICS)
+            spread = (np.array([of[name] for of in scores]) for name in names)
             values = " | ".join(f"{of.mean():.4f} ± {of.std(ddof=1):.4f}" for of in spread)
             lines.append(f"| {label} | mean ± SD | {sum(int(of['images']) for of in scores)} | {values} |")
     return "\n".join(lines) + "\n"
@@ -396,13 +402,9 @@ def _portable(config: CellConfig) -> CellConfig:
 
 def _scores(cell: TrainedCell) -> dict[str, dict[str, float]]:
     """Prompt source → metric → mean over the fold's validation images."""
-    values: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, list[dict[str, t.Any]]] = {}
     with (cell.folder / "per_image.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            of_source = values.setdefault(row["prompts"], {name: [] for name in METRICS})
-            for name in METRICS:
-                of_source[name].append(float(row[name]))
-    return {
-        source: {name: float(np.mean(of)) for name, of in metrics.items()} | {"images": len(metrics["dice"])}
-        for source, metrics in values.items()
-    }
+            numbers = {name: float(text) for name, text in row.items() if name in METRICS or name.startswith("prob_")}
+            rows.setdefault(row["prompts"], []).append(row | numbers)
+    return {source: means(of) | {"images": len(of)} for source, of in rows.items()}

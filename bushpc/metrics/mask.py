@@ -1,4 +1,4 @@
-"""Mask metrics of one image at a time, as XBusNet (section 2.4) defines them. Numpy only.
+"""Mask metrics of one image at a time: overlap as XBusNet (section 2.4) defines it, and distances of surfaces.
 
 Prediction.prob_BKHW, Batch.mask_BKHW → per-image numbers → the evaluator's CSV
 """
@@ -6,10 +6,12 @@ Prediction.prob_BKHW, Batch.mask_BKHW → per-image numbers → the evaluator's 
 from __future__ import annotations
 
 import typing as t
+import warnings
 
 import numpy as np
 
 EPSILON = 1e-8  # in every denominator, section 2.4
+LEAST_PROB = 1e-7  # within the logarithm: one pixel of probability 0 would make the mean infinite
 
 
 class Confusion(t.NamedTuple):
@@ -69,20 +71,64 @@ def fnr(counts: Confusion) -> np.ndarray:
 
 
 def mask_metrics(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, np.ndarray]:
-    """`dice`, `iou`, `fpr` and `fnr` per image: arrays of the shape that precedes height and width.
+    """Overlap metrics per image, by their names in `bushpc.metrics.names`: arrays of the shape before height and width.
 
     An image whose reference mask is empty has no overlap to measure: with the bare formula the best
-    possible prediction (nothing) would score Dice 0 but FNR 0, worst and best at once. Dice, IoU and FNR
-    are NaN there, so that an average either leaves the image out on purpose (nanmean) or shows that it
-    did not; FPR stays defined and tells about false alarms.
+    possible prediction (nothing) would score Dice 0 but FNR 0, worst and best at once. Dice, IoU, FNR, sensitivity and
+    precision are NaN there, so that an average either leaves the image out on purpose (nanmean) or shows that it
+    did not; FPR, specificity, accuracy and BCE stay defined and tell about false alarms. Precision is 0 where a lesion
+    is there and nothing is predicted. Sensitivity (recall), precision, specificity and accuracy are the hybrid
+    attention paper's eq. 20 to 24; BCE is the mean over pixels of the SAM multi-task paper's eq. 5.
     """
     counts = confusion(prob, mask, threshold)
+    missed, alarmed = fnr(counts), fpr(counts)
+    pixels = counts.tp + counts.fp + counts.fn + counts.tn
     return {
         "dice": dice(counts),
         "iou": iou(counts),
-        "fpr": fpr(counts),
-        "fnr": fnr(counts),
+        "fpr": alarmed,
+        "fnr": missed,
+        "sensitivity": 1 - missed,
+        "specificity": 1 - alarmed,
+        "precision": _ratio(counts.tp, counts.tp + counts.fp, defined=counts.tp + counts.fn > 0),
+        "accuracy": (counts.tp + counts.tn) / pixels,
+        "bce": _bce(np.asarray(prob), np.asarray(mask)),
     }
+
+
+def surface_metrics(
+    prob_HW: np.ndarray,
+    mask_HW: np.ndarray,
+    pixel: tuple[float, float],
+    tolerance: float,
+    threshold: float = 0.5,
+) -> tuple[float, float]:
+    """95th percentile of the Hausdorff distance, and the normalised surface distance (surface Dice), by MONAI.
+
+    pixel: height and width of a pixel, in the unit of `tolerance` and of the result. A lesion of which nothing was
+    found has no surface to measure: its distance is the image's diagonal, the worst there is, and its surface Dice 0;
+    left out, a model would gain by predicting nothing. Both are NaN where the reference is empty.
+    """
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    predicted, actual = np.asarray(prob_HW) >= threshold, np.asarray(mask_HW).astype(bool)
+    if not actual.any():
+        return float("nan"), float("nan")
+    if not predicted.any():
+        return float(np.hypot(actual.shape[0] * pixel[0], actual.shape[1] * pixel[1])), 0.0
+    y_pred, y = (torch.from_numpy(pixels)[None, None].float() for pixels in (predicted, actual))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls itself in a way that it deprecates
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=list(pixel))
+        nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=list(pixel))
+    return float(hd95), float(nsd)
+
+
+def _bce(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    certain = np.clip(np.where(mask.astype(bool), prob, 1 - prob), LEAST_PROB, 1.0)
+    return np.asarray(-np.log(certain, dtype=np.float64).mean(axis=(-2, -1)))
 
 
 def lesion_length(mask: np.ndarray) -> int:

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_dice, compute_iou
-from torchmetrics.functional.classification import binary_jaccard_index, binary_stat_scores
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_jaccard_index,
+    binary_precision,
+    binary_recall,
+    binary_specificity,
+    binary_stat_scores,
+)
 
-from bushpc.metrics.mask import confusion, lesion_length, mask_metrics
+from bushpc.metrics.mask import confusion, lesion_length, mask_metrics, surface_metrics
 
 
 @pytest.fixture
@@ -89,3 +96,62 @@ def test_lesion_length_is_the_longest_side_of_the_bounding_box(pixels, length):
     for row, column in pixels:
         mask[row, column] = 1
     assert lesion_length(mask) == length
+
+
+def test_pixel_rates_agree_with_torchmetrics(case):
+    prob, mask = case
+    metrics = mask_metrics(prob, mask)
+    references = {
+        "sensitivity": binary_recall,
+        "specificity": binary_specificity,
+        "precision": binary_precision,
+        "accuracy": binary_accuracy,
+    }
+    for name, reference in references.items():
+        expected = reference(torch.tensor(prob), torch.tensor(mask), multidim_average="samplewise")
+        np.testing.assert_allclose(metrics[name], expected, rtol=1e-6)
+
+
+def test_bce_agrees_with_torch_and_stays_finite_for_certainty_that_is_wrong(case):
+    prob, mask = case
+    reference = torch.nn.functional.binary_cross_entropy(
+        torch.tensor(prob), torch.tensor(mask, dtype=torch.float64), reduction="none"
+    )
+    np.testing.assert_allclose(mask_metrics(prob, mask)["bce"], reference.mean((1, 2)), rtol=1e-6)
+    assert np.isfinite(mask_metrics(np.zeros((2, 2)), np.ones((2, 2)))["bce"])
+
+
+def square(left: int, top: int = 10, size: int = 20) -> np.ndarray:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[top : top + size, left : left + size] = 1
+    return mask
+
+
+def test_a_shifted_square_is_as_far_away_as_it_was_shifted():
+    # Of the left and right edges all pixels are 4 columns away, more than the 5 % that the percentile leaves out.
+    hd95, nsd = surface_metrics(square(14).astype(float), square(10), pixel=(1.0, 1.0), tolerance=4.0)
+    assert (hd95, nsd) == (4.0, 1.0)
+    # In millimetres, with pixels half as wide as high.
+    assert surface_metrics(square(14).astype(float), square(10), pixel=(1.0, 0.5), tolerance=4.0)[0] == 2.0
+
+
+def test_surface_dice_is_the_share_of_edge_pixels_that_are_near_the_other_edge():
+    _, nsd = surface_metrics(square(14).astype(float), square(10), pixel=(1.0, 1.0), tolerance=1.0)
+    predicted, actual = edge(square(14)), edge(square(10))
+    near = [
+        sum(min(np.hypot(y - v, x - u) for v, u in other) <= 1 for y, x in one)
+        for one, other in ((predicted, actual), (actual, predicted))
+    ]
+    assert nsd == pytest.approx(sum(near) / (len(predicted) + len(actual)))
+
+
+def edge(mask: np.ndarray) -> list[tuple[int, int]]:
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return list(zip(*np.nonzero(mask & ~inside), strict=True))
+
+
+def test_a_missed_lesion_is_as_far_away_as_the_image_is_long_and_a_normal_scan_has_no_distance():
+    nothing = np.zeros((48, 64))
+    assert surface_metrics(nothing, square(10), pixel=(0.5, 0.5), tolerance=1.0) == (40.0, 0.0)
+    assert np.isnan(surface_metrics(nothing, nothing, pixel=(1.0, 1.0), tolerance=1.0)).all()
