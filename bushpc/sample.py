@@ -17,15 +17,23 @@ if t.TYPE_CHECKING:  # torch takes seconds to import, and packing and dispatch d
     import torch
 
 LABELS = ("benign", "malignant", "normal")
+# Of every scan with a lesion in a dataset whose publisher gives no labels; -1 in a batch.
+UNLABELLED = "unlabelled"
+
+
+def label_index(label: str) -> int:
+    """Where `label` stands in LABELS; -1 for UNLABELLED."""
+    return -1 if label == UNLABELLED else LABELS.index(label)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One scan as its publisher means it, with every oddity of the publisher's files already resolved.
 
-    image_HWC: uint8, RGB, at its original size.
-    mask_HW: uint8, 1 inside the lesion and 0 elsewhere, same height and width; all zero for a normal scan.
-    label: one of LABELS.
+    image_HWC: uint8 at its original size, channels as the card names them: three, RGB as a rule, or four.
+    mask_HW: uint8, same height and width; bit k is set inside of the card's mask class k, so classes may overlap. With
+        one class 1 inside the lesion and 0 elsewhere; all zero for a normal scan.
+    label: one of LABELS, or UNLABELLED.
     attributes: clinical descriptors by snake_case name (`shape`, `margin`, `birads`, `echogenicity` …);
         a missing value is None, never an empty string.
     pixel_mm: edge of one pixel in millimetres, or None where the publisher does not say.
@@ -54,10 +62,10 @@ class Batch:
 
     keys: B sample keys.
     epochs: B numbers: for which pass over the training part each sample was drawn; 0 at evaluation.
-    image_BCHW: float32 in [0, 1], three channels; models normalise for their own backbone. The loader gives uint8
-        up to 255 instead, a quarter of the bytes: `to` makes it what models get, on their device.
-    mask_BKHW: float32, 0 or 1; from the loader uint8.
-    label_B: int64, index into LABELS.
+    image_BCHW: float32 in [0, 1], the dataset's channels; models normalise for their own backbone. The loader gives
+        uint8 up to 255 instead, a quarter of the bytes: `to` makes it what models get, on their device.
+    mask_BKHW: float32, 0 or 1, a plane for each of the dataset's mask classes; from the loader uint8.
+    label_B: int64, index into LABELS; -1 where the dataset has no labels.
     spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
     attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
     reprompt: given at evaluation where spatial prompts come from a first pass (`prompts=first_pass`): a model that

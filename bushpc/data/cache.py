@@ -2,8 +2,8 @@
 
     <place>/lock                                   held while caches are made or deleted in this place
     <place>/<dataset>-<size>-<content>_<host>_<boot>/
-      images.npy   (N, S, S, 3) uint8
-      masks.npy    (N, S, S) uint8, 0 or 1
+      images.npy   (N, S, S, C) uint8
+      masks.npy    (N, S, S) uint8, bit k set inside of mask class k
       ready.npy    (N,) bool: the rows whose pixels are there
       chunks       byte c is locked by the process that decodes chunk c
       users        locked (shared) by every process that uses the cache, for as long as it lives
@@ -43,7 +43,7 @@ from bushpc.files import is_own_folder
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 
 # Part of a cache's name: raise it when `resize` makes other pixels, or the files mean something else.
-VERSION = 3
+VERSION = 4
 SHARED_MEMORY = Path("/dev/shm")
 # Small enough that a stop signal waits for a fraction of a second, large enough that locks cost nothing.
 CHUNK_ROWS = 8
@@ -59,7 +59,7 @@ class DecodingStopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Decoded images (N, S, S, 3) and masks (N, S, S), uint8 and read-only, and the row of each key."""
+    """Decoded images (N, S, S, C) and masks (N, S, S) in bits, uint8 and read-only, and the row of each key."""
 
     images_NSSC: np.ndarray
     masks_NSS: np.ndarray
@@ -79,7 +79,7 @@ def open_cache(
     keep_going: Callable[[], bool] = lambda: True,
     log: Callable[[str], None] = print,
 ) -> Cache:
-    """Every lesion of a dataset at `image_size`, decoded by now. A second call in a process returns the first's.
+    """A whole dataset at `image_size`, decoded by now. A second call in a process returns the first's.
 
     folder: of the shards. keep_going: asked between chunks, several times a second.
     Raises: DecodingStopped when `keep_going` says no; DataError where there is no room, and for an image that cannot
@@ -88,7 +88,7 @@ def open_cache(
     key = (manifest.hash, image_size, loader.cache_dir)
     if key in _opened:
         return _opened[key][0]
-    records = manifest.lesions
+    records = manifest.records
     files = _Files.of(manifest, image_size)
     with contextlib.ExitStack() as locks:
         usable, refused = _lock_places(places(loader), locks, keep_going)
@@ -155,7 +155,10 @@ def memory_left(root: Path = Path("/")) -> int:
 
 
 def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, aspect not kept (paper 2.2)."""
+    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, aspect not kept (paper 2.2).
+
+    The nearest pixel brings all of its bits with it, so mask classes do not mix.
+    """
     # uint8 all the way: torch's kernels for it round as float32 and `round` would, to one grey level, 4 times as fast.
     image = _resized(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], image_size, "bilinear")
     mask = _resized(torch.from_numpy(mask_HW)[None, None], image_size, "nearest-exact")
@@ -163,7 +166,7 @@ def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple
 
 
 def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One sample from its shard: image (S, S, 3) and mask (S, S), uint8.
+    """One sample from its shard: image (S, S, C) and mask (S, S) in bits, uint8.
 
     Raises: DataError when image and mask differ in size, or the lesion vanishes at this one.
     """
@@ -173,11 +176,11 @@ def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, n
 def fit(
     shard: Path | str, record: Record, image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`resize` of the sample `record`, which must survive it. Raises: DataError that names `shard` and sample."""
+    """`resize` of the sample `record`, whose lesion must survive it. Raises: DataError naming `shard` and sample."""
     if image_HWC.shape[:2] != mask_HW.shape:
         raise DataError(f"{shard}: {record.key} has an image and a mask of different size; pack again")
     image_SSC, mask_SS = resize(image_HWC, mask_HW, image_size)
-    if not mask_SS.any():
+    if record.lesion_pixels and not mask_SS.any():
         raise DataError(
             f"the lesion of {record.key} ({record.lesion_pixels} of {record.height} x {record.width} pixels) "
             f"vanishes at model.image_size={image_size}: no overlap can be measured there; raise model.image_size"
@@ -266,11 +269,11 @@ class _Files:
     @classmethod
     def of(cls, manifest: Manifest, size: int) -> _Files:
         content = hashlib.sha256(f"{VERSION}|{manifest.hash}|{size}".encode()).hexdigest()[:16]
-        count = len(manifest.lesions)
+        count = len(manifest.records)
         return cls(
             name=f"{manifest.dataset}-{size}-{content}_{socket.gethostname()}_{_boot()}",
             arrays={
-                "images.npy": (np.uint8, (count, size, size, 3)),
+                "images.npy": (np.uint8, (count, size, size, len(manifest.channels))),
                 "masks.npy": (np.uint8, (count, size, size)),
                 "ready.npy": (np.bool_, (count,)),
             },

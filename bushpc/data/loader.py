@@ -26,14 +26,14 @@ from bushpc.data.cache import Cache, open_cache
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.process import STOP_SIGNALS, end_with_parent
-from bushpc.sample import LABELS, Batch, Reprompter
+from bushpc.sample import Batch, Reprompter, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The two parts of one fold, and the size bins that its training part fixes."""
+    """The two parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes."""
 
     manifest: Manifest
     folder: Path
@@ -46,7 +46,7 @@ class FoldData:
         """Read manifest and folds. Raises: DataError, ConfigError for a fold that does not exist."""
         folder = cell.data.folder
         manifest = Manifest.load(folder)
-        folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
+        folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=cell.data.normals)
         train = [manifest.record(key) for key in folds.train(fold)]
         validation = [manifest.record(key) for key in folds.validation(fold)]
         shares = [record.lesion_pixels / (record.height * record.width) for record in train]
@@ -83,20 +83,21 @@ def _order(samples: int, seed: int, epoch: int) -> list[int]:
 class Preparation:
     """Decoded pixels → Batch. Augmentation and prompts depend on (seed, epoch, sample), on nothing else.
 
-    augment: None leaves the pixels as they are. spatial: whether there are spatial prompts; "" otherwise.
-    spatial_dropout: share of samples without one all the same.
+    mask_classes: planes that a mask's bits are laid out in. augment: None leaves the pixels as they are.
+    spatial: whether there are spatial prompts; "" otherwise. spatial_dropout: share of samples without one all the same.
     """
 
     def __init__(
         self,
         bins: SizeBins,
         *,
+        mask_classes: int = 1,
         augment: Augment | None = None,
         seed: int = 0,
         spatial: bool = True,
         spatial_dropout: float = 0.0,
     ) -> None:
-        self.bins, self.augment, self.seed = bins, augment, seed
+        self.bins, self.mask_classes, self.augment, self.seed = bins, mask_classes, augment, seed
         self.spatial, self.spatial_dropout = spatial, spatial_dropout
         # What every epoch would find again: attribute prompts, and the spatial prompts of masks as they are.
         self._attribute_prompts: dict[str, str] = {}
@@ -106,24 +107,25 @@ class Preparation:
         self, epochs: list[int], records: Sequence[Record], image_BSSC: np.ndarray, mask_BSS: np.ndarray
     ) -> Batch:
         """image_BSSC, mask_BSS: uint8, as the cache has them; the batch keeps them if nothing changes them."""
-        image_BCHW, mask_BKHW = torch.from_numpy(image_BSSC).permute(0, 3, 1, 2), torch.from_numpy(mask_BSS)[:, None]
+        image_BCHW = torch.from_numpy(image_BSSC).permute(0, 3, 1, 2)
+        mask_BKHW = mask_planes(torch.from_numpy(mask_BSS), self.mask_classes)
         if self.augment:
             changed = [
-                self.augment(image_CHW.contiguous(), mask_1HW, (self.seed, "augment", epoch, record.key))
-                for epoch, record, image_CHW, mask_1HW in zip(epochs, records, image_BCHW, mask_BKHW, strict=True)
+                self.augment(image_CHW.contiguous(), mask_KHW, (self.seed, "augment", epoch, record.key))
+                for epoch, record, image_CHW, mask_KHW in zip(epochs, records, image_BCHW, mask_BKHW, strict=True)
             ]
             image_BCHW = torch.stack([image_CHW for image_CHW, _ in changed])
-            mask_BKHW = torch.stack([mask_1HW for _, mask_1HW in changed])
+            mask_BKHW = torch.stack([mask_KHW for _, mask_KHW in changed])
         spatial_prompts = [NO_PROMPT] * len(records)
         if self.spatial:
-            masks = mask_BKHW[:, 0].numpy()
+            masks = mask_BKHW.amax(dim=1).numpy()  # a size is that of all classes united, as the bins are
             spatial_prompts = [self._spatial(*sample) for sample in zip(epochs, records, masks, strict=True)]
         return Batch(
             keys=[record.key for record in records],
             epochs=epochs,
             image_BCHW=image_BCHW,
             mask_BKHW=mask_BKHW,
-            label_B=torch.from_numpy(np.array([LABELS.index(record.label) for record in records])),
+            label_B=torch.tensor([label_index(record.label) for record in records]),
             spatial_prompts=spatial_prompts,
             attribute_prompts=[self._attribute(record) for record in records],
         )
@@ -143,6 +145,13 @@ class Preparation:
         if record.key not in self._attribute_prompts:
             self._attribute_prompts[record.key] = attribute_prompt(record.attributes)
         return self._attribute_prompts[record.key]
+
+
+def mask_planes(mask_BHW: torch.Tensor, classes: int) -> torch.Tensor:
+    """uint8 masks with a bit a class (B, H, W) → a plane of 0 and 1 a class (B, K, H, W)."""
+    if classes == 1:
+        return mask_BHW[:, None]
+    return mask_BHW[:, None] >> torch.arange(classes, dtype=torch.uint8)[:, None, None] & 1
 
 
 class Samples(Dataset[Batch]):
@@ -186,6 +195,7 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
     augment = Augment(cell.augment)
     return Preparation(
         data.bins,
+        mask_classes=len(data.manifest.mask_classes),
         augment=augment if augment.transform else None,
         seed=cell.seed,
         spatial="spatial_prompts" in cell.model_class.needs(cell.model),
@@ -216,7 +226,7 @@ def validation_batches(
         batches = _cached_validation_batches(cell, data, world, part)
     for batch in batches:
         if from_mask:
-            masks = (batch.mask_BKHW[:, 0] > 0).numpy()
+            masks = (batch.mask_BKHW.amax(dim=1) > 0).numpy()
             batch = replace(batch, spatial_prompts=[from_mask(mask_HW, data.bins) for mask_HW in masks])
         if another:
             batch = replace(batch, attribute_prompts=[another(key) for key in batch.keys])
@@ -271,7 +281,8 @@ def _leave_at_parents_word(parent: int) -> None:
 
 def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
-    samples = Samples(part, cache, Preparation(data.bins, spatial=False))
+    prepare = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
+    samples = Samples(part, cache, prepare)
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):
         yield samples[[(0, index) for index in mine[first : first + cell.evaluate.batch_size]]]

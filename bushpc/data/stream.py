@@ -136,7 +136,7 @@ def validation_batches(cell: CellConfig, data: FoldData, world: World, records: 
     A share is a run of neighbours, as those lie in the same shards. Raises: DataError, as `training_batches`.
     """
     mine = records[world.rank * len(records) // world.size : (world.rank + 1) * len(records) // world.size]
-    prepare = Preparation(data.bins, spatial=False)
+    prepare = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
     with contextlib.closing(_Lane(_stream_of(cell), ((0, *part) for part in _by_shard(data.manifest, mine)))) as lane:
         for first in range(0, len(mine), cell.evaluate.batch_size):
             size = min(cell.evaluate.batch_size, len(mine) - first)
@@ -236,13 +236,12 @@ def _joined(parts: list[Batch], order: list[int]) -> Batch:
 
 def _batch(prepare: Preparation, cell: CellConfig, items: list[_Encoded]) -> Batch:
     """Decode, and then do exactly what the indexed loader does with rows of its cache."""
-    size = cell.model.image_size
-    image_BSSC = np.empty((len(items), size, size, 3), np.uint8)
-    mask_BSS = np.empty((len(items), size, size), np.uint8)
-    for row, (_, record, image_png, mask_png) in enumerate(items):
+    fitted = []
+    for _, record, image_png, mask_png in items:
         shard = cell.data.folder / record.shard  # where it would lie; its manifest does
         image_HWC, mask_HW = decode_image(image_png, record, shard), decode_mask(mask_png, record, shard)
-        image_BSSC[row], mask_BSS[row] = fit(record.shard, record, image_HWC, mask_HW, size)
+        fitted.append(fit(record.shard, record, image_HWC, mask_HW, cell.model.image_size))
+    image_BSSC, mask_BSS = map(np.stack, zip(*fitted, strict=True))
     return prepare([item.epoch for item in items], [item.record for item in items], image_BSSC, mask_BSS)
 
 

@@ -84,15 +84,14 @@ def audit_run(run_dir: Path) -> RunAudit:
     run = read_json(run_dir / "run.json")
     if run is None:
         raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
-    fold_by_key = _folds(run_dir, run)
-    cells = [
-        audit_cell(
-            run_dir / "cells" / cell["name"],
-            {key for key, held_out in fold_by_key.items() if held_out != cell["fold"]},
-            {key for key, held_out in fold_by_key.items() if held_out == cell["fold"]},
-        )
-        for cell in run["cells"]
-    ]
+    folds = _folds(run_dir, run)
+    cells = []
+    for cell in run["cells"]:
+        cell_dir = run_dir / "cells" / cell["name"]
+        _, normals = _settings(cell_dir)
+        held_out = {key: fold for key, (fold, label) in folds.items() if normals or label != "normal"}
+        validation = {key for key, fold in held_out.items() if fold == cell["fold"]}
+        cells.append(audit_cell(cell_dir, held_out.keys() - validation, validation))
     return RunAudit(run_dir=run_dir, cells=cells)
 
 
@@ -104,7 +103,8 @@ def audit_cell(cell_dir: Path, train: set[str], validation: set[str]) -> CellAud
     attempts = _attempts(read_ledger(cell_dir), findings)
     steps = _effective_steps(attempts, owed, findings)
     replayed = _check_replays(attempts, steps, findings)
-    epochs = _check_epochs(steps, _batch_size(cell_dir), train, validation, findings) if steps else 0
+    batch_size, _ = _settings(cell_dir)
+    epochs = _check_epochs(steps, batch_size, train, validation, findings) if steps else 0
     return CellAudit(
         name=cell_dir.name,
         steps=len(steps),
@@ -305,20 +305,20 @@ def _some(samples: t.Collection[str]) -> str:
     return shown + (f" and {len(samples) - MOST_SAMPLES} more" if len(samples) > MOST_SAMPLES else "")
 
 
-def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> dict[str, int]:
-    """Key → the fold that holds it out, of the samples that are packed."""
+def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> dict[str, tuple[int, str]]:
+    """Key → the fold that holds it out, and its label, of the samples that are packed."""
     path = run_dir / "folds.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            folds = {row["key"]: int(row["fold"]) for row in csv.DictReader(file)}
+            folds = {row["key"]: (int(row["fold"]), row["label"]) for row in csv.DictReader(file)}
         if sha256_of(path) != run["folds"]["sha256"]:
             raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
     if not run.get("excerpt"):
         return folds
-    packed = {record.key for record in Manifest.load(Path(run["shards"])).lesions}
-    return {key: fold for key, fold in folds.items() if key in packed}
+    packed = {record.key for record in Manifest.load(Path(run["shards"])).records}
+    return {key: facts for key, facts in folds.items() if key in packed}
 
 
 def _steps_owed(cell_dir: Path) -> int:
@@ -328,9 +328,11 @@ def _steps_owed(cell_dir: Path) -> int:
     return max([int(step) for step in saved if step.isdecimal()] + [done if isinstance(done, int) else 0])
 
 
-def _batch_size(cell_dir: Path) -> int:
+def _settings(cell_dir: Path) -> tuple[int, bool]:
+    """The global batch size, and whether normal scans take part; runs of earlier versions had no such setting."""
     path = cell_dir / "config.yaml"
     try:
-        return int(yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["batch_size"])
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return int(content["train"]["batch_size"]), bool(content.get("data", {}).get("normals", False))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error

@@ -311,7 +311,8 @@ def _folds(config: CellConfig) -> Iterator[Check]:
     folds = _load_folds(config)
     if config.fold is not None:
         folds.validation(config.fold)  # refuses a fold that does not exist
-    found = f"{folds.count} folds of {len(folds.fold_by_key)} lesions, no patient in two of them"
+    what = "scans, normal ones included" if config.data.normals else "lesions"
+    found = f"{folds.count} folds of {len(folds.fold_by_key)} {what}, no patient in two of them"
     yield Check(name="folds", verdict=OK, found=found)
 
 
@@ -636,7 +637,7 @@ def _line(error: BaseException) -> str:
 def _load_folds(config: CellConfig) -> t.Any:
     manifest = Manifest.load(config.data.folder)
     path = find_folds(manifest, config.data.folder, config.folds)
-    return load_folds(path, manifest.lesions, manifest.excerpt)
+    return load_folds(path, manifest.records, manifest.excerpt, normals=config.data.normals)
 
 
 def _existing(folder: Path) -> Path:

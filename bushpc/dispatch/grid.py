@@ -219,7 +219,7 @@ def _checked_data(config: CellConfig) -> tuple[Folds, str]:
     else:
         verify(folder, manifest, deep=True)
     folds_file = find_folds(manifest, folder, config.folds)
-    folds = load_folds(folds_file, manifest.lesions, manifest.excerpt)
+    folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=config.data.normals)
     if config.fold is not None:
         folds.validation(config.fold)  # refuses a fold that does not exist
     return folds, manifest.hash + sha256_of(folds_file)

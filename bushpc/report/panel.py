@@ -220,7 +220,7 @@ def _scan(shards: Shards, key: str) -> tuple[np.ndarray, np.ndarray]:
     """(image HWC, mask HW) at original size. Raises: DataError."""
     assert shards.manifest is not None, "asked before"
     record = shards.manifest.record(key)
-    return read_image(shards.folder, record), read_mask(shards.folder, record)
+    return read_image(shards.folder, record)[..., :3], read_mask(shards.folder, record)  # of four channels, three show
 
 
 def choose(rows: pd.DataFrame) -> list[tuple[str, dict[str, t.Any]]]:

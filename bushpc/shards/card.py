@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 
 from bushpc.errors import ConfigError, DataError, unknown_name
-from bushpc.sample import LABELS
+from bushpc.sample import LABELS, UNLABELLED
 
 FILE_NAME = "card.yaml"
+MOST_MASK_CLASSES = 8  # a mask is a byte with a bit for each
+CHANNEL_COUNTS = (3, 4)  # what a PNG with colours holds
 PROJECT_SHARDS = Path(__file__).resolve().parents[2] / "shards"
 
 
@@ -29,12 +31,14 @@ class Card:
     licence, citation: what a user must respect and cite.
     where: page or DOI where a human downloads it; empty for a synthetic dataset.
     layout: names of the parts of the raw folder that the source looks for, and what they are.
+    mask_classes: what the masks delineate, one to eight names; they may overlap. Bit k of a mask is class k.
+    channels: what the images' channels are, three or four names.
     counts: number of samples by label; empty where it is a parameter.
     files: number of files by glob pattern relative to the raw folder.
     columns: columns that the spreadsheet must have.
     notes: oddities of the raw files, and how the source resolves each.
     folds: where `folds.csv` and `folds_published.csv` come from.
-    parameters: settings of a synthetic dataset; `bushpc pack` can override them.
+    parameters: settings of the source, such as a synthetic dataset's; `bushpc pack` can override them.
     verified: whether source and card have been run on the publisher's real files.
     """
 
@@ -46,6 +50,8 @@ class Card:
     verified: bool
     where: str = ""
     layout: dict[str, str] = dataclasses.field(default_factory=dict)
+    mask_classes: list[str] = dataclasses.field(default_factory=lambda: ["lesion"])
+    channels: list[str] = dataclasses.field(default_factory=lambda: ["red", "green", "blue"])
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     columns: list[str] = dataclasses.field(default_factory=list)
@@ -73,8 +79,17 @@ class Card:
             _check(path, name, field, content)
         card = cls(**content)
         for label in card.counts:
-            if label not in LABELS:
-                raise DataError(f"{path}: counts: {unknown_name('label', str(label), LABELS)}")
+            if label not in (*LABELS, UNLABELLED):
+                raise DataError(f"{path}: counts: {unknown_name('label', str(label), (*LABELS, UNLABELLED))}")
+        for key, names, counts in (
+            ("mask_classes", card.mask_classes, range(1, MOST_MASK_CLASSES + 1)),
+            ("channels", card.channels, CHANNEL_COUNTS),
+        ):
+            distinct = {name for name in names if isinstance(name, str) and name}
+            if len(distinct) != len(names) or len(names) not in counts:
+                raise DataError(
+                    f"{path}: {key}: {names}; {counts[0]} to {counts[-1]} different names are needed, each once."
+                )
         return card
 
     @classmethod

@@ -3,7 +3,7 @@
     shards/<name>/
       card.yaml                 where to get it, licence, layout, expected counts (committed)
       folds.csv                 frozen folds (committed for public datasets)
-      lesion-000000.tar …       WebDataset tars: <key>.image.png, <key>.mask.png, <key>.json
+      lesion-000000.tar …       WebDataset tars: <key>.image.png, <key>.mask.png (bit k is class k), <key>.json
       normal-000000.tar …       scans without a lesion, kept apart
       manifest.json             written last, so its presence means that the set is whole
 
@@ -41,8 +41,8 @@ class Record:
 
     key, patient, label, attributes, pixel_mm: as in `bushpc.sample.Sample`.
     height, width: original size in pixels.
-    lesion_pixels: area of the mask in original pixels, 0 for a normal scan.
-    lesion_length: longest side of the mask's bounding box in original pixels, 0 for a normal scan.
+    lesion_pixels: area of the mask, all its classes united, in original pixels; 0 for a normal scan.
+    lesion_length: longest side of their common bounding box in original pixels; 0 for a normal scan.
     shard: file name of the tar.
     image_offset, image_bytes, mask_offset, mask_bytes: the PNG files inside the tar, in bytes from its start.
     """
@@ -80,6 +80,7 @@ class Manifest:
     dataset: name of the source, as in `data=<name>`.
     packer_version: of the code that wrote the tars; another version repacks.
     excerpt: packed from a part of the dataset, on the user's word; its numbers are not the dataset's.
+    mask_classes, channels: as in the card: what the masks' bits and the images' channels are.
     sources: SHA-256 as hex of every raw file, by its path relative to the raw folder.
     records: lesions first, then normals; by key within each.
     """
@@ -87,6 +88,8 @@ class Manifest:
     dataset: str
     packer_version: int
     excerpt: bool
+    mask_classes: list[str] = field(default_factory=lambda: ["lesion"])
+    channels: list[str] = field(default_factory=lambda: ["red", "green", "blue"])
     shards: list[ShardInfo] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
@@ -131,7 +134,7 @@ class Manifest:
 
     @property
     def lesions(self) -> list[Record]:
-        """The records that segmentation trains and evaluates on: every one but the normals."""
+        """The records with something to segment: every one but the normals."""
         return [record for record in self.records if record.label != "normal"]
 
     def record(self, key: str) -> Record:
@@ -152,25 +155,25 @@ class Manifest:
 
 
 def read_image(folder: str | Path, record: Record) -> np.ndarray:
-    """The image of `record`: uint8, (height, width, 3), RGB. Raises: DataError naming tar and key."""
+    """The image of `record`: uint8, (height, width, channels), RGB if 3. Raises: DataError naming tar and key."""
     path = Path(folder) / record.shard
     return decode_image(_read(path, record, "image", record.image_offset, record.image_bytes), record, path)
 
 
 def read_mask(folder: str | Path, record: Record) -> np.ndarray:
-    """The mask of `record`: uint8, (height, width), 0 or 1. Raises: DataError naming tar and key."""
+    """The mask of `record`: uint8, (height, width), bit k inside class k. Raises: DataError naming tar and key."""
     path = Path(folder) / record.shard
     return decode_mask(_read(path, record, "mask", record.mask_offset, record.mask_bytes), record, path)
 
 
 def decode_image(png: bytes, record: Record, shard: Path) -> np.ndarray:
     """As `read_image`, from bytes that came by another way. shard: named in errors."""
-    return _pixels(png, record, "image", shard, mode="RGB")
+    return _pixels(png, record, "image", shard)
 
 
 def decode_mask(png: bytes, record: Record, shard: Path) -> np.ndarray:
     """As `read_mask`, from bytes that came by another way. shard: named in errors."""
-    return (_pixels(png, record, "mask", shard, mode="L") > 127).astype(np.uint8)
+    return _pixels(png, record, "mask", shard)
 
 
 def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
@@ -204,7 +207,7 @@ def _read(path: Path, record: Record, what: str, offset: int, length: int) -> by
         raise DataError(f"The {where} cannot be read ({error}).{_repack(path)}") from error
 
 
-def _pixels(png: bytes, record: Record, what: str, path: Path, mode: t.Literal["RGB", "L"]) -> np.ndarray:
+def _pixels(png: bytes, record: Record, what: t.Literal["image", "mask"], path: Path) -> np.ndarray:
     where = f"{what} of '{record.key}' in {path}"
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -213,6 +216,8 @@ def _pixels(png: bytes, record: Record, what: str, path: Path, mode: t.Literal["
                     f"The {where} has {image.width}x{image.height} pixels, "
                     f"the manifest says {record.width}x{record.height}.{_repack(path)}"
                 )
+            # Four channels lie in RGBA, and one channel stands for three that are equal.
+            mode = "L" if what == "mask" else image.mode if image.mode == "RGBA" else "RGB"
             return np.array(image.convert(mode))  # a copy of its own, which torch may take over
     except PNG_FAILS as error:
         raise DataError(f"The {where} is not a readable PNG ({error}).{_repack(path)}") from error
@@ -245,7 +250,9 @@ def _json_types(cls: type) -> dict[str, tuple[type, ...]]:
 
 
 def _build(cls: type[Built], content: t.Any) -> Built:
-    """`cls(**content)`. Raises: TypeError also for a value that is not of its field's type."""
+    """`cls(**content)`. Raises: TypeError also for a field that is not there, or not of its type."""
+    if missing := _json_types(cls).keys() - content.keys():  # type: ignore[arg-type]
+        raise TypeError(f"it lacks {', '.join(sorted(missing))}")
     built = cls(**content)
     for name, allowed in _json_types(cls).items():  # type: ignore[arg-type]
         given = type(getattr(built, name))

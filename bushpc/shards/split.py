@@ -3,8 +3,8 @@
     records ─make_folds→ folds.csv ─load_folds→ Folds → the loader        (or imported from published CSVs)
 
 A fold file has the columns key, patient, label, fold: `fold` is the one fold whose validation part holds the
-sample; the sample trains in all the others. With five folds that is the paper's 80 to 20. Only lesions are in
-folds; normal scans have no mask to learn from.
+sample; the sample trains in all the others. With five folds that is the paper's 80 to 20. Normal scans are in our
+own folds too, and take part where `data.normals` asks for them; published folds may hold lesions alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_DIGITS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:
-    """Every lesion's fold. `fold_by_key` is in the manifest's order, and so are the lists made from it."""
+    """Every sample's fold. `fold_by_key` is in the manifest's order, and so are the lists made from it."""
 
     fold_by_key: dict[str, int]
 
@@ -61,33 +61,48 @@ def make_folds(records: Sequence[Record], k: int = 5, seed: int = 0) -> dict[str
     """Draw `k` folds: patients never divided, labels spread evenly. The same records and seed give the same folds.
 
     Patients are dealt in random order, those with most scans first, each to the fold that is then nearest to an
-    even share of every label. Labels stay within one scan of even where each patient has one scan.
-    Raises: ConfigError for fewer than 2 folds; DataError for fewer patients than folds.
+    even share of every label. Labels stay within one scan of even where each patient has one scan. Lesions are dealt
+    as if there were no normal scans: those follow their patient, and patients who have no others are dealt last.
+    Raises: ConfigError for fewer than 2 folds; DataError for fewer patients with a lesion than folds.
     """
     if k < 2:
         raise ConfigError(f"k={k}: at least 2 folds are needed.")
-    lesions = [record for record in records if record.label != "normal"]
-    scans: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(lesions, key=lambda record: record.key):
-        scans[record.patient].append(record)
+    rng = np.random.default_rng(seed)
+    held: list[Counter[str]] = [Counter() for _ in range(k)]
+    fold_of: dict[str, int] = {}
+    scans = _by_patient(record for record in records if record.label != "normal")
     if len(scans) < k:
         raise DataError(f"{len(scans)} patients cannot be divided into {k} folds: each needs a patient of its own.")
-    labels = sorted({record.label for record in lesions})
-    share = {label: sum(record.label == label for record in lesions) / k for label in labels}
+    _deal(scans, held, fold_of, rng)
+    normals = _by_patient(record for record in records if record.label == "normal")
+    for patient in normals.keys() & fold_of.keys():
+        held[fold_of[patient]]["normal"] += len(normals[patient])
+    _deal({patient: normals[patient] for patient in normals.keys() - fold_of.keys()}, held, fold_of, rng)
+    return {record.key: fold_of[record.patient] for record in records}
 
+
+def _by_patient(records: t.Iterable[Record]) -> dict[str, list[Record]]:
+    scans: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        scans[record.patient].append(record)
+    return scans
+
+
+def _deal(
+    scans: dict[str, list[Record]], held: list[Counter[str]], fold_of: dict[str, int], rng: np.random.Generator
+) -> None:
+    """Give each patient of `scans` a fold in `fold_of`, and count in `held` what the folds then hold by label."""
+    counts = Counter(record.label for patient in scans.values() for record in patient)
+    share = {label: count / len(held) for label, count in counts.items()}
     patients = sorted(scans)
-    np.random.default_rng(seed).shuffle(patients)
-    rarest_first = {label: rank for rank, label in enumerate(sorted(labels, key=lambda label: share[label]))}
+    rng.shuffle(patients)
+    rarest_first = {label: rank for rank, label in enumerate(sorted(sorted(share), key=lambda label: share[label]))}
     patients.sort(key=lambda patient: (-len(scans[patient]), min(rarest_first[r.label] for r in scans[patient])))
-
-    held: list[Counter[str]] = [Counter() for _ in range(k)]
-    fold_by_key = {}
     for patient in patients:
         added = Counter(record.label for record in scans[patient])
-        fold = min(range(k), key=lambda fold: (*_crowding(held[fold], added, share), fold))
+        fold = min(range(len(held)), key=lambda fold: (*_crowding(held[fold], added, share), fold))
         held[fold] += added
-        fold_by_key.update({record.key: fold for record in scans[patient]})
-    return {record.key: fold_by_key[record.key] for record in lesions}
+        fold_of[patient] = fold
 
 
 def _crowding(held: Counter[str], added: Counter[str], share: dict[str, float]) -> tuple[float, int]:
@@ -133,26 +148,30 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
     Folds of a synthetic dataset are drawn again when they are of another packing. Raises: DataError for frozen
     folds of a real dataset that do not fit it.
     """
+    synthetic = Card.find(manifest.dataset, folder).synthetic
     try:
         path = find_folds(manifest, folder, "frozen")
-        load_folds(path, manifest.lesions, manifest.excerpt)
+        load_folds(path, manifest.records, manifest.excerpt, normals=synthetic)
     except DataError:
         path = Path(folder) / FILE_BY_SOURCE["frozen"]
-        if path.exists() and not Card.find(manifest.dataset, folder).synthetic:
+        if path.exists() and not synthetic:
             raise
         write_folds(path, manifest.records, make_folds(manifest.records))
     return path
 
 
-def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = False) -> Folds:
-    """Read a fold file and hold it against the packed records.
+def load_folds(
+    path: str | Path, records: Sequence[Record], excerpt: bool = False, *, normals: bool = False
+) -> Folds:
+    """Read a fold file and hold it against the packed records, all of them.
 
     excerpt: only a part of the dataset is packed: keys of the file that are not packed are left out.
-    Raises: DataError naming unknown, missing or repeated keys, changed patients or labels, and every patient
-    that is in two folds.
+    normals: whether the folds hold the normal scans too; only the lesions otherwise.
+    Raises: DataError naming unknown, missing or repeated keys, changed patients or labels, every patient that is in
+    two folds, and normal scans that are asked for and not there.
     """
     path = Path(path)
-    by_key = {record.key: record for record in records if record.label != "normal"}
+    by_key = {record.key: record for record in records}
     folds: dict[str, int] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for row, cells in _read_csv(path, COLUMNS):
@@ -162,14 +181,26 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
             problems["keys in two rows"].append(f"{key} (again in row {row})")
         elif record is None:
             if not excerpt:
-                problems["keys that no packed lesion has"].append(f"{key} (row {row})")
+                problems["keys that no packed scan has"].append(f"{key} (row {row})")
         elif (record.patient, record.label) != (cells["patient"], cells["label"]):
             problems["patient or label differs from the packed one"].append(f"{key} (row {row})")
         folds[key] = _fold_number(path, row, cells["fold"])
-    problems["lesions without a fold"] = [key for key in by_key if key not in folds]
+    without = [key for key in by_key if key not in folds]
+    normal = {key for key, record in by_key.items() if record.label == "normal"}
+    problems["lesions without a fold"] = [key for key in without if key not in normal]
+    if not normal <= set(without):  # none of them is a file's right, some of them a mistake
+        problems["normal scans without a fold"] = [key for key in without if key in normal]
     held = {key: folds[key] for key in by_key if key in folds}
     problems["patients in more than one fold"] = _straddling(by_key, held)
     _refuse(path, problems)
+    if normals and normal & set(without):
+        raise DataError(
+            f"data.normals=true: {path} holds lesions alone, and no fold of the {len(normal)} normal scans. Take "
+            "folds=frozen (if it is that one: move it away, and `bushpc pack` draws one with all scans), or "
+            "data.normals=false."
+        )
+    if not normals:
+        held = {key: fold for key, fold in held.items() if key not in normal}
     numbers = sorted(set(held.values()))
     if not held or numbers != list(range(len(numbers))):
         raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {numbers}.")

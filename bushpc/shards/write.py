@@ -32,14 +32,14 @@ from PIL import Image
 from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import flush_folder, sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
-from bushpc.sample import LABELS, Sample
+from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards import sources
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
 
-PACKER_VERSION = 1  # raise it when the same samples would give other bytes: existing sets are then packed anew
+PACKER_VERSION = 2  # raise it when the same samples would give other bytes: existing sets are then packed anew
 
 PNG_LEVEL = 3  # zlib level: packing is bound by PNG encoding, and higher levels gain 3 % in size for twice the time
 WORK_FOLDER = ".packing"
@@ -73,7 +73,7 @@ def pack(
     excerpt: `src` is knowingly a part of the dataset: its counts are not held against the card.
     workers: processes that decode and encode; the result does not depend on it.
     shard_samples: samples in a tar, at most.
-    parameters: overrides of the card's parameters (synthetic datasets only).
+    parameters: overrides of the card's parameters.
 
     Already packed from identical sources with intact tars, it does nothing but say so.
     Raises: ConfigError for a name, parameter or number that does not exist; DataError for a folder that does not
@@ -92,10 +92,10 @@ def pack(
     shards = _divide(plan.items, shard_samples)
 
     with _alone_in(out) as work:
-        if packed := _already_packed(name, out, plan, excerpt, shards):
+        if packed := _already_packed(card, out, plan, excerpt, shards):
             say(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
             return packed
-        _keep_only_own_work(work, name, plan, excerpt, shards)
+        _keep_only_own_work(work, card, plan, excerpt, shards)
         finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
         done = 0
         with _pool(workers) as encode:
@@ -106,7 +106,7 @@ def pack(
                     say(done, len(plan.items), f"{file} kept from an earlier attempt")
                     continue
                 encoded = []
-                for sample in encode(name, items):
+                for sample in encode(card, items):
                     encoded.append(sample)
                     done += 1
                     say(done, len(plan.items))
@@ -115,6 +115,8 @@ def pack(
             dataset=name,
             packer_version=PACKER_VERSION,
             excerpt=excerpt,
+            mask_classes=card.mask_classes,
+            channels=card.channels,
             shards=[info for info, _ in finished.values()],
             sources=dict(sorted(plan.sources.items())),
             records=[record for _, records in finished.values() for record in records],
@@ -172,8 +174,9 @@ def _divide(items: list[sources.Item], shard_samples: int) -> dict[str, list[sou
             raise DataError(f"Two samples have the key '{item.key}': keys must be unique in a dataset.")
         if not item.key or set(item.key) & set("./\\ \n\t") or len(item.key.encode()) > 80:
             raise DataError(f"'{item.key}' cannot be a key: 1 to 80 bytes without dots, slashes and blanks are needed.")
-        if item.label not in LABELS:
-            raise DataError(f"Sample '{item.key}' has label '{item.label}'; allowed: {', '.join(LABELS)}.")
+        if item.label not in (*LABELS, UNLABELLED):
+            allowed = ", ".join((*LABELS, UNLABELLED))
+            raise DataError(f"Sample '{item.key}' has label '{item.label}'; allowed: {allowed}.")
         seen.add(item.key)
     if not items:
         raise DataError("The raw folder holds no sample at all.")
@@ -207,7 +210,7 @@ def _alone_in(out: Path) -> t.Iterator[Path]:
 
 
 def _already_packed(
-    name: str, out: Path, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
+    card: Card, out: Path, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
 ) -> Manifest | None:
     try:
         manifest = Manifest.load(out)
@@ -215,9 +218,10 @@ def _already_packed(
     except DataError:
         return None  # not packed, or damaged: either way the thing to do is to pack
     same = (
-        manifest.dataset == name
+        manifest.dataset == card.name
         and manifest.packer_version == PACKER_VERSION
         and manifest.excerpt == excerpt
+        and (manifest.mask_classes, manifest.channels) == (card.mask_classes, card.channels)
         and manifest.sources == plan.sources
         and [(shard.file, shard.samples) for shard in manifest.shards]
         == [(file, len(items)) for file, items in shards.items()]
@@ -229,13 +233,15 @@ def _already_packed(
 
 
 def _keep_only_own_work(
-    work: Path, name: str, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
+    work: Path, card: Card, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
 ) -> None:
     """Leave what an earlier attempt at exactly this work has finished; clear away what is from any other."""
     task = {
-        "dataset": name,
+        "dataset": card.name,
         "packer_version": PACKER_VERSION,
         "excerpt": excerpt,
+        "mask_classes": card.mask_classes,
+        "channels": card.channels,
         "sources": dict(sorted(plan.sources.items())),
         "shards": {file: [item.key for item in items] for file, items in shards.items()},
     }
@@ -320,16 +326,16 @@ def _publish(work: Path, out: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> t.Iterator[t.Callable[[str, list[sources.Item]], t.Iterable[_Encoded]]]:
+def _pool(workers: int) -> t.Iterator[t.Callable[[Card, list[sources.Item]], t.Iterable[_Encoded]]]:
     """A function that encodes items in order: here with one worker, else in that many processes."""
     if workers == 1:
-        yield lambda name, items: (_encode(name, item) for item in items)
+        yield lambda card, items: (_encode(card, item) for item in items)
         return
     # Spawned, not forked: the caller may hold threads, locks or a CUDA context, which a fork would copy half.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
         try:
-            yield lambda name, items: pool.map(_encode, [name] * len(items), items)
+            yield lambda card, items: pool.map(_encode, [card] * len(items), items)
         except BrokenProcessPool:
             raise DataError(
                 f"One of the {workers} packing processes was ended from outside, most often for want of memory. "
@@ -352,14 +358,14 @@ def _leave_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _encode(name: str, item: sources.Item) -> _Encoded:
+def _encode(card: Card, item: sources.Item) -> _Encoded:
     try:
-        sample = sources.source(name).load(item)
+        sample = sources.source(card.name).load(item)
     except BushpcError:
         raise
     except Exception as error:
         raise DataError(f"Sample '{item.key}' cannot be read: {type(error).__name__}: {error}") from error
-    _check_sample(sample)
+    _check_sample(sample, card)
     height, width = sample.mask_HW.shape
     facts = {
         "key": sample.key,
@@ -369,7 +375,7 @@ def _encode(name: str, item: sources.Item) -> _Encoded:
         "pixel_mm": sample.pixel_mm,
         "sources": list(sample.sources),
     }
-    image_png, mask_png = _png(_narrow(sample.image_HWC)), _png(sample.mask_HW * np.uint8(255))
+    image_png, mask_png = _png(_narrow(sample.image_HWC)), _png(sample.mask_HW)
     record = Record(
         key=sample.key,
         patient=sample.patient,
@@ -390,19 +396,19 @@ def _encode(name: str, item: sources.Item) -> _Encoded:
     return _Encoded(record=record, image_png=image_png, mask_png=mask_png, json=text.encode())
 
 
-def _check_sample(sample: Sample) -> None:
+def _check_sample(sample: Sample, card: Card) -> None:
     """Hold a source to the promises of `Sample`; what a raw file can break is a DataError."""
     image, mask = sample.image_HWC, sample.mask_HW
     assert image.dtype == mask.dtype == np.uint8, sample.key
     assert image.ndim == 3, sample.key
-    assert image.shape[2] == 3, sample.key
+    assert image.shape[2] == len(card.channels), sample.key
     files = f" ({', '.join(sample.sources)})" if sample.sources else ""
     if image.shape[:2] != mask.shape:
         raise DataError(
             f"Image and mask of '{sample.key}' differ in size: "
             f"{image.shape[1]}x{image.shape[0]} and {mask.shape[1]}x{mask.shape[0]} pixels{files}."
         )
-    assert mask.max() <= 1, sample.key
+    assert mask.max() < 1 << len(card.mask_classes), sample.key
     if mask.any() == (sample.label == "normal"):
         what = "is normal but has lesion pixels" if sample.label == "normal" else "has a lesion but an empty mask"
         raise DataError(f"'{sample.key}' {what}{files}.")
@@ -410,8 +416,8 @@ def _check_sample(sample: Sample) -> None:
 
 def _narrow(image_HWC: np.ndarray) -> np.ndarray:
     """One channel where all three are equal, as in most scans: a third of the work, and read back as RGB."""
-    red = image_HWC[..., 0]
-    grey = np.array_equal(red, image_HWC[..., 1]) and np.array_equal(red, image_HWC[..., 2])
+    red, green, blue, *fourth = np.moveaxis(image_HWC, -1, 0)
+    grey = not fourth and np.array_equal(red, green) and np.array_equal(red, blue)
     return red if grey else image_HWC
 
 
