@@ -36,10 +36,14 @@ class Item:
 
 
 class Plan(t.NamedTuple):
-    """All items of a dataset, and the SHA-256 of everything that they are made from, by relative path."""
+    """All items of a dataset, and the SHA-256 of everything that they are made from, by relative path.
+
+    published: fold by key, from 0, where the publisher ships folds with the dataset; None elsewhere.
+    """
 
     items: list[Item]
     sources: dict[str, str]
+    published: dict[str, int] | None = None
 
 
 class Source(t.Protocol):

@@ -1,0 +1,151 @@
+"""Reading what publishers ship: pictures, masks and tables. Shared by the sources; every fault names its file.
+
+    raw folder ─plan reads tables→ Scan recipes ─load reads pictures→ samples
+
+What only one dataset needs is in that dataset's source.
+"""
+
+from __future__ import annotations
+
+import csv
+import typing as t
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bushpc.errors import DataError
+from bushpc.files import sha256_of
+from bushpc.sample import Sample
+from bushpc.shards.manifest import PNG_FAILS
+
+if t.TYPE_CHECKING:
+    from bushpc.shards.sources import Item
+
+MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first ones tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Recipe of a sample that is one picture and any number of masks of the same lesion class, all as files.
+
+    image, masks: relative to `folder`. A scan without masks is a normal one.
+    """
+
+    folder: Path
+    image: str
+    masks: tuple[str, ...]
+    patient: str
+    attributes: Mapping[str, str | float | None] = field(default_factory=dict)
+
+
+def load_scan(item: Item) -> Sample:
+    """Decode a `Scan`: the picture, and the union of its masks. Raises: DataError naming file and sizes."""
+    scan: Scan = item.recipe
+    image_HWC = read_image(scan.folder, scan.image)
+    mask_HW = np.zeros(image_HWC.shape[:2], np.uint8)
+    for name in scan.masks:
+        one_HW = read_mask(scan.folder, name)
+        check_size(scan.image, image_HWC, name, one_HW)
+        mask_HW |= one_HW
+    return Sample(
+        key=item.key,
+        patient=scan.patient,
+        label=item.label,
+        image_HWC=image_HWC,
+        mask_HW=mask_HW,
+        attributes=dict(scan.attributes),
+        sources=(scan.image, *scan.masks),
+    )
+
+
+def read_image(folder: Path, name: str) -> np.ndarray:
+    """A picture of any mode as uint8 RGB, (H, W, 3). What is transparent becomes black, as a scanner's screen is."""
+    try:
+        with Image.open(folder / name) as file:
+            image = file.convert("RGBA")
+    except PNG_FAILS as error:
+        raise DataError(f"{folder / name} is not a readable picture ({error}).") from error
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return np.asarray(Image.alpha_composite(black, image).convert("RGB"))
+
+
+def read_mask(folder: Path, name: str) -> np.ndarray:
+    """A mask picture of any mode as uint8 0 or 1, (H, W): half bright and more is lesion."""
+    return (read_image(folder, name).max(axis=2) > 127).astype(np.uint8)
+
+
+def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray) -> None:
+    """Raises: DataError naming both files where picture and mask differ in size."""
+    if image_HWC.shape[:2] != mask_HW.shape[:2]:
+        raise DataError(
+            f"{image} has {image_HWC.shape[1]}x{image_HWC.shape[0]} pixels, "
+            f"its mask {mask} has {mask_HW.shape[1]}x{mask_HW.shape[0]}."
+        )
+
+
+def csv_rows(path: Path, columns: Sequence[str], delimiter: str = ",") -> t.Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file, each with its line number in an editor; cells without blanks around them.
+
+    Raises: DataError naming a missing column, or why the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheet programs write a byte-order mark
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            _check_columns(path, columns, header)
+            for cells in reader:
+                if any(cells[column] is None for column in columns):
+                    raise DataError(f"{path}, row {reader.line_num}: cut off; {', '.join(columns)} are needed.")
+                yield reader.line_num, {column: cells[column].strip() for column in header if cells[column] is not None}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: the folder must hold the table of that name.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def spreadsheet_rows(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, t.Any]]]:
+    """The rows of a workbook's first sheet, each with its number as a spreadsheet program shows it.
+
+    Raises: DataError naming a missing column, or why the file cannot be read.
+    """
+    import openpyxl  # here, because the processes that decode images do without it
+
+    try:
+        book = openpyxl.load_workbook(path, data_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: the folder must hold the spreadsheet of that name.") from None
+    except Exception as error:  # openpyxl raises whatever zip and XML parsing raise
+        raise DataError(f"{path} is not a readable spreadsheet ({type(error).__name__}: {error}).") from error
+    rows = book.worksheets[0].iter_rows(values_only=True)
+    header = [str(name).strip() if name is not None else "" for name in next(rows, ())]
+    _check_columns(path, columns, header, " in its first sheet, row 1")
+    for row, values in enumerate(rows, start=2):
+        if any(value is not None for value in values):
+            yield row, dict(zip(header, values, strict=True))
+
+
+def absent(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the files that are not there, each as a problem."""
+    return [f"{name} is missing" for name in names if not (folder / name).is_file()]
+
+
+def refuse(where: Path, problems: Sequence[str]) -> None:
+    """Raises: DataError listing the first of the problems, where there are any."""
+    if problems:
+        more = f"\n  … and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
+        raise DataError(f"{where}:\n  " + "\n  ".join(problems[:MOST_SHOWN]) + more)
+
+
+def hashes(folder: Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 as hex by relative path, in the order of the paths."""
+    return {file: sha256_of(folder / file) for file in sorted(set(files))}
+
+
+def _check_columns(path: Path, columns: Sequence[str], header: Sequence[str], where: str = "") -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{where}.")

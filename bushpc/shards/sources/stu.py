@@ -1,0 +1,63 @@
+"""STU-Hospital (Zhuang et al. 2019): 42 small scans with masks of other sizes, and no labels.
+
+    Test_Image_<n>.png + mask_<n>.png ─resized, thresholded→ sample
+
+What is odd about the published files, and what is done about it, is listed under `notes` in shards/stu/card.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bushpc.sample import UNLABELLED, Sample
+from bushpc.shards import raw
+from bushpc.shards.sources import Item, Plan
+
+if t.TYPE_CHECKING:
+    from bushpc.shards.card import Card
+
+NAME = re.compile(r"(?P<kind>[Tt]est_Image|mask)_(?P<number>\d+)\.png")
+
+
+def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
+    """Pair images and masks by number. Raises: DataError naming every file without a counterpart."""
+    assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
+    part = card.layout["images"]
+    images, masks = {}, {}
+    for path in sorted((folder / part).glob("*.png")):
+        if match := NAME.fullmatch(path.name):
+            pictures = masks if match["kind"] == "mask" else images
+            pictures[int(match["number"])] = f"{part}/{path.name}"
+    problems = [f"{image} has no mask" for number, image in images.items() if number not in masks]
+    problems += [f"{mask} is the mask of no image" for number, mask in masks.items() if number not in images]
+    raw.refuse(folder, problems)
+    items = []
+    for number, image in images.items():
+        key = f"stu_{number:02d}"
+        scan = raw.Scan(folder=folder, image=image, masks=(masks[number],), patient=key)
+        items.append(Item(key=key, label=UNLABELLED, recipe=scan))
+    return Plan(items, raw.hashes(folder, [*images.values(), *masks.values()]))
+
+
+def load(item: Item) -> Sample:
+    """Decode the image, and its mask brought to the image's size. Raises: DataError naming the file."""
+    scan: raw.Scan = item.recipe
+    image_HWC = raw.read_image(scan.folder, scan.image)
+    [mask] = scan.masks
+    height, width = image_HWC.shape[:2]
+    grey = Image.fromarray(raw.read_image(scan.folder, mask)).convert("L")
+    # Averaged first, thresholded after: the mask's edges are anti-aliased, and up to 4 mask pixels lie on one.
+    resized = grey if grey.size == (width, height) else grey.resize((width, height), Image.Resampling.BILINEAR)
+    return Sample(
+        key=item.key,
+        patient=scan.patient,
+        label=item.label,
+        image_HWC=image_HWC,
+        mask_HW=(np.asarray(resized) > 127).astype(np.uint8),
+        sources=(scan.image, mask),
+    )
