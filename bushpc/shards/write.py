@@ -35,9 +35,10 @@ from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards import sources
-from bushpc.shards.card import Card
+from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
+from bushpc.shards.split import FILE_BY_SOURCE, write_folds
 
 PACKER_VERSION = 2  # raise it when the same samples would give other bytes: existing sets are then packed anew
 
@@ -86,6 +87,8 @@ def pack(
     say = progress or _silent
     card = Card.find(name, out).override(parameters or {})
     src = _raw_folder(src, card)
+    if src is not None:
+        _check_belongs(src, card)
     plan = source.plan(src, card, excerpt=excerpt)
     if src is not None and not excerpt:
         _check_counts(src, card, plan)
@@ -94,6 +97,7 @@ def pack(
     with _alone_in(out) as work:
         if packed := _already_packed(card, out, plan, excerpt, shards):
             say(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
+            _write_published(out, packed, plan)
             return packed
         _keep_only_own_work(work, card, plan, excerpt, shards)
         finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
@@ -122,6 +126,7 @@ def pack(
             records=[record for _, records in finished.values() for record in records],
         )
         _publish(work, out, manifest)
+        _write_published(out, manifest, plan)
     return manifest
 
 
@@ -143,6 +148,32 @@ def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
     if not Path(src).is_dir():
         raise DataError(f"src={src} is not a folder. {card.title} is available from {card.where}.")
     return Path(src)
+
+
+def _check_belongs(src: Path, card: Card) -> None:
+    """Raises: DataError for a folder that holds nothing of the card's files, or that is wholly another dataset's.
+
+    It says what the folder looks like, and where the dataset may be: people often give the folder above or below.
+    """
+    share = _share_of_files(src, card)
+    if share == 1 or not card.files:
+        return
+    cards = [Card.load(PROJECT_SHARDS / name) for name in sources.names()]
+    others = [other.name for other in cards if other.name != card.name and _share_of_files(src, other) == 1]
+    if not share or others:
+        near = [path for path in (*sorted(src.iterdir()), src.absolute().parent) if path.is_dir()]
+        places = [path for path in near if _share_of_files(path, card) == 1]
+        raise DataError(
+            f"{src} is not the folder of {card.name}: "
+            + (f"it looks like data={others[0]}." if others else f"it has no file {' or '.join(card.files)}.")
+            + (f" src={places[0]} looks like {card.name}." if places else "")
+            + f" What must be in it is described in shards/{card.name}/card.yaml."
+        )
+
+
+def _share_of_files(folder: Path, card: Card) -> float:
+    """Share of the card's patterns that a file in the folder matches; 0 for a card that has none."""
+    return sum(any(folder.glob(pattern)) for pattern in card.files) / max(len(card.files), 1)
 
 
 def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
@@ -320,6 +351,12 @@ def _publish(work: Path, out: Path, manifest: Manifest) -> None:
     flush_folder(out)
     manifest.save(out)
     _clear(work)
+
+
+def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
+    """Folds that the publisher ships with the dataset, beside the shards, for `folds=published`."""
+    if plan.published is not None:
+        write_folds(out / FILE_BY_SOURCE["published"], manifest.records, plan.published)
 
 
 # --- one sample, in a worker process ----------------------------------------------------------------------------

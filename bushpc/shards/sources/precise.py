@@ -8,7 +8,6 @@ Nothing odd is resolved here: each dataset's source does that.
 from __future__ import annotations
 
 import dataclasses
-import typing as t
 from pathlib import Path
 
 from bushpc.sample import Sample
@@ -34,7 +33,8 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     missing = [part for part in card.layout if not (folder / part).is_dir()]
     if not excerpt:
         raw.refuse(folder, [f"the folder {part}/ is missing: {card.layout[part]}" for part in missing])
-    items, files = [], {}
+    items: list[Item] = []
+    files: dict[str, str] = {}
     for dataset in card.layout:
         if dataset in missing:
             continue

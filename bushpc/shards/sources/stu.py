@@ -28,7 +28,8 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     """Pair images and masks by number. Raises: DataError naming every file without a counterpart."""
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
     part = card.layout["images"]
-    images, masks = {}, {}
+    images: dict[int, str] = {}
+    masks: dict[int, str] = {}
     for path in sorted((folder / part).glob("*.png")):
         if match := NAME.fullmatch(path.name):
             pictures = masks if match["kind"] == "mask" else images
