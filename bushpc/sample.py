@@ -71,6 +71,7 @@ class Batch:
     reprompt: given at evaluation where spatial prompts come from a first pass (`prompts=first_pass`): a model that
         uses spatial prompts first predicts with the ones above (all ""), then asks this for better ones and predicts
         again.
+    features: what `Model.features` makes of the images, name → B x …, where it was computed before and kept.
     """
 
     keys: list[str]
@@ -81,6 +82,7 @@ class Batch:
     spatial_prompts: list[str]
     attribute_prompts: list[str]
     reprompt: Reprompter | None = None
+    features: dict[str, torch.Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`, as models get it: image and mask in float32."""
@@ -89,6 +91,7 @@ class Batch:
             image_BCHW=_as_float(self.image_BCHW.to(device, non_blocking=True), whole=255),
             mask_BKHW=_as_float(self.mask_BKHW.to(device, non_blocking=True), whole=1),
             label_B=self.label_B.to(device, non_blocking=True),
+            features=self._of_features(lambda value: value.to(device, non_blocking=True)),
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -99,9 +102,16 @@ class Batch:
             return [self]
         per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B", "spatial_prompts", "attribute_prompts")
         return [
-            replace(self, **{name: getattr(self, name)[i * size : (i + 1) * size] for name in per_sample})
-            for i in range(parts)
+            replace(
+                self,
+                **{name: getattr(self, name)[part] for name in per_sample},
+                features=self._of_features(lambda value, part=part: value[part]),  # type: ignore[misc]
+            )
+            for part in (slice(i * size, (i + 1) * size) for i in range(parts))
         ]
+
+    def _of_features(self, change: t.Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        return self.features and {name: change(value) for name, value in self.features.items()}
 
     def channels_last(self) -> Batch:
         """The same batch with its images stored as NHWC."""

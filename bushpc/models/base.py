@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from bushpc.errors import ConfigError
@@ -68,6 +69,18 @@ class Model(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
+        """Refuse a dataset with mask classes or image channels that this configuration is not made for.
+
+        Called on the login node; most models segment one class in three channels. Raises: ConfigError.
+        """
+        if len(mask_classes) != 1 or len(channels) != 3:
+            raise ConfigError(
+                f"{cls.__name__} segments one class in images of three channels; this dataset has the mask classes "
+                f"{', '.join(mask_classes)} and the channels {', '.join(channels)}. Choose another dataset or model"
+            )
+
+    @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
         """The pretrained files that this configuration loads; empty with `pretrained=false`."""
         return []
@@ -75,6 +88,21 @@ class Model(nn.Module):
     def outside_state(self) -> dict[str, nn.Module]:
         """Frozen modules that are kept out of `state_dict`, and so of checkpoints; an export must hold them too."""
         return {}
+
+    @classmethod
+    def feature_settings(cls, config: ModelConfig) -> dict[str, t.Any]:
+        """What the outputs of `features` depend on besides images and the tensors of `outside_state`.
+
+        Empty where there are none that stay the same throughout training: nothing can be cached then.
+        """
+        return {}
+
+    def features(self, image_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a frozen part makes of images, name → B x …; `loader.features` has it computed once and kept.
+
+        `forward` and `predict` read `batch.features` where there are some, and call this by themselves otherwise.
+        """
+        raise NotImplementedError
 
     def cam_layer(self) -> nn.Module | None:
         """The module whose output, B x channels x h x w, Grad-CAM maps are made of; None: there are no maps.

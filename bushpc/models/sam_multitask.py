@@ -1,0 +1,473 @@
+"""Prompt-free SAM multi-task: SAM's image encoder, a decoder for the mask, and a classifier that the mask guides.
+
+Johnny, Atabonfack, Alagbe and Gueye, "Prompt-Free SAM-Based Multi-Task Framework for Breast Ultrasound Lesion
+Segmentation and Classification". Equation numbers are the paper's; SD-H, UNet-H and MGC-A are the rows of its Table 3.
+
+    image ─SAM ViT─→ neck F ──SD-H, or UNet-H with skips from earlier blocks──→ logits ──sigmoid──→ mask
+                     │                                                                               │
+                     └──mean F, and with MGC-A the mean of A ⊙ F, A from a mask by the curriculum ←──┘
+                                          └─ MLP ─→ benign | malignant | normal
+
+Shape suffixes besides those of `bushpc.sample`: h, w the encoder's grid; L labels; N tokens, M heads, D width of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer_sam import (
+    Attention,
+    Block,
+    VisionTransformerSAM,
+    checkpoint_filter_fn,
+    get_rel_pos,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from bushpc import weights
+from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.losses.overlap import bce_loss, soft_dice_loss
+from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.normalize import Normalize
+from bushpc.sample import LABELS, Batch, Losses, Prediction
+
+SAM_VIT_B = WeightFile(
+    name="sam_vit_b_sa1b.safetensors",
+    hub_repo="timm/samvit_base_patch16.sa1b",
+    hub_file="model.safetensors",
+    revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
+)
+SAM_SIZE = 1024  # the edge in pixels that SAM's position encodings are made for
+EPSILON = 1e-6  # of (6)
+GROUPS = 4  # of GroupNorm: unlike BatchNorm it does not depend on how a batch is shared out over ranks
+# A of MGC-A at the start: sigmoid(-4) = 0.02 where the mask is 0, sigmoid(4) = 0.98 where it is 1 all around.
+GAIN, REST = 8.0, -4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamMultitaskConfig(ModelConfig):
+    """The model's settings; `configs/model/sam_multitask.yaml` states the paper's value of each and its source.
+
+    encoder: frozen, full (every parameter trains) or lora (low-rank adapters of the query, key and value maps train).
+    lora_rank, lora_alpha: rank of the adapters, and the scale alpha / rank of what they add.
+    patch_size, width, depth, heads, window, neck: SAM's ViT; pixels, channels, blocks, heads, edge of an attention
+        window in tokens, channels of the embedding.
+    global_blocks: which blocks attend over the whole image, counted from 0.
+    decoder: `sd` or `unet`.
+    decoder_channels: channels of the decoder's stages, each of which doubles the resolution, deepest first.
+    skip_blocks: whose outputs `unet` gets as skips, counted from 0, rising; the last one goes to the first stage.
+    mask_guided: MGC-A; without it the classifier reads the mean of the embedding alone.
+    classifier_width: hidden width of the classifier.
+    segmentation_share: lambda of (8).
+    curriculum: epochs in which MGC-A is shown the ground truth, either mask with equal probability, and the predicted
+        one, which it is shown for as long as training lasts after that.
+    """
+
+    encoder: str
+    lora_rank: int
+    lora_alpha: float
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    window: int
+    global_blocks: tuple[int, ...]
+    neck: int
+    decoder: str
+    decoder_channels: tuple[int, ...]
+    skip_blocks: tuple[int, ...]
+    mask_guided: bool
+    classifier_width: int
+    segmentation_share: float
+    curriculum: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be built. Raises: ConfigError."""
+        super().__post_init__()
+        for name, valid in (("encoder", ("frozen", "full", "lora")), ("decoder", ("sd", "unet"))):
+            if getattr(self, name) not in valid:
+                raise ConfigError(unknown_name(f"model.{name}", getattr(self, name), valid))
+        for name in ("lora_rank", "patch_size", "width", "depth", "heads", "window", "neck", "classifier_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 1 or more")
+        if self.patch_size & (self.patch_size - 1) or self.patch_size < 2:
+            raise ConfigError(f"model.patch_size={self.patch_size}: the decoders double, so a power of 2 is needed")
+        for name, by in (("image_size", "patch_size"), ("width", "heads")):
+            value, divisor = getattr(self, name), getattr(self, by)
+            if value % divisor:
+                nearest = max(1, round(value / divisor)) * divisor
+                raise ConfigError(
+                    f"model.{name}={value} is not a multiple of model.{by}={divisor}; the nearest is {nearest}"
+                )
+        self._check_blocks("global_blocks", self.global_blocks)
+        self._check_blocks("skip_blocks", self.skip_blocks)
+        self._check_decoder()
+        if not 0 <= self.segmentation_share <= 1:
+            raise ConfigError(f"model.segmentation_share={self.segmentation_share}: allowed is 0 to 1")
+        if len(self.curriculum) != 3 or min(self.curriculum) < 0:
+            raise ConfigError(
+                f"model.curriculum={list(self.curriculum)}: three numbers of epochs are needed, 0 or more each: with "
+                "the ground truth, with either mask, with the predicted mask"
+            )
+        shape = (self.patch_size, self.width, self.depth, self.heads, self.window, self.global_blocks, self.neck)
+        sam = (16, 768, 12, 12, 14, (2, 5, 8, 11), 256)
+        if self.pretrained and shape != sam:
+            raise ConfigError(
+                "pretrained=true loads SAM's ViT-B, and (patch_size, width, depth, heads, window, global_blocks, neck) "
+                f"are {shape}, not {sam}. Use those, or pretrained=false."
+            )
+
+    @property
+    def stages(self) -> int:
+        """Doublings from the encoder's grid to the image."""
+        return self.patch_size.bit_length() - 1
+
+    def _check_blocks(self, name: str, blocks: tuple[int, ...]) -> None:
+        if list(blocks) != sorted(set(blocks)) or not all(0 <= block < self.depth for block in blocks):
+            raise ConfigError(
+                f"model.{name}={list(blocks)}: name blocks from 0 to {self.depth - 1}, each once, in rising order"
+            )
+
+    def _check_decoder(self) -> None:
+        channels = self.decoder_channels
+        if not channels or any(count < 1 or count % GROUPS for count in channels):
+            raise ConfigError(f"model.decoder_channels={list(channels)}: multiples of {GROUPS} are needed")
+        if len(channels) > self.stages or (self.decoder == "unet" and len(channels) < self.stages):
+            allowed = f"{self.stages}" if self.decoder == "unet" else f"1 to {self.stages}"
+            raise ConfigError(
+                f"model.decoder_channels={list(channels)}: from patches of {self.patch_size} pixels decoder="
+                f"{self.decoder} has {allowed} stages"
+            )
+        if len(self.skip_blocks) > self.stages:
+            raise ConfigError(f"model.skip_blocks={list(self.skip_blocks)}: there are {self.stages} stages")
+
+
+class SamMultitask(Model):
+    """Segmentation and classification from one encoder; one mask class, three labels.
+
+    `features` are the neck's embedding "neck", and for `unet` the outputs of the skip blocks, "block2" …
+    """
+
+    Config = SamMultitaskConfig
+    makes = frozenset({"prob_BKHW", "class_prob_BL"})
+
+    config: SamMultitaskConfig
+
+    def __init__(self, config: SamMultitaskConfig, weights_dir: str | None = None) -> None:
+        super().__init__(config, weights_dir)
+        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)  # SAM's own, in units of [0, 1]
+        if config.encoder == "frozen":
+            self.frozen = FrozenEncoder(config, weights_dir)
+        else:
+            self.encoder = build_encoder(config, weights_dir)
+        if config.encoder == "lora":
+            from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+
+            lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=["qkv"])  # type: ignore[arg-type]
+            inject_adapter_in_model(lora, self.encoder)  # which freezes everything else
+        self.decoder = UNetDecoder(config) if config.decoder == "unet" else SimpleDecoder(config)
+        self.classifier = Classifier(config)
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """Image, mask and label; no sentence."""
+        return frozenset({"image_BCHW", "mask_BKHW", "label_B"})
+
+    @classmethod
+    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
+        """SAM's ViT-B as timm keeps it."""
+        return [SAM_VIT_B] if config.pretrained else []
+
+    @classmethod
+    def feature_settings(cls, config: ModelConfig) -> dict[str, t.Any]:
+        """Those of the encoder, if it is frozen; nothing else changes what `features` are."""
+        assert isinstance(config, SamMultitaskConfig)
+        if config.encoder != "frozen":
+            return {}
+        names = ("image_size", "patch_size", "width", "depth", "heads", "window", "global_blocks", "neck")
+        return {**{name: getattr(config, name) for name in names}, "outputs": _outputs(config)}
+
+    def outside_state(self) -> dict[str, nn.Module]:
+        """The encoder, if it is frozen; `FrozenEncoder` says why no checkpoint holds it."""
+        return {"encoder": self.frozen.net} if self.config.encoder == "frozen" else {}
+
+    def cam_layer(self) -> nn.Module:
+        """The decoder's last stage; behind it there is only a 1 x 1 convolution."""
+        return self.decoder.stages[-1]
+
+    def features(self, image_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the decoder and the classifier read: name → B x channels x h x w."""
+        if self.config.encoder == "frozen":
+            return self.frozen(image_BCHW, self.normalize)
+        return encode(self.encoder, self.normalize(image_BCHW, self.encoder), self.config)
+
+    def forward(self, batch: Batch) -> Losses:
+        """(8): lambda (BCE + Dice) + (1 - lambda) cross-entropy; terms "bce", "dice" and "ce".
+
+        The Dice term of a scan without a lesion is 1 - epsilon / (sum of p + epsilon) by (6): 1 to six digits and
+        without a gradient as soon as any pixel is predicted, so that BCE alone teaches an empty mask.
+        The classification's gradient goes on through the predicted mask: the paper wants "end-to-end dependency on
+        the segmentation branch", and its classification to "guide the segmentation network".
+        """
+        features = batch.features or self.features(batch.image_BCHW)
+        logits_BKHW = self.decoder(features)
+        guide_BKHW = logits_BKHW.float().sigmoid()
+        if self.config.mask_guided:
+            given_B = shows_ground_truth(batch.epochs, self.config.curriculum).to(guide_BKHW.device)
+            guide_BKHW = torch.where(given_B[:, None, None, None], batch.mask_BKHW, guide_BKHW)
+        bce = bce_loss(logits_BKHW, batch.mask_BKHW)
+        dice = soft_dice_loss(logits_BKHW, batch.mask_BKHW, smooth=EPSILON)
+        ce = labelled_cross_entropy(self.classifier(features["neck"], guide_BKHW), batch.label_B)
+        share = self.config.segmentation_share
+        return Losses(
+            total=share * (bce + dice) + (1 - share) * ce,
+            terms={"bce": bce.detach(), "dice": dice.detach(), "ce": ce.detach()},
+        )
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Mask and label in one pass; the classifier is guided by the predicted mask. `Batch.mask_BKHW` is not read."""
+        features = batch.features or self.features(batch.image_BCHW)
+        prob_BKHW = self.decoder(features).float().sigmoid()
+        class_logits_BL = self.classifier(features["neck"], prob_BKHW)
+        return Prediction(prob_BKHW=prob_BKHW, class_prob_BL=class_logits_BL.float().softmax(dim=1))
+
+
+# --- losses and curriculum --------------------------------------------------------------------------------------
+
+
+def labelled_cross_entropy(logits_BL: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    """(7), the mean over the samples that have a label (not -1), in float32; 0 if none has."""
+    total = F.cross_entropy(logits_BL.float(), label_B, ignore_index=-1, reduction="sum")
+    return total / (label_B >= 0).sum().clamp(min=1)
+
+
+def shows_ground_truth(epochs: list[int], curriculum: tuple[int, ...]) -> torch.Tensor:
+    """Which of B samples, by their epochs, show the classifier the ground-truth mask: B booleans, on the CPU.
+
+    In the middle phase each draws from torch's generator, which training seeds by step and rank.
+    """
+    truth, either, _ = curriculum
+    chance_B = torch.tensor([1.0 if e < truth else 0.5 if e < truth + either else 0.0 for e in epochs])
+    return torch.rand(len(epochs)) < chance_B
+
+
+# --- encoder ----------------------------------------------------------------------------------------------------
+
+
+class FoldedAttention(Attention):
+    """timm's attention of SAM with its decomposed relative positions, without ever holding an N x N map.
+
+    timm adds the positions as a bias of N x N to each head, 400 MB of it per image and global block at 1024 x 1024 in
+    bf16, and leaves the memory-saving kernels out, as it gives them three dimensions. But the bias is a scalar product
+    too, (q · R_h)[kh] + (q · R_w)[kw] of a key at (kh, kw): with q' = [s q, q R_h, q R_w] and k' = [k, e_kh, e_kw], e
+    unit vectors, q' · k' is s q · k plus the bias, exactly.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: B x h x w x channels, and so is what comes back."""
+        B, h, w, _ = x.shape
+        qkv = self.qkv(x).reshape(B, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q_BMND, k_BMND, v_BMND = qkv.unbind(0)
+        q_BMhwD = q_BMND.unflatten(2, (h, w))
+        rel_h = torch.einsum("bmhwd,hkd->bmhwk", q_BMhwD, get_rel_pos(h, h, self.rel_pos_h).to(q_BMND.dtype))
+        rel_w = torch.einsum("bmhwd,wkd->bmhwk", q_BMhwD, get_rel_pos(w, w, self.rel_pos_w).to(q_BMND.dtype))
+        place_N = torch.arange(h * w, device=x.device)
+        unit_NP = torch.cat([F.one_hot(place_N // w, h), F.one_hot(place_N % w, w)], dim=1).to(q_BMND.dtype)
+        unit_BMNP = unit_NP.expand(B, self.num_heads, -1, -1)
+        # The kernels want widths that are multiples of 8.
+        width = self.head_dim + h + w
+        padding = q_BMND.new_zeros(B, self.num_heads, h * w, -width % 8)
+        q = torch.cat([q_BMND * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3), padding], dim=-1)
+        k = torch.cat([k_BMND, unit_BMNP, padding], dim=-1)
+        out_BMND = F.scaled_dot_product_attention(q, k, v_BMND, scale=1.0)
+        return self.proj(out_BMND.transpose(1, 2).reshape(B, h, w, -1))
+
+
+def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> VisionTransformerSAM:
+    """SAM's image encoder, with staged weights where the config says so. Raises: WeightsError."""
+    encoder = VisionTransformerSAM(
+        # Pretrained positions keep their own grid; timm interpolates them where the image has another.
+        img_size=SAM_SIZE if config.pretrained else config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        window_size=config.window,
+        global_attn_indexes=config.global_blocks,
+        neck_chans=config.neck,
+        use_rel_pos=True,
+        num_classes=0,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # SAM's own; timm's default is 1e-5
+    )
+    if config.pretrained:
+        state = checkpoint_filter_fn(weights.load_staged(SamMultitask, SAM_VIT_B, weights_dir), encoder)
+        try:
+            encoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{SAM_VIT_B.name} does not fit the model it is meant for: {error} "
+                f"Run: {weights.pull_command(SamMultitask)}"
+            ) from error
+    for block in encoder.blocks:
+        block.attn.__class__ = FoldedAttention  # the same parameters under the same names; timm has no door for it
+    return encoder
+
+
+def encode(
+    encoder: VisionTransformerSAM, image_BCHW: torch.Tensor, config: SamMultitaskConfig
+) -> dict[str, torch.Tensor]:
+    """The outputs that `config` needs of a normalised image."""
+    if config.decoder == "sd" or not config.skip_blocks:
+        return {"neck": encoder.forward_features(image_BCHW)}
+    neck, skips = encoder.forward_intermediates(image_BCHW, indices=list(config.skip_blocks))
+    return dict(zip(_outputs(config), (neck, *skips), strict=True))
+
+
+def _outputs(config: SamMultitaskConfig) -> list[str]:
+    return ["neck", *(f"block{i}" for i in config.skip_blocks if config.decoder == "unet")]
+
+
+class FrozenEncoder:
+    """SAM's encoder where it is not trained, on the device only while it is used.
+
+    Deliberately no nn.Module. As a part of the model its 359 MB would be written into every run's checkpoints,
+    broadcast by DDP, and held on every GPU, even if its features are cached and it never runs. So it must be the same
+    without a checkpoint: staged weights, or a random draw from a seed of its own.
+
+    net: timm's VisionTransformerSAM, in eval mode.
+    """
+
+    SEED = 2023
+
+    def __init__(self, config: SamMultitaskConfig, weights_dir: str | None) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.SEED)
+            self.net = build_encoder(config, weights_dir)
+        self.net.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, image_BCHW: torch.Tensor, normalize: Normalize) -> dict[str, torch.Tensor]:
+        """The features, in autocast's type where it is on: so they are the same whether they come from a cache."""
+        net, device = self.net.to(image_BCHW.device), image_BCHW.device.type
+        features = encode(net, normalize(image_BCHW, net), self.config)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
+        return {name: value.to(dtype) for name, value in features.items()}
+
+
+# --- decoders and classifier ------------------------------------------------------------------------------------
+
+
+class ConvNormAct(nn.Sequential):
+    """3 x 3 convolution, normalisation, activation."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__(nn.Conv2d(given, made, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, made), nn.GELU())
+
+
+class SimpleDecoder(nn.Module):
+    """SD-H: convolutions, each followed by bilinear upsampling, from the neck alone; no skips."""
+
+    def __init__(self, config: SamMultitaskConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        channels = (config.neck, *config.decoder_channels)
+        self.stages = nn.ModuleList(ConvNormAct(*pair) for pair in itertools.pairwise(channels))
+        self.head = nn.Conv2d(channels[-1], 1, kernel_size=1)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits B x 1 x H x W."""
+        x = features["neck"]
+        for stage in self.stages:
+            x = F.interpolate(stage(x), scale_factor=2, mode="bilinear", align_corners=False)
+        rest = self.patch_size >> len(self.stages)
+        return F.interpolate(self.head(x), scale_factor=rest, mode="bilinear", align_corners=False)
+
+
+class UNetDecoder(nn.Module):
+    """UNet-H: transposed convolutions from the neck to the image's size, with skips from the encoder's blocks."""
+
+    def __init__(self, config: SamMultitaskConfig) -> None:
+        super().__init__()
+        channels = (config.neck, *config.decoder_channels)
+        # A plain ViT has one resolution: the earlier a block, the later its stage, and the further it is enlarged.
+        blocks: list[int | None] = [*reversed(config.skip_blocks), *[None] * config.stages]
+        self.stages = nn.ModuleList(
+            UNetStage(given, made, doublings, config.width, blocks[doublings - 1])
+            for doublings, (given, made) in enumerate(itertools.pairwise(channels), 1)
+        )
+        self.head = nn.Conv2d(channels[-1], 1, kernel_size=1)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits B x 1 x H x W."""
+        x = features["neck"]
+        for stage in self.stages:
+            x = stage(x, features)
+        return self.head(x)
+
+
+class UNetStage(nn.Module):
+    """One doubling: a transposed convolution, and where there is a skip, its concatenation.
+
+    doublings: from the encoder's grid to what this stage makes; the skip is enlarged as often, as in UNETR.
+    """
+
+    def __init__(self, given: int, made: int, doublings: int, width: int, block: int | None) -> None:
+        super().__init__()
+        self.block = block
+        self.up = nn.ConvTranspose2d(given, made, 2, stride=2)
+        if block is not None:
+            enlarge = [
+                layer
+                for _ in range(doublings)
+                for layer in (nn.ConvTranspose2d(made, made, 2, stride=2), nn.GroupNorm(GROUPS, made), nn.GELU())
+            ]
+            # Blocks' outputs are the bare residual stream, of any size: normalised before all else.
+            self.skip = nn.Sequential(nn.Conv2d(width, made, 1), nn.GroupNorm(GROUPS, made), *enlarge)
+        self.fuse = ConvNormAct(made if block is None else 2 * made, made)
+
+    def forward(self, x: torch.Tensor, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """B x given x h x w to B x made x 2h x 2w."""
+        x = self.up(x)
+        if self.block is not None:
+            x = torch.cat([x, self.skip(features[f"block{self.block}"])], dim=1)
+        return self.fuse(x)
+
+
+class Classifier(nn.Module):
+    """Label from the embedding F: its mean, and with MGC-A its mean weighted by the mask, through two linear layers.
+
+    A = sigmoid(conv(mask at F's grid)), and the weighted mean is sum(A ⊙ F) / sum(A). Without a lesion A is the same
+    everywhere but at the border, and the weighted mean nearly the mean itself.
+    """
+
+    def __init__(self, config: SamMultitaskConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.attention = nn.Conv2d(1, 1, 3, padding=1) if config.mask_guided else None
+        if self.attention is not None:
+            nn.init.constant_(self.attention.weight, GAIN / 9)
+            nn.init.constant_(t.cast(torch.Tensor, self.attention.bias), REST)
+        given = config.neck * (2 if config.mask_guided else 1)
+        self.mlp = nn.Sequential(
+            nn.Linear(given, config.classifier_width), nn.GELU(), nn.Linear(config.classifier_width, len(LABELS))
+        )
+
+    def forward(self, F_BChw: torch.Tensor, mask_BKHW: torch.Tensor) -> torch.Tensor:
+        """Logits B x L. mask_BKHW: in [0, 1], ground truth or predicted; read by MGC-A alone."""
+        F_BChw = F_BChw.float()  # sums over thousands of places
+        pooled = [F_BChw.mean(dim=(2, 3))]
+        if self.attention is not None:
+            A_B1hw = self.attention(F.avg_pool2d(mask_BKHW, self.patch_size)).float().sigmoid()
+            pooled.append((A_B1hw * F_BChw).sum(dim=(2, 3)) / A_B1hw.sum(dim=(2, 3)))
+        return self.mlp(torch.cat(pooled, dim=1))
+
+
+# Here, as some of them are defined below the model.
+SamMultitask.blocks = (Block, ConvNormAct, UNetStage)
