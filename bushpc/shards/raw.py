@@ -67,7 +67,8 @@ def read_image(folder: Path, name: str) -> np.ndarray:
         with Image.open(folder / name) as file:
             image = file.convert("RGBA")
     except PNG_FAILS as error:
-        raise DataError(f"{folder / name} is not a readable picture ({error}).") from error
+        kind = Path(name).suffix[1:].upper()
+        raise DataError(f"{folder / name} is not a readable {kind} ({error}).") from error
     black = Image.new("RGBA", image.size, (0, 0, 0, 255))
     return np.asarray(Image.alpha_composite(black, image).convert("RGB"))
 

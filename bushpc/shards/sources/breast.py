@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bushpc.errors import DataError
-from bushpc.files import sha256_of
 from bushpc.sample import LABELS, Sample
+from bushpc.shards import raw
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -42,7 +41,6 @@ ATTRIBUTES = (  # columns that become attributes, under their name in lower case
 )
 FILE_COLUMNS = ("Image_filename", "Mask_tumor_filename", "Mask_other_filename")
 NO_VALUE = ("not available", "not applicable", "")
-MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first ones tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +64,16 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     sheet, images = card.layout["spreadsheet"], card.layout["images"]
     items, problems, files = [], [], [sheet]
     rows_by_image: dict[str, int] = {}
-    for row, cells in _rows(folder / sheet, card.columns):
+    for row, cells in raw.spreadsheet_rows(folder / sheet, card.columns):
         image, masks, others = (_files(cells[column]) for column in FILE_COLUMNS)
         if excerpt and image and not (folder / images / image[0]).exists():
             continue
         named = [f"{images}/{name}" for name in image + masks + others]
-        missing = [name for name in named if not (folder / name).is_file()]
-        problems += [f"row {row}: {name} is missing" for name in missing]
+        missing = raw.absent(folder, named)
         faults = _faults(cells, image, masks)
         if image and rows_by_image.setdefault(image[0], row) != row:
             faults.append(f"{image[0]} is in row {rows_by_image[image[0]]} already")
-        problems += [f"row {row}: {fault}" for fault in faults]
+        problems += [f"row {row}: {fault}" for fault in missing + faults]
         if missing or faults:
             continue
         files += named
@@ -89,27 +86,23 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             pixel_mm=round(float(cells["Pixel_size"]) * 10, 6),  # centimetres, says the data dictionary
         )
         items.append(Item(key=Path(image[0]).stem, label=str(cells["Classification"]), recipe=recipe))
-    if problems:
-        more = f"\n  … and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
-        raise DataError(f"{folder / sheet}:\n  " + "\n  ".join(problems[:MOST_SHOWN]) + more)
-    return Plan(items, {file: sha256_of(folder / file) for file in sorted(files)})
+    raw.refuse(folder / sheet, problems)
+    return Plan(items, raw.hashes(folder, files))
 
 
 def load(item: Item) -> Sample:
     """Decode the image and its tumour mask. Raises: DataError naming file and row."""
     recipe: Recipe = item.recipe
-    image_HWC = _read_on_black(recipe, recipe.image)
-    mask_HW: np.ndarray
-    if recipe.mask is None:
+    try:
+        # Transparent regions, outside the scan's sector, are black: some hide white pixels or annotations under them.
+        image_HWC = raw.read_image(recipe.folder, recipe.image)
         mask_HW = np.zeros(image_HWC.shape[:2], np.uint8)
-    else:
-        # Masks are drawn with opacity, and one has half-transparent edge pixels: half and more is lesion.
-        mask_HW = (_read_on_black(recipe, recipe.mask)[..., 0] > 127).astype(np.uint8)
-    if image_HWC.shape[:2] != mask_HW.shape:
-        raise DataError(
-            f"Row {recipe.row}: {recipe.image} has {image_HWC.shape[1]}x{image_HWC.shape[0]} pixels, "
-            f"its mask {recipe.mask} has {mask_HW.shape[1]}x{mask_HW.shape[0]}."
-        )
+        if recipe.mask is not None:
+            # Masks are drawn with opacity, and one has half-transparent edge pixels: half and more is lesion.
+            mask_HW = raw.read_mask(recipe.folder, recipe.mask)
+            raw.check_size(recipe.image, image_HWC, recipe.mask, mask_HW)
+    except DataError as error:
+        raise DataError(f"Row {recipe.row}: {error}") from error
     return Sample(
         key=item.key,
         patient=item.key,
@@ -120,28 +113,6 @@ def load(item: Item) -> Sample:
         pixel_mm=recipe.pixel_mm,
         sources=(recipe.image,) if recipe.mask is None else (recipe.image, recipe.mask),
     )
-
-
-def _rows(path: Path, columns: list[str]) -> t.Iterator[tuple[int, dict[str, t.Any]]]:
-    """The rows of the first sheet, each with its number as a spreadsheet program shows it."""
-    import openpyxl  # here, because the processes that decode images do without it
-
-    try:
-        book = openpyxl.load_workbook(path, data_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: the folder must hold the spreadsheet of that name.") from None
-    except Exception as error:  # openpyxl raises whatever zip and XML parsing raise
-        raise DataError(f"{path} is not a readable spreadsheet ({type(error).__name__}: {error}).") from error
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    header = [str(name).strip() if name is not None else "" for name in next(rows, ())]
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DataError(
-            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} in its first sheet, row 1."
-        )
-    for row, values in enumerate(rows, start=2):
-        if any(value is not None for value in values):
-            yield row, dict(zip(header, values, strict=True))
 
 
 def _files(cell: object) -> list[str]:
@@ -177,18 +148,3 @@ def _attribute(column: str, cell: object) -> str | float | None:
     if column == "Age" and isinstance(cell, int | float):
         return float(cell)
     return "&".join(part.strip() for part in text.split("&"))
-
-
-def _read_on_black(recipe: Recipe, name: str) -> np.ndarray:
-    """A PNG as uint8 RGB, with whatever is transparent black.
-
-    All files are RGBA and 31 images have transparent regions: what is outside the scan's sector was cut out, and
-    some hide white pixels or annotations under it. A scanner's screen is black there, as the other images are.
-    """
-    try:
-        with Image.open(recipe.folder / name) as file:
-            image = file.convert("RGBA")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"Row {recipe.row}: {name} is not a readable PNG ({error}).") from error
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(black, image).convert("RGB"))
