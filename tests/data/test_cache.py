@@ -37,9 +37,11 @@ class Node:
 
     def __init__(self, folder: Path, tmp_path: Path) -> None:
         self.folder, self.manifest = folder, Manifest.load(folder)
-        self.keys = [record.key for record in self.manifest.lesions]
+        self.keys = [record.key for record in self.manifest.records]
         self.place, self.notes = tmp_path / "caches", tmp_path / "decoded"
-        self.loader = LoaderConfig(workers=0, cache_dir=str(self.place), cache_gb=50, lanes=4)
+        self.loader = LoaderConfig(
+            workers=0, cache_dir=str(self.place), cache_gb=50, features=False, features_dir=None, lanes=4
+        )
 
     def open(self, size=SIZE, **how):
         return open_cache(self.manifest, self.folder, size, self.loader, **how)
@@ -84,7 +86,7 @@ class Node:
         return {key for key, ready in zip(self.keys, np.load(self.home() / "ready.npy"), strict=True) if ready}
 
     def assert_pixels_are_right(self, opened) -> None:
-        for record in self.manifest.lesions:
+        for record in self.manifest.records:
             image_SSC, mask_SS = decode(self.folder, record, SIZE)
             assert np.array_equal(opened.images_NSSC[opened.rows[record.key]], image_SSC)
             assert np.array_equal(opened.masks_NSS[opened.rows[record.key]], mask_SS)
@@ -194,7 +196,7 @@ def test_what_a_process_held_when_it_died_is_decoded_by_those_who_wait(node):
 
 def test_decoding_ends_between_chunks_when_told_so_and_goes_on_later(node):
     def work():
-        with pytest.raises(DecodingStopped, match=r"\d+ of 20 images are decoded"):
+        with pytest.raises(DecodingStopped, match=r"\d+ of 24 images are decoded"):
             node.open(keep_going=lambda: len(node.decoded()) < 6)
 
     assert node.run(work, before_each=lambda key: time.sleep(0.02)) == 0

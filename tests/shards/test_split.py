@@ -88,9 +88,38 @@ def test_another_seed_gives_other_folds():
     assert make_folds(records, 5, 0) != make_folds(records, 5, 1)
 
 
-def test_normal_scans_are_in_no_fold():
+@settings(max_examples=100, deadline=None)
+@given(patients, st.lists(st.integers(0, 70), max_size=40), st.integers(2, 5))
+def test_normal_scans_move_no_lesion_stay_with_their_patient_and_are_spread_evenly(drawn, owners, k):
+    lesions = scans_of(drawn)
+    normals = [record(f"normal{i:03d}", f"patient{owner:03d}", "normal") for i, owner in enumerate(owners)]
+    alone = [record(f"alone{i:03d}", label="normal") for i in range(7)]
+    folds = make_folds([*lesions, *normals, *alone], k)
+    assert folds.keys() == {scan.key for scan in [*lesions, *normals, *alone]}
+    assert {scan.key: folds[scan.key] for scan in lesions} == make_folds(lesions, k)
+    homes = {}
+    for scan in [*lesions, *normals]:
+        assert homes.setdefault(scan.patient, folds[scan.key]) == folds[scan.key]
+    if not owners:
+        counts = Counter(folds[scan.key] for scan in alone)
+        assert max(counts.values()) - min(counts[fold] for fold in range(k)) <= 1
+
+
+def test_normal_scans_take_part_where_they_are_asked_for(tmp_path):
+    records = [*cohort(6, 4), record("case998", label="normal"), record("case999", label="normal")]
+    write_folds(tmp_path / "folds.csv", records, make_folds(records))
+    lesions, whole = (load_folds(tmp_path / "folds.csv", records, normals=asked) for asked in (False, True))
+    assert lesions.fold_by_key == make_folds(records[:10])
+    assert whole.fold_by_key == make_folds(records)
+
+
+def test_folds_of_lesions_alone_serve_until_normal_scans_are_asked_for(tmp_path):
     records = [*cohort(6, 4), record("case999", label="normal")]
-    assert "case999" not in make_folds(records)
+    write_folds(tmp_path / "folds.csv", records, make_folds(records[:10]))
+    assert load_folds(tmp_path / "folds.csv", records).fold_by_key == make_folds(records[:10])
+    with pytest.raises(DataError, match=r"no fold of the 1 normal scans. Take folds=frozen .*or data.normals=false"):
+        load_folds(tmp_path / "folds.csv", records, normals=True)
+    assert load_folds(tmp_path / "folds.csv", records[:10], normals=True).fold_by_key == make_folds(records[:10])
 
 
 def test_fewer_patients_than_folds_is_refused():
@@ -131,7 +160,8 @@ def saved(tmp_path, lines):
     return path
 
 
-RECORDS = [record("a1", "ann"), record("a2", "ann"), record("b1", "bea", "malignant")]
+LESIONS = [record("a1", "ann"), record("a2", "ann"), record("b1", "bea", "malignant")]
+RECORDS = [*LESIONS, record("n1", "ann", "normal"), record("n2", "dot", "normal")]
 
 
 A1, A2, B1 = "a1,ann,benign,0", "a2,ann,benign,0", "b1,bea,malignant,1"
@@ -142,7 +172,9 @@ A1, A2, B1 = "a1,ann,benign,0", "a2,ann,benign,0", "b1,bea,malignant,1"
     [
         ([A1, "a2,ann,benign,1", B1], r"patients in more than one fold: ann \(folds 0, 1\)"),
         ([A1, B1], "lesions without a fold: a2"),
-        ([A1, A2, B1, "c1,cyd,benign,1"], r"keys that no packed lesion has: c1 \(row 5\)"),
+        ([A1, A2, B1, "c1,cyd,benign,1"], r"keys that no packed scan has: c1 \(row 5\)"),
+        ([A1, A2, B1, "n1,ann,normal,1"], r"patients in more than one fold: ann \(folds 0, 1\)"),
+        ([A1, A2, B1, "n2,dot,normal,1"], r"normal scans without a fold: n1"),
         ([A1, "a1,ann,benign,1", A2, B1], r"keys in two rows: a1 \(again in row 3\)"),
         ([A1, "a2,eve,benign,0", B1], r"differs from the packed one: a2 \(row 3\)"),
         ([A1, A2, "b1,bea,benign,1"], r"differs from the packed one: b1 \(row 4\)"),
@@ -168,7 +200,7 @@ def test_a_fold_file_without_a_column_is_refused(tmp_path):
 def test_an_excerpt_uses_its_part_of_the_frozen_folds(tmp_path):
     records = cohort(12, 8)
     write_folds(tmp_path / "folds.csv", records, make_folds(records))
-    with pytest.raises(DataError, match="no packed lesion has"):
+    with pytest.raises(DataError, match="no packed scan has"):
         load_folds(tmp_path / "folds.csv", records[:15])
     whole, part = load_folds(tmp_path / "folds.csv", records), load_folds(tmp_path / "folds.csv", records[:15], True)
     assert part.fold_by_key == {record.key: whole.fold_by_key[record.key] for record in records[:15]}
@@ -247,6 +279,9 @@ def test_a_folder_elsewhere_uses_the_folds_that_the_project_ships(tmp_path):
 def test_the_frozen_breast_folds_are_five_of_252_patients(file):
     with (PROJECT_SHARDS / "breast" / file).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
+    normals = [row for row in rows if row["label"] == "normal"]
+    assert len({row["fold"] for row in normals}) == len(normals) == (4 if file == "folds.csv" else 0)
+    rows = [row for row in rows if row not in normals]
     assert len({row["key"] for row in rows}) == len({row["patient"] for row in rows}) == 252
     assert Counter(row["label"] for row in rows) == {"benign": 154, "malignant": 98}
     assert sorted(Counter(row["fold"] for row in rows).values()) == [50, 50, 50, 51, 51]

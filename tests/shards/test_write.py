@@ -84,7 +84,7 @@ def test_the_plain_webdataset_library_reads_the_tars(tmp_path):
     for record in manifest.lesions:
         sample = samples[record.key]
         assert np.array_equal(np.asarray(sample["image.png"]), read_image(tmp_path, record))
-        assert np.array_equal(np.asarray(sample["mask.png"].convert("L")) // 255, read_mask(tmp_path, record))
+        assert np.array_equal(np.asarray(sample["mask.png"].convert("L")), read_mask(tmp_path, record))
         assert sample["json"]["attributes"] == record.attributes
         assert sample["json"]["label"] == record.label
 
@@ -318,7 +318,7 @@ def test_an_excerpt_may_leave_images_out_of_the_folder(breast):
 
 
 def test_wrong_requests_say_what_is_possible(tmp_path, breast):
-    with pytest.raises(ConfigError, match=r"unknown dataset 'brest'; did you mean 'breast'\? Valid: breast, phantom"):
+    with pytest.raises(ConfigError, match=r"unknown dataset 'brest'; did you mean 'breast'\? Valid: .*breast, .*phantom"):
         pack("brest", None, tmp_path)
     with pytest.raises(ConfigError, match=r"data=breast needs src=FOLDER"):
         pack("breast", None, tmp_path)
