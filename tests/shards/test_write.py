@@ -318,7 +318,9 @@ def test_an_excerpt_may_leave_images_out_of_the_folder(breast):
 
 
 def test_wrong_requests_say_what_is_possible(tmp_path, breast):
-    with pytest.raises(ConfigError, match=r"unknown dataset 'brest'; did you mean 'breast'\? Valid: .*breast, .*phantom"):
+    with pytest.raises(
+        ConfigError, match=r"unknown dataset 'brest'; did you mean 'breast'\? Valid: .*breast, .*phantom"
+    ):
         pack("brest", None, tmp_path)
     with pytest.raises(ConfigError, match=r"data=breast needs src=FOLDER"):
         pack("breast", None, tmp_path)
@@ -381,3 +383,18 @@ def test_real_breast_opens_with_plain_webdataset(real_breast):
     assert [sample["__key__"] for sample in samples] == ["case045", "case061", "case209", "case213"]
     assert all(sample["image.png"].shape[2] == 3 for sample in samples)
     assert json.dumps(samples[0]["json"]["attributes"])
+
+
+def test_a_folder_of_another_dataset_is_refused_with_what_it_looks_like(breast, tmp_path):
+    (breast.images / "case001_other1.png").write_bytes(b"")  # the project's own card asks for one
+    for excerpt in (False, True):
+        with pytest.raises(DataError, match=r"raw is not the folder of busi: it looks like data=breast\..*busi/card"):
+            pack("busi", breast.folder, tmp_path / "out", excerpt=excerpt)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_above_or_below_the_right_one_is_refused_with_the_right_one(breast):
+    for wrong in (breast.folder.parent, breast.images):
+        with pytest.raises(DataError, match=rf"it has no file .*tumor\.png\. src={breast.folder} looks like breast"):
+            pack("breast", wrong, breast.shards)
+    assert not (breast.shards / "manifest.json").exists()
