@@ -1,4 +1,4 @@
-"""Overlap losses of the segmentation models: soft Dice and binary cross-entropy, always in float32.
+"""Overlap losses of the segmentation models: soft Dice, Jaccard and binary cross-entropy, always in float32.
 
 logits (model) + mask (Batch) → Losses
 """
@@ -24,6 +24,19 @@ def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: f
     intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
     size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
     return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
+
+
+def jaccard_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """1 - (Σ p m + smooth) / (Σ (p + m - p m) + smooth), per sample and mask class, then the mean over both.
+
+    The hybrid attention paper's (17), which has no `smooth`: without it an empty mask gives 1 whatever p is.
+    Shapes, types and range as `soft_dice_loss`.
+    """
+    prob_BKHW = logits_BKHW.float().sigmoid()
+    mask_BKHW = mask_BKHW.float()
+    intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
+    union_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3)) - intersection_BK
+    return (1 - (intersection_BK + smooth) / (union_BK + smooth)).mean()
 
 
 def bce_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor) -> torch.Tensor:

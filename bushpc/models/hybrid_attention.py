@@ -1,0 +1,355 @@
+"""Hybrid attention network: a DenseNet encoder, attention at the bottleneck, enhanced skip connections.
+
+Aslam, Naveed and Ahmed, "Hybrid Attention Network for Accurate Breast Tumor Segmentation in Ultrasound Images".
+Equation numbers and symbols are the paper's. The layout (which convolutions, which widths) is worked out from the
+parameter counts of its Table 2; `configs/model/hybrid_attention.yaml` ends with that calculation.
+
+    image ─stem─┬─DB1─┬─DB2─┬─DB3─ conv, conv, SFEB, ConvBlock, TAM
+                │     │     └─SFEB──────── up ┘
+                │     └─SFEB────────────── up
+                └─SFEB──────────────────── up, up, conv, 1x1 conv → logits
+
+Shape suffixes besides those of `bushpc.sample`: h, w a feature map's own height and width; N = h·w its positions;
+n attention heads; D the length d_k of a query.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing as t
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.densenet import DenseBlock
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.nn import functional as F
+
+from bushpc import weights
+from bushpc.errors import ConfigError, WeightsError
+from bushpc.losses.overlap import bce_loss, jaccard_loss
+from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.normalize import Normalize
+from bushpc.sample import Batch, Losses, Prediction
+
+ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three skip connections and the bottleneck
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridAttentionConfig(ModelConfig):
+    """The network's settings; `configs/model/hybrid_attention.yaml` states where each value comes from.
+
+    conv_block, sfeb, tam: the switches of Table 2. A part that is off has no parameters.
+    encoder: its name in timm; it must give features at strides 2, 4, 8 and 16.
+    decoder_channels: channels of the bottleneck, of the three decoder stages, deepest first, and of the last
+        convolution, which works at the image's own size.
+    heads: heads of the transformer self-attention (4); they share the positions of the bottleneck among them.
+    bce_weight, jaccard_weight: weights of the two loss terms (18).
+    """
+
+    conv_block: bool
+    sfeb: bool
+    tam: bool
+    encoder: str
+    decoder_channels: tuple[int, ...]
+    heads: int
+    bce_weight: float
+    jaccard_weight: float
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be built. Raises: ConfigError."""
+        super().__post_init__()
+        stride = ENCODER_STRIDES[-1]
+        if self.image_size % stride:
+            nearest = max(1, round(self.image_size / stride)) * stride
+            raise ConfigError(
+                f"image_size={self.image_size} is not a multiple of {stride}, the bottleneck's stride; "
+                f"the nearest is {nearest}."
+            )
+        if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
+            raise ConfigError(
+                f"decoder_channels={list(self.decoder_channels)}; five numbers above 0 are needed: bottleneck, three "
+                "stages, last convolution."
+            )
+        if self.tam and self.decoder_channels[0] % 2:
+            raise ConfigError(
+                f"decoder_channels={list(self.decoder_channels)}: the first must be even with tam=true, as half of a "
+                "position's code tells its row and c' of (5) is c / 2."
+            )
+        positions = (self.image_size // stride) ** 2
+        if self.tam and (self.heads < 1 or positions % self.heads):
+            raise ConfigError(
+                f"heads={self.heads} must divide the bottleneck's {positions} positions, (image_size / {stride})²."
+            )
+        if self.bce_weight < 0 or self.jaccard_weight < 0 or self.bce_weight + self.jaccard_weight == 0:
+            raise ConfigError(
+                f"bce_weight={self.bce_weight}, jaccard_weight={self.jaccard_weight}; neither may be negative, "
+                "and one of them must be above 0."
+            )
+        with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
+            _build_encoder(self.encoder)
+
+
+class HybridAttention(Model):
+    """U-Net-like segmentation network of one mask class; it reads no text."""
+
+    Config = HybridAttentionConfig
+    makes = frozenset({"prob_BKHW"})
+
+    config: HybridAttentionConfig
+
+    def __init__(self, config: HybridAttentionConfig, weights_dir: str | None = None) -> None:
+        super().__init__(config, weights_dir)
+        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.encoder, (*skips, deepest) = _build_encoder(config.encoder)
+        for file in self.weight_files(config):
+            _load_encoder(self.encoder, weights.load_staged(HybridAttention, file, weights_dir), file)
+        c, *stages, last = config.decoder_channels
+        size = config.image_size // ENCODER_STRIDES[-1]
+        self.bottleneck = nn.Sequential(
+            _conv(deepest, c),
+            nn.ReLU(inplace=True),
+            _conv(c, c),
+            *([SFEB(c)] if config.sfeb else []),
+            nn.ReLU(),
+            *([ConvBlock(c)] if config.conv_block else []),
+            *([TAM(c, size, config.heads)] if config.tam else []),
+        )
+        self.decoder = nn.ModuleList(
+            UpBlock(channels, skip, out, config.sfeb)
+            for channels, skip, out in zip([c, *stages], reversed(skips), stages, strict=False)
+        )
+        self.last = _conv(stages[-1], last)
+        self.head = nn.Conv2d(last, 1, kernel_size=1)
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """Image and mask; no sentence."""
+        return frozenset({"image_BCHW", "mask_BKHW"})
+
+    @classmethod
+    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
+        """The encoder's ImageNet weights. Raises: ConfigError when timm has none."""
+        assert isinstance(config, HybridAttentionConfig)
+        if not config.pretrained:
+            return []
+        pretrained_cfg = timm.get_pretrained_cfg(config.encoder)
+        if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
+            raise ConfigError(
+                f"timm has no pretrained weights of encoder '{config.encoder}'; choose another, or pretrained=false."
+            )
+        return [
+            WeightFile(
+                name=f"{config.encoder}.safetensors",
+                hub_repo=pretrained_cfg.hf_hub_id,
+                hub_file="model.safetensors",
+                revision="main",  # `weights pull` resolves it to a commit and records that with the file's hash
+            )
+        ]
+
+    def cam_layer(self) -> nn.Module:
+        """The last decoder stage; what follows it but sharpens the mask."""
+        return self.decoder[-1]
+
+    def forward(self, batch: Batch) -> Losses:
+        """Cross-entropy and Jaccard loss of the logits, weighted (18); terms "bce" and "jaccard"."""
+        logits_BKHW = self._logits(batch)
+        bce, jaccard = bce_loss(logits_BKHW, batch.mask_BKHW), jaccard_loss(logits_BKHW, batch.mask_BKHW)
+        return Losses(
+            total=self.config.bce_weight * bce + self.config.jaccard_weight * jaccard,
+            terms={"bce": bce.detach(), "jaccard": jaccard.detach()},
+        )
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Probabilities in one pass. `Batch.mask_BKHW` is not read."""
+        return Prediction(prob_BKHW=self._logits(batch).float().sigmoid())
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """B x 1 x H x W, before the sigmoid."""
+        *skips, deepest = self.encoder(self.normalize(batch.image_BCHW, self.encoder))
+        F_BChw = self.bottleneck(deepest)
+        for stage, skip in zip(self.decoder, reversed(skips), strict=True):
+            F_BChw = stage(F_BChw, skip)
+        logits_BKHW: torch.Tensor = self.head(F.relu(self.last(_doubled(F_BChw))))
+        return logits_BKHW
+
+
+class UpBlock(nn.Module):
+    """Decoder stage: double the size, join the skip connection through its SFEB, two 3 x 3 convolutions.
+
+    A convolution of two concatenated maps is the sum of a convolution of each. Written as that sum, the skip
+    connection has the stage's width where SFEB enhances it, which is what Table 2's counts ask for; without SFEB
+    the stage is a plain U-Net's, and no concatenation is copied together.
+    """
+
+    def __init__(self, channels: int, skip_channels: int, out_channels: int, sfeb: bool) -> None:
+        super().__init__()
+        self.from_below = _conv(channels, out_channels, bias=False)
+        self.from_skip = _conv(skip_channels, out_channels)
+        self.sfeb = SFEB(out_channels) if sfeb else nn.Identity()
+        self.refine = _conv(out_channels, out_channels)
+
+    def forward(self, F_BChw: torch.Tensor, skip_BCHW: torch.Tensor) -> torch.Tensor:
+        """B x channels x h x w and B x skip_channels x 2h x 2w to B x out_channels x 2h x 2w."""
+        joined = F.relu(self.from_below(_doubled(F_BChw)) + self.sfeb(self.from_skip(skip_BCHW)))
+        return F.relu(self.refine(joined))
+
+
+class ConvBlock(nn.Sequential):
+    """3 x 3 convolution, batch normalisation, ReLU; shape unchanged. The paper names it in Table 2 alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(_conv(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
+class SFEB(nn.Module):
+    """Spatial feature enhancement block (6)-(15); shape unchanged.
+
+    (8) and (9) are global, so P_o has no extent, and of the 3 x 3 convolution (11) only the centre meets anything
+    but padding, as in Keras with padding="same". Pooling over channels instead, as CBAM does, would keep the extent
+    but has 18 c weights where Table 2 counts 18 c². So F_em is one number per image and channel, added to I at
+    every position: what the whole image says about the channel moves its threshold in the ReLU that follows.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.local = nn.Sequential(_conv(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.fuse = nn.Sequential(_conv(2 * channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.gate = nn.Sequential(nn.Conv2d(channels, channels, kernel_size=1), nn.BatchNorm2d(channels), nn.Sigmoid())
+
+    def forward(self, I_BChw: torch.Tensor) -> torch.Tensor:
+        """F (15). Raises: ConfigError when training on a single image, which has no spread to normalise by."""
+        if self.training and len(I_BChw) == 1:
+            raise ConfigError(
+                "SFEB normalises pooled features over the images of a batch, (11) and (13), and a rank got a single "
+                "image in one part: use fewer ranks or a smaller train.accumulate, a larger train.batch_size, or "
+                "model.sfeb=false."
+            )
+        I_1 = self.local(I_BChw)  # (7)
+        P_o = torch.cat([I_1.amax(dim=(2, 3), keepdim=True), I_1.mean(dim=(2, 3), keepdim=True)], dim=1)  # (8)-(10)
+        F_c = self.fuse(P_o)  # (11)
+        F_cc = self.gate(I_BChw.mean(dim=(2, 3), keepdim=True))  # (12), (13)
+        F_em = F_c * F_cc  # (14)
+        enhanced: torch.Tensor = F_em + I_BChw  # (15)
+        return enhanced
+
+
+class TAM(nn.Module):
+    """Transformer attention module (3.1): TSA, GSA and the input itself, concatenated; shape unchanged.
+
+    A 1 x 1 convolution takes the three back to c channels, which is the shape that the paper gives of F_out.
+    """
+
+    def __init__(self, channels: int, size: int, heads: int) -> None:
+        super().__init__()
+        self.tsa = TSA(channels, size, heads)
+        self.gsa = GSA(channels)
+        self.merge = nn.Conv2d(3 * channels, channels, kernel_size=1)
+
+    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
+        F_out: torch.Tensor = self.merge(torch.cat([self.tsa(F_BChw), self.gsa(F_BChw), F_BChw], dim=1))
+        return F_out
+
+
+class TSA(nn.Module):
+    """Transformer self-attention (1)-(4) between channels, with learned positions; shape unchanged.
+
+    Tokens are the c channels, so each head's map A is c x c; the heads share out the positions, row by row, and
+    d_k is a head's number of positions. A channel attention knows no places by itself: half of a position's code
+    stands for its row and half for its column, concatenated and added to F.
+    """
+
+    def __init__(self, channels: int, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.row = nn.Parameter(0.02 * torch.randn(channels // 2, size, 1))
+        self.column = nn.Parameter(0.02 * torch.randn(channels // 2, 1, size))
+        self.W_q = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.W_k = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.W_v = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+
+    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
+        size = self.row.shape[1]
+        position_Chw = torch.cat([self.row.expand(-1, -1, size), self.column.expand(-1, size, -1)])
+        F_BChw = F_BChw + position_Chw.to(F_BChw.dtype)
+        Q, K, V = (self._by_head(W(F_BChw)) for W in (self.W_q, self.W_k, self.W_v))  # (1), (2), (3)
+        A_BnCD = F.scaled_dot_product_attention(Q, K, V)  # (4)
+        return A_BnCD.transpose(1, 2).reshape(F_BChw.shape)
+
+    def _by_head(self, map_BChw: torch.Tensor) -> torch.Tensor:
+        """B x c x h x w → B x n x c x D, D = h·w / n."""
+        return map_BChw.flatten(2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class GSA(nn.Module):
+    """Global spatial attention (5): every position gathers F^c from all positions; shape unchanged.
+
+    The (h·w) x (h·w) map is never written down: scaled_dot_product_attention folds it into the sum. Its quick kernels
+    want values as wide as queries, and c' = c / 2, so F^c goes in as two halves of c' channels under one map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.F_1 = nn.Conv2d(channels, channels // 2, kernel_size=1)
+        self.F_2 = nn.Conv2d(channels, channels // 2, kernel_size=1)
+        self.F_c = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
+        F_1, F_2, F_c = (_halves(W(F_BChw), F_BChw.shape[1] // 2) for W in (self.F_1, self.F_2, self.F_c))
+        gathered = F.scaled_dot_product_attention(F_1.expand_as(F_c), F_2.expand_as(F_c), F_c)
+        return gathered.transpose(2, 3).reshape(F_BChw.shape)
+
+
+def _halves(map_BChw: torch.Tensor, width: int) -> torch.Tensor:
+    """B x c x h x w → B x c / width x N x width: what scaled_dot_product_attention takes for heads."""
+    return map_BChw.flatten(2).unflatten(1, (-1, width)).transpose(2, 3)
+
+
+def _conv(channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    """3 x 3, padded, with He's initialisation: most have no batch normalisation to mend the scale."""
+    conv = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _doubled(F_BChw: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(F_BChw, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _build_encoder(name: str) -> tuple[nn.Module, list[int]]:
+    """timm's feature extractor at ENCODER_STRIDES and its channels; what lies deeper is cut off. Raises: ConfigError."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")
+    try:
+        encoder: t.Any = timm.create_model(name, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
+        strides = encoder.feature_info.reduction()
+    except Exception as error:  # timm raises anything from AttributeError to RuntimeError here
+        raise ConfigError(f"timm cannot make a feature extractor of encoder '{name}': {error}") from error
+    if strides != ENCODER_STRIDES:
+        raise ConfigError(
+            f"encoder '{name}' gives features at strides {strides}; needed are {ENCODER_STRIDES}, "
+            "as timm's DenseNets and ResNets have them."
+        )
+    return encoder, list(encoder.feature_info.channels())
+
+
+def _load_encoder(encoder: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -> None:
+    """Load what `encoder` has of a whole network's `state`. Raises: WeightsError naming what does not fit."""
+    # A feature extractor is flat: what is `features.denseblock1` in a DenseNet is its `features_denseblock1`.
+    flat = {name.replace("features.", "features_", 1): tensor for name, tensor in state.items()}
+    own = encoder.state_dict()
+    try:
+        encoder.load_state_dict({name: tensor for name, tensor in flat.items() if name in own}, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(HybridAttention)}"
+        ) from error
+
+
+# Here, as some of them are defined below the model.
+HybridAttention.blocks = (DenseBlock, BasicBlock, Bottleneck, UpBlock, ConvBlock, TAM)
