@@ -17,10 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bushpc.goodput import CAUSES
-from bushpc.report import stats
+from bushpc.metrics.names import METRICS
+from bushpc.report import label_stats, stats
 from bushpc.report.costs import cost_of
 from bushpc.report.results import source_label
 from bushpc.report.study import Study
+from bushpc.sample import LABELS
 
 # Okabe and Ito's palette, distinguishable with every common form of colour blindness.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _VERMILION, _SKY, _GREY = (
@@ -60,6 +62,7 @@ _CAUSE_COLOURS = {
 # Points of a curve: more cannot be seen at this width and only make the page heavy.
 _MOST_STEPS = 1000
 MOST_ARMS = 20  # in one chart: more cannot be told apart, and the tables have them all
+_MATRICES_A_ROW = 3
 _MOST_VALIDATIONS = 200  # each is a dot of its own
 
 
@@ -72,22 +75,26 @@ class Boxes(t.NamedTuple):
 
 
 def boxes_of(study: Study) -> tuple[list[str], list[Boxes]]:
-    """Per-image Dice: of one arm by fold and prompt source, of several one box an arm. (names of places, boxes)."""
+    """The headline metric of every image that has it: of one arm by fold and prompt source, of several one box an arm.
+    (names of places, boxes).
+    """
+    metric = study.headline_metric
     if len(study.arms) > 1:
         entries = study.entries[:MOST_ARMS]
-        dice = [entry.arm.rows(entry.source)["dice"].to_numpy() for entry in entries]
-        return [textwrap.fill(entry.label, 18) for entry in entries], [Boxes("", _BLUE, dice)]
+        values = [entry.arm.rows(entry.source)[metric].dropna().to_numpy() for entry in entries]
+        return [textwrap.fill(entry.label, 18) for entry in entries], [Boxes("", _BLUE, values)]
     (arm,) = study.arms
     boxes = []
     for source in arm.sources:
-        rows = arm.rows(source)
-        dice = [rows.loc[rows["fold"] == cell.fold, "dice"].to_numpy() for cell in arm.cells]
-        boxes.append(Boxes(source_label(source, arm.sources), _SOURCE_COLOURS[source], dice))
+        rows = arm.rows(source).dropna(subset=[metric])
+        values = [rows.loc[rows["fold"] == cell.fold, metric].to_numpy() for cell in arm.cells]
+        boxes.append(Boxes(source_label(source, arm.sources), _SOURCE_COLOURS[source], values))
     return [f"fold {cell.fold}" for cell in arm.cells], boxes
 
 
-def box_plot(places: list[str], boxes: list[Boxes]) -> str:
-    """Per-image Dice, at each place a box of each colour; a place without any keeps its room, named. SVG text."""
+def box_plot(places: list[str], boxes: list[Boxes], metric: str = "dice") -> str:
+    """A metric per image, at each place a box of each colour; a place without any keeps its room, named. SVG text."""
+    found = METRICS[metric]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(max(9.0, 0.95 * len(places)), 4.2), layout="constrained")
         axes = figure.subplots()
@@ -95,29 +102,33 @@ def box_plot(places: list[str], boxes: list[Boxes]) -> str:
         rng = np.random.default_rng(0)  # sideways jitter only
         for b, box in enumerate(boxes):
             offset = (b - (len(boxes) - 1) / 2) * width
-            for place, dice in enumerate(box.values):
-                if dice.size:
-                    _box(axes, dice, place + offset, min(0.4, width * 0.8), box.colour, rng)
+            for place, values in enumerate(box.values):
+                if values.size:
+                    _box(axes, values, place + offset, min(0.4, width * 0.8), box.colour, rng)
             axes.plot([], [], "s", color=box.colour, label=box.label)
         for place in range(len(places)):
             if not any(box.values[place].size for box in boxes):
-                axes.text(place, 0.5, "missing", ha="center", va="center", color=_VERMILION, rotation=90)
+                axes.text(
+                    place, 0.5, "missing", transform=axes.get_xaxis_transform(), ha="center", va="center",
+                    color=_VERMILION, rotation=90,
+                )  # fmt: skip
         axes.set_xticks(range(len(places)), places)
         axes.set_xlim(-0.6, len(places) - 0.4)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_ylabel("Dice per image")
+        if math.isfinite(found.high):
+            axes.set_ylim(-0.02, 1.02)
+        axes.set_ylabel(f"{found.title} per image" + (f", {found.unit}" if found.unit else ""))
         axes.grid(visible=False, axis="x")
         if len(boxes) > 1 or boxes[0].label:
             figure.legend(loc="outside upper left", ncols=min(3, len(boxes)))
         return _svg(figure)
 
 
-def _box(axes: Axes, dice: np.ndarray, at: float, width: float, colour: str, rng: np.random.Generator) -> None:
-    sideways = at + rng.uniform(-0.3, 0.3, dice.size) * width
+def _box(axes: Axes, values: np.ndarray, at: float, width: float, colour: str, rng: np.random.Generator) -> None:
+    sideways = at + rng.uniform(-0.3, 0.3, values.size) * width
     # Dots as one embedded picture: thousands of images must not become thousands of SVG elements.
-    axes.scatter(sideways, dice, s=7, color=colour, alpha=0.45, linewidths=0, rasterized=True)
+    axes.scatter(sideways, values, s=7, color=colour, alpha=0.45, linewidths=0, rasterized=True)
     axes.boxplot(
-        dice,
+        values,
         positions=[at],
         widths=width,
         showfliers=False,  # every image is drawn as a dot already
@@ -227,6 +238,73 @@ def reliability_diagram(study: Study) -> str | None:
         )
         figure.legend(loc="outside upper left", ncols=_legend_columns(label for label, _ in curves))
         return _svg(figure)
+
+
+def roc_curves(study: Study) -> str | None:
+    """ROC curves of each label against all others, of the images of all folds together: of one entry a line a label, of
+    several a plot a label with a line an entry. SVG text. None where no model gives labels.
+    """
+    told = _told(study)
+    if not told:
+        return None
+    labels = [label for label in LABELS if any(0 < (rows["label"] == label).sum() < len(rows) for _, rows in told)]
+    if not labels:
+        return None
+    alone = len(told) == 1
+    with matplotlib.rc_context(_STYLE):
+        columns = 1 if alone else len(labels)
+        figure = Figure(figsize=(4.4 if alone else 9.0, 4.4 if alone else 0.9 + 8.6 / columns), layout="constrained")
+        plots = figure.subplots(1, columns, squeeze=False)[0]
+        for i, (name, rows) in enumerate(told):
+            for j, label in enumerate(labels):
+                if 0 < (rows["label"] == label).sum() < len(rows):
+                    hue = j if alone else i
+                    colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
+                    fpr, tpr = label_stats.roc(rows, label)
+                    said = label if alone else name if j == 0 else "_nolegend_"
+                    plots[0 if alone else j].plot(fpr, tpr, line, color=colour, linewidth=1.6, label=said)
+        for axes, label in zip(plots, [""] if alone else labels, strict=True):
+            axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
+            axes.set(title=label, xlabel="false positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        plots[0].set_ylabel("true positive rate")
+        figure.legend(
+            loc="outside upper left", ncols=_legend_columns([*labels] if alone else [name for name, _ in told])
+        )
+        return _svg(figure)
+
+
+def confusion_matrices(study: Study) -> str | None:
+    """Images by label and most probable label, a matrix for each entry, shaded by the share of its row. SVG text. None
+    where no model gives labels.
+    """
+    told = _told(study)
+    if not told:
+        return None
+    columns = min(_MATRICES_A_ROW, len(told))
+    lines = math.ceil(len(told) / columns)
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(3.0 * columns, 2.9 * lines), layout="constrained")
+        plots = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, (name, rows) in zip(plots, told, strict=False):
+            counts_LL = label_stats.confusion_matrix(rows)
+            share_LL = counts_LL / np.maximum(1, counts_LL.sum(axis=1, keepdims=True))
+            axes.imshow(share_LL, cmap="Blues", vmin=0, vmax=1)
+            for i, j in np.ndindex(*counts_LL.shape):
+                colour = "white" if share_LL[i, j] > 0.6 else "#30353B"
+                axes.text(j, i, str(counts_LL[i, j]), ha="center", va="center", color=colour)
+            axes.set_xticks(range(len(LABELS)), LABELS)
+            axes.set_yticks(range(len(LABELS)), LABELS, rotation=90, va="center")
+            axes.set(xlabel="predicted", ylabel="label", title=textwrap.fill(name, 30))
+        for axes in plots[len(told) :]:
+            axes.set_axis_off()
+        return _svg(figure)
+
+
+def _told(study: Study) -> list[tuple[str, pd.DataFrame]]:
+    """Name and rows of every entry whose model gives labels."""
+    entries = study.entries[:MOST_ARMS]
+    found = [(entry.label, label_stats.labelled(entry.arm.rows(entry.source))) for entry in entries]
+    return [(label, rows) for label, rows in found if len(rows)]
 
 
 def smooth(loss: pd.Series) -> pd.Series:

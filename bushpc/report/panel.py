@@ -155,7 +155,8 @@ def build_gallery(study: Study, shards: Shards) -> Strips:
     def view(arm: Arm, key: str, fold: int) -> View:
         prob_HW = _read_gray(_folder(arm, fold) / "predictions" / arm.headline, key)
         _, overlay = draw(*_scan(shards, key), prob_HW, arm.threshold, _SMALL_EDGE)
-        return View(arm.label, overlay, f"Dice {rows[arm.name].loc[key, 'dice']:.4f}")
+        dice = rows[arm.name].loc[key, "dice"]
+        return View(arm.label, overlay, "" if pd.isna(dice) else f"Dice {dice:.4f}")
 
     return _strips(arms, shards, [(key, int(first.loc[key, "fold"])) for key in keys], view)
 
@@ -225,6 +226,7 @@ def _scan(shards: Shards, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def choose(rows: pd.DataFrame) -> list[tuple[str, dict[str, t.Any]]]:
     """Up to three rows a rank by Dice, best to worst within each; equal Dice goes by key, no image stands twice."""
+    rows = rows.dropna(subset=["dice"])  # normal scans have none
     order: list[dict[str, t.Any]] = rows.sort_values(["dice", "key"], ascending=[False, True]).to_dict("records")  # type: ignore[assignment]
     each = min(_PER_RANK, max(1, len(order) // len(RANKS)))
     middle = max(0, (len(order) - each) // 2)

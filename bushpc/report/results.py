@@ -8,6 +8,7 @@ words, because a report that silently skips a fold is worse than no report.
 from __future__ import annotations
 
 import json
+import math
 import typing as t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import yaml
 
 from bushpc.errors import DataError, unknown_name
 from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts
+from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
+from bushpc.sample import LABELS
 
-METRICS = ("dice", "iou", "fpr", "fnr")
 KINDS = ("cv", "grid", "train")
 FORMAT = 1  # of run.json, as dispatch writes it; runs of before it was counted have none and are alike
 
@@ -37,7 +39,8 @@ USES_GROUND_TRUTH = frozenset({"oracle", "wrong_size", "wrong_quadrant"})
 
 _TEXT_COLUMNS = ("key", "patient", "label", "prompts", "spatial_prompt", "attribute_prompt")
 _COUNT_COLUMNS = ("fold", "tp", "fp", "fn", "tn", "length_px")
-_COLUMNS = (*_TEXT_COLUMNS, *METRICS, *_COUNT_COLUMNS)
+_COLUMNS = (*_TEXT_COLUMNS, *ALWAYS, *_COUNT_COLUMNS)
+PROB_COLUMNS = tuple(f"prob_{label}" for label in LABELS)  # of models that tell labels apart
 _CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 _RUN_KEYS = (
     "name", "kind", "created", "commit", "command", "model", "data", "prompts",
@@ -64,10 +67,12 @@ class Curve:
 class Cell:
     """One fold of an arm. `per_image` is None and `reason` says why, or the cell is complete.
 
-    folder: of the cell. per_image: one row per key and prompt source, columns as in the file.
+    folder: of the cell. per_image: one row per key and prompt source, columns as in the file, with one for every image
+    metric and label probability, NaN where the evaluation wrote none or it is not defined.
     calibration: rows of `calibration.csv`; None where the evaluation wrote none.
-    step: from `DONE`; None while the cell is incomplete. attempts: its starts. goodput: where its time went; None
-    before its first start. config: text of the cell's composed config, or None where it was never written.
+    step, parameters: from `DONE`; None while the cell is incomplete, or where it does not say. attempts: its starts.
+    goodput: where its time went; None before its first start. config: text of the cell's composed config, or None where
+    it was never written.
     settings: the config, flat: `train.lr` → value; empty where it cannot be read, as no figure depends on it.
     """
 
@@ -80,6 +85,7 @@ class Cell:
     reason: str | None
     curve: Curve
     step: int | None
+    parameters: int | None
     attempts: Sequence[Attempt]
     goodput: Goodput | None
     config: str | None
@@ -99,6 +105,8 @@ class Arm:
     sources: prompt sources that were evaluated, in the order of SOURCE_LABELS; empty if no cell is complete.
     headline: the prompt source that the arm is judged by.
     threshold: on the probability map, above or at which a pixel counts as lesion; 0.5 in the paper (2.4).
+    metrics: names of those that were chosen to be shown, in their order (`evaluate.metrics`).
+    tolerance: of the normalised surface distance, by metric: nsd_mm and nsd_px, where the config states it.
     per_image: rows of all complete cells, None if there is none.
     """
 
@@ -111,6 +119,8 @@ class Arm:
     sources: list[str]
     headline: str
     threshold: float
+    metrics: tuple[str, ...]
+    tolerance: dict[str, float]
     per_image: pd.DataFrame | None
 
     @property
@@ -206,8 +216,20 @@ def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entri
         sources=sources,
         headline=_headline(run_dir, _first_setting(cells, "prompts", run["prompts"]), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
+        metrics=_chosen_metrics(cells),
+        tolerance={
+            name: float(given)
+            for name in ("nsd_mm", "nsd_px")
+            if (given := _first_setting(cells, f"evaluate.{name}", None)) is not None
+        },
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
+
+
+def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:
+    """As the config has them; runs of before they could be chosen show XBusNet's four."""
+    chosen = [name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS]
+    return tuple(chosen) or ALWAYS
 
 
 def source_label(source: str, sources: list[str]) -> str:
@@ -274,6 +296,7 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
         reason=reason,
         curve=curve,
         step=done.get("step"),
+        parameters=done.get("parameters"),
         attempts=attempts,
         goodput=goodput(attempts, newest_saved(folder) if reason else None),
         config=config,
@@ -348,16 +371,38 @@ def read_per_image(path: Path, fold: int) -> pd.DataFrame:
         raise DataError(f"{path}: no column {', '.join(missing)}; it needs {', '.join(_COLUMNS)}. {_EVALUATE_AGAIN}")
     if frame.empty:
         raise DataError(f"{path} has a header but no rows. {_EVALUATE_AGAIN}")
-    for column in (*METRICS, *_COUNT_COLUMNS):
+    for column in _COUNT_COLUMNS:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        fits = numbers.between(0, 1) if column in METRICS else (numbers >= 0) & (numbers % 1 == 0)
-        _refuse(path, frame, ~fits, f"{column} is not {'a number from 0 to 1' if column in METRICS else 'a count'}")
-        frame[column] = numbers.astype(float if column in METRICS else int)
+        _refuse(path, frame, ~((numbers >= 0) & (numbers % 1 == 0)), f"{column} is not a count")
+        frame[column] = numbers.astype(int)
+    no_lesion, no_background = frame["tp"] + frame["fn"] == 0, frame["fp"] + frame["tn"] == 0
+    for column, metric in IMAGE_METRICS.items():
+        undefined = {"dice": no_lesion, "iou": no_lesion, "fnr": no_lesion, "fpr": no_background}.get(column)
+        _read_numbers(path, frame, column, metric.low, metric.high, undefined)
+    for column in PROB_COLUMNS:
+        _read_numbers(path, frame, column, 0, 1, None)
     _refuse(path, frame, frame["fold"] != fold, f"the row is not of fold {fold}, whose cell this is")
     _refuse(path, frame, ~frame["prompts"].isin(list(SOURCE_LABELS)), f"prompts is none of {', '.join(SOURCE_LABELS)}")
     _refuse(path, frame, frame.duplicated(["key", "prompts"]), "the same key and prompts stand in an earlier row")
     _refuse_uneven_sources(path, frame)
     return frame
+
+
+def _read_numbers(
+    path: Path, frame: pd.DataFrame, column: str, low: float, high: float, may_be_nan: pd.Series | None
+) -> None:
+    """Turn a column into floats from low to high; one that the file lacks into NaN. may_be_nan: None for all rows."""
+    if column not in frame.columns:
+        frame[column] = math.nan
+        return
+    numbers = pd.to_numeric(frame[column], errors="coerce")
+    finite = numbers.between(low, high) & (numbers < math.inf)
+    is_nan = frame[column].str.lower() == "nan"
+    if may_be_nan is not None:
+        is_nan &= may_be_nan
+    said = "a number from 0 to 1" if high == 1 else "a number of 0 or more"
+    _refuse(path, frame, ~(finite | is_nan), f"{column} is not {said}")
+    frame[column] = numbers.astype(float)
 
 
 def _read_calibration(path: Path) -> pd.DataFrame | None:
@@ -392,7 +437,7 @@ def _refuse(path: Path, frame: pd.DataFrame, wrong: pd.Series, what: str) -> Non
     """Raise with the line of the file (the header is line 1) if any row is wrong."""
     if wrong.any():
         at = int(wrong.to_numpy().argmax())
-        row = ", ".join(f"{name}={frame[name].iloc[at]!r}" for name in ("key", "prompts", "fold", *METRICS))
+        row = ", ".join(f"{name}={frame[name].iloc[at]!r}" for name in ("key", "prompts", "fold", *ALWAYS))
         raise DataError(f"{path}, row {at + 2}: {what} ({row}). {_EVALUATE_AGAIN}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.report.results import METRICS
+from bushpc.metrics.names import ALWAYS
 
 
 class Stratum(t.NamedTuple):
@@ -94,9 +94,12 @@ class Calibration(t.NamedTuple):
     pixels: int
 
 
-def fold_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the images of each fold (paper, section 2.4): rows are folds, columns METRICS."""
-    return rows.groupby("fold")[list(METRICS)].mean()
+def fold_means(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> pd.DataFrame:
+    """Mean over the images of each fold (paper, section 2.4): rows are folds, columns the image metrics.
+
+    As everywhere here, images for which a metric is not defined are left out of its mean; without any it is NaN.
+    """
+    return rows.groupby("fold")[list(metrics)].mean()
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -107,58 +110,83 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def stratum_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the images of each size stratum, all folds together: rows are STRATA, columns n and METRICS.
+def stratum_means(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> pd.DataFrame:
+    """Mean over the images of each size stratum, all folds together: rows are STRATA, columns n and the metrics.
 
     Images without a lesion (length 0) are in no stratum; an empty stratum has n = 0 and NaN for its means.
     """
     table = {}
     for stratum in STRATA:
         inside = rows[rows["length_px"].between(stratum.low, stratum.high)]
-        table[stratum.name] = {"n": len(inside), **inside[list(METRICS)].mean()}
+        table[stratum.name] = {"n": len(inside), **inside[list(metrics)].mean()}
     return pd.DataFrame.from_dict(table, orient="index").astype({"n": int})
 
 
-def paired_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    """`rows` minus `baseline` on the images that both have: indexed by key, columns METRICS, patient and fold."""
-    both = rows.set_index("key").join(baseline.set_index("key")[list(METRICS)], how="inner", rsuffix="_baseline")
-    differences = {metric: both[metric] - both[f"{metric}_baseline"] for metric in METRICS}
+def paired_differences(rows: pd.DataFrame, baseline: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> pd.DataFrame:
+    """`rows` minus `baseline` on the images that both have: indexed by key, columns metrics, patient and fold."""
+    both = rows.set_index("key").join(baseline.set_index("key")[list(metrics)], how="inner", rsuffix="_baseline")
+    differences = {metric: both[metric] - both[f"{metric}_baseline"] for metric in metrics}
     return both[["patient", "fold"]].assign(**differences).sort_index()
 
 
-def intervals(rows: pd.DataFrame) -> dict[str, Interval]:
-    """Mean over images of every metric (or difference) with its percentile bootstrap interval, by METRICS.
+def intervals(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> dict[str, Interval]:
+    """Mean over images of every metric (or difference) with its percentile bootstrap interval, by metric.
 
     Whole patients are drawn, not images: images of one patient are no independent evidence. A single patient gives
-    no interval.
+    no interval. Asked only for metrics that are defined for an image.
     """
-    by_patient = rows.groupby("patient")[list(METRICS)]
-    bounds = _bootstrap_bounds(by_patient.sum().to_numpy(float), by_patient.size().to_numpy(float))
-    return {metric: Interval(float(rows[metric].mean()), *bounds[m]) for m, metric in enumerate(METRICS)}
+    by_patient = rows.groupby("patient")[list(metrics)]
+    bounds = _bootstrap_bounds(by_patient.sum().to_numpy(float), by_patient.count().to_numpy(float))
+    return {metric: Interval(float(rows[metric].mean()), *bounds[m]) for m, metric in enumerate(metrics)}
 
 
-def _bootstrap_bounds(sum_PM: np.ndarray, size_P: np.ndarray) -> list[tuple[float | None, float | None]]:
-    """2.5 and 97.5 percentiles of each of M means when P patients are drawn P times with replacement."""
-    patients, metrics = sum_PM.shape
-    if patients < 2:
-        return [(None, None)] * metrics
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
+def _bootstrap_bounds(sum_PM: np.ndarray, size_PM: np.ndarray) -> list[tuple[float | None, float | None]]:
+    """2.5 and 97.5 percentiles of each of M means when P patients are drawn P times with replacement.
+
+    size_PM: images of a patient for which the metric is defined.
+    """
     means = []
+    for times_RP in resamples(len(sum_PM)):
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no image of a resample has the metric
+            means.append(times_RP @ sum_PM / (times_RP @ size_PM))
+    several_M = (size_PM > 0).sum(axis=0) > 1
+    found = percentiles(means, len(several_M))
+    return [bounds if several else (None, None) for bounds, several in zip(found, several_M, strict=True)]
+
+
+def percentiles(parts: Sequence[np.ndarray], metrics: int) -> list[tuple[float | None, float | None]]:
+    """2.5 and 97.5 percentiles of each of M metrics over resamples, leaving out those in which it is not defined.
+
+    parts: arrays of (resamples, M). None for both where there is nothing to take them of.
+    """
+    found: list[tuple[float | None, float | None]] = []
+    for value_R in np.concatenate([*parts, np.empty((0, metrics))]).T:
+        defined = value_R[~np.isnan(value_R)]
+        low, high = np.percentile(defined, [2.5, 97.5]).tolist() if len(defined) else (None, None)
+        found.append((low, high))
+    return found
+
+
+def resamples(patients: int) -> t.Iterator[np.ndarray]:
+    """How often each of P patients is drawn when P are drawn with replacement, BOOTSTRAP_RESAMPLES times in all:
+    float arrays of (resamples at once, P), the same every time. None for a single patient.
+    """
+    if patients < 2:
+        return
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
     for _ in range(BOOTSTRAP_RESAMPLES // _AT_ONCE):
         drawn_RP = rng.integers(patients, size=(_AT_ONCE, patients))
         slot_RP = drawn_RP + patients * np.arange(_AT_ONCE)[:, None]
-        times_RP = np.bincount(slot_RP.ravel(), minlength=slot_RP.size).reshape(slot_RP.shape).astype(float)
-        means.append(times_RP @ sum_PM / (times_RP @ size_P)[:, None])
-    low_M, high_M = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
-    return list(zip(low_M.tolist(), high_M.tolist(), strict=True))
+        yield np.bincount(slot_RP.ravel(), minlength=slot_RP.size).reshape(slot_RP.shape).astype(float)
 
 
 def signed_rank(differences: Sequence[float]) -> SignedRank:
     """Paired Wilcoxon signed-rank test with its effect size (XBusNet 3.1): exact for few images, else normal.
 
-    differences: one per image. Those of exactly zero are dropped, as Wilcoxon did.
+    differences: one per image. Those of exactly zero are dropped, as Wilcoxon did, and those that are not defined.
     """
     difference_N = np.asarray(differences, float)
+    difference_N = difference_N[~np.isnan(difference_N)]
     nonzero_N = difference_N[difference_N != 0]
     zeros = len(difference_N) - len(nonzero_N)
     if not len(nonzero_N):

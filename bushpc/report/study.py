@@ -12,8 +12,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
+
 from bushpc.errors import DataError
-from bushpc.report.results import USES_GROUND_TRUTH, Arm, Run, read_run, source_label
+from bushpc.metrics.names import IMAGE_METRICS
+from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, Run, read_run, source_label
+from bushpc.sample import LABELS
+
+_PIXEL_RATES = ("fpr", "fnr", "sensitivity", "specificity", "precision", "accuracy")
 
 
 class Entry(t.NamedTuple):
@@ -51,11 +57,55 @@ class Study:
         mixed = len({arm.headline for arm in evaluated}) > 1
         return [Entry(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
 
+    @cached_property
+    def undefined(self) -> list[str]:
+        """Metrics that were asked for and that no image, or no set of images, of any entry has."""
+        rows = [entry.arm.rows(entry.source) for entry in self.entries]
+        chosen = dict.fromkeys(name for arm in self.arms for name in arm.metrics)
+        return [name for name in chosen if rows and not any(_is_defined(name, frame) for frame in rows)]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """What the tables show: what the runs' configs ask for, in their order, the first run's first."""
+        chosen = dict.fromkeys(name for arm in self.arms for name in arm.metrics)
+        return [name for name in chosen if name not in self.undefined]
+
+    @property
+    def image_metrics(self) -> list[str]:
+        """Those of them that each image has by itself."""
+        return [name for name in self.metrics if name in IMAGE_METRICS]
+
+    @property
+    def tested(self) -> list[str]:
+        """The image metrics in which arms are compared: all but rates of pixels, which a threshold trades one for the
+        other, so that a better one by itself says nothing (XBusNet 3.1 tests Dice and IoU).
+        """
+        return [name for name in self.image_metrics if name not in _PIXEL_RATES] or ["dice"]
+
+    @property
+    def measured(self) -> list[str]:
+        """All that figures are needed of: what is shown, and what is tested even where it is not shown."""
+        return list(dict.fromkeys([*self.metrics, *self.tested]))
+
+    @property
+    def headline_metric(self) -> str:
+        """The one of which intervals and ranks are given: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1),
+        else the first that is tested.
+        """
+        return "dice" if "dice" in self.tested else self.tested[0]
+
     @property
     def reference(self) -> Entry | None:
         """The entry that the others are compared with; None while the baseline has no complete fold."""
         found = (entry for entry in self.entries if entry.arm is self.baseline and entry.source == entry.arm.headline)
         return next(found, None)
+
+
+def _is_defined(name: str, rows: pd.DataFrame) -> bool:
+    if name in IMAGE_METRICS:
+        return bool(rows[name].notna().any())
+    told = rows[rows["label"].isin(LABELS) & rows[PROB_COLUMNS[0]].notna()]
+    return told["label"].nunique() > (1 if name == "label_auc" else 0)
 
 
 def _label(arm: Arm, mixed: bool) -> str:

@@ -11,12 +11,14 @@ import typing as t
 import numpy as np
 import pandas as pd
 
-from bushpc.report import stats
+from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS
+from bushpc.report import label_stats, stats
 from bushpc.report.costs import Cost, cost_of
-from bushpc.report.results import METRICS, USES_GROUND_TRUTH, Arm, source_label
+from bushpc.report.results import USES_GROUND_TRUTH, Arm, source_label
 from bushpc.report.study import Entry, Study
+from bushpc.sample import LABELS
 
-TESTED = ("dice", "iou")  # as in XBusNet 3.1
+STRATIFIED = ("dice", "iou")  # as in XBusNet's Table 2, where they are among the chosen ones
 
 
 def summarise(study: Study) -> dict[str, t.Any]:
@@ -37,6 +39,10 @@ def summarise(study: Study) -> dict[str, t.Any]:
         "folds_source": run["folds"]["source"],
         "complete": all(arm.complete for arm in study.arms),
         "baseline": study.baseline.name,
+        "shown_metrics": study.metrics,
+        "undefined_metrics": study.undefined,
+        "tested_metrics": study.tested,
+        "headline_metric": study.headline_metric,
         "cost": _cost(cost_of(cell for arm in study.arms for cell in arm.cells)),
         "entries": [
             {
@@ -48,6 +54,7 @@ def summarise(study: Study) -> dict[str, t.Any]:
             for entry in study.entries
         ],
         "comparisons": _comparisons(study),
+        "label_comparisons": _label_comparisons(study),
         "friedman": _friedman(study),
         "arms": arms,
     }
@@ -61,6 +68,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "run": arm.run["name"],
         "model": arm.model,
         "settings": _settings(study, arm),
+        "parameters": next((cell.parameters for cell in arm.cells if cell.parameters), None),
         "complete": arm.complete,
         "folds": {
             "source": arm.run["folds"]["source"],
@@ -75,12 +83,15 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
             for source in arm.sources
         },
         "images": {str(cell.fold): _images(cell.per_image) for cell in arm.complete_cells},
-        "metrics": {source: _metrics(arm, source, source in shown) for source in arm.sources},
-        "strata": {source: _strata(arm, source) for source in arm.sources},
+        "metrics": {source: _metrics(study, arm, source, source in shown) for source in arm.sources},
+        "strata": {source: _strata(study, arm, source) for source in arm.sources},
+        "normals": {source: _normals(arm, source) for source in arm.sources},
+        "labels": {source: _labels(arm, source) if source in shown else None for source in arm.sources},
+        "tolerance": arm.tolerance,
         "calibration": _calibration(arm),
         # What its sources differ in: one arm has room for all metrics, and its tests are its comparisons.
-        "difference": _oracle_difference(arm) if len(study.arms) == 1 else None,
-        "source_tests": _source_tests(arm) if len(study.arms) > 1 else {},
+        "difference": _oracle_difference(study, arm) if len(study.arms) == 1 else None,
+        "source_tests": _source_tests(study, arm) if len(study.arms) > 1 else {},
         "cost": _cost(cost_of(arm.cells)),
     }
 
@@ -101,39 +112,98 @@ def _whole_or_partial(mean: float | None, complete: bool) -> dict[str, float | N
     return {"mean": mean if complete else None, "partial_mean": None if complete else mean}
 
 
-def _interval(found: stats.Interval, complete: bool) -> dict[str, t.Any]:
-    bounds = None if found.low is None else [found.low, found.high]
+def _interval(found: stats.Interval | None, complete: bool) -> dict[str, t.Any]:
+    bounds = None if found is None or found.low is None else [found.low, found.high]
     return {"ci95": bounds if complete else None, "partial_ci95": None if complete else bounds}
 
 
-def _metrics(arm: Arm, source: str, shown: bool) -> dict[str, t.Any]:
+def _metrics(study: Study, arm: Arm, source: str, shown: bool) -> dict[str, t.Any]:
     """Intervals only for what the tables show: a thousand cells have many sources that nobody reads intervals of."""
     rows = arm.rows(source)
-    means = stats.fold_means(rows)
-    intervals = stats.intervals(rows) if shown else {}
+    intervals = stats.intervals(rows, _defined(rows, study.measured)) if shown else {}
     summary = {}
-    for metric in METRICS:
-        per_fold = {str(fold): float(value) for fold, value in means[metric].items()}
-        mean, sd = stats.mean_and_sd(list(per_fold.values()))
+    for metric, per_fold in _per_fold(rows, study.measured).items():
+        values = [value for value in per_fold.values() if value is not None]
+        mean, sd = stats.mean_and_sd(values) if values else (None, None)
         summary[metric] = {
             **_whole_or_partial(mean, arm.complete),
             "sd": sd if arm.complete else None,
-            **(_interval(intervals[metric], arm.complete) if shown else {}),
+            **(_interval(intervals.get(metric), arm.complete) if shown and metric in IMAGE_METRICS else {}),
+            "per_fold": per_fold,
+            **({"images": int(rows[metric].notna().sum())} if metric in IMAGE_METRICS else {}),
+        }
+    return summary
+
+
+def _per_fold(rows: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, float | None]]:
+    """Metric → fold → value; None where no image of the fold has it."""
+    image = stats.fold_means(rows, [metric for metric in metrics if metric in IMAGE_METRICS])
+    told = label_stats.labelled(rows)
+    label = {fold: label_stats.point_values(part) for fold, part in told.groupby("fold")}
+    of_label = dict.fromkeys(LABEL_METRICS)
+    return {
+        metric: {str(fold): _or_none(value) for fold, value in image[metric].items()}
+        if metric in IMAGE_METRICS
+        else {str(fold): label.get(fold, of_label)[metric] for fold in image.index}
+        for metric in metrics
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _strata(study: Study, arm: Arm, source: str) -> dict[str, t.Any]:
+    metrics = [metric for metric in study.metrics if metric in STRATIFIED] or [study.headline_metric]
+    summary = {}
+    for name, row in stats.stratum_means(arm.rows(source), metrics).to_dict("index").items():
+        means = {metric: _or_none(row[metric]) for metric in metrics}
+        summary[str(name)] = {
+            "n": int(row["n"]),
+            **{metric: _whole_or_partial(mean, arm.complete) for metric, mean in means.items()},
+        }
+    return summary
+
+
+def _normals(arm: Arm, source: str) -> dict[str, t.Any] | None:
+    """False alarms on scans without a lesion, which have no overlap to measure; None without any.
+
+    alarmed: share of them with a predicted pixel.
+    """
+    rows = arm.rows(source)
+    normal = rows[rows["label"] == "normal"]
+    if normal.empty:
+        return None
+    found = stats.fold_means(normal.assign(alarmed=(normal["fp"] > 0).astype(float)), ["fpr", "alarmed"])
+    summary: dict[str, t.Any] = {"n": len(normal)}
+    for name in ("fpr", "alarmed"):
+        per_fold = {str(fold): float(value) for fold, value in found[name].items()}
+        mean, sd = stats.mean_and_sd(list(per_fold.values()))
+        summary[name] = {
+            **_whole_or_partial(mean, arm.complete),
+            "sd": sd if arm.complete else None,
             "per_fold": per_fold,
         }
     return summary
 
 
-def _strata(arm: Arm, source: str) -> dict[str, t.Any]:
-    summary = {}
-    for name, row in stats.stratum_means(arm.rows(source)).to_dict("index").items():
-        n = int(row["n"])
-        means = {metric: float(row[metric]) if n else None for metric in METRICS}
-        summary[str(name)] = {
-            "n": n,
-            **{metric: _whole_or_partial(mean, arm.complete) for metric, mean in means.items()},
-        }
-    return summary
+def _labels(arm: Arm, source: str) -> dict[str, t.Any] | None:
+    """Label metrics of the images of all folds together, with intervals; None where no image has label and answer."""
+    rows = label_stats.labelled(arm.rows(source))
+    if rows.empty:
+        return None
+    counts = rows["label"].value_counts()
+    return {
+        "images": {label: int(counts.get(label, 0)) for label in LABELS},
+        "patients": int(rows["patient"].nunique()),
+        "confusion": label_stats.confusion_matrix(rows).tolist(),
+        **{
+            name: None
+            if found is None
+            else {**_whole_or_partial(found.mean, arm.complete), **_interval(found, arm.complete)}
+            for name, found in label_stats.label_intervals(rows).items()
+        },
+    }
 
 
 def _calibration(arm: Arm) -> dict[str, t.Any] | None:
@@ -159,12 +229,12 @@ def _calibration(arm: Arm) -> dict[str, t.Any] | None:
     return summary
 
 
-def _oracle_difference(arm: Arm) -> dict[str, t.Any] | None:
+def _oracle_difference(study: Study, arm: Arm) -> dict[str, t.Any] | None:
     """Oracle minus first pass on the same images; None unless both were evaluated."""
     if not {"first_pass", "oracle"} <= set(arm.sources):
         return None
-    differences = stats.paired_differences(arm.rows("oracle"), arm.rows("first_pass"))
-    found = stats.intervals(differences)
+    differences = stats.paired_differences(arm.rows("oracle"), arm.rows("first_pass"), study.image_metrics)
+    found = stats.intervals(differences, _defined(differences, study.image_metrics))
     return {
         "of": f"{source_label('oracle', arm.sources)} minus first_pass, per image",
         "images": len(differences),
@@ -172,20 +242,33 @@ def _oracle_difference(arm: Arm) -> dict[str, t.Any] | None:
         "resamples": stats.BOOTSTRAP_RESAMPLES,
         "seed": stats.BOOTSTRAP_SEED,
         **{
-            metric: {**_whole_or_partial(found[metric].mean, arm.complete), **_interval(found[metric], arm.complete)}
-            for metric in METRICS
+            metric: {**_whole_or_partial(interval.mean, arm.complete), **_interval(interval, arm.complete)}
+            for metric, interval in found.items()
         },
     }
 
 
-def _source_tests(arm: Arm) -> dict[str, t.Any]:
-    """Dice under every other prompt source against the headline one: the same weights, another sentence."""
+def _defined(rows: pd.DataFrame, metrics: list[str]) -> list[str]:
+    return [metric for metric in metrics if metric in IMAGE_METRICS and rows[metric].notna().any()]
+
+
+def _source_tests(study: Study, arm: Arm) -> dict[str, t.Any]:
+    """The headline metric under every other prompt source against the headline one: the same weights, another
+    sentence.
+    """
+    metric = study.headline_metric
     found = {}
     for source in arm.sources:
         if source != arm.headline:
-            dice = stats.paired_differences(arm.rows(source), arm.rows(arm.headline))["dice"]
-            found[source] = {"mean": float(dice.mean()), **stats.signed_rank(dice.to_numpy())._asdict()}
+            differences = stats.paired_differences(arm.rows(source), arm.rows(arm.headline), [metric])[metric]
+            found[source] = {"mean": _or_none(differences.mean()), **_ranks(metric, differences)}
     return found
+
+
+def _ranks(metric: str, differences: pd.Series) -> dict[str, t.Any]:
+    """Wilcoxon's test; a positive effect is a better one, whatever the metric's direction."""
+    better = differences if IMAGE_METRICS[metric].more_is_better else -differences
+    return stats.signed_rank(better.to_numpy())._asdict()
 
 
 def _adjust(tests: list[dict[str, t.Any]]) -> None:
@@ -204,32 +287,32 @@ def _comparisons(study: Study) -> dict[str, t.Any] | None:
     others = [entry for entry in study.entries if entry is not reference]
     if reference is None or not others:
         return None
-    rows = [_comparison(entry, reference) for entry in others]
+    rows = [_comparison(study, entry, reference) for entry in others]
     for test in ("images", "folds"):  # a family each: they are two answers to the same questions
-        _adjust([row["metrics"][metric][test] for row in rows for metric in TESTED])
+        _adjust([row["metrics"][metric][test] for row in rows for metric in study.tested])
     return {"against": reference.label, "rows": rows}
 
 
-def _comparison(entry: Entry, reference: Entry) -> dict[str, t.Any]:
+def _comparison(study: Study, entry: Entry, reference: Entry) -> dict[str, t.Any]:
     """On the folds that are complete in both, on the images that both have."""
     folds = common_folds([entry, reference])
-    differences = stats.paired_differences(_on(entry, folds), _on(reference, folds))
+    differences = stats.paired_differences(_on(entry, folds), _on(reference, folds), study.tested)
     expected = max(len(entry.arm.cells), len(reference.arm.cells))
-    intervals = stats.intervals(differences) if len(differences) else {}
+    intervals = stats.intervals(differences, _defined(differences, study.tested))
     # Every fold trains on all the others, so n_test / n_train is 1 / (k - 1), folds being of one size but for rounding.
     test_to_train = 1 / (expected - 1) if expected > 1 else 0.0
-    by_fold = differences.groupby("fold")[list(METRICS)].mean()
+    by_fold = stats.fold_means(differences, study.tested)
     metrics = {}
-    for metric in TESTED:
-        ranks = stats.signed_rank(differences[metric].to_numpy())
+    for metric in study.tested:
         interval = intervals.get(metric)
         metrics[metric] = {
             "images": {
                 "mean": interval.mean if interval else None,
                 "ci95": [interval.low, interval.high] if interval and interval.low is not None else None,
-                **ranks._asdict(),
+                **_ranks(metric, differences[metric]),
+                "images": int(differences[metric].notna().sum()),
             },
-            "folds": _fold_test(by_fold[metric].tolist(), test_to_train),
+            "folds": _fold_test(by_fold[metric].dropna().tolist(), test_to_train),
         }
     return {
         "label": entry.label,
@@ -251,6 +334,45 @@ def _fold_test(differences: list[float], test_to_train: float) -> dict[str, t.An
     return {"mean": found.mean, "ci95": bounds, "t": found.t, "df": found.df, "p": found.p, "reason": found.reason}
 
 
+def _label_comparisons(study: Study) -> dict[str, t.Any] | None:
+    """Label metrics of every entry against the reference's on the labelled images that both have; None without any."""
+    reference = study.reference
+    rows = [
+        _label_comparison(entry, reference)
+        for entry in study.entries
+        if reference is not None and entry is not reference
+    ]
+    found = [row for row in rows if row is not None]
+    if reference is None or not found:
+        return None
+    _adjust([row["mcnemar"] for row in found])
+    return {"against": reference.label, "rows": found}
+
+
+def _label_comparison(entry: Entry, reference: Entry) -> dict[str, t.Any] | None:
+    folds = common_folds([entry, reference])
+    ours, theirs = (label_stats.labelled(_on(each, folds)).set_index("key") for each in (entry, reference))
+    common = ours.index.intersection(theirs.index)
+    if common.empty:
+        return None
+    ours, theirs = ours.loc[common], theirs.loc[common]
+    differences = label_stats.label_differences(ours, theirs)
+    return {
+        "label": entry.label,
+        "arm": entry.arm.name,
+        "source": entry.source,
+        "folds": folds,
+        "expected": max(len(entry.arm.cells), len(reference.arm.cells)),
+        "images": len(common),
+        "patients": int(ours["patient"].nunique()),
+        **{
+            name: None if each is None else {"mean": each.mean, **_interval(each, True)}
+            for name, each in differences.items()
+        },
+        "mcnemar": label_stats.mcnemar(ours, theirs)._asdict(),
+    }
+
+
 def _on(entry: Entry, folds: list[int]) -> pd.DataFrame:
     rows = entry.arm.rows(entry.source)
     return rows[rows["fold"].isin(folds)]
@@ -262,15 +384,17 @@ def common_folds(entries: list[Entry]) -> list[int]:
 
 
 def _friedman(study: Study) -> dict[str, t.Any] | None:
-    """Dice of all entries on the images that all of them have; None for fewer than three."""
+    """The headline metric of all entries on the images that all of them have; None for fewer than three."""
     entries = study.entries
     if len(entries) < 3:
         return None
     folds = common_folds(entries)
-    columns = [_on(entry, folds).set_index("key")["dice"] for entry in entries]
+    metric = study.headline_metric
+    columns = [_on(entry, folds).set_index("key")[metric].dropna() for entry in entries]
     score_NK = pd.concat(columns, axis=1, join="inner").to_numpy(float) if folds else np.empty((0, len(entries)))
-    found = stats.friedman(score_NK)
+    found = stats.friedman(score_NK if IMAGE_METRICS[metric].more_is_better else -score_NK)
     return {
+        "metric": metric,
         "labels": [entry.label for entry in entries],
         "folds": folds,
         "images": found.n,

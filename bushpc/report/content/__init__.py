@@ -4,8 +4,9 @@ summary alone, so page, Markdown, CSV, LaTeX and `summary.json` cannot disagree.
 
 from __future__ import annotations
 
-from bushpc.report.content.common import Summary, folds_phrase, several
+from bushpc.report.content.common import Summary, folds_phrase, several, titled
 from bushpc.report.content.comparisons import comparison_table, fold_comparison_table, nemenyi_table
+from bushpc.report.content.labels import label_comparison_table, labels_table, normals_table
 from bushpc.report.content.outcome import (
     ablation_table,
     calibration_table,
@@ -21,7 +22,7 @@ from bushpc.report.study import Study
 from bushpc.report.tables import Table
 from bushpc.shards.manifest import Manifest
 
-__all__ = ["Summary", "all_tables", "folds_phrase", "folds_table", "overview_table", "several"]
+__all__ = ["Summary", "all_tables", "folds_phrase", "folds_table", "overview_table", "several", "titled"]
 
 
 def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dict[str, Table]:
@@ -32,6 +33,9 @@ def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dic
         comparison_table(summary),
         fold_comparison_table(summary),
         nemenyi_table(summary),
+        labels_table(summary),
+        label_comparison_table(summary),
+        normals_table(summary),
         sources_table(summary),
         folds_table(summary),
         strata_table(summary),

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import typing as t
 
+from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
-from bushpc.report.results import METRICS
 from bushpc.report.tables import Column, Number
 
 Summary = dict[str, t.Any]
 
-METRIC_COLUMNS = (
-    Column(key="dice", header="Dice", better="high"),
-    Column(key="iou", header="IoU", better="high"),
-    Column(key="fpr", header="FPR", better="low"),
-    Column(key="fnr", header="FNR", better="low"),
-)
-UNRANKED_METRIC_COLUMNS = tuple(Column(key=c.key, header=c.header) for c in METRIC_COLUMNS)
 METHOD = Column(key="method", header="Method", numeric=False)
 FOLDS = Column(key="folds", header="Folds")
 
@@ -57,6 +50,49 @@ def ours(summary: Summary) -> str:
     return {"grid": "this grid", "compare": "these runs"}.get(summary["kind"], "this run")
 
 
+def metric_columns(
+    summary: Summary, metrics: t.Iterable[str] | None = None, *, over: str | None = None, ranked: bool = True
+) -> list[Column]:
+    """A column for each metric, by default for all that are shown; with an arrow to the better side unless these are
+    XBusNet's four, of which a note says it.
+
+    over: what stands above; by default the task, where models do two.
+    """
+    shown = summary["shown_metrics"]
+    arrows = not set(shown) <= set(ALWAYS)
+    tasks = len({metric in LABEL_METRICS for metric in shown}) == 2
+    columns = []
+    for metric in shown if metrics is None else metrics:
+        task = ("Classification" if metric in LABEL_METRICS else "Segmentation") if tasks else ""
+        more = METRICS[metric].more_is_better
+        columns.append(
+            Column(
+                key=metric,
+                header=titled(metric) + (f" {'↑' if more else '↓'}" if arrows else ""),
+                over=task if over is None else over,
+                better=("high" if more else "low") if ranked else None,
+            )
+        )
+    return columns
+
+
+def titled(metric: str) -> str:
+    """Its name as people read it, with the unit."""
+    found = METRICS[metric]
+    return f"{found.title} ({found.unit})" if found.unit else found.title
+
+
+def listed(words: t.Sequence[str]) -> str:
+    """ "a", "a and b" or "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
+
+
+def lower_is_better(metrics: t.Iterable[str]) -> list[str]:
+    """The sentence that says of which; none where more is better of all."""
+    lower = [titled(metric) for metric in metrics if not METRICS[metric].more_is_better]
+    return [f"{listed(lower)}: lower is better."] if lower else []
+
+
 def folds_phrase(arm: Summary) -> str:
     """ "5 folds" or "4 of 5 folds": what every mean of an arm is a mean over."""
     expected = arm["folds"]["expected"]
@@ -74,16 +110,24 @@ def figure(metric: dict[str, t.Any]) -> Number:
     return Number(metric["mean"] if metric["partial_mean"] is None else metric["partial_mean"], metric.get("sd"))
 
 
+def figures_of(figures: dict[str, t.Any], metrics: t.Iterable[str]) -> list[Number]:
+    """The mean of each metric with its SD."""
+    return [figure(figures[metric]) for metric in metrics]
+
+
 def bounds(metric: dict[str, t.Any]) -> tuple[Number, Number]:
     """Of the 95 % interval of a figure that may be partial."""
     low, high = metric.get("ci95") or metric.get("partial_ci95") or (None, None)
     return Number(low), Number(high)
 
 
-def printed(figures: t.Mapping[str, t.Any], decimals: int) -> list[Number]:
-    """The four metrics of a paper, each a mean or a mean with SD."""
-    pairs = (figures[metric] if isinstance(figures[metric], list) else [figures[metric], None] for metric in METRICS)
-    return [Number(mean, sd, decimals) for mean, sd in pairs]
+def printed(paper: PublishedTable, figures: t.Mapping[str, t.Any], metrics: t.Iterable[str]) -> list[Number]:
+    """Metrics of one row of a paper, each a mean or a mean with SD; a dash for what it does not print."""
+    found = []
+    for metric in metrics:
+        mean, sd = figures[metric] if isinstance(figures.get(metric), list) else (figures.get(metric), None)
+        found.append(Number(mean, sd, paper.decimals.get(metric, 4)))
+    return found
 
 
 def published(summary: Summary, kind: str) -> PublishedTable | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import typing as t
 
-from bushpc.report.content.common import FOLDS, METHOD, Summary
+from bushpc.report.content.common import FOLDS, METHOD, Summary, titled
 from bushpc.report.tables import Column, Number, Row, Table, Value
 
-_NAMES = {"dice": "Dice", "iou": "IoU"}
 _MOST_AGAINST = 10  # arms that a matrix of all pairs can be read for
 _INTERVAL = (
     Column(key="ci95_low", header="low", over="95 % interval"),
@@ -32,7 +31,7 @@ def comparison_table(summary: Summary) -> Table | None:
             Column(key="effect", header="effect r"),
             *_P,
         ),
-        values=lambda row, found: (row["images"], *_mean(found), Number(found["effect"], decimals=2), *_ps(found)),
+        values=lambda found: (found["images"], *_mean(found), Number(found["effect"], decimals=2), *_ps(found)),
         notes=(
             "Two-sided paired Wilcoxon signed-rank test on the images that both have, of folds complete in both. "
             "Images without any difference are dropped, as Wilcoxon did. Effect: matched-pairs rank-biserial "
@@ -58,7 +57,7 @@ def fold_comparison_table(summary: Summary) -> Table | None:
             Column(key="t", header="t"),
             *_P,
         ),
-        values=lambda row, found: (*_mean(found), Number(found["t"], decimals=2), *_ps(found)),
+        values=lambda found: (*_mean(found), Number(found["t"], decimals=2), *_ps(found)),
         notes=(
             "Corrected resampled t-test (Nadeau and Bengio 2003): folds share training data, so their variance is "
             "taken times 1/k + n_test/n_train. It asks whether another training on other folds would differ too, which "
@@ -74,23 +73,24 @@ def _table(
     caption: str,
     test: str,
     columns: tuple[Column, ...],
-    values: t.Callable[[Summary, Summary], tuple[Value, ...]],
+    values: t.Callable[[Summary], tuple[Value, ...]],
     notes: tuple[str, ...],
 ) -> Table | None:
     found = summary["comparisons"]
     if found is None:
         return None
+    names = {metric: titled(metric) for metric in summary["tested_metrics"]}
     rows = [
         Row(
-            values=(row["label"], _folds(row), *values(row, row["metrics"][metric][test])),
+            values=(row["label"], common_folds(row), *values(row["metrics"][metric][test])),
             group=said,
         )
-        for metric, said in _NAMES.items()
+        for metric, said in names.items()
         for row in found["rows"]
     ]
     reasons = {
         f"{row['label']}: no {said} test, {reason}."
-        for metric, said in _NAMES.items()
+        for metric, said in names.items()
         for row in found["rows"]
         if (reason := row["metrics"][metric][test]["reason"])
     }
@@ -103,7 +103,7 @@ def _table(
     )
 
 
-def _folds(row: Summary) -> str:
+def common_folds(row: Summary) -> str:
     common, expected = len(row["folds"]), row["expected"]
     return str(expected) if common == expected else f"{common} of {expected}"
 
@@ -128,7 +128,7 @@ def nemenyi_table(summary: Summary) -> Table | None:
     for i, label in enumerate(labels):
         ps = (found["nemenyi"][i][j] if found["nemenyi"] and i != j else None for j in against)
         rows.append(Row(values=(label, Number(found["ranks"][i], decimals=2), *(Number(p, is_p=True) for p in ps))))
-    said = f"Friedman's test of {len(labels)} rankings on the Dice of {found['images']} images: "
+    said = f"Friedman's test of {len(labels)} rankings on the {titled(found['metric'])} of {found['images']} images: "
     if found["reason"]:
         said += f"not possible, {found['reason']}."
     else:

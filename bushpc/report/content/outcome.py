@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS, METRICS
 from bushpc.report.content.common import (
     FOLDS,
     METHOD,
-    METRIC_COLUMNS,
-    UNRANKED_METRIC_COLUMNS,
     Line,
     Summary,
     bold_note,
     bounds,
     figure,
+    figures_of,
     folds_count,
     folds_phrase,
     lines,
+    listed,
+    lower_is_better,
+    metric_columns,
     ours,
     printed,
     published,
     same_folds,
     several,
+    titled,
 )
-from bushpc.report.published import PublishedTable
-from bushpc.report.results import METRICS
+from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
 from bushpc.report.tables import Column, Number, Row, Table, Value
 
 _EN_DASH = "\u2013"
+_MOST_BESIDE = 3  # metrics of a paper that fit beside as many of ours
 
 
 def headline_table(summary: Summary) -> Table | None:
@@ -35,6 +41,7 @@ def headline_table(summary: Summary) -> Table | None:
         return None
     counted = not same_folds(summary)
     tests = _tests(summary)
+    metrics, headline = summary["shown_metrics"], summary["headline_metric"]
     rows = []
     for line in entries:
         figures = line.figures()
@@ -44,8 +51,8 @@ def headline_table(summary: Summary) -> Table | None:
                 values=(
                     line.label,
                     *((folds_count(line.arm),) if counted else ()),
-                    *(figure(figures[metric]) for metric in METRICS),
-                    *bounds(figures["dice"]),
+                    *figures_of(figures, metrics),
+                    *bounds(figures[headline]),
                     *((Number(test.get("effect"), decimals=2), Number(test.get("p_holm"), is_p=True)) if tests else ()),
                 ),
                 group=_headline_group(summary),
@@ -69,23 +76,24 @@ def headline_table(summary: Summary) -> Table | None:
                 values=(
                     name,
                     *(("—",) if counted else ()),
-                    *printed(figures, paper.decimals),
-                    *[Number(None)] * (empty - 5 - counted),
+                    *printed(paper, figures, metrics),
+                    *[Number(None)] * (empty - 1 - counted - len(metrics)),
                 ),
                 group=paper.heading,
                 quoted=True,
             )
             for name, figures in paper.rows.items()
         ]
-    columns = [METHOD, *((FOLDS,) if counted else ()), *METRIC_COLUMNS]
+    columns = [METHOD, *((FOLDS,) if counted else ()), *metric_columns(summary)]
+    said = titled(headline)
     columns += [
-        Column(key="dice_ci95_low", header="low", over="Dice, 95 % interval"),
-        Column(key="dice_ci95_high", header="high", over="Dice, 95 % interval"),
+        Column(key=f"{headline}_ci95_low", header="low", over=f"{said}, 95 % interval"),
+        Column(key=f"{headline}_ci95_high", header="high", over=f"{said}, 95 % interval"),
     ]
     if tests:
         columns += [
-            Column(key="dice_effect", header="r", over="Dice vs baseline"),
-            Column(key="dice_p_holm", header="p (Holm)", over="Dice vs baseline"),
+            Column(key=f"{headline}_effect", header="r", over=f"{said} vs baseline"),
+            Column(key=f"{headline}_p_holm", header="p (Holm)", over=f"{said} vs baseline"),
         ]
     return Table(
         name="headline",
@@ -101,12 +109,13 @@ def overview_table(summary: Summary) -> Table | None:
     if not several(summary):
         return None
     tests = _tests(summary)
+    metrics = _few(summary)
     rows = [
         Row(
             values=(
                 line.label,
                 folds_count(line.arm),
-                *(figure(line.figures()[metric]) for metric in ("dice", "iou")),
+                *figures_of(line.figures(), metrics),
                 Number(tests.get(line.label, {}).get("p_holm"), is_p=True),
             ),
             ranked=line.ranked,
@@ -115,10 +124,19 @@ def overview_table(summary: Summary) -> Table | None:
     ]
     return Table(
         name="overview",
-        caption=f"{summary['title']}: mean ± SD over folds; p (Holm) of Dice against {_against(summary)}",
-        columns=(METHOD, FOLDS, *METRIC_COLUMNS[:2], Column(key="p", header="p")),
+        caption=f"{summary['title']}: mean ± SD over folds; p (Holm) of {titled(summary['headline_metric'])} against "
+        f"{_against(summary)}",
+        columns=(METHOD, FOLDS, *metric_columns(summary, metrics, over=""), Column(key="p", header="p")),
         rows=tuple(rows),
     )
+
+
+def _few(summary: Summary) -> list[str]:
+    """Metrics for where there is room for few: one a task, then more of what is tested."""
+    label = [metric for metric in summary["shown_metrics"] if metric in LABEL_METRICS]
+    tested = [metric for metric in summary["tested_metrics"] if metric in summary["shown_metrics"]]
+    tested.sort(key=lambda metric: metric != summary["headline_metric"])
+    return [*label[:1], *tested[: 1 if label else 2]]
 
 
 def _against(summary: Summary) -> str:
@@ -127,9 +145,9 @@ def _against(summary: Summary) -> str:
 
 
 def _tests(summary: Summary) -> dict[str, Summary]:
-    """Label of an entry → its Dice against the baseline, image by image."""
-    found = summary["comparisons"]
-    return {row["label"]: row["metrics"]["dice"]["images"] for row in found["rows"]} if found else {}
+    """Label of an entry → its headline metric against the baseline, image by image."""
+    found, metric = summary["comparisons"], summary["headline_metric"]
+    return {row["label"]: row["metrics"][metric]["images"] for row in found["rows"]} if found else {}
 
 
 def _headline_group(summary: Summary) -> str:
@@ -145,7 +163,7 @@ def _threshold(summary: Summary) -> str:
 
 
 def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
-    notes = ["FPR and FNR: lower is better."]
+    notes = [*lower_is_better(summary["shown_metrics"]), *_definition_notes(summary)]
     most_folds = max(arm["folds"]["expected"] for arm in summary["arms"])
     if summary["complete"] and most_folds > 1:
         notes.append("Each image counts once within its fold, each fold once; SD is the sample SD over folds (ddof=1).")
@@ -168,50 +186,126 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
     return [*notes, bold_note(summary)]
 
 
+def _definition_notes(summary: Summary) -> list[str]:
+    """What a figure does not cover, and what cannot be read from its name."""
+    shown, notes = summary["shown_metrics"], []
+    by_count: dict[str, list[str]] = {}
+    for metric in (metric for metric in shown if metric in IMAGE_METRICS):
+        found = [
+            (figures[metric]["images"], sum(line.arm["images"].values()))
+            for line in lines(summary)
+            if metric in (figures := line.figures())
+        ]
+        if any(images < all_images for images, all_images in found):
+            images, all_images = ({pair[i] for pair in found} for i in (0, 1))
+            said = f"{_range(images)} of {_range(all_images)} images; the others have no lesion"
+            said += " or no known pixel size" if metric.endswith("_mm") else ""
+            by_count.setdefault(said, []).append(titled(metric))
+    notes += [f"{listed(names)}: of {said}." for said, names in by_count.items()]
+    notes += [f"{titled(metric)} is not shown: {_why_undefined(metric)}." for metric in summary["undefined_metrics"]]
+    if any(metric in LABEL_METRICS for metric in shown):
+        notes.append(
+            "Classification: of all images of a fold that have a label; F1 and AUC are means over the labels, AUC of "
+            "each against all others; CE is the mean cross-entropy."
+        )
+    if any(metric.startswith("hd95") for metric in shown):
+        notes.append(
+            "HD95: 95th percentile of the Hausdorff distance; where a lesion is there and nothing was found, the "
+            "image's diagonal."
+        )
+    tolerances = summary["arms"][0]["tolerance"]
+    nsd = [f"{tolerances[metric]:g} {metric[-2:]}" for metric in shown if metric in tolerances]
+    if nsd:
+        notes.append(f"NSD (surface Dice): share of both contours that lie within {listed(nsd)} of the other.")
+    return notes
+
+
+def _range(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _why_undefined(metric: str) -> str:
+    if metric == "label_auc":
+        return "no model here gives a probability of each label, or all images have one label"
+    if metric in LABEL_METRICS:
+        return "no model here gives a probability of each label, or no image has a label"
+    if metric.endswith("_mm"):
+        return "the size of a pixel is known for no image with a lesion"
+    return f"no image of these evaluations has it ({METRICS[metric].title})"
+
+
 def ablation_table(summary: Summary) -> Table | None:
-    """A grid's rows by what they switch or set, in the shape of XBusNet's Table 4, the paper's figures beside."""
+    """A grid's rows by what they switch or set, in the shape of the paper's table, with its figures: beside ours where
+    there are few (XBusNet's Table 4), below them where there are many (hybrid attention's Table 2).
+    """
     settings = list(summary["arms"][0]["settings"])
     if summary["kind"] != "grid" or not settings:
         return None
     paper = published(summary, "ablation")
-    theirs = _by_switches(paper, settings)
+    theirs = _by_row(summary, paper, settings)
     paper = paper if theirs else None
+    metrics = _ablation_metrics(summary)
+    beside = paper is not None and len(metrics) <= _MOST_BESIDE
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
+    counted = any(arm["parameters"] for arm in summary["arms"]) or (paper is not None and PARAMETERS in paper.metrics)
     own = {line.arm["arm"]: line for line in lines(summary)}
+
+    def values(name: str, of: Summary, folds: str, parameters: Value, figures: list[Number]) -> tuple[Value, ...]:
+        return (
+            *(() if switches else (name,)),
+            *(_setting(of.get(key)) for key in settings),
+            folds,
+            *((parameters,) if counted else ()),
+            *figures,
+        )
+
+    none = [Number(None)] * len(metrics)
     rows = []
     for arm in summary["arms"]:
         line = own.get(arm["arm"])
-        quoted = theirs.get(tuple(arm["settings"].values()))
+        figures = figures_of(line.figures(), metrics) if line else none
+        if paper and beside:
+            figures = [*figures, *printed(paper, theirs.get(arm["arm"], ("", {}))[1], metrics)]
+        parameters = f"{arm['parameters']:,}" if arm["parameters"] else "—"
         rows.append(
             Row(
-                values=(
-                    *(() if switches else (arm["label"],)),
-                    *(_setting(arm["settings"][key]) for key in settings),
-                    folds_count(arm),
-                    *(figure(line.figures()[m]) if line else Number(None) for m in ("dice", "iou")),
-                    *(_quoted(quoted, paper)),
-                ),
+                values=values(arm["label"], arm["settings"], folds_count(arm), parameters, figures),
+                group="" if beside or not paper else ours(summary),
                 ranked=bool(line and line.ranked),
             )
         )
-    rows += [
-        Row(values=(*key, "—", Number(None), Number(None), *_quoted(figures, paper)), ranked=False, quoted=True)
-        for key, figures in theirs.items()
-        if switches and key not in {tuple(arm["settings"].values()) for arm in summary["arms"]}
-    ]
+    if paper:
+        shown = {name for name, _ in theirs.values()} if beside else set()
+        rows += [
+            Row(
+                values=values(
+                    name,
+                    quoted,
+                    "—",
+                    f"{quoted[PARAMETERS]:,}" if quoted.get(PARAMETERS) else "—",
+                    [*(none if beside else ()), *printed(paper, quoted, metrics)],
+                ),
+                group="" if beside else paper.heading,
+                ranked=False,
+                quoted=True,
+            )
+            for name, quoted in paper.rows.items()
+            if name not in shown and (switches or not beside)
+        ]
     columns = [*(() if switches else (METHOD,))]
     columns += [Column(key=key, header=_short(key), numeric=False) for key in settings]
-    columns += [
-        FOLDS,
-        *(Column(key=c.key, header=c.header, over=ours(summary), better="high") for c in METRIC_COLUMNS[:2]),
-    ]
-    notes = [
-        "Mean ± SD over folds.",
-        bold_note(summary),
-    ]
-    if paper:
-        columns += [Column(key=f"paper_{c.key}", header=c.header, over=paper.name) for c in METRIC_COLUMNS[:2]]
+    columns += [FOLDS, *((Column(key=PARAMETERS, header="Parameters"),) if counted else ())]
+    columns += metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None)
+    notes = ["Mean ± SD over folds.", bold_note(summary)]
+    if paper and beside:
+        columns += [
+            Column(key=f"paper_{column.key}", header=column.header, over=paper.name)
+            for column in metric_columns(summary, metrics)
+        ]
         notes.append(f"{paper.name}: figures as printed there, not computed here: {paper.citation}.")
+    elif paper:
+        notes.append(f"The paper's rows were not computed here: {paper.citation}.")
     return Table(
         name="ablation",
         caption=summary["title"],
@@ -221,17 +315,23 @@ def ablation_table(summary: Summary) -> Table | None:
     )
 
 
-def _by_switches(paper: PublishedTable | None, settings: list[str]) -> dict[tuple[Value, ...], Summary]:
-    """The paper's rows by their switches; none where it switches something else."""
-    if paper is None or not all(key in figures for figures in paper.rows.values() for key in settings):
-        return {}
-    return {tuple(figures[key] for key in settings): figures for figures in paper.rows.values()}
+def _ablation_metrics(summary: Summary) -> list[str]:
+    """What the paper's table prints, whatever dataset its figures are of; else what is tested, and of labels all."""
+    shown = summary["shown_metrics"]
+    shapes = [table for arm in summary["arms"] for table in tables_of(arm["model"], "ablation")]
+    shape = [metric for metric in (shapes[0].metrics if shapes else ()) if metric in shown]
+    return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary["tested_metrics"]]
 
 
-def _quoted(figures: Summary | None, paper: PublishedTable | None) -> list[Value]:
-    if paper is None:
-        return []
-    return [Number(figures[m] if figures else None, decimals=paper.decimals) for m in ("dice", "iou")]
+def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, tuple[str, Summary]]:
+    """Our arm → the paper's row (name, figures) with the same name of a grid's row, or else the same settings."""
+    found = {}
+    for name, figures in paper.rows.items() if paper else ():
+        for arm in summary["arms"]:
+            alike = all(key in figures and figures[key] == arm["settings"][key] for key in settings)
+            if figures.get("row") == arm["arm"] or alike:
+                found[arm["arm"]] = (name, figures)
+    return found
 
 
 def _setting(value: object) -> Value:
@@ -255,7 +355,7 @@ def sources_table(summary: Summary) -> Table | None:
             values=(
                 source["label"],
                 *((folds_count(arm),) if counted else ()),
-                *(figure(arm["metrics"][name][metric]) for metric in METRICS),
+                *figures_of(arm["metrics"][name], summary["shown_metrics"]),
                 *_source_test(arm["source_tests"].get(name, {})),
             ),
             group=arm["label"],
@@ -264,21 +364,23 @@ def sources_table(summary: Summary) -> Table | None:
         for arm in summary["arms"]
         for name, source in arm["sources"].items()
     ]
-    over, tests = "Dice vs headline", {"difference": "difference", "effect": "r", "p_holm": "p (Holm)"}
+    metric, tests = summary["headline_metric"], {"difference": "difference", "effect": "r", "p_holm": "p (Holm)"}
+    over = f"{titled(metric)} vs headline"
     return Table(
         name="sources",
         caption="Every arm by prompt source",
         columns=(
             Column(key="source", header="Prompts", numeric=False),
             *((FOLDS,) if counted else ()),
-            *METRIC_COLUMNS,
-            *(Column(key=f"dice_{key}", header=header, over=over) for key, header in tests.items()),
+            *metric_columns(summary),
+            *(Column(key=f"{metric}_{key}", header=header, over=over) for key, header in tests.items()),
         ),
         rows=tuple(rows),
         notes=(
             "Mean ± SD over folds; of one arm the same weights, only the sentence differs.",
-            "Difference: of Dice from the source that the arm is judged by, mean over images; r and p: paired Wilcoxon "
-            "signed-rank test over images, its rank-biserial correlation, adjusted for all tests of this table.",
+            f"Difference: of {titled(metric)} from the source that the arm is judged by, mean over images; r and p: "
+            "paired Wilcoxon signed-rank test over images, its rank-biserial correlation, adjusted for all tests of "
+            "this table.",
             bold_note(summary, shown),
         ),
     )
@@ -295,10 +397,11 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
     seen = []
     for line in lines(summary):
         seen.append(line.arm["arm"])
-        rows += _fold_rows(line.arm, line, f"{ours(summary)}, {line.label}")
+        rows += _fold_rows(summary, line.arm, line, f"{ours(summary)}, {line.label}")
     for arm in summary["arms"]:
         if arm["arm"] not in seen:  # without a complete fold, yet the missing ones must be listed
-            rows += _fold_rows(arm, None, f"{ours(summary)}, {arm['label']}" if several(summary) else ours(summary))
+            group = f"{ours(summary)}, {arm['label']}" if several(summary) else ours(summary)
+            rows += _fold_rows(summary, arm, None, group)
     notes = ["Every figure is the mean over the validation images of that fold."]
     if any(arm["complete"] and arm["folds"]["expected"] > 1 for arm in summary["arms"]):
         notes.append("SD is the sample SD over folds (ddof=1).")
@@ -306,7 +409,7 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
     if paper:
         rows += [
             Row(
-                values=(name, "—", *printed(figures, paper.decimals)),
+                values=(name, "—", *printed(paper, figures, summary["shown_metrics"])),
                 group=paper.heading,
                 strong=name == "Mean",
                 quoted=True,
@@ -323,30 +426,30 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
         columns=(
             Column(key="fold", header="Fold", numeric=False),
             Column(key="images", header="Images"),
-            *UNRANKED_METRIC_COLUMNS,
+            *metric_columns(summary, ranked=False),
         ),
         rows=tuple(rows),
         notes=tuple(notes),
     )
 
 
-def _fold_rows(arm: Summary, line: Line | None, group: str) -> list[Row]:
-    folds = arm["folds"]
+def _fold_rows(summary: Summary, arm: Summary, line: Line | None, group: str) -> list[Row]:
+    folds, metrics = arm["folds"], summary["shown_metrics"]
     missing = {entry["fold"] for entry in folds["missing"]}
     figures = line.figures() if line else {}
     rows = []
     for fold in sorted({*folds["complete"], *missing}):
         if fold in missing:
-            rows.append(Row(values=(f"{fold} (missing)", "—", *(Number(None) for _ in METRICS)), group=group))
+            rows.append(Row(values=(f"{fold} (missing)", "—", *(Number(None) for _ in metrics)), group=group))
         else:
-            values = (Number(figures[metric]["per_fold"][str(fold)]) for metric in METRICS)
+            values = (Number(figures[metric]["per_fold"][str(fold)]) for metric in metrics)
             rows.append(Row(values=(str(fold), arm["images"][str(fold)], *values), group=group))
     if line is not None:
         mean = "Mean" if arm["complete"] else f"Mean over {folds_phrase(arm)}"
-        means = (Number(figure(figures[metric]).value) for metric in METRICS)
+        means = (Number(figure(figures[metric]).value) for metric in metrics)
         rows.append(Row(values=(mean, sum(arm["images"].values()), *means), group=group, strong=True))
-        if figures["dice"]["sd"] is not None:
-            sds = (Number(figures[metric]["sd"]) for metric in METRICS)
+        if any(figures[metric]["sd"] is not None for metric in metrics):
+            sds = (Number(figures[metric]["sd"]) for metric in metrics)
             rows.append(Row(values=("SD", "—", *sds), group=group))
     return rows
 
@@ -365,12 +468,10 @@ def strata_table(summary: Summary) -> Table | None:
     counts = [{name: stratum["n"] for name, stratum in line.arm["strata"][line.source].items()} for line in entries]
     alike = all(count == counts[0] for count in counts)
     columns = [METHOD]
+    metrics = [name for name in next(iter(entries[0].arm["strata"][entries[0].source].values())) if name != "n"]
     for name, n in counts[0].items():
         over = f"{name.replace('-', _EN_DASH)} px" + (f" (n = {n})" if alike else "")
-        columns += [
-            Column(key=f"{name}_dice", header="Dice", over=over, better="high"),
-            Column(key=f"{name}_iou", header="IoU", over=over, better="high"),
-        ]
+        columns += [replace(c, key=f"{name}_{c.key}") for c in metric_columns(summary, metrics, over=over)]
     if several(summary):
         group = f"{ours(summary)}, images of all complete folds together"
     else:
@@ -379,7 +480,7 @@ def strata_table(summary: Summary) -> Table | None:
         Row(
             values=(
                 line.label,
-                *(figure(line.arm["strata"][line.source][name][m]) for name in counts[0] for m in ("dice", "iou")),
+                *(value for name in counts[0] for value in figures_of(line.arm["strata"][line.source][name], metrics)),
             ),
             group=group,
             ranked=line.ranked,
@@ -398,7 +499,7 @@ def strata_table(summary: Summary) -> Table | None:
             Row(
                 values=(
                     method,
-                    *(Number(strata[name][m], decimals=paper.decimals) for name in counts[0] for m in ("dice", "iou")),
+                    *(value for name in counts[0] for value in printed(paper, strata.get(name, {}), metrics)),
                 ),
                 group=paper.heading,
                 quoted=True,
@@ -466,9 +567,17 @@ def difference_table(summary: Summary) -> Table | None:
     found = arm["difference"]
     if found is None or several(summary):
         return None
+    metrics = [metric for metric in summary["shown_metrics"] if metric in found]
     rows = [
-        Row(values=(column.header, Number(figure(found[column.key]).value), *bounds(found[column.key])))
-        for column in METRIC_COLUMNS
+        Row(values=(titled(metric), Number(figure(found[metric]).value), *bounds(found[metric]))) for metric in metrics
+    ]
+    helped = [
+        f"{said} {listed(names)}"
+        for said, names in (
+            ("Positive", [titled(metric) for metric in metrics if METRICS[metric].more_is_better]),
+            ("negative", [titled(metric) for metric in metrics if not METRICS[metric].more_is_better]),
+        )
+        if names
     ]
     return Table(
         name="difference",
@@ -483,7 +592,7 @@ def difference_table(summary: Summary) -> Table | None:
         notes=(
             f"{found['images']} images of {found['patients']} patients. Percentile bootstrap over patients, "
             f"{found['resamples']} resamples, seed {found['seed']}.",
-            "Positive Dice and IoU, negative FPR and FNR: the ground-truth prompt helped. An interval that contains "
+            f"{', '.join(helped)}: the ground-truth prompt helped. An interval that contains "
             "zero leaves open whether it did.",
         ),
     )

@@ -1,42 +1,115 @@
-"""Figures that papers print, one yaml per paper and dataset, shown beside our own and marked as the paper's."""
+"""Figures that papers print, one yaml per paper and dataset, shown beside our own and marked as the paper's.
+
+The form of these files:
+  citation, short   the paper, in full and as tables say it
+  data              the dataset, as `data=` names it
+  overall | strata | fold_wise | ablation
+                    the paper's tables, each with
+    table           its number there
+    models          the models, and with them their variants (`xbusnet_…`), whose runs it is shown for
+    decimals        how many the paper prints; one number, or metric → number
+    percent         metrics that the paper prints in percent; ours are fractions, so they are shown as such
+    rows            the paper's name → figures by metric (metrics/names.py; `parameters`): a mean, or [mean, SD].
+                    Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
+                    or `row`, the grid's own name for it.
+"""
 
 from __future__ import annotations
 
+import functools
 import typing as t
 from pathlib import Path
 
 import yaml
 
+from bushpc.metrics.names import METRICS
+
+PARAMETERS = "parameters"
+
 
 class PublishedTable(t.NamedTuple):
     """One table of a paper.
 
+    data: the dataset that its figures are of.
     name: the paper, and the table's number there. citation: the paper.
-    decimals: how many the paper prints.
-    rows: the paper's row name → its figures, shaped as in the yaml.
+    decimals: by metric, how many its figures are shown with. percent: whether some are printed in percent.
+    metrics: that it prints, in its order; `parameters` among them.
+    rows: the paper's row name → its figures, shaped as in the yaml, percent as fractions.
     """
 
+    data: str
     name: str
     citation: str
-    decimals: int
+    decimals: dict[str, int]
+    percent: bool
+    metrics: tuple[str, ...]
     rows: dict[str, dict[str, t.Any]]
 
     @property
     def heading(self) -> str:
         """How its rows are introduced where they stand beside ours."""
-        return f"{self.name} (figures as printed there)"
+        return f"{self.name} (figures as printed there{', percent as fractions' if self.percent else ''})"
 
 
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
     """The paper's table of this kind (overall, strata, fold_wise, ablation), if one fits the dataset and model."""
-    for path in sorted(Path(__file__).parent.glob("*.yaml")):
-        paper = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return next((table for table in tables_of(model, kind) if table.data == data), None)
+
+
+def tables_of(model: str, kind: str) -> list[PublishedTable]:
+    """Every paper's table of this kind for the model, whatever its dataset: what the paper's table looks like."""
+    found = []
+    for paper in _papers():
         table = paper.get(kind)
-        if paper["data"] == data and table and any(_is_variant(model, name) for name in table["models"]):
-            return PublishedTable(
-                f"{paper['short']}, {table['table']}", paper["citation"], table["decimals"], table["rows"]
-            )
-    return None
+        if table and any(_is_variant(model, name) for name in table["models"]):
+            found.append(_table(paper, table))
+    return found
+
+
+@functools.cache
+def _papers() -> list[dict[str, t.Any]]:
+    files = sorted(Path(__file__).parent.glob("*.yaml"))
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+
+
+def _table(paper: dict[str, t.Any], table: dict[str, t.Any]) -> PublishedTable:
+    percent = table.get("percent", ())
+    metrics = tuple(dict.fromkeys(name for row in table["rows"].values() for name in _figures_of(row)))
+    decimals = table["decimals"]
+    printed = {name: decimals if isinstance(decimals, int) else decimals.get(name, 0) for name in metrics}
+    return PublishedTable(
+        data=paper["data"],
+        name=f"{paper['short']}, {table['table']}",
+        citation=paper["citation"],
+        decimals={name: digits + (2 if name in percent else 0) for name, digits in printed.items()},
+        percent=bool(percent),
+        metrics=metrics,
+        rows={name: _as_fractions(row, percent) for name, row in table["rows"].items()},
+    )
+
+
+def _figures_of(row: dict[str, t.Any]) -> t.Iterator[str]:
+    """The metrics of a row, which of a table by strata stand one level below."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _figures_of(value)
+        elif name in METRICS or name == PARAMETERS:
+            yield name
+
+
+def _as_fractions(row: dict[str, t.Any], percent: t.Collection[str]) -> dict[str, t.Any]:
+    def fraction(value: t.Any) -> t.Any:
+        # Rounded, for 94.37 / 100 is not 0.9437 in binary.
+        return [fraction(part) for part in value] if isinstance(value, list) else round(value / 100, 9)
+
+    return {
+        name: _as_fractions(value, percent)
+        if isinstance(value, dict)
+        else fraction(value)
+        if name in percent and value is not None
+        else value
+        for name, value in row.items()
+    }
 
 
 def _is_variant(model: str, family: str) -> bool:

@@ -1,0 +1,172 @@
+"""Tables of the labels that models give, how arms differ in them, and false alarms on scans without a lesion."""
+
+from __future__ import annotations
+
+from bushpc.metrics.names import LABEL_METRICS
+from bushpc.report.content.common import (
+    FOLDS,
+    METHOD,
+    Summary,
+    bold_note,
+    bounds,
+    figure,
+    folds_count,
+    lines,
+    metric_columns,
+    titled,
+)
+from bushpc.report.content.comparisons import common_folds
+from bushpc.report.tables import Column, Number, Row, Table
+
+_CHANCE = 0.5  # AUC of guessing, whatever the labels' shares
+
+
+def labels_table(summary: Summary) -> Table | None:
+    """Label metrics of all images of an entry together, each with its interval; None where no model gives labels."""
+    entries = [(line, found) for line in lines(summary) if (found := line.arm["labels"][line.source])]
+    if not entries:
+        return None
+    metrics = [name for name in LABEL_METRICS if any(found[name] for _, found in entries)]
+    columns = [METHOD, FOLDS, Column(key="images", header="Images")]
+    for column in metric_columns(summary, metrics, over=""):
+        columns += [
+            Column(key=column.key, header="all", over=column.header, better=column.better),
+            Column(key=f"{column.key}_ci95_low", header="low", over=column.header),
+            Column(key=f"{column.key}_ci95_high", header="high", over=column.header),
+        ]
+    rows = [
+        Row(
+            values=(
+                line.label,
+                folds_count(line.arm),
+                sum(found["images"].values()),
+                *(value for name in metrics for value in _with_bounds(found[name])),
+            ),
+            ranked=line.ranked,
+        )
+        for line, found in entries
+    ]
+    first = entries[0][1]
+    said = ", ".join(f"{n} {label}" for label, n in first["images"].items() if n)
+    return Table(
+        name="labels",
+        caption="Labels of the images of all folds together, with 95 % intervals",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=(
+            f"Images: {said}{'' if len(entries) == 1 else ' of the first arm'}. Each is labelled by the fold that did "
+            "not train on it; the most probable label counts.",
+            "Interval: percentile bootstrap over patients. Folds are other models, whose probabilities need not agree, "
+            "so that the AUC of all images together can be below the mean over folds.",
+            *(_chance_sentence(line.label, found["label_auc"]) for line, found in entries if found["label_auc"]),
+            bold_note(summary),
+        ),
+    )
+
+
+def _with_bounds(found: Summary | None) -> tuple[Number, Number, Number]:
+    if found is None:
+        return Number(None), Number(None), Number(None)
+    return (Number(figure(found).value), *bounds(found))
+
+
+def _chance_sentence(label: str, auc: Summary) -> str:
+    value, (low, high) = figure(auc), bounds(auc)
+    if low.value is None or high.value is None:
+        return f"{label}: AUC {value}, without an interval, so that whether it is above chance (0.5) is open."
+    said = (
+        "above chance (0.5)"
+        if low.value > _CHANCE
+        else "below chance (0.5): its labels are worse than guessed ones"
+        if high.value < _CHANCE
+        else "not shown to differ from chance, as the interval contains 0.5"
+    )
+    return f"{label}: AUC {value}, 95 % interval {low} to {high}: {said}."
+
+
+def label_comparison_table(summary: Summary) -> Table | None:
+    """Label metrics of each entry against the baseline's on the same images; McNemar's test of accuracy."""
+    found = summary["label_comparisons"]
+    if found is None:
+        return None
+    metrics = [name for name in LABEL_METRICS if any(row[name] for row in found["rows"])]
+    columns = [METHOD, FOLDS, Column(key="images", header="Images")]
+    for name in metrics:
+        columns += [
+            Column(key=f"{name}_difference", header="difference", over=titled(name)),
+            Column(key=f"{name}_ci95_low", header="low", over=titled(name)),
+            Column(key=f"{name}_ci95_high", header="high", over=titled(name)),
+        ]
+    over = "Right alone"
+    columns += [
+        Column(key="better", header="here", over=over),
+        Column(key="worse", header="baseline", over=over),
+        Column(key="p", header="p", over="McNemar"),
+        Column(key="p_holm", header="p (Holm)", over="McNemar"),
+    ]
+    rows = [
+        Row(
+            values=(
+                row["label"],
+                common_folds(row),
+                row["images"],
+                *(value for name in metrics for value in _difference(row[name])),
+                row["mcnemar"]["better"],
+                row["mcnemar"]["worse"],
+                Number(row["mcnemar"]["p"], is_p=True),
+                Number(row["mcnemar"]["p_holm"], is_p=True),
+            )
+        )
+        for row in found["rows"]
+    ]
+    return Table(
+        name="label_comparisons",
+        caption=f"Labels, against {found['against']}",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=(
+            "Differences of the metrics of all common images together, with 95 % intervals: paired percentile "
+            "bootstrap over patients. An interval that contains zero leaves open whether there is a difference.",
+            "McNemar's exact test asks whether one of two arms labels more images rightly; it is of the images that "
+            "only one of them labels rightly, and takes them as independent. p (Holm): adjusted for all tests of this "
+            "table.",
+        ),
+    )
+
+
+def _difference(found: Summary | None) -> tuple[Number, Number, Number]:
+    if found is None:
+        return Number(None), Number(None), Number(None)
+    low, high = found["ci95"] or (None, None)
+    return Number(found["mean"]), Number(low), Number(high)
+
+
+def normals_table(summary: Summary) -> Table | None:
+    """What models see on scans without a lesion; None without such scans."""
+    entries = [(line, found) for line in lines(summary) if (found := line.arm["normals"][line.source])]
+    if not entries:
+        return None
+    rows = [
+        Row(
+            values=(line.label, folds_count(line.arm), found["n"], figure(found["fpr"]), figure(found["alarmed"])),
+            ranked=line.ranked,
+        )
+        for line, found in entries
+    ]
+    return Table(
+        name="normals",
+        caption="False alarms on normal scans",
+        columns=(
+            METHOD,
+            FOLDS,
+            Column(key="images", header="Normal scans"),
+            Column(key="fpr", header="FPR", better="low"),
+            Column(key="alarmed", header="Scans with any predicted pixel", better="low"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Normal scans have no lesion to overlap with, so Dice, IoU and what else needs one leave them out; FPR "
+            "elsewhere in this report is of all images. Mean ± SD over folds.",
+            bold_note(summary),
+        ),
+    )

@@ -1,0 +1,165 @@
+"""Label probabilities → numbers: accuracy, F1, AUC and CE with intervals, what differs between arms, ROC, confusion.
+
+The label metrics are of a set of images, so where `stats` draws means of images anew, this counts every image of a
+resample as often as its patient was drawn. Same resamples, same rules: nothing is NaN but None.
+"""
+
+from __future__ import annotations
+
+import math
+import typing as t
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from bushpc.metrics.label import LEAST_PROB, label_metrics
+from bushpc.metrics.names import LABEL_METRICS
+from bushpc.report.results import PROB_COLUMNS
+from bushpc.report.stats import Interval, percentiles, resamples
+from bushpc.sample import LABELS
+
+
+class McNemar(t.NamedTuple):
+    """McNemar's exact test of two arms on the same images, two-sided.
+
+    better, worse: images that only the arm, or only its baseline, labels rightly; the test is of these. p: None where
+    there is none.
+    """
+
+    better: int
+    worse: int
+    p: float | None
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a label, and a probability of each: those that can be judged."""
+    return rows[rows["label"].isin(LABELS) & rows[list(PROB_COLUMNS)].notna().all(axis=1)]
+
+
+def point_values(rows: pd.DataFrame) -> dict[str, float | None]:
+    """The label metrics of all rows together, by LABEL_METRICS; None where one is not defined."""
+    found = label_metrics(*_arrays(rows))
+    return {name: None if math.isnan(found[name]) else found[name] for name in LABEL_METRICS}
+
+
+def label_intervals(rows: pd.DataFrame) -> dict[str, Interval | None]:
+    """The same with percentile bootstrap intervals over patients."""
+    values = point_values(rows)
+    bounds = _bounds(rows, (Weighted(*_arrays(rows)),), lambda value_RM: value_RM)
+    return {
+        name: None if (value := values[name]) is None else Interval(value, *bounds[m])
+        for m, name in enumerate(LABEL_METRICS)
+    }
+
+
+def label_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Interval | None]:
+    """Of `rows` minus those of `baseline`, both of the same images in the same order; the same patients are drawn."""
+    ours, theirs = point_values(rows), point_values(baseline)
+    both = (Weighted(*_arrays(rows)), Weighted(*_arrays(baseline)))
+    bounds = _bounds(rows, both, lambda ours_RM, theirs_RM: ours_RM - theirs_RM)
+    found: dict[str, Interval | None] = {}
+    for m, name in enumerate(LABEL_METRICS):
+        a, b = ours[name], theirs[name]
+        found[name] = None if a is None or b is None else Interval(a - b, *bounds[m])
+    return found
+
+
+def mcnemar(rows: pd.DataFrame, baseline: pd.DataFrame) -> McNemar:
+    """Whether one of two arms labels more images rightly; both of the same images in the same order."""
+    ours_N, theirs_N = right(rows), right(baseline)
+    better, worse = int((ours_N & ~theirs_N).sum()), int((theirs_N & ~ours_N).sum())
+    p = float(scipy.stats.binomtest(better, better + worse).pvalue) if better + worse else None
+    return McNemar(better, worse, p)
+
+
+def right(rows: pd.DataFrame) -> np.ndarray:
+    """Whether the most probable label of each image is its label."""
+    prob_NL, label_N = _arrays(rows)
+    return np.asarray(prob_NL.argmax(axis=1) == label_N)
+
+
+def confusion_matrix(rows: pd.DataFrame) -> np.ndarray:
+    """Counts (L, L): true label by row, most probable label by column."""
+    prob_NL, label_N = _arrays(rows)
+    counts_LL = np.zeros((len(LABELS), len(LABELS)), int)
+    np.add.at(counts_LL, (label_N, prob_NL.argmax(axis=1)), 1)
+    return counts_LL
+
+
+def roc(rows: pd.DataFrame, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the ROC curve of one label against all others: (false positive rate, true positive rate)."""
+    order = rows.sort_values(f"prob_{label}", ascending=False, kind="stable")
+    positive_N = (order["label"] == label).to_numpy()
+    # A threshold cannot pass between images of one probability, so they are one step together.
+    last_N = np.append(np.diff(order[f"prob_{label}"]) != 0, True)
+    tpr, fpr = (np.append(0, np.cumsum(kind)[last_N] / kind.sum()) for kind in (positive_N, ~positive_N))
+    return fpr, tpr
+
+
+class Weighted:
+    """The label metrics of images that count more than once, for many weightings at a time.
+
+    With weights of 1 it gives what `metrics.label.label_metrics` does, and with counts what that gives for copies.
+    """
+
+    def __init__(self, prob_NL: np.ndarray, label_N: np.ndarray) -> None:
+        images = np.arange(len(label_N))
+        predicted_NL = prob_NL.argmax(axis=1)[:, None] == np.arange(prob_NL.shape[1])
+        true_NL = label_N[:, None] == np.arange(prob_NL.shape[1])
+        self.right_N = predicted_NL[images, label_N].astype(float)
+        self.ce_N = -np.log(np.clip(prob_NL[images, label_N], LEAST_PROB, 1.0))
+        self.hits_NL = (predicted_NL & true_NL).astype(float)
+        self.either_NL = predicted_NL.astype(float) + true_NL
+        self.rankings = [_Ranking(prob_NL[:, c], true_NL[:, c]) for c in range(prob_NL.shape[1]) if true_NL[:, c].any()]
+
+    def __call__(self, weight_RN: np.ndarray) -> np.ndarray:
+        """(R, 4) in the order of LABEL_METRICS. weight_RN: how often each image counts."""
+        size_R = weight_RN.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            f1_RL = 2 * (weight_RN @ self.hits_NL) / (weight_RN @ self.either_NL)
+        auc_RL = np.stack([ranking(weight_RN) for ranking in self.rankings], axis=1)
+        by_name = {
+            "label_accuracy": weight_RN @ self.right_N / size_R,
+            "label_f1": _mean_of_defined(f1_RL),
+            "label_auc": _mean_of_defined(auc_RL),
+            "label_ce": weight_RN @ self.ce_N / size_R,
+        }
+        return np.stack([by_name[name] for name in LABEL_METRICS], axis=1)
+
+
+class _Ranking:
+    """AUC of one label against all others (Mann-Whitney): how often a positive scores above a negative, ties half."""
+
+    def __init__(self, score_N: np.ndarray, positive_N: np.ndarray) -> None:
+        self.order_N = np.argsort(score_N, kind="stable")
+        self.positive_N = positive_N[self.order_N].astype(float)
+        # The first of every group of equal scores.
+        self.starts = np.flatnonzero(np.append(True, np.diff(score_N[self.order_N]) != 0))
+
+    def __call__(self, weight_RN: np.ndarray) -> np.ndarray:
+        sorted_RN = weight_RN[:, self.order_N]
+        positive_RG = np.add.reduceat(sorted_RN * self.positive_N, self.starts, axis=1)
+        negative_RG = np.add.reduceat(sorted_RN, self.starts, axis=1) - positive_RG
+        below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
+        pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray((positive_RG * below_RG).sum(axis=1) / pairs_R)
+
+
+def _mean_of_defined(value_RL: np.ndarray) -> np.ndarray:
+    defined_RL = ~np.isnan(value_RL)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(defined_RL, value_RL, 0).sum(axis=1) / defined_RL.sum(axis=1))
+
+
+def _arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return rows[list(PROB_COLUMNS)].to_numpy(float), rows["label"].map(LABELS.index).to_numpy(int)
+
+
+def _bounds(
+    rows: pd.DataFrame, sides: tuple[Weighted, ...], of: t.Callable[..., np.ndarray]
+) -> list[tuple[float | None, float | None]]:
+    patient_N, patients = pd.factorize(rows["patient"])
+    weights = (times_RP[:, patient_N] for times_RP in resamples(len(patients)))
+    return percentiles([of(*(side(weight_RN) for side in sides)) for weight_RN in weights], len(LABEL_METRICS))
