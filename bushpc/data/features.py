@@ -1,0 +1,267 @@
+"""What a frozen part of a model makes of every sample, computed once and kept for all epochs, folds and cells.
+
+    decoded pixels ─Preparation→ images ─Model.features→ files ─Features→ Batch.features
+
+    <features_dir>/<dataset>-<content>/
+      plain/00000.safetensors …            the samples in groups, as they are
+      augment-<content>/03-00000.safetensors …   those that the fourth of augment.variants changes
+
+A folder's name stands for all that its files depend on: data, image size, the frozen weights and the settings beside
+them, precision; that of a variant's also for augmentation and seed. Files are written whole or not at all, and every
+tensor is held against its checksum when a process first reads it. All processes that want the same features, ranks or
+cells, on any node, compute them together: each takes the groups that nobody else holds. The kernel frees the locks of
+one that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+import typing as t
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from bushpc.config import CellConfig
+from bushpc.data.cache import DecodingStopped, open_cache
+from bushpc.data.loader import FoldData, Preparation, training_preparation
+from bushpc.errors import DataError
+from bushpc.files import exclusive, write_atomically
+from bushpc.models.base import Model
+from bushpc.sample import Batch
+from bushpc.shards.manifest import Record
+
+# Part of a folder's name: raise it when files mean something else.
+VERSION = 1
+# Samples of a file. What a killed process had of its group is computed again.
+GROUP = 32
+POLL_S = 0.5
+PROGRESS_S = 30.0
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of a dataset, all there. plain: the folder of samples as they are; changed: that of variants.
+
+    rows: place of each key in the manifest.
+    """
+
+    plain: Path
+    changed: Path
+    rows: dict[str, int]
+
+    def __call__(self, keys: Sequence[str], variants: Sequence[int | None]) -> dict[str, torch.Tensor]:
+        """Name → B x …, of B samples, each in its variant of the augmentation; None is the sample as it is.
+
+        Raises: DataError naming a file that is missing or damaged.
+        """
+        samples = [self._sample(key, variant) for key, variant in zip(keys, variants, strict=True)]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _sample(self, key: str, variant: int | None) -> dict[str, torch.Tensor]:
+        if variant is not None:
+            changed = _open(self.file(self.rows[key] // GROUP, variant)).get(key)
+            if changed is not None:
+                return changed
+        return _open(self.file(self.rows[key] // GROUP, None))[key]
+
+    def file(self, group: int, variant: int | None) -> Path:
+        """Where a group of samples lies."""
+        if variant is None:
+            return self.plain / f"{group:05d}.safetensors"
+        return self.changed / f"{variant:02d}-{group:05d}.safetensors"
+
+
+class _File(t.Mapping[str, dict[str, torch.Tensor]]):
+    """Key → the features of a sample, in mapped memory, verified when they are first asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors = safe_open(path, framework="pt")
+        self._checksums: dict[str, dict[str, int]] = json.loads(self._tensors.metadata()["crc32"])
+        self._verified: set[str] = set()
+
+    def __getitem__(self, key: str) -> dict[str, torch.Tensor]:
+        sample = {name: self._tensors.get_tensor(f"{key}/{name}") for name in self._checksums[key]}
+        if key not in self._verified:
+            if {name: _checksum(tensor) for name, tensor in sample.items()} != self._checksums[key]:
+                raise DataError(f"{self.path} is damaged: {key}. Delete it, and run the same command again")
+            self._verified.add(key)
+        return sample
+
+    def __iter__(self) -> t.Iterator[str]:
+        return iter(self._checksums)
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+
+@functools.lru_cache(maxsize=None)
+def _open(path: Path) -> _File:
+    """Raises: DataError."""
+    try:
+        return _File(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Delete it, and run the same command again") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, as long as its header says; its tensors are verified when they are read."""
+    try:
+        _File(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+
+
+def compute_features(
+    cell: CellConfig,
+    model: Model,
+    data: FoldData,
+    device: torch.device,
+    autocast: Callable[[], t.ContextManager[t.Any]],
+    *,
+    keep_going: Callable[[], bool] = lambda: True,
+    say: Callable[[str], None] = print,
+) -> Features:
+    """The features of every sample of a fold, and of every variant of those it trains on, computed where they are not.
+
+    The frozen part goes to `device` only if something is missing, and leaves it again. keep_going: asked between
+    batches. Raises: DecodingStopped when it says no, with every finished group kept; DataError where there is no room.
+    """
+    features = _place(cell, model, data)
+    plain = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
+    changing = training_preparation(cell, data)
+    parts = [data.train, data.holdout, data.validation]
+    groups = sorted({features.rows[record.key] // GROUP for part in parts for record in part})
+    trained = sorted({features.rows[record.key] // GROUP for record in data.train})
+    files: dict[Path, tuple[int, int | None]] = {features.file(group, None): (group, None) for group in groups}
+    if changing.augment:
+        variants = range(changing.augment.variants)
+        files |= {features.file(group, v): (group, v) for v in variants for group in trained}
+    missing = [path for path in files if not _is_whole(path)]
+    if not missing:
+        return features
+    say(
+        f"computing what the frozen part of {type(model).__name__} makes of {len(groups)} groups of {GROUP} samples"
+        + (f", and of {changing.augment.variants} variants of them" if changing.augment else "")
+        + f": {len(missing)} of {len(files)} files are missing in {features.plain.parent}"
+    )
+    cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader, keep_going=keep_going, log=say)
+
+    def pixels(prepare: Preparation, records: list[Record], turn: int) -> Batch:
+        rows = [features.rows[record.key] for record in records]
+        turns = [turn] * len(records)
+        return prepare(turns, turns, records, cache.images_NSSC[rows], cache.masks_NSS[rows])
+
+    def make(group: int, variant: int | None) -> bytes:
+        tensors: dict[str, torch.Tensor] = {}
+        checksums: dict[str, dict[str, int]] = {}
+        records = data.manifest.records[group * GROUP : (group + 1) * GROUP]
+        for first in range(0, len(records), cell.evaluate.batch_size):
+            if not keep_going():
+                raise DecodingStopped(f"{len(files) - len(missing)} of {len(files)} files of features are there")
+            some = records[first : first + cell.evaluate.batch_size]
+            batch = pixels(plain, some, 0)
+            if variant is not None:
+                there, batch = batch.image_BCHW, pixels(changing, some, variant)
+                picks = [i for i, image_CHW in enumerate(batch.image_BCHW) if not torch.equal(image_CHW, there[i])]
+                some, image_BCHW = [some[i] for i in picks], batch.image_BCHW[picks]
+                batch = dataclasses.replace(batch, image_BCHW=image_BCHW)
+            if some:
+                with torch.no_grad(), autocast():
+                    made = model.features(batch.to(device).image_BCHW)
+                made = {name: value.cpu() for name, value in made.items()}
+                for i, record in enumerate(some):
+                    sample = {name: value[i].contiguous() for name, value in made.items()}
+                    tensors |= {f"{record.key}/{name}": value for name, value in sample.items()}
+                    checksums[record.key] = {name: _checksum(value) for name, value in sample.items()}
+        return save(tensors, {"crc32": json.dumps(checksums)})
+
+    told = 0.0
+    while missing:
+        claimed = False
+        for path in missing:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with exclusive(path.with_suffix(".lock")) as ours:
+                    if not ours or _is_whole(path):
+                        continue
+                    write_atomically(path, make(*files[path]))
+            except OSError as error:
+                raise DataError(
+                    f"{path} cannot be written ({error}). Make room there, or set loader.features_dir to another "
+                    "folder that all nodes see; what is done is kept. Or set loader.features=false"
+                ) from error
+            claimed = True
+            if time.monotonic() - told > PROGRESS_S:
+                told, there = time.monotonic(), [size for file in files if (size := _size(file))]
+                expected = sum(there) / len(there) * len(files)
+                say(
+                    f"{len(there)} of {len(files)} files of features, {sum(there) / GB:.2f} of some {expected / GB:.2f} GB"
+                )
+        missing = [path for path in missing if not _is_whole(path)]
+        if (
+            missing and not claimed
+        ):  # others hold all that is left: wait for their files, or for their locks if they die
+            if not keep_going():
+                raise DecodingStopped("other processes compute the last files of features")
+            time.sleep(POLL_S)
+    for module in model.outside_state().values():
+        module.cpu()
+    say(f"features: {len(files)} files, {sum(map(_size, files)) / GB:.2f} GB in {features.plain.parent}")
+    return features
+
+
+def _place(cell: CellConfig, model: Model, data: FoldData) -> Features:
+    """Where the features of this cell lie."""
+    content = {
+        "version": VERSION,
+        "model": f"{type(model).__module__}.{type(model).__name__}",
+        "settings": type(model).feature_settings(cell.model),
+        "weights": _hash_of(model),
+        "image_size": cell.model.image_size,
+        "data": data.manifest.hash,
+        "computed": [cell.engine.device, cell.engine.precision],
+    }
+    augment = {"augment": dataclasses.asdict(cell.augment), "seed": cell.seed}
+    parent = Path(cell.loader.features_dir) if cell.loader.features_dir else data.folder / "features"
+    home = parent / f"{data.manifest.dataset}-{_short(content)}"
+    return Features(
+        plain=home / "plain",
+        changed=home / f"augment-{_short(augment)}",
+        rows={record.key: row for row, record in enumerate(data.manifest.records)},
+    )
+
+
+def _hash_of(model: Model) -> str:
+    """SHA-256 of the frozen part's tensors."""
+    digest = hashlib.sha256()
+    for part, module in model.outside_state().items():
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{part}/{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _short(content: dict[str, t.Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
