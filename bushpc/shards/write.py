@@ -158,7 +158,7 @@ def _check_belongs(src: Path, card: Card) -> None:
     share = _share_of_files(src, card)
     if share == 1 or not card.files:
         return
-    cards = [Card.load(PROJECT_SHARDS / name) for name in sources.names()]
+    cards = [Card.load(path.parent) for path in sorted(PROJECT_SHARDS.glob("*/card.yaml"))]
     others = [other.name for other in cards if other.name != card.name and _share_of_files(src, other) == 1]
     if not share or others:
         near = [path for path in (*sorted(src.iterdir()), src.absolute().parent) if path.is_dir()]
