@@ -65,9 +65,9 @@ class Pair(t.NamedTuple):
 def look_at(image_HWC: np.ndarray) -> Look:
     """The look of a uint8 image with any number of channels; squeezed to a square, so that stretching is forgiven."""
     digest = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()
-    grey_HW = image_HWC.mean(axis=2, dtype=np.float32)
-    small = Image.fromarray(grey_HW).resize((EDGE, EDGE), Image.Resampling.BILINEAR)
-    return Look(digest, np.asarray(small).round().astype(np.uint8))
+    channels = [Image.fromarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2])]
+    small_CHW = np.stack([channel.resize((EDGE, EDGE), Image.Resampling.BILINEAR) for channel in channels])
+    return Look(digest, small_CHW.mean(axis=0).round().astype(np.uint8))
 
 
 def perceptual_hash(small_NHW: np.ndarray) -> np.ndarray:
@@ -89,34 +89,33 @@ def find_pairs(
     least_correlation: float = LEAST_CORRELATION,
     progress: Show | None = None,
 ) -> list[Pair]:
-    """Every pair that is the same picture, in the order of positions.
+    """Every pair that is the same picture, in the order of positions. Constant images are no picture.
 
     most_bits: by how many of 64 bits the hashes of a pair may differ to be compared at all.
     least_correlation: from which correlation on it counts.
     """
-    if len(looks) < 2:
+    if not looks:
         return []
-    small = np.stack([look.small_HW for look in looks])
-    contrast = _local_contrast(small)
-    flat = contrast.reshape(len(small), -1)
-    hashes, mirrored_hashes = perceptual_hash(small), perceptual_hash(small[:, :, ::-1])
-    found = {(i, j): Pair(i, j, True, False, 1.0) for i, j in _identical(looks)}
+    small_NHW = np.stack([look.small_HW for look in looks])
+    upright_NHW = _local_contrast(small_NHW)
+    is_picture = small_NHW.min(axis=(1, 2)) < small_NHW.max(axis=(1, 2))
+    found = {(i, j): Pair(i, j, True, False, 1.0) for i, j in _identical(looks) if is_picture[i]}
+    hashes, mirrored_hashes = perceptual_hash(small_NHW), perceptual_hash(small_NHW[:, :, ::-1])
     candidates = [
         (mirrored, first, second)
         for mirrored, others in ((False, hashes), (True, mirrored_hashes))
-        for first, second in _near(hashes, others, most_bits)
+        for first, second in _near(hashes, others, is_picture, most_bits)
     ]
-    total = sum(len(first) for _, first, _ in candidates)
-    done = 0
+    total, done = sum(len(first) for _, first, _ in candidates), 0
     for mirrored, firsts, seconds in candidates:
-        others = contrast[:, :, ::-1] if mirrored else contrast
-        as_they_lie = np.einsum("np,np->n", flat[firsts], others[seconds].reshape(len(seconds), -1))
+        others_NHW = upright_NHW[:, :, ::-1] if mirrored else upright_NHW
+        as_they_lie = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
         for i, j, correlation in zip(firsts.tolist(), seconds.tolist(), as_they_lie.tolist(), strict=True):
             if _WORTH_ALIGNING <= correlation < least_correlation and (i, j) not in found:
-                correlation = aligned_correlation(contrast[i], others[j])
+                correlation = aligned_correlation(upright_NHW[i], others_NHW[j])
             known = found.get((i, j))
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
-                found[i, j] = Pair(i, j, False, mirrored, round(correlation, 4))
+                found[i, j] = Pair(i, j, False, mirrored, round(min(correlation, 1.0), 4))
             done += 1
             if progress:
                 progress(done, total)
@@ -214,10 +213,15 @@ def _identical(looks: Sequence[Look]) -> t.Iterator[tuple[int, int]]:
         earlier.append(position)
 
 
-def _near(hashes: np.ndarray, others: np.ndarray, most_bits: int) -> t.Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions i < j with hashes[i] near others[j], in parts."""
-    for start in range(0, len(hashes), _ROWS):
-        differing = np.bitwise_count(hashes[start : start + _ROWS, None] ^ others[None])
+def _near(
+    hashes: np.ndarray, others: np.ndarray, is_picture: np.ndarray, most_bits: int
+) -> t.Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions i < j of pictures with hashes[i] near others[j], in parts."""
+    pictures = np.flatnonzero(is_picture)
+    for start in range(0, len(pictures), _ROWS):
+        differing = np.bitwise_count(hashes[pictures[start : start + _ROWS], None] ^ others[None, pictures])
         first, second = np.nonzero(differing <= most_bits)
-        first += start
-        yield first[first < second], second[first < second]
+        ordered = start + first < second
+        first, second = pictures[start + first[ordered]], pictures[second[ordered]]
+        for part in range(0, len(first), _ROWS):
+            yield first[part : part + _ROWS], second[part : part + _ROWS]

@@ -1,6 +1,7 @@
 """Folds: which samples train and which validate, frozen into a file before any training.
 
     records ─make_folds→ folds.csv ─load_folds→ Folds → the loader        (or imported from published CSVs)
+    records whose patients `duplicates.tie_patients` tied ─make_folds→ folds_grouped.csv, where copies share a fold
 
 A fold file has the columns key, patient, label, fold: `fold` is the one fold whose validation part holds the
 sample; the sample trains in all the others. With five folds that is the paper's 80 to 20. Normal scans are in our
@@ -24,7 +25,7 @@ from bushpc.files import write_atomically
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record
 
-FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv"}
+FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"}
 COLUMNS = ("key", "patient", "label", "fold")
 MOST_SHOWN = 8
 # Of a fold's number.
@@ -121,10 +122,18 @@ def write_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[s
     write_atomically(Path(path), stream.getvalue())
 
 
+def freeze_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[str, int]) -> None:
+    """As `write_folds`, unless other folds are frozen there. Raises: DataError for those."""
+    path = Path(path)
+    if path.exists() and read_fold_numbers(path) != fold_by_key:
+        raise DataError(f"{path} holds other folds, which runs may have used. Move it away to have new ones drawn.")
+    write_folds(path, records, fold_by_key)
+
+
 def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     """The fold file beside the shards in `folder`, else the one that the project ships for the dataset.
 
-    source: `frozen` or `published`. Raises: ConfigError for another source; DataError when there is no file.
+    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError when there is no file.
     """
     if source not in FILE_BY_SOURCE:
         raise ConfigError(unknown_name("folds", source, FILE_BY_SOURCE))
@@ -138,7 +147,8 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
         return shipped
     raise DataError(
         f"folds={source}: no {name} in {folder}, and the project ships none for {manifest.dataset}. "
-        "`bushpc pack` makes folds.csv; folds_published.csv exists only where a paper's authors published theirs."
+        "`bushpc pack` makes folds.csv, `bushpc shards folds data=… duplicates=group` makes folds_grouped.csv; "
+        "folds_published.csv exists only where a paper's authors published theirs."
     )
 
 
@@ -160,9 +170,7 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
     return path
 
 
-def load_folds(
-    path: str | Path, records: Sequence[Record], excerpt: bool = False, *, normals: bool = False
-) -> Folds:
+def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = False, *, normals: bool = False) -> Folds:
     """Read a fold file and hold it against the packed records, all of them.
 
     excerpt: only a part of the dataset is packed: keys of the file that are not packed are left out.
@@ -205,6 +213,12 @@ def load_folds(
     if not held or numbers != list(range(len(numbers))):
         raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {numbers}.")
     return Folds(fold_by_key=held)
+
+
+def read_fold_numbers(path: str | Path) -> dict[str, int]:
+    """Key → fold as a fold file says it, whether or not it fits any records. Raises: DataError if it is no fold file."""
+    path = Path(path)
+    return {cells["key"]: _fold_number(path, row, cells["fold"]) for row, cells in _read_csv(path, ("key", "fold"))}
 
 
 def import_published(folder: str | Path, records: Sequence[Record]) -> dict[str, int]:

@@ -1,0 +1,510 @@
+"""The audit of packed data: what may mislead training or its figures, before anything is trained.
+
+    shards of one dataset or several ─inspect→ facts of each scan → findings, pairs, counts → terminal, CSV, JSON, page
+
+A finding is a sentence on one scan (or patient, or file) and no verdict: whether a lesion may touch the border of its
+image is for whoever trains to say. Grave ones are those that make figures wrong whatever the aim: the same picture in
+training and validation or under two labels, a patient in two folds, a mask that contradicts its label.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import typing as t
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bushpc.errors import DataError
+from bushpc.files import write_atomically
+from bushpc.sample import LABELS, UNLABELLED
+from bushpc.shards import duplicates
+from bushpc.shards.duplicates import LEAST_CORRELATION, MOST_BITS, Look, find_pairs, group, look_at
+from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
+from bushpc.shards.progress import Show
+from bushpc.shards.split import find_folds, load_folds, read_fold_numbers
+
+if t.TYPE_CHECKING:
+    import rich.console
+
+# A lesion below a thousandth of its image is under 66 pixels at 256 x 256: one pixel of border decides its Dice.
+TINY_SHARE = 0.001
+SMALL_SIDE = 64  # pixels: below, an image holds less than the smallest network input looks for
+# Channels of one pixel that differ by so many grey levels are drawn or Doppler; the tints of scanners stay below 31.
+COLOUR_SPREAD = 60
+
+# Text and calipers are strokes thinner than 7 pixels, at least 100 grey levels above what is around, in pieces about as
+# high as wide; bright interfaces of tissue are long and flat. Marks near none of BrEaST's lesions, which are known to
+# be clean, and near 46 % of those of the BUS-BRA excerpt, in which most are measured with calipers.
+_STROKE = 7
+_STROKE_CONTRAST = 100
+_MARK_PIXELS = 8
+_MARK_SIDES = (4, 48)
+_MARK_ASPECT = 2
+_MARK_ROOM = 48  # pixels around the mask in which marks are looked for whole
+_NEAR_SHARE, _NEAR_LEAST = 0.006, 3  # of the longer side, and in pixels: how near to the outline a mark touches it
+
+
+class Kind(t.NamedTuple):
+    """What a finding is of. grave: it makes figures wrong whatever the aim."""
+
+    title: str
+    meaning: str
+    grave: bool
+
+
+KINDS = {
+    "unreadable": Kind("Unreadable", "Image or mask is cut off, damaged or of another size than the manifest says.", True),
+    "patient_in_folds": Kind("Patients in two folds", "The network is validated on patients that it trained on.", True),
+    "folds": Kind("Folds that do not fit", "The fold file is not one of these scans; training would refuse it.", True),
+    "empty_mask": Kind("Empty masks", "A lesion without a pixel: its Dice is 0 or undefined.", True),
+    "normal_with_mask": Kind("Normal scans with a mask", "A scan without a lesion has lesion pixels.", True),
+    "unknown_label": Kind("Unknown labels", f"Neither {', '.join(LABELS)} nor {UNLABELLED}.", True),
+    "patient_labels": Kind("Patients with several labels", "Two lesions, or a label that is wrong.", False),
+    "tiny_mask": Kind("Tiny lesions", f"Below {TINY_SHARE:.1%} of the image.", False),
+    "parts": Kind("Masks in several parts", "Several lesions, or specks that an annotation tool left.", False),
+    "border": Kind("Masks at the image's border", "The lesion is cut off: its size is not known.", False),
+    "marks": Kind(
+        "Text or calipers at a mask's outline",
+        "Bright thin strokes or coloured pixels at the outline: a network may learn the marks instead of the lesion.",
+        False,
+    ),
+    "colour": Kind("Coloured images", "Doppler, elastography or coloured marks.", False),
+    "constant": Kind("Constant images", "Every pixel is the same.", True),
+    "small": Kind("Very small images", f"The shorter side is below {SMALL_SIDE} pixels.", False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """kind: one of KINDS. key: of the scan; "" where it is not about one. said: what was seen."""
+
+    kind: str
+    dataset: str
+    key: str
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins:
+    """Two scans that are the same picture.
+
+    correlation: of their local contrast, 1 if identical. group: number of the group of pictures they are in.
+    fold, other_fold: None where there are no folds, or not of these scans.
+    """
+
+    dataset: str
+    key: str
+    other_dataset: str
+    other_key: str
+    identical: bool
+    mirrored: bool
+    correlation: float
+    label: str
+    other_label: str
+    same_patient: bool
+    fold: int | None
+    other_fold: int | None
+    group: int
+
+    @property
+    def same_dataset(self) -> bool:
+        return self.dataset == self.other_dataset
+
+    @property
+    def conflicting(self) -> bool:
+        """Labelled differently; a scan without a label contradicts nothing."""
+        return self.label != self.other_label and UNLABELLED not in (self.label, self.other_label)
+
+    @property
+    def leaking(self) -> bool:
+        """One trains while the other validates."""
+        return self.same_dataset and None not in (self.fold, self.other_fold) and self.fold != self.other_fold
+
+    @property
+    def grave(self) -> bool:
+        return self.conflicting or self.leaking
+
+    def says(self) -> str:
+        """In words, the gravest first."""
+        words = []
+        if self.conflicting:
+            words.append(f"{self.label} against {self.other_label}")
+        if self.leaking:
+            words.append(f"folds {self.fold} and {self.other_fold}")
+        if not self.same_dataset:
+            words.append("in two datasets")
+        elif self.same_patient:
+            words.append("of one patient")
+        how = "identical pixels" if self.identical else f"correlation {self.correlation:.3f}"
+        return ", ".join([*words, how + (", mirrored" if self.mirrored else "")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A packed dataset as audited. name: of the dataset, and of its folder where two have the same.
+
+    folds: name of the fold file, "" where there is none. fold_by_key: what the file says, fitting or not.
+    """
+
+    name: str
+    folder: Path
+    manifest: Manifest
+    folds: str
+    fold_by_key: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What one look at the pixels of a scan tells.
+
+    lesion_share: of the image, 0 to 1. parts: connected ones, by corners too; smallest: pixels of the least.
+    at_border, marks: whether the mask touches the image's border, and how many marks touch its outline.
+    coloured: share of the pixels. constant: every pixel of the image is the same.
+    """
+
+    lesion_share: float
+    parts: int
+    smallest: int
+    at_border: bool
+    marks: int
+    coloured: float
+    constant: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """facts: by dataset and key, of every scan that could be read."""
+
+    datasets: list[Packed]
+    findings: list[Finding]
+    twins: list[Twins]
+    facts: dict[tuple[str, str], Facts]
+    most_bits: int
+    least_correlation: float
+
+    @cached_property
+    def grave(self) -> int:
+        """Number of grave findings and pairs."""
+        return sum(KINDS[finding.kind].grave for finding in self.findings) + sum(pair.grave for pair in self.twins)
+
+    @property
+    def pair_counts(self) -> dict[str, int]:
+        """Pairs by what is the matter with them; one pair may be in several."""
+        return {
+            "identical pixels": sum(pair.identical for pair in self.twins),
+            "near duplicates": sum(not pair.identical for pair in self.twins),
+            "mirrored": sum(pair.mirrored for pair in self.twins),
+            "within one label": sum(pair.label == pair.other_label for pair in self.twins),
+            "with conflicting labels": sum(pair.conflicting for pair in self.twins),
+            "in training and validation": sum(pair.leaking for pair in self.twins),
+            "of one patient": sum(pair.same_patient for pair in self.twins),
+            "across datasets": sum(not pair.same_dataset for pair in self.twins),
+        }
+
+    @property
+    def kind_counts(self) -> dict[str, int]:
+        """Findings by kind, in the order of KINDS; only those that there are."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return {kind: counts[kind] for kind in KINDS if counts[kind]}
+
+    def to_json(self) -> str:
+        """Findings, pairs and counts, without the facts of each scan."""
+        content = {
+            "thresholds": {
+                "most_bits": self.most_bits,
+                "least_correlation": self.least_correlation,
+                "tiny_share": TINY_SHARE,
+                "small_side": SMALL_SIDE,
+                "colour_spread": COLOUR_SPREAD,
+            },
+            "datasets": [
+                {"name": each.name, "manifest": each.manifest.hash, "excerpt": each.manifest.excerpt, "folds": each.folds}
+                for each in self.datasets
+            ],
+            "counts": balance(self),
+            "pair_counts": self.pair_counts,
+            "finding_counts": self.kind_counts,
+            "pairs": [asdict(pair) for pair in self.twins],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def audit(
+    folders: Sequence[Path],
+    *,
+    folds: str = "frozen",
+    most_bits: int = MOST_BITS,
+    least_correlation: float = LEAST_CORRELATION,
+    progress: Show | None = None,
+) -> Audit:
+    """Look at every scan of the packed datasets in `folders`, and at all pairs of them.
+
+    folds: whose leaks are looked for: `frozen`, `published` or `grouped`.
+    most_bits, least_correlation: as of `bushpc.shards.duplicates.find_pairs`.
+    Raises: DataError for a folder without a readable manifest. What is wrong inside becomes a finding.
+    """
+    findings: list[Finding] = []
+    datasets = _open(folders, folds, findings)
+    scans = [(packed, record) for packed in datasets for record in packed.manifest.records]
+    facts: dict[tuple[str, str], Facts] = {}
+    readable: list[tuple[Packed, Record]] = []
+    looks: list[Look] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding and filters let go of the interpreter
+        for done, ((packed, record), seen) in enumerate(zip(scans, pool.map(_inspect, scans), strict=True), 1):
+            if isinstance(seen, DataError):
+                findings.append(_finding("unreadable", packed, record, str(seen).splitlines()[0]))
+            else:
+                readable.append((packed, record))
+                looks.append(seen[0])
+                facts[packed.name, record.key] = seen[1]
+                findings += _findings_of(packed, record, seen[1])
+            if progress:
+                progress(done, len(scans))
+    if progress:
+        progress(len(scans), len(scans), "comparing them")
+    pairs = find_pairs(looks, most_bits=most_bits, least_correlation=least_correlation)
+    return Audit(
+        datasets=datasets,
+        findings=sorted(findings, key=lambda finding: list(KINDS).index(finding.kind)),
+        twins=_twins(readable, pairs),
+        facts=facts,
+        most_bits=most_bits,
+        least_correlation=least_correlation,
+    )
+
+
+def find_duplicates(folder: Path, manifest: Manifest, progress: Show | None = None) -> list[duplicates.Pair]:
+    """Pairs of the same picture in one packed dataset, by position in its records; what `duplicates=group` ties.
+
+    Raises: DataError for an image that cannot be read.
+    """
+    looks = []
+    for done, record in enumerate(manifest.records, 1):
+        looks.append(look_at(read_image(folder, record)))
+        if progress:
+            progress(done, len(manifest.records))
+    return find_pairs(looks)
+
+
+def balance(audit: Audit) -> list[dict[str, t.Any]]:
+    """Counts of every dataset (fold "") and each of its folds, a row each.
+
+    Sides are of images, in pixels; lesion shares in percent of the image; pixel_mm counts scans with a known size.
+    """
+    rows = []
+    for packed in audit.datasets:
+        parts: dict[str, list[Record]] = {"": packed.manifest.records}
+        for fold in sorted(set(packed.fold_by_key.values())):
+            parts[str(fold)] = [r for r in packed.manifest.records if packed.fold_by_key.get(r.key) == fold]
+        for fold_name, records in parts.items():
+            labels = Counter(record.label for record in records)
+            shares = [100 * r.lesion_pixels / (r.height * r.width) for r in records if r.lesion_pixels]
+            rows.append(
+                {
+                    "dataset": packed.name,
+                    "fold": fold_name,
+                    "scans": len(records),
+                    "patients": len({record.patient for record in records}),
+                    **{label: labels[label] for label in (*LABELS, UNLABELLED)},
+                    "pixel_mm": sum(record.pixel_mm is not None for record in records),
+                    "shortest_side": min((min(r.height, r.width) for r in records), default=0),
+                    "longest_side": max((max(r.height, r.width) for r in records), default=0),
+                    "lesion_share": [round(float(q), 2) for q in np.quantile(shares, (0.05, 0.5, 0.95))] if shares else [],
+                }
+            )
+    return rows
+
+
+def write(audit: Audit, folder: Path) -> None:
+    """Write `folder`/findings.csv, pairs.csv and audit.json, each whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "findings.csv", _csv(Finding, audit.findings))
+    write_atomically(folder / "pairs.csv", _csv(Twins, audit.twins))
+    write_atomically(folder / "audit.json", audit.to_json())
+
+
+def summary(audit: Audit) -> rich.console.Group:
+    """For the terminal: counts by dataset, then what was found."""
+    import rich.table
+    from rich.console import Group
+
+    held = rich.table.Table("dataset", "scans", "patients", *LABELS, UNLABELLED, "with mm")
+    for row in balance(audit):
+        if not row["fold"]:
+            counts = [row[name] for name in ("scans", "patients", *LABELS, UNLABELLED, "pixel_mm")]
+            held.add_row(row["dataset"], *map(str, counts))
+    found = rich.table.Table("found", "number", "first")
+    for what, count in audit.pair_counts.items():
+        found.add_row(f"pairs: {what}", str(count), "")
+    for kind, count in audit.kind_counts.items():
+        first = next(finding for finding in audit.findings if finding.kind == kind)
+        title = KINDS[kind].title.lower()
+        found.add_row(f"[bold]{title}[/]" if KINDS[kind].grave else title, str(count), f"{first.key or first.said}")
+    return Group(held, found)
+
+
+# --- one scan ---------------------------------------------------------------------------------------------------
+
+
+def _inspect(scan: tuple[Packed, Record]) -> tuple[Look, Facts] | DataError:
+    packed, record = scan
+    try:
+        image_HWC, mask_HW = read_image(packed.folder, record), read_mask(packed.folder, record)
+    except DataError as error:
+        return error
+    coloured_HW = _coloured(image_HWC)
+    inside_HW = mask_HW > 0
+    parts_HW, parts = ndimage.label(inside_HW, np.ones((3, 3)))
+    edges = (inside_HW[0], inside_HW[-1], inside_HW[:, 0], inside_HW[:, -1])
+    facts = Facts(
+        lesion_share=float(inside_HW.mean()),
+        parts=parts,
+        smallest=int(np.bincount(parts_HW[inside_HW])[1:].min()) if parts else 0,
+        at_border=any(bool(edge.any()) for edge in edges),
+        marks=_marks(image_HWC, coloured_HW, inside_HW) if parts else 0,
+        coloured=float(coloured_HW.mean()),
+        constant=bool((image_HWC == image_HWC[:1, :1]).all()),
+    )
+    return look_at(image_HWC), facts
+
+
+def _coloured(image_HWC: np.ndarray) -> np.ndarray:
+    """Pixels with a colour of their own. Channels that are no colours, such as MRI sequences, have none."""
+    if image_HWC.shape[2] != 3:
+        return np.zeros(image_HWC.shape[:2], bool)
+    return np.asarray(image_HWC.max(axis=2) - image_HWC.min(axis=2) > COLOUR_SPREAD)
+
+
+def _marks(image_HWC: np.ndarray, coloured_HW: np.ndarray, inside_HW: np.ndarray) -> int:
+    """How many marks touch the outline of the mask, which has one."""
+    (place,) = ndimage.find_objects(inside_HW.astype(np.uint8))
+    around = tuple(slice(max(side.start - _MARK_ROOM, 0), side.stop + _MARK_ROOM) for side in place)
+    bright_HW = image_HWC[around].max(axis=2)
+    stroke_HW = bright_HW - ndimage.grey_opening(bright_HW, size=(_STROKE, _STROKE)) >= _STROKE_CONTRAST
+    marks_HW, _ = ndimage.label(stroke_HW | coloured_HW[around], np.ones((3, 3)))
+    near = max(_NEAR_LEAST, round(_NEAR_SHARE * max(inside_HW.shape)))
+    inside_HW = inside_HW[around]
+    outline_HW = inside_HW & ~ndimage.binary_erosion(inside_HW, border_value=1)
+    touched = np.unique(marks_HW[ndimage.binary_dilation(outline_HW, np.ones((3, 3)), iterations=near)])
+    pixels, places = np.bincount(marks_HW.ravel()), ndimage.find_objects(marks_HW)
+    count = 0
+    for mark in touched[touched > 0]:
+        sides = sorted(side.stop - side.start for side in places[mark - 1])
+        fits = _MARK_SIDES[0] <= sides[0] and sides[1] <= min(_MARK_SIDES[1], _MARK_ASPECT * sides[0])
+        count += bool(fits and pixels[mark] >= _MARK_PIXELS)
+    return count
+
+
+def _findings_of(packed: Packed, record: Record, facts: Facts) -> t.Iterator[Finding]:
+    def found(kind: str, said: str) -> Finding:
+        return _finding(kind, packed, record, said)
+
+    normal = record.label == "normal"
+    if record.label not in (*LABELS, UNLABELLED):
+        yield found("unknown_label", f"label '{record.label}'")
+    if not facts.parts and not normal:
+        yield found("empty_mask", f"{record.label}, and no pixel in the mask")
+    if facts.parts and normal:
+        yield found("normal_with_mask", f"{facts.lesion_share:.2%} of the image")
+    if 0 < facts.lesion_share < TINY_SHARE:
+        yield found("tiny_mask", f"{record.lesion_pixels} pixels, {facts.lesion_share:.3%} of the image")
+    if facts.parts > 1:
+        yield found("parts", f"{facts.parts} parts, the smallest of {facts.smallest} pixels")
+    if facts.at_border:
+        yield found("border", "the mask reaches the outermost pixels")
+    if facts.marks:
+        yield found("marks", f"{facts.marks} at the outline")
+    if facts.coloured:
+        yield found("colour", f"{facts.coloured:.2%} of the pixels")
+    if facts.constant:
+        yield found("constant", "one value everywhere")
+    if min(record.height, record.width) < SMALL_SIDE:
+        yield found("small", f"{record.width}x{record.height} pixels")
+
+
+def _finding(kind: str, packed: Packed, record: Record, said: str) -> Finding:
+    return Finding(kind=kind, dataset=packed.name, key=record.key, said=said)
+
+
+# --- datasets and pairs -----------------------------------------------------------------------------------------
+
+
+def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list[Packed]:
+    """The datasets with their folds; what is wrong with folds and patients goes to `findings`."""
+    manifests = [Manifest.load(folder) for folder in folders]
+    names = Counter(manifest.dataset for manifest in manifests)
+    datasets = []
+    for folder, manifest in zip(folders, manifests, strict=True):
+        name = manifest.dataset if names[manifest.dataset] == 1 else f"{manifest.dataset} ({folder})"
+        file, fold_by_key = "", {}
+        try:
+            path = find_folds(manifest, folder, source)
+            file, fold_by_key = path.name, read_fold_numbers(path)
+            load_folds(path, manifest.records, manifest.excerpt)
+        except DataError as error:
+            findings.append(Finding(kind="folds", dataset=name, key="", said=str(error)))
+        packed = Packed(name=name, folder=folder, manifest=manifest, folds=file, fold_by_key=fold_by_key)
+        findings += _findings_of_patients(packed)
+        datasets.append(packed)
+    return datasets
+
+
+def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
+    folds: dict[str, set[int]] = {}
+    labels: dict[str, set[str]] = {}
+    for record in packed.manifest.records:
+        labels.setdefault(record.patient, set()).add(record.label)
+        if record.key in packed.fold_by_key:
+            folds.setdefault(record.patient, set()).add(packed.fold_by_key[record.key])
+    for kind, what, by_patient in (("patient_in_folds", "folds", folds), ("patient_labels", "labels", labels)):
+        for patient, values in by_patient.items():
+            if len(values) > 1:
+                said = f"patient {patient}: {what} {', '.join(map(str, sorted(values)))}"
+                yield Finding(kind=kind, dataset=packed.name, key="", said=said)
+
+
+def _twins(scans: list[tuple[Packed, Record]], pairs: list[duplicates.Pair]) -> list[Twins]:
+    """In words of the datasets, the grave ones first."""
+    groups = group(len(scans), pairs)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups[pair.first] for pair in pairs))}
+    twins = []
+    for pair in pairs:
+        (packed, record), (other_packed, other) = scans[pair.first], scans[pair.second]
+        same = packed is other_packed
+        twins.append(
+            Twins(
+                dataset=packed.name,
+                key=record.key,
+                other_dataset=other_packed.name,
+                other_key=other.key,
+                identical=pair.identical,
+                mirrored=pair.mirrored,
+                correlation=pair.correlation,
+                label=record.label,
+                other_label=other.label,
+                same_patient=same and record.patient == other.patient,
+                fold=packed.fold_by_key.get(record.key),
+                other_fold=other_packed.fold_by_key.get(other.key),
+                group=numbers[groups[pair.first]],
+            )
+        )
+    return sorted(twins, key=lambda pair: (not pair.conflicting, not pair.leaking, pair.group, -pair.correlation))
+
+
+def _csv(kind: type, rows: Sequence[t.Any]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(kind.__dataclass_fields__), lineterminator="\n")  # type: ignore[attr-defined]
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return stream.getvalue()
