@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import typing as t
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +76,20 @@ def read_image(folder: Path, name: str) -> np.ndarray:
 def read_mask(folder: Path, name: str) -> np.ndarray:
     """A mask picture of any mode as uint8 0 or 1, (H, W): half bright and more is lesion."""
     return (read_image(folder, name).max(axis=2) > 127).astype(np.uint8)
+
+
+def read_levels(folder: Path, name: str, known: Collection[int]) -> np.ndarray:
+    """A grey mask picture of any mode, uint8 (H, W), in which every level means a class.
+
+    Raises: DataError for a level that is none of `known`, as masks have that were resized or saved as JPEG.
+    """
+    mask_HW = read_image(folder, name)[..., 0]
+    if strange := sorted(set(np.unique(mask_HW).tolist()) - set(known)):
+        raise DataError(
+            f"{folder / name}: its pixels hold {', '.join(map(str, strange[:MOST_SHOWN]))}; "
+            f"only {', '.join(map(str, sorted(known)))} mean something in this dataset's masks."
+        )
+    return mask_HW
 
 
 def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray) -> None:
