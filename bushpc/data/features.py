@@ -105,7 +105,7 @@ class _File(t.Mapping[str, dict[str, torch.Tensor]]):
         return len(self._checksums)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _open(path: Path) -> _File:
     """Raises: DataError."""
     try:
@@ -124,7 +124,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
 def compute_features(
@@ -210,9 +210,8 @@ def compute_features(
             if time.monotonic() - told > PROGRESS_S:
                 told, there = time.monotonic(), [size for file in files if (size := _size(file))]
                 expected = sum(there) / len(there) * len(files)
-                say(
-                    f"{len(there)} of {len(files)} files of features, {sum(there) / GB:.2f} of some {expected / GB:.2f} GB"
-                )
+                sizes = f"{sum(there) / GB:.2f} of some {expected / GB:.2f} GB"
+                say(f"{len(there)} of {len(files)} files of features, {sizes}")
         missing = [path for path in missing if not _is_whole(path)]
         if (
             missing and not claimed

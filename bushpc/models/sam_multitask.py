@@ -266,7 +266,7 @@ class FoldedAttention(Attention):
     timm adds the positions as a bias of N x N to each head, 400 MB of it per image and global block at 1024 x 1024 in
     bf16, and leaves the memory-saving kernels out, as it gives them three dimensions. But the bias is a scalar product
     too, (q · R_h)[kh] + (q · R_w)[kw] of a key at (kh, kw): with q' = [s q, q R_h, q R_w] and k' = [k, e_kh, e_kw], e
-    unit vectors, q' · k' is s q · k plus the bias, exactly.
+    unit vectors, q' · k' is s q · k plus the bias, exactly. It costs three times the products, and no memory.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -280,12 +280,12 @@ class FoldedAttention(Attention):
         place_N = torch.arange(h * w, device=x.device)
         unit_NP = torch.cat([F.one_hot(place_N // w, h), F.one_hot(place_N % w, w)], dim=1).to(q_BMND.dtype)
         unit_BMNP = unit_NP.expand(B, self.num_heads, -1, -1)
-        # The kernels want widths that are multiples of 8.
-        width = self.head_dim + h + w
-        padding = q_BMND.new_zeros(B, self.num_heads, h * w, -width % 8)
-        q = torch.cat([q_BMND * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3), padding], dim=-1)
-        k = torch.cat([k_BMND, unit_BMNP, padding], dim=-1)
-        out_BMND = F.scaled_dot_product_attention(q, k, v_BMND, scale=1.0)
+        q = torch.cat([q_BMND * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
+        k = torch.cat([k_BMND, unit_BMNP], dim=-1)
+        # The kernels that hold no N x N map want one width for all three, a multiple of 8.
+        width = q.shape[-1] + -q.shape[-1] % 8
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v_BMND))
+        out_BMND = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : self.head_dim]
         return self.proj(out_BMND.transpose(1, 2).reshape(B, h, w, -1))
 
 
@@ -354,11 +354,11 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def __call__(self, image_BCHW: torch.Tensor, normalize: Normalize) -> dict[str, torch.Tensor]:
-        """The features, in autocast's type where it is on: so they are the same whether they come from a cache."""
+        """The features, in the type of autocast where it is on, laid out alike: a store makes no difference."""
         net, device = self.net.to(image_BCHW.device), image_BCHW.device.type
         features = encode(net, normalize(image_BCHW, net), self.config)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
-        return {name: value.to(dtype) for name, value in features.items()}
+        return {name: value.to(dtype).contiguous() for name, value in features.items()}
 
 
 # --- decoders and classifier ------------------------------------------------------------------------------------
