@@ -62,7 +62,7 @@ _CAUSE_COLOURS = {
 # Points of a curve: more cannot be seen at this width and only make the page heavy.
 _MOST_STEPS = 1000
 MOST_ARMS = 20  # in one chart: more cannot be told apart, and the tables have them all
-_MATRICES_A_ROW = 3
+_PLOTS_A_ROW = 3  # of labels: as many as there are
 _MOST_VALIDATIONS = 200  # each is a dot of its own
 
 
@@ -240,64 +240,55 @@ def reliability_diagram(study: Study) -> str | None:
         return _svg(figure)
 
 
-def roc_curves(study: Study) -> str | None:
-    """ROC curves of each label against all others, of the images of all folds together: of one entry a line a label, of
-    several a plot a label with a line an entry. SVG text. None where no model gives labels.
+def label_charts(study: Study) -> str | None:
+    """ROC curves of each label against all others, and images by label and most probable label, all folds together: of
+    one entry side by side, a line a label; of several a plot a label with a line an entry, and a matrix an entry below.
+    SVG text. None where no model gives labels.
     """
     told = _told(study)
     if not told:
         return None
-    labels = [label for label in LABELS if any(0 < (rows["label"] == label).sum() < len(rows) for _, rows in told)]
-    if not labels:
-        return None
+    labels = [label for label in LABELS if any(_has_curve(rows, label) for _, rows in told)]
     alone = len(told) == 1
+    lines = 1 if alone else 1 + math.ceil(len(told) / _PLOTS_A_ROW)
     with matplotlib.rc_context(_STYLE):
-        columns = 1 if alone else len(labels)
-        figure = Figure(figsize=(4.4 if alone else 9.0, 4.4 if alone else 0.9 + 8.6 / columns), layout="constrained")
-        plots = figure.subplots(1, columns, squeeze=False)[0]
+        figure = Figure(figsize=(9.0, 4.6 if alone else 0.4 + 3.1 * lines), layout="constrained")
+        grid = figure.subplots(lines, 2 if alone else _PLOTS_A_ROW, squeeze=False)
+        curves, matrices = (grid[0, :1], grid[0, 1:]) if alone else (grid[0], grid[1:].ravel())
         for i, (name, rows) in enumerate(told):
             for j, label in enumerate(labels):
-                if 0 < (rows["label"] == label).sum() < len(rows):
-                    hue = j if alone else i
-                    colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
-                    fpr, tpr = label_stats.roc(rows, label)
-                    said = label if alone else name if j == 0 else "_nolegend_"
-                    plots[0 if alone else j].plot(fpr, tpr, line, color=colour, linewidth=1.6, label=said)
-        for axes, label in zip(plots, [""] if alone else labels, strict=True):
+                hue, said = (j, label) if alone else (i, name if j == 0 else "_nolegend_")
+                colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
+                if _has_curve(rows, label):
+                    axes = curves[0 if alone else j]
+                    axes.plot(*label_stats.roc(rows, label), line, color=colour, linewidth=1.6, label=said)
+            _matrix(matrices[i], label_stats.confusion_matrix(rows), "" if alone else name)
+        for axes, label in zip(curves, [""] if alone else labels, strict=False):
             axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
-            axes.set(title=label, xlabel="false positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        plots[0].set_ylabel("true positive rate")
-        figure.legend(
-            loc="outside upper left", ncols=_legend_columns([*labels] if alone else [name for name, _ in told])
-        )
-        return _svg(figure)
-
-
-def confusion_matrices(study: Study) -> str | None:
-    """Images by label and most probable label, a matrix for each entry, shaded by the share of its row. SVG text. None
-    where no model gives labels.
-    """
-    told = _told(study)
-    if not told:
-        return None
-    columns = min(_MATRICES_A_ROW, len(told))
-    lines = math.ceil(len(told) / columns)
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(3.0 * columns, 2.9 * lines), layout="constrained")
-        plots = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes, (name, rows) in zip(plots, told, strict=False):
-            counts_LL = label_stats.confusion_matrix(rows)
-            share_LL = counts_LL / np.maximum(1, counts_LL.sum(axis=1, keepdims=True))
-            axes.imshow(share_LL, cmap="Blues", vmin=0, vmax=1)
-            for i, j in np.ndindex(*counts_LL.shape):
-                colour = "white" if share_LL[i, j] > 0.6 else "#30353B"
-                axes.text(j, i, str(counts_LL[i, j]), ha="center", va="center", color=colour)
-            axes.set_xticks(range(len(LABELS)), LABELS)
-            axes.set_yticks(range(len(LABELS)), LABELS, rotation=90, va="center")
-            axes.set(xlabel="predicted", ylabel="label", title=textwrap.fill(name, 30))
-        for axes in plots[len(told) :]:
+            axes.set(title=label, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+        for axes in (*curves[1 if alone else len(labels) :], *matrices[len(told) :]):
             axes.set_axis_off()
+        names = labels if alone else [name for name, _ in told]
+        figure.legend(loc="outside upper left", ncols=_legend_columns(["", *names]))
         return _svg(figure)
+
+
+def _matrix(axes: Axes, counts_LL: np.ndarray, title: str) -> None:
+    """Counts by label (rows) and most probable label, shaded by the share of the row."""
+    share_LL = counts_LL / np.maximum(1, counts_LL.sum(axis=1, keepdims=True))
+    axes.imshow(share_LL, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    for i, j in np.ndindex(*counts_LL.shape):
+        colour = "white" if share_LL[i, j] > 0.6 else "#30353B"
+        axes.text(j, i, str(counts_LL[i, j]), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(LABELS)), LABELS)
+    axes.set_yticks(range(len(LABELS)), LABELS, rotation=90, va="center")
+    axes.set(xlabel="predicted", ylabel="label", title=textwrap.fill(title, 30))
+
+
+def _has_curve(rows: pd.DataFrame, label: str) -> bool:
+    """Whether there are images with the label and without."""
+    return bool(0 < (rows["label"] == label).sum() < len(rows))
 
 
 def _told(study: Study) -> list[tuple[str, pd.DataFrame]]:

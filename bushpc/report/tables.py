@@ -53,6 +53,7 @@ def shown(value: Value) -> str:
 class Column:
     """key: name in CSV. header, over: as shown; neighbours with the same `over` share it as a second header line.
     better: "high" or "low" where the best of each group of rows is set in bold.
+    ranked: may be the best among its neighbours, in rows that say which is better. quoted: a paper's figures.
     """
 
     key: str
@@ -60,6 +61,8 @@ class Column:
     over: str = ""
     better: t.Literal["high", "low"] | None = None
     numeric: bool = True
+    ranked: bool = True
+    quoted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class Row:
     """values: one per column. group: heading that it stands under.
     ranked: may be the best of its group. strong: a row of means, set apart from what it summarises.
     quoted: a paper's figures, set in another tone than our own.
+    better: "high" or "low" in a table that has metrics as rows, where the best of the row is set in bold, the columns
+        under each heading by themselves.
     """
 
     values: tuple[Value, ...]
@@ -74,6 +79,7 @@ class Row:
     ranked: bool = True
     strong: bool = False
     quoted: bool = False
+    better: t.Literal["high", "low"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +115,28 @@ class Table:
 
 def best_rows(rows: list[Row], column: Column, index: int) -> set[int]:
     """Positions within a group that hold its best figure, ties as shown included; none if there is no contest."""
+    return _best({i: row.values[index] for i, row in enumerate(rows) if row.ranked}, column.better)
+
+
+def _best(values: t.Mapping[int, Value], better: t.Literal["high", "low"] | None) -> set[int]:
     figures = {
         i: round(value.value, value.decimals)
-        for i, row in enumerate(rows)
-        if row.ranked and isinstance(value := row.values[index], Number) and value.value is not None
+        for i, value in values.items()
+        if isinstance(value, Number) and value.value is not None
     }
-    if column.better is None or len(figures) < 2:
+    if better is None or len(figures) < 2:
         return set()
-    best = max(figures.values()) if column.better == "high" else min(figures.values())
+    best = max(figures.values()) if better == "high" else min(figures.values())
     return {i for i, figure in figures.items() if figure == best}
 
 
 def _bold_cells(table: Table, rows: list[Row]) -> set[tuple[int, int]]:
-    return {(i, j) for j, column in enumerate(table.columns) for i in best_rows(rows, column, j)}
+    down = {(i, j) for j, column in enumerate(table.columns) for i in best_rows(rows, column, j)}
+    across = set()
+    for over in {column.over for column in table.columns}:
+        beside = [j for j, column in enumerate(table.columns) if column.over == over and column.ranked]
+        across |= {(i, j) for i, row in enumerate(rows) for j in _best({j: row.values[j] for j in beside}, row.better)}
+    return down | across
 
 
 def to_html(table: Table, most: int) -> Markup:
@@ -160,7 +175,8 @@ def _html_row(table: Table, row: Row, bold: set[int]) -> Markup:
 
 
 def _html_class(column: Column) -> Markup:
-    return Markup(' class="number"') if column.numeric else Markup(' class="text"')
+    kind = "number" if column.numeric else "text"
+    return Markup(' class="{}"').format(f"{kind} quoted" if column.quoted else kind)
 
 
 def to_csv(table: Table) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import typing as t
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bushpc.goodput import SPENDINGS, Attempt
+from bushpc.sample import LABELS
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 
 NETWORK = 64  # edge of the square predictions
@@ -48,6 +49,7 @@ class RunBuilder:
     """Writes `path` piece by piece. folds: expected folds of the run; only those added become complete.
 
     rows: of a grid, name → settings, the first being the baseline; `of` chooses the row that is written to.
+    metrics: as `evaluate.metrics` has them; none for a run of before they could be chosen.
     """
 
     path: Path
@@ -55,6 +57,8 @@ class RunBuilder:
     run: Row = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, t.Any]] = field(default_factory=dict)
     row: str = ""
+    model: str = "xbusnet"
+    metrics: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.path.mkdir(parents=True)
@@ -70,7 +74,7 @@ class RunBuilder:
                 for cell in cells
             ]
             rows = [
-                {"name": row, "label": row.replace("_", " "), "model": "xbusnet", "settings": dict(settings)}
+                {"name": row, "label": row.replace("_", " "), "model": self.model, "settings": dict(settings)}
                 for row, settings in self.rows.items()
             ]
             grid = {
@@ -79,7 +83,7 @@ class RunBuilder:
             }
         whole = {
             "name": self.path.name, "kind": "cv", "created": "2026-11-20T10:00:00+00:00", "commit": "0123abc",
-            "command": ["bushpc", "cv", "model=xbusnet", "data=breast"], "model": "xbusnet", "data": "breast",
+            "command": ["bushpc", "cv", "model=xbusnet", "data=breast"], "model": self.model, "data": "breast",
             "prompts": "first_pass", "shards": str(self.path.parent / "shards"), "manifest_sha256": "0" * 64,
             "folds": {"source": "frozen", "sha256": "f" * 64}, "versions": {"bushpc": "0.1.0", "torch": "2.15.0"},
             "cells": cells, **grid,
@@ -104,6 +108,8 @@ class RunBuilder:
             "model": {"name": "xbusnet", "image_size": NETWORK}, "train": {"iterations": 1000},
             "evaluate": {"threshold": 0.4}, "cluster": {"cpus_per_rank": 4}, "fold": fold,
         }  # fmt: skip
+        if self.metrics:
+            config["evaluate"] |= {"metrics": list(self.metrics), "nsd_mm": 1.0, "nsd_px": 5.0}
         for key, value in self.rows.get(self.row, {}).items():
             group, _, name = key.rpartition(".")
             (config.setdefault(group, {}) if group else config)[name] = value
@@ -136,7 +142,7 @@ class RunBuilder:
     def evaluated(self, fold: int, rows: list[Row], done: bool = True) -> Path:
         """per_image.csv and DONE."""
         path = self.cell(fold) / "per_image.csv"
-        pd.DataFrame(rows).to_csv(path, index=False)
+        pd.DataFrame(rows).to_csv(path, index=False, na_rep="nan")
         if done:
             (self.cell(fold) / "DONE").write_text(json.dumps({"finished": "2026-11-20T11:00:00+00:00", "step": 1000}))
         return path
@@ -170,6 +176,43 @@ def builder(tmp_path: Path) -> RunBuilder:
 def new_run(tmp_path: Path) -> t.Callable[[str], RunBuilder]:
     """Makes a run of a name; all of them lie side by side."""
     return lambda name: RunBuilder(tmp_path / name)
+
+
+SAM_METRICS = (
+    *("label_accuracy", "label_f1", "label_auc", "label_ce"),
+    *("bce", "dice", "hd95_mm", "hd95_px", "nsd_mm", "nsd_px"),
+)
+
+
+def two_task_rows(fold: int, images: int = 12, skill: float = 1.0, pixel_sizes: bool = True, seed: int = 0) -> list[Row]:
+    """Lines of a model that segments and tells labels apart, two scans a patient, a third of them normal; every fourth
+    scan has no known pixel size. skill: how far the true label's score stands out.
+    """
+    rng = np.random.default_rng([seed, fold])
+    rows = []
+    for i in range(images):
+        label = LABELS[i // 2 % 3]
+        score_L = rng.normal(size=3) + skill * np.eye(3)[LABELS.index(label)]
+        prob_L = np.exp(score_L) / np.exp(score_L).sum()
+        dice, far = rng.uniform(0.5, 0.9), rng.uniform(5, 40)
+        changes: Row = {
+            "patient": f"f{fold}p{i // 2}", "label": label, "bce": rng.uniform(0.02, 0.2), "hd95_px": far,
+            "hd95_mm": far / 10 if i % 4 and pixel_sizes else np.nan, "nsd_px": dice / 2,
+            "nsd_mm": dice / 3 if i % 4 and pixel_sizes else np.nan,
+            **{f"prob_{name}": prob for name, prob in zip(LABELS, prob_L, strict=True)},
+        }  # fmt: skip
+        if label == "normal":
+            nothing = dict.fromkeys(("iou", "fnr", "hd95_mm", "hd95_px", "nsd_mm", "nsd_px"), np.nan)
+            pixels = {"tp": 0, "fn": 0, "fp": 40 * (i % 2), "tn": 4096 - 40 * (i % 2), "fpr": 40 * (i % 2) / 4096}
+            changes |= {**nothing, **pixels, "length_px": 0}
+            dice = np.nan
+        rows.append(make_row(f"f{fold}i{i}", fold, "none", dice, **changes))
+    return rows
+
+
+@pytest.fixture
+def two_tasks() -> t.Callable[..., list[Row]]:
+    return two_task_rows
 
 
 TABLE_4 = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS, METRICS
@@ -31,6 +32,7 @@ from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
 from bushpc.report.tables import Column, Number, Row, Table, Value
 
 _EN_DASH = "\u2013"
+_MOST_TURNED = 8  # columns of methods that a page has room for
 _MOST_BESIDE = 3  # metrics of a paper that fit beside as many of ours
 
 
@@ -39,6 +41,16 @@ def headline_table(summary: Summary) -> Table | None:
     entries = lines(summary)
     if not entries:
         return None
+    paper = published(summary, "overall")
+    if turned(summary):
+        return turned_table(
+            summary,
+            name="headline",
+            caption=f"Results at {_threshold(summary)} on validation images",
+            metrics=summary["shown_metrics"],
+            paper=paper,
+            notes=_headline_notes(summary, paper),
+        )
     counted = not same_folds(summary)
     tests = _tests(summary)
     metrics, headline = summary["shown_metrics"], summary["headline_metric"]
@@ -69,7 +81,6 @@ def headline_table(summary: Summary) -> Table | None:
         for arm in summary["arms"]
         if several(summary) and not arm["sources"]
     ]
-    paper = published(summary, "overall")
     if paper:
         rows += [
             Row(
@@ -175,8 +186,14 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
         )
     else:
         notes.append("Folds are missing: these are means over the complete ones only, without SD, and no final result.")
-    notes.append("95 % interval: of the mean over images, percentile bootstrap over patients.")
-    if summary["comparisons"]:
+    if turned(summary) and len(summary["entries"]) == 1:
+        notes.append(
+            "95 % interval: of the mean over images, of classification of all images together; percentile bootstrap "
+            "over patients."
+        )
+    elif not turned(summary):
+        notes.append("95 % interval: of the mean over images, percentile bootstrap over patients.")
+    if summary["comparisons"] and not turned(summary):
         notes.append(
             f"Baseline: {summary['comparisons']['against']}. Effect size r and p: paired Wilcoxon signed-rank test "
             "over images, see the comparisons."
@@ -202,7 +219,10 @@ def _definition_notes(summary: Summary) -> list[str]:
             said += " or no known pixel size" if metric.endswith("_mm") else ""
             by_count.setdefault(said, []).append(titled(metric))
     notes += [f"{listed(names)}: of {said}." for said, names in by_count.items()]
-    notes += [f"{titled(metric)} is not shown: {_why_undefined(metric)}." for metric in summary["undefined_metrics"]]
+    by_reason: dict[str, list[str]] = {}
+    for metric in summary["undefined_metrics"]:
+        by_reason.setdefault(_why_undefined(metric), []).append(titled(metric))
+    notes += [f"Not shown: {listed(names)}, as {reason}." for reason, names in by_reason.items()]
     if any(metric in LABEL_METRICS for metric in shown):
         notes.append(
             "Classification: of all images of a fold that have a label; F1 and AUC are means over the labels, AUC of "
@@ -232,7 +252,7 @@ def _why_undefined(metric: str) -> str:
         return "no model here gives a probability of each label, or no image has a label"
     if metric.endswith("_mm"):
         return "the size of a pixel is known for no image with a lesion"
-    return f"no image of these evaluations has it ({METRICS[metric].title})"
+    return "the evaluation measured it for no image"
 
 
 def ablation_table(summary: Summary) -> Table | None:
@@ -246,6 +266,16 @@ def ablation_table(summary: Summary) -> Table | None:
     theirs = _by_row(summary, paper, settings)
     paper = paper if theirs else None
     metrics = _ablation_metrics(summary)
+    if turned(summary):
+        return turned_table(
+            summary,
+            name="ablation",
+            caption=summary["title"],
+            metrics=metrics,
+            paper=paper,
+            notes=_ablation_notes(summary, paper, beside=False),
+            settings=settings,
+        )
     beside = paper is not None and len(metrics) <= _MOST_BESIDE
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
     counted = any(arm["parameters"] for arm in summary["arms"]) or (paper is not None and PARAMETERS in paper.metrics)
@@ -297,22 +327,106 @@ def ablation_table(summary: Summary) -> Table | None:
     columns += [Column(key=key, header=_short(key), numeric=False) for key in settings]
     columns += [FOLDS, *((Column(key=PARAMETERS, header="Parameters"),) if counted else ())]
     columns += metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None)
-    notes = ["Mean ± SD over folds.", bold_note(summary)]
     if paper and beside:
         columns += [
             Column(key=f"paper_{column.key}", header=column.header, over=paper.name)
             for column in metric_columns(summary, metrics)
         ]
-        notes.append(f"{paper.name}: figures as printed there, not computed here: {paper.citation}.")
-    elif paper:
-        notes.append(f"The paper's rows were not computed here: {paper.citation}.")
     return Table(
         name="ablation",
         caption=summary["title"],
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=tuple(notes),
+        notes=tuple(_ablation_notes(summary, paper, beside)),
     )
+
+
+def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
+    notes = ["Mean ± SD over folds.", bold_note(summary)]
+    if paper and beside:
+        notes.append(f"{paper.name}: figures as printed there, not computed here: {paper.citation}.")
+    elif paper:
+        notes.append(f"The paper's figures were not computed here: {paper.citation}.")
+    return notes
+
+
+def turned(summary: Summary) -> bool:
+    """Whether metrics are rows and methods columns, as in the SAM multi-task paper: where a model does two tasks, which
+    makes many metrics, and there are few methods.
+    """
+    tasks = {metric in LABEL_METRICS for metric in summary["shown_metrics"]}
+    return len(tasks) == 2 and len(summary["entries"]) <= _MOST_TURNED
+
+
+def turned_table(
+    summary: Summary,
+    *,
+    name: str,
+    caption: str,
+    metrics: list[str],
+    paper: PublishedTable | None,
+    notes: list[str],
+    settings: Sequence[str] = (),
+) -> Table:
+    """A row a metric by task, a column an entry, then the paper's. settings: that stand above the metrics."""
+    entries: list[tuple[str, Summary, Line | None]] = [(line.label, line.arm, line) for line in lines(summary)]
+    evaluated = {arm["arm"] for _, arm, _ in entries}
+    # Without a complete fold, yet a column that is not there would not be missed.
+    entries += [(arm["label"], arm, None) for arm in summary["arms"] if arm["arm"] not in evaluated]
+    alone = entries[0][2] if len(entries) == 1 else None
+    own = f"{ours(summary)}, mean{' ± SD' if summary['complete'] else ''} over folds"
+    columns = [Column(key="metric", header="Metric", numeric=False)]
+    columns += [
+        Column(key=label, header=label, over=own, ranked=line is not None and line.ranked) for label, _, line in entries
+    ]
+    if alone:
+        columns += [
+            Column(key=f"ci95_{end}", header=end, over="95 % interval", ranked=False) for end in ("low", "high")
+        ]
+    quoted = paper.rows if paper else {}
+    columns += [
+        Column(key=f"paper_{said}", header=said, over=paper.heading, quoted=True)
+        for said in quoted
+        if paper is not None
+    ]
+
+    empty: list[Value] = ["", ""] if alone else []
+    rows = [
+        Row(
+            values=(
+                _short(key),
+                *(_setting(arm["settings"][key]) for _, arm, _ in entries),
+                *empty,
+                *(_setting(figures[key]) if key in figures else "" for figures in quoted.values()),
+            ),
+            group="Settings",
+        )
+        for key in settings
+    ]
+    if not same_folds(summary):
+        counts = (folds_count(arm) for _, arm, _ in entries)
+        rows.append(Row(values=("Folds", *counts, *empty, *[""] * len(quoted))))
+    for column in sorted(metric_columns(summary, metrics), key=lambda column: column.over):
+        rows.append(
+            Row(
+                values=(
+                    column.header,
+                    *(figure(line.figures()[column.key]) if line else Number(None) for _, _, line in entries),
+                    *(_interval_of(alone, column.key) if alone else ()),
+                    *(printed(paper, figures, [column.key])[0] for figures in quoted.values() if paper),
+                ),
+                group=column.over,
+                better=column.better,
+            )
+        )
+    return Table(name=name, caption=caption, columns=tuple(columns), rows=tuple(rows), notes=tuple(notes))
+
+
+def _interval_of(line: Line, metric: str) -> tuple[Number, Number]:
+    """Of a label metric of all images together, and of the mean over images of another."""
+    labels = line.arm["labels"][line.source] or {}
+    found = labels.get(metric) if metric in LABEL_METRICS else line.figures()[metric]
+    return bounds(found or {})
 
 
 def _ablation_metrics(summary: Summary) -> list[str]:

@@ -1,0 +1,178 @@
+"""Audit of packed data → one HTML page with the pictures. Reads the shards, as the panel of a report does."""
+
+from __future__ import annotations
+
+import shlex
+import typing as t
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from bushpc.errors import DataError
+from bushpc.files import write_atomically
+from bushpc.report import tables
+from bushpc.report.panel import contour_of
+from bushpc.report.tables import Column, Row, Table
+from bushpc.sample import LABELS, UNLABELLED
+from bushpc.shards.audit import KINDS, Audit, Packed, Twins, balance
+from bushpc.shards.manifest import Record, read_image, read_mask
+
+MOST_PAIRS = 60  # with pictures: a page stays one that a phone can open
+MOST_OF_A_KIND = 18
+_EDGE = 260  # longest side of a picture, in pixels
+_BINS = 24
+
+
+class View(t.NamedTuple):
+    """A scan on the page. picture: data URI, None where it cannot be shown."""
+
+    dataset: str
+    key: str
+    said: str
+    picture: str | None
+
+
+class Shown(t.NamedTuple):
+    """Findings of one kind. without: those that are about no scan, in words. more: how many have no room here."""
+
+    id: str
+    title: str
+    meaning: str
+    grave: bool
+    count: int
+    views: list[View]
+    without: list[str]
+    more: int
+
+
+class Histogram(t.NamedTuple):
+    """title: with the unit. bars: number of scans in each of equal bins from low to high."""
+
+    title: str
+    dataset: str
+    low: float
+    high: float
+    bars: list[int]
+
+
+def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
+    """Write `folder`/index.html, whole. command: what made it, for the page's foot. Raises: OSError."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bushpc.report", "templates"),
+        autoescape=True,  # names and keys come from file names
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["table_html"] = tables.to_html
+    pairs = [pair for pair in audit.twins[:MOST_PAIRS]]
+    scans = [record for packed in audit.datasets for record in packed.manifest.records]
+    text = environment.get_template("audit.html.j2").render(
+        audit=audit,
+        scans=len(scans),
+        patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
+        counts=_counts(audit),
+        histograms=_histograms(audit),
+        pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
+        more_pairs=len(audit.twins) - len(pairs),
+        kinds=[_shown(audit, kind) for kind in audit.kind_counts],
+        command=shlex.join(command),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "index.html", text)
+    return folder / "index.html"
+
+
+def _shown(audit: Audit, kind: str) -> Shown:
+    findings = [finding for finding in audit.findings if finding.kind == kind]
+    about_scans = [finding for finding in findings if finding.key]
+    shown = about_scans[:MOST_OF_A_KIND]
+    without = [f"{finding.dataset}: {finding.said}" for finding in findings if not finding.key]
+    return Shown(
+        kind,
+        KINDS[kind].title,
+        KINDS[kind].meaning,
+        KINDS[kind].grave,
+        len(findings),
+        [_view(audit, finding.dataset, finding.key, finding.said) for finding in shown],
+        without[:MOST_OF_A_KIND],
+        len(about_scans) - len(shown) + max(0, len(without) - MOST_OF_A_KIND),
+    )
+
+
+def _other(audit: Audit, pair: Twins) -> View:
+    return _view(audit, pair.other_dataset, pair.other_key)
+
+
+def _view(audit: Audit, dataset: str, key: str, said: str = "") -> View:
+    packed = next(packed for packed in audit.datasets if packed.name == dataset)
+    record = packed.manifest.record(key)
+    try:
+        return View(dataset, key, said or record.label, _picture(packed, record))
+    except DataError:
+        return View(dataset, key, said or record.label, None)
+
+
+def _picture(packed: Packed, record: Record) -> str:
+    """The image with the outline of its mask; of four channels that are no colours, the first."""
+    image_HWC = read_image(packed.folder, record)
+    if image_HWC.shape[2] != 3:
+        image_HWC = np.repeat(image_HWC[..., :1], 3, axis=2)
+    return contour_of(image_HWC, read_mask(packed.folder, record), _EDGE)
+
+
+def _counts(audit: Audit) -> Table:
+    rows = balance(audit)
+    labels = [label for label in (*LABELS, UNLABELLED) if any(row[label] for row in rows)]
+    columns = (
+        Column(key="part", header="Part", numeric=False),
+        Column(key="scans", header="Scans"),
+        Column(key="patients", header="Patients"),
+        *(Column(key=label, header=label.capitalize()) for label in labels),
+        Column(key="pixel_mm", header="Pixel size known"),
+        Column(key="sides", header="Sides, pixels"),
+        Column(key="lesion_share", header="Lesion, % of image"),
+    )
+    return Table(
+        name="counts",
+        caption="Scans by dataset and fold",
+        columns=columns,
+        rows=tuple(
+            Row(
+                values=(
+                    f"fold {row['fold']}" if row["fold"] else "all",
+                    row["scans"],
+                    row["patients"],
+                    *(row[label] for label in labels),
+                    row["pixel_mm"],
+                    f"{row['shortest_side']} to {row['longest_side']}",
+                    "{1:.1f} ({0:.1f} to {2:.1f})".format(*row["lesion_share"]) if row["lesion_share"] else "—",
+                ),
+                group=row["dataset"],
+                strong=not row["fold"],
+            )
+            for row in rows
+        ),
+        notes=("Lesions as median and, in brackets, the 5 % and the 95 % quantile.",),
+    )
+
+
+def _histograms(audit: Audit) -> list[Histogram]:
+    """The same bins for all datasets, so that they can be compared."""
+    shares, sides = {}, {}
+    for packed in audit.datasets:
+        records = packed.manifest.records
+        shares[packed.name] = [100 * r.lesion_pixels / (r.height * r.width) for r in records if r.lesion_pixels]
+        sides[packed.name] = [float(max(r.height, r.width)) for r in records]
+    found = []
+    for title, by_dataset in (("Lesion area, % of the image", shares), ("Longer side, pixels", sides)):
+        values = [value for each in by_dataset.values() for value in each]
+        if not values:
+            continue
+        low, high = 0.0, max(values)
+        for dataset, each in by_dataset.items():
+            bars, _ = np.histogram(each, bins=_BINS, range=(low, high))
+            found.append(Histogram(title, dataset, low, high, bars.tolist()))
+    return found
