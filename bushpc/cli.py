@@ -66,6 +66,23 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("--json", action="store_true", help="for machines")
     listed.add_argument("--deep", action="store_true", help="hash every packed tar instead of looking at its size")
     listed.set_defaults(run=_shards_list)
+    audited = actions.add_parser(
+        "audit", help="duplicates, leaks, bad masks, balance: bushpc shards audit data=breast [data=bus_bra …]"
+    )
+    audited.add_argument(
+        "words",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="data= (a dataset, or a folder of shards; several are compared), out=, folds=frozen|published|grouped",
+    )
+    audited.set_defaults(run=_shards_audit)
+    drawn = actions.add_parser(
+        "folds", help="folds in which near duplicates stay together: bushpc shards folds data=busi duplicates=group"
+    )
+    drawn.add_argument(
+        "words", nargs="+", metavar="KEY=VALUE", help="data= (a dataset, or a folder of shards), duplicates=group"
+    )
+    drawn.set_defaults(run=_shards_folds)
 
     cv = commands.add_parser("cv", help="cross-validate: bushpc cv model=xbusnet data=breast cluster=local")
     cv.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -246,6 +263,68 @@ def _shards_list(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(plain_lines(entry) for entry in entries))
     return 1 if any(entry.packed == "damaged" for entry in entries) else 0
+
+
+def _shards_audit(arguments: argparse.Namespace) -> int:
+    """Exit status 1 if something grave was found."""
+    from rich.console import Console
+
+    from bushpc.config import ROOT
+    from bushpc.report.audit_page import write_page
+    from bushpc.shards.audit import audit, summary, write
+    from bushpc.shards.progress import progress
+
+    folders = [_shards_folder(word[5:]) for word in arguments.words if word.startswith("data=")]
+    given = _words([word for word in arguments.words if not word.startswith("data=")])
+    names = "-".join(folder.name for folder in folders)
+    out = Path(given.pop("out", ROOT / "runs" / f"audit-{names}")).expanduser()
+    folds = given.pop("folds", "frozen")
+    if given or not folders:
+        wrong = next(iter(given), "")
+        raise ConfigError(
+            unknown_name("word", wrong, ("data", "out", "folds"), "Example: bushpc shards audit data=breast")
+        )
+    with progress(f"audit {names}") as show:
+        found = audit(folders, folds=folds, progress=show)
+    write(found, out)
+    page = write_page(found, out, ["bushpc", "shards", "audit", *arguments.words])
+    Console().print(summary(found))
+    print(f"page: {page}")
+    return 1 if found.grave else 0
+
+
+def _shards_folds(arguments: argparse.Namespace) -> None:
+    """Draw folds with seed 0 in which patients who share a picture count as one."""
+    from bushpc.shards.audit import find_duplicates
+    from bushpc.shards.duplicates import tie_patients
+    from bushpc.shards.manifest import Manifest
+    from bushpc.shards.progress import progress
+    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds
+
+    given = _words(arguments.words)
+    folder = _shards_folder(given.pop("data", ""))
+    if given != {"duplicates": "group"}:
+        raise ConfigError(f"{' '.join(arguments.words)}: write bushpc shards folds data=… duplicates=group")
+    manifest = Manifest.load(folder)
+    with progress(f"compare {manifest.dataset}") as show:
+        pairs = find_duplicates(folder, manifest, show)
+    tied = tie_patients(manifest.records, pairs)
+    path = folder / FILE_BY_SOURCE["grouped"]
+    freeze_folds(path, manifest.records, make_folds(tied))
+    patients, groups = ({record.patient for record in records} for records in (manifest.records, tied))
+    print(f"{path}: {len(pairs)} pairs are one picture, so {len(patients)} patients count as {len(groups)}")
+    print("train on them with folds=grouped")
+
+
+def _shards_folder(data: str) -> Path:
+    """The folder of a packed dataset, given by its name or itself."""
+    from bushpc.config import ROOT, config_names
+
+    if data in config_names("data"):
+        return ROOT / "shards" / data
+    if data and Path(data).expanduser().is_dir():
+        return Path(data).expanduser().resolve()
+    raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))
 
 
 def _cv(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ MOST_PAIRS = 60  # with pictures: a page stays one that a phone can open
 MOST_OF_A_KIND = 18
 _EDGE = 260  # longest side of a picture, in pixels
 _BINS = 24
+_SECTIONS = (("counts", "Counts"), ("pairs", "The same picture"))
 
 
 class View(t.NamedTuple):
@@ -67,7 +68,8 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
         lstrip_blocks=True,
     )
     environment.globals["table_html"] = tables.to_html
-    pairs = [pair for pair in audit.twins[:MOST_PAIRS]]
+    pairs = audit.twins[:MOST_PAIRS]
+    kinds = [_shown(audit, kind) for kind in audit.kind_counts]
     scans = [record for packed in audit.datasets for record in packed.manifest.records]
     text = environment.get_template("audit.html.j2").render(
         audit=audit,
@@ -77,7 +79,8 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
         histograms=_histograms(audit),
         pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
         more_pairs=len(audit.twins) - len(pairs),
-        kinds=[_shown(audit, kind) for kind in audit.kind_counts],
+        kinds=kinds,
+        sections=[*_SECTIONS, *((kind.id, kind.title) for kind in kinds), ("provenance", "Provenance")],
         command=shlex.join(command),
     )
     folder.mkdir(parents=True, exist_ok=True)

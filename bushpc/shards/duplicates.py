@@ -65,9 +65,9 @@ class Pair(t.NamedTuple):
 def look_at(image_HWC: np.ndarray) -> Look:
     """The look of a uint8 image with any number of channels; squeezed to a square, so that stretching is forgiven."""
     digest = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()
-    channels = [Image.fromarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2])]
-    small_CHW = np.stack([channel.resize((EDGE, EDGE), Image.Resampling.BILINEAR) for channel in channels])
-    return Look(digest, small_CHW.mean(axis=0).round().astype(np.uint8))
+    channels = (Image.fromarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2]))
+    small = [np.asarray(channel.resize((EDGE, EDGE), Image.Resampling.BILINEAR)) for channel in channels]
+    return Look(digest, np.mean(small, axis=0).round().astype(np.uint8))
 
 
 def perceptual_hash(small_NHW: np.ndarray) -> np.ndarray:

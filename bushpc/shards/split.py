@@ -216,7 +216,7 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
 
 
 def read_fold_numbers(path: str | Path) -> dict[str, int]:
-    """Key → fold as a fold file says it, whether or not it fits any records. Raises: DataError if it is no fold file."""
+    """Key → fold as a fold file says it, fitting any records or not. Raises: DataError if it is no fold file."""
     path = Path(path)
     return {cells["key"]: _fold_number(path, row, cells["fold"]) for row, cells in _read_csv(path, ("key", "fold"))}
 
