@@ -91,8 +91,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def fold_of(folder: Path) -> dict[str, int]:
-    """Key → the fold whose validation part holds it."""
-    return {row["key"]: int(row["fold"]) for row in read_rows(folder / "folds.csv")}
+    """Key of a lesion → the fold whose validation part holds it."""
+    return {row["key"]: int(row["fold"]) for row in read_rows(folder / "folds.csv") if row["label"] != "normal"}
 
 
 def saved_map(cell_dir: Path, source: str, key: str) -> np.ndarray:

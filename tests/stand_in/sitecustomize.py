@@ -27,8 +27,8 @@ def run_cell(cell_dir, world, stop):
     config = yaml.safe_load((cell_dir / "config.yaml").read_text())
     iterations, size = config["train"]["iterations"], config["train"]["batch_size"]
     rows = [line.split(",") for line in (cell_dir.parent.parent / "folds.csv").read_text().split()]
-    fold, key = rows[0].index("fold"), rows[0].index("key")
-    keys = [row[key] for row in rows[1:] if int(row[fold]) != config["fold"]]
+    fold, key, label = (rows[0].index(column) for column in ("fold", "key", "label"))
+    keys = [row[key] for row in rows[1:] if int(row[fold]) != config["fold"] and row[label] != "normal"]
     if (cell_dir / "fails").exists():
         raise RuntimeError("told to fail")
     with Lease(cell_dir):
