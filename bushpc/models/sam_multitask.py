@@ -60,7 +60,8 @@ class SamMultitaskConfig(ModelConfig):
         window in tokens, channels of the embedding.
     global_blocks: which blocks attend over the whole image, counted from 0.
     decoder: `sd` or `unet`.
-    decoder_channels: channels of the decoder's stages, each of which doubles the resolution, deepest first.
+    decoder_channels: channels of the decoder's stages, each of which doubles the resolution, deepest first; `sd` has
+        the first two alone.
     skip_blocks: whose outputs `unet` gets as skips, counted from 0, rising; the last one goes to the first stage.
     mask_guided: MGC-A; without it the classifier reads the mean of the embedding alone.
     classifier_width: hidden width of the classifier.
@@ -138,11 +139,10 @@ class SamMultitaskConfig(ModelConfig):
         channels = self.decoder_channels
         if not channels or any(count < 1 or count % GROUPS for count in channels):
             raise ConfigError(f"model.decoder_channels={list(channels)}: multiples of {GROUPS} are needed")
-        if len(channels) > self.stages or (self.decoder == "unet" and len(channels) < self.stages):
-            allowed = f"{self.stages}" if self.decoder == "unet" else f"1 to {self.stages}"
+        if len(channels) != self.stages:
             raise ConfigError(
-                f"model.decoder_channels={list(channels)}: from patches of {self.patch_size} pixels decoder="
-                f"{self.decoder} has {allowed} stages"
+                f"model.decoder_channels={list(channels)}: {self.stages} numbers are needed, one for each doubling from "
+                f"patches of {self.patch_size} pixels to the image"
             )
         if len(self.skip_blocks) > self.stages:
             raise ConfigError(f"model.skip_blocks={list(self.skip_blocks)}: there are {self.stages} stages")
@@ -372,12 +372,12 @@ class ConvNormAct(nn.Sequential):
 
 
 class SimpleDecoder(nn.Module):
-    """SD-H: convolutions, each followed by bilinear upsampling, from the neck alone; no skips."""
+    """SD-H: two convolutions, each followed by bilinear upsampling, from the neck alone; no skips."""
 
     def __init__(self, config: SamMultitaskConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        channels = (config.neck, *config.decoder_channels)
+        channels = (config.neck, *config.decoder_channels[:2])
         self.stages = nn.ModuleList(ConvNormAct(*pair) for pair in itertools.pairwise(channels))
         self.head = nn.Conv2d(channels[-1], 1, kernel_size=1)
 
