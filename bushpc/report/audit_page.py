@@ -42,7 +42,7 @@ class Shown(t.NamedTuple):
     title: str
     meaning: str
     grave: bool
-    count: int
+    number: int
     views: list[View]
     without: list[str]
     more: int

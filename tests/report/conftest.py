@@ -157,7 +157,7 @@ class RunBuilder:
         return self
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def row() -> t.Callable[..., Row]:
     return make_row
 
@@ -184,7 +184,9 @@ SAM_METRICS = (
 )
 
 
-def two_task_rows(fold: int, images: int = 12, skill: float = 1.0, pixel_sizes: bool = True, seed: int = 0) -> list[Row]:
+def two_task_rows(
+    fold: int, images: int = 12, skill: float = 1.0, pixel_sizes: bool = True, seed: int = 0
+) -> list[Row]:
     """Lines of a model that segments and tells labels apart, two scans a patient, a third of them normal; every fourth
     scan has no known pixel size. skill: how far the true label's score stands out.
     """
@@ -210,9 +212,15 @@ def two_task_rows(fold: int, images: int = 12, skill: float = 1.0, pixel_sizes: 
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def two_tasks() -> t.Callable[..., list[Row]]:
     return two_task_rows
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., RunBuilder]:
+    """Makes a run of a name that all tests of a file read and none changes."""
+    return lambda name, **fields: RunBuilder(tmp_path_factory.mktemp("runs") / name, **fields)
 
 
 TABLE_4 = {

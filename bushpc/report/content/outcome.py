@@ -278,12 +278,13 @@ def ablation_table(summary: Summary) -> Table | None:
         )
     beside = paper is not None and len(metrics) <= _MOST_BESIDE
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
+    named = not switches or (paper is not None and not beside)  # rows of switches need no name, others' rows do
     counted = any(arm["parameters"] for arm in summary["arms"]) or (paper is not None and PARAMETERS in paper.metrics)
     own = {line.arm["arm"]: line for line in lines(summary)}
 
     def values(name: str, of: Summary, folds: str, parameters: Value, figures: list[Number]) -> tuple[Value, ...]:
         return (
-            *(() if switches else (name,)),
+            *((name,) if named else ()),
             *(_setting(of.get(key)) for key in settings),
             folds,
             *((parameters,) if counted else ()),
@@ -323,7 +324,7 @@ def ablation_table(summary: Summary) -> Table | None:
             for name, quoted in paper.rows.items()
             if name not in shown and (switches or not beside)
         ]
-    columns = [*(() if switches else (METHOD,))]
+    columns = [METHOD] if named else []
     columns += [Column(key=key, header=_short(key), numeric=False) for key in settings]
     columns += [FOLDS, *((Column(key=PARAMETERS, header="Parameters"),) if counted else ())]
     columns += metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None)
