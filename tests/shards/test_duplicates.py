@@ -1,0 +1,163 @@
+"""Promises of duplicates: changed copies are found, unrelated scans are not, and copies never straddle a split."""
+
+from __future__ import annotations
+
+import io
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bushpc.shards.duplicates import (
+    EDGE,
+    Pair,
+    aligned_correlation,
+    find_pairs,
+    group,
+    look_at,
+    perceptual_hash,
+    tie_patients,
+)
+from bushpc.shards.manifest import Manifest, Record, read_image
+from bushpc.shards.split import make_folds
+
+
+def record(key, patient, label="benign"):
+    place = {"shard": "lesion-000000.tar", "image_offset": 0, "image_bytes": 1, "mask_offset": 2, "mask_bytes": 1}
+    size = {"height": 8, "width": 8, "lesion_pixels": 4, "lesion_length": 2}
+    return Record(key=key, patient=patient, label=label, attributes={}, pixel_mm=None, **size, **place)
+
+
+@pytest.fixture(scope="module")
+def scans(phantom_folder):
+    """24 unrelated scans, 4 of them without a lesion."""
+    manifest = Manifest.load(phantom_folder)
+    return [read_image(phantom_folder, record) for record in manifest.records]
+
+
+def re_encoded(scan):
+    stream = io.BytesIO()
+    Image.fromarray(scan).save(stream, "JPEG", quality=50)
+    return np.array(Image.open(stream))
+
+
+def resized(scan):
+    return np.array(Image.fromarray(scan).resize((300, 260)))
+
+
+def brightened(scan):
+    return np.clip(scan * 1.3 + 15, 0, 255).astype(np.uint8)
+
+
+def mirrored(scan):
+    return scan[:, ::-1]
+
+
+def cropped(scan):
+    height, width = scan.shape[:2]
+    return scan[int(0.03 * height) : int(0.99 * height), int(0.02 * width) : int(0.96 * width)]
+
+
+def everything(scan):
+    return mirrored(re_encoded(brightened(resized(cropped(scan)))))
+
+
+CHANGES = [re_encoded, resized, brightened, mirrored, cropped, everything]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_are_found_and_nothing_else(scans, change):
+    looks = [look_at(np.ascontiguousarray(scan)) for scan in (*scans, *map(change, scans))]
+    pairs = find_pairs(looks)
+    assert [(pair.first, pair.second) for pair in pairs] == [(i, i + len(scans)) for i in range(len(scans))]
+    assert {pair.mirrored for pair in pairs} == {change in (mirrored, everything)}
+    assert not any(pair.identical for pair in pairs)
+
+
+def test_identical_pixels_are_told_from_near_ones(scans):
+    looks = [look_at(scan) for scan in (scans[0], scans[0].copy(), re_encoded(scans[0]))]
+    assert [(pair.first, pair.second, pair.identical) for pair in find_pairs(looks)] == [
+        (0, 1, True),
+        (0, 2, False),
+        (1, 2, False),
+    ]
+
+
+def test_empty_images_are_not_one_picture():
+    black = look_at(np.zeros((80, 90, 3), np.uint8))
+    assert find_pairs([black, black]) == []
+    assert find_pairs([]) == []
+
+
+def test_images_of_four_channels_are_compared_too(scans):
+    four = [np.dstack([scan, scan[..., 0] // 2]) for scan in scans[:3]]
+    pairs = find_pairs([look_at(image) for image in (*four, four[1])])
+    assert [(pair.first, pair.second, pair.identical) for pair in pairs] == [(1, 3, True)]
+
+
+def test_the_hash_is_the_sign_of_the_lowest_cosine_terms_about_their_median(scans):
+    small = look_at(scans[0]).small_HW
+    coarse = small.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    row = (np.arange(32) + 0.5) * np.pi / 32
+    terms = []
+    for u in range(8):
+        for v in range(8):
+            scale = (0.5 if u == 0 else 1) ** 0.5 * (0.5 if v == 0 else 1) ** 0.5
+            terms.append(scale * np.cos(u * row) @ coarse @ np.cos(v * row))
+    above = np.array(terms) > np.median(terms[1:])
+    assert perceptual_hash(small[None]).tolist() == [int(np.packbits(above).view(np.uint64)[0])]
+
+
+def test_alignment_undoes_a_shift_and_a_stretch():
+    rng = np.random.default_rng(0)
+    row, column = np.mgrid[:EDGE, :EDGE] / EDGE
+    waves = [(rng.uniform(2, 9, 2), rng.uniform(0, 6)) for _ in range(12)]
+
+    def picture(row, column):
+        return sum(np.sin(2 * np.pi * (a * row + b * column) + phase) for (a, b), phase in waves)
+
+    one, other = picture(row, column), picture(0.95 * row + 0.03, 1.04 * column - 0.02)
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.8
+    assert aligned_correlation(one, other) > 0.98
+
+
+edges = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)).filter(lambda edge: edge[0] < edge[1]), max_size=15)
+
+
+def pairs_of(drawn):
+    return [Pair(i, j, True, False, 1.0) for i, j in drawn]
+
+
+@given(edges)
+def test_copies_of_copies_are_of_one_group(drawn):
+    graph = networkx.Graph(drawn)
+    graph.add_nodes_from(range(15))
+    groups = group(15, pairs_of(drawn))
+    expected = {frozenset(part) for part in networkx.connected_components(graph)}
+    assert {frozenset(i for i in range(15) if groups[i] == number) for number in groups} == expected
+
+
+@settings(deadline=None)
+@given(
+    edges, st.lists(st.tuples(st.integers(0, 11), st.sampled_from(["benign", "malignant"])), min_size=15, max_size=15)
+)
+def test_neither_copies_nor_patients_straddle_grouped_folds(drawn, scans):
+    records = [record(f"scan{i:02d}", f"patient{patient:02d}", label) for i, (patient, label) in enumerate(scans)]
+    tied = tie_patients(records, pairs_of(drawn))
+    assert [each.key for each in tied] == [each.key for each in records]
+    if len({each.patient for each in tied}) < 2:
+        return
+    folds = make_folds(tied, k=2)
+    for i, j in drawn:
+        assert folds[records[i].key] == folds[records[j].key]
+    for one in records:
+        for other in records:
+            assert one.patient != other.patient or folds[one.key] == folds[other.key]
+
+
+def test_without_pairs_grouped_folds_are_those_of_make_folds():
+    records = [record(f"scan{i:02d}", f"patient{i // 2:02d}", ("benign", "malignant")[i % 4 // 2]) for i in range(20)]
+    assert make_folds(tie_patients(records, [])) == make_folds(records)
