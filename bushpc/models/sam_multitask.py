@@ -141,8 +141,8 @@ class SamMultitaskConfig(ModelConfig):
             raise ConfigError(f"model.decoder_channels={list(channels)}: multiples of {GROUPS} are needed")
         if len(channels) != self.stages:
             raise ConfigError(
-                f"model.decoder_channels={list(channels)}: {self.stages} numbers are needed, one for each doubling from "
-                f"patches of {self.patch_size} pixels to the image"
+                f"model.decoder_channels={list(channels)}: {self.stages} numbers are needed, one for each doubling "
+                f"from patches of {self.patch_size} pixels to the image"
             )
         if len(self.skip_blocks) > self.stages:
             raise ConfigError(f"model.skip_blocks={list(self.skip_blocks)}: there are {self.stages} stages")
