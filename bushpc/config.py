@@ -26,6 +26,7 @@ import yaml
 
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.metrics.names import METRICS
+from bushpc.sample import LABELS
 
 if t.TYPE_CHECKING:
     from bushpc.models.base import Model, ModelConfig
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
+SCHEDULES = ("cosine", "constant", "plateau")
 # Tools that show curves, and how each is installed.
 TOOLS = {"tensorboard": "tensorboard", "wandb": "'bushpc[wandb]'", "mlflow": "'bushpc[mlflow]'"}
 PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes")
@@ -64,9 +66,16 @@ MOST_SHOWN = 200
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     iterations: int
+    epochs: int | None
     batch_size: int
     accumulate: int
+    balance: bool
     lr: float
+    schedule: str
+    plateau_factor: float
+    plateau_patience: int
+    stop_patience: int
+    holdout: float
     weight_decay: float
     warmup: int
     grad_clip: float
@@ -84,7 +93,20 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "1 or more")
         for name in ("warmup", "grad_clip", "validate_every", "weight_decay", "keep_every"):
             _require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)}", "0 or more")
+        _require(self.epochs is None or self.epochs >= 1, f"train.epochs={self.epochs}", "1 or more, or null")
         _require(0 <= self.ema < 1, f"train.ema={self.ema}", "0 (off) to below 1")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(unknown_name("train.schedule", self.schedule, SCHEDULES))
+        _require(0 < self.plateau_factor < 1, f"train.plateau_factor={self.plateau_factor}", "between 0 and 1")
+        _require(self.plateau_patience >= 1, f"train.plateau_patience={self.plateau_patience}", "1 or more")
+        _require(self.stop_patience >= 0, f"train.stop_patience={self.stop_patience}", "0 (off) or more")
+        _require(0 <= self.holdout <= 0.5, f"train.holdout={self.holdout}", "0 (none) to 0.5")
+        if self.tuned != bool(self.holdout):
+            raise ConfigError(
+                f"train.holdout={self.holdout} with train.schedule={self.schedule} and train.stop_patience="
+                f"{self.stop_patience}: a part of the training samples is held out exactly where something watches "
+                "its loss; set train.holdout=0.2 with train.schedule=plateau or train.stop_patience, else 0"
+            )
         for tool in self.track:
             if tool not in TOOLS:
                 raise ConfigError(unknown_name("tool in train.track", tool, TOOLS))
@@ -95,6 +117,11 @@ class TrainConfig:
                 f"train.keep_best={self.keep_best} needs validations during training: set train.validate_every"
             )
         _require(0 < self.lr < math.inf, f"train.lr={self.lr}", "a number above 0")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether learning rate or length follow the loss on samples that are held out of training."""
+        return self.schedule == "plateau" or self.stop_patience > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +142,39 @@ class PromptingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StrengthConfig:
+    benign: float
+    malignant: float
+    normal: float
+
+    def __post_init__(self) -> None:
+        for label in LABELS:
+            given = getattr(self, label)
+            _require(0 <= given <= 1, f"augment.strength.{label}={given}", "0 (unchanged) to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     hflip: float
     rotate: float
     zoom: float
     brightness: float
     contrast: float
+    strength: StrengthConfig
+    variants: int
 
     def __post_init__(self) -> None:
+        _require(self.variants >= 0, f"augment.variants={self.variants}", "0 (a new change every time) or more")
         for name in ("hflip", "brightness", "contrast"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name}={getattr(self, name)}", "0 to 1")
         _require(0 <= self.zoom < 1, f"augment.zoom={self.zoom}", "0 to below 1")
         _require(0 <= self.rotate <= 180, f"augment.rotate={self.rotate}", "0 to 180 degrees")
+
+    @property
+    def changes(self) -> bool:
+        """Whether scans of any label are changed at all."""
+        strongest = max(self.strength.benign, self.strength.malignant, self.strength.normal)
+        return bool(strongest * max(self.hflip, self.rotate, self.zoom, self.brightness, self.contrast))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +203,8 @@ class LoaderConfig:
     workers: int
     cache_dir: str | None
     cache_gb: float
+    features: bool
+    features_dir: str | None
     lanes: int
 
     def __post_init__(self) -> None:
@@ -283,8 +333,8 @@ class CellConfig:
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(f"name={self.name!r}: a folder name of letters, digits, '.', '_' and '-' is needed")
-        if self.folds not in ("frozen", "published"):
-            raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published")))
+        if self.folds not in ("frozen", "published", "grouped"):
+            raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published", "grouped")))
         for source in (self.prompts, *self.also_prompts):
             if source not in PROMPT_SOURCES:
                 raise ConfigError(unknown_name("prompt source", source, PROMPT_SOURCES))
@@ -305,8 +355,32 @@ class CellConfig:
                 f"(cluster.nodes x cluster.ranks_per_node) in train.accumulate={self.train.accumulate} parts each: "
                 f"make it a multiple of {shares}"
             )
+        if self.loader.features:
+            self._check_features()
         if self.data.stream:
+            if self.train.balance:
+                raise ConfigError(
+                    "train.balance=true with data.stream: a stream delivers each sample once an epoch; read the shards "
+                    "from data.root instead, or set train.balance=false"
+                )
             self._check_lanes()
+
+    def _check_features(self) -> None:
+        """What is computed once must be the same whenever it is asked for."""
+        name = self.model_class.__name__
+        if not self.model_class.feature_settings(self.model):
+            raise ConfigError(
+                f"loader.features=true: {name} as it is configured has no frozen part whose outputs could be kept; set "
+                "loader.features=false"
+            )
+        if self.data.stream:
+            raise ConfigError("loader.features=true with data.stream: a stream is read once; set one of them")
+        if self.augment.changes and not self.augment.variants:
+            raise ConfigError(
+                "loader.features=true with augment.variants=0: each image is changed anew each time, and what "
+                f"{name}'s frozen part makes of it cannot be kept. Set augment.variants to a number of fixed changes "
+                "per sample, such as 4, or switch augment off, or set loader.features=false"
+            )
 
     def _check_lanes(self) -> None:
         """A lane belongs to one rank, and gives equally many samples to every step."""
@@ -360,7 +434,9 @@ class CellConfig:
         flat = _flat(self.to_dict())
         hashed = {k: v for k, v in flat.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
-        return hashed | {"loader.lanes": self.loader.lanes if self.data.stream else None}
+        hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
+        # Where epochs are counted, each fold's number of steps follows from them.
+        return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
@@ -603,7 +679,11 @@ def _resolve(cell: CellConfig) -> CellConfig:
         data=dataclasses.replace(cell.data, root=str(cell.data.folder), stream=_absolute_stream(cell.data.stream)),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
-        loader=dataclasses.replace(cell.loader, cache_dir=_absolute(cell.loader.cache_dir)),
+        loader=dataclasses.replace(
+            cell.loader,
+            cache_dir=_absolute(cell.loader.cache_dir),
+            features_dir=_absolute(cell.loader.features_dir),
+        ),
     )
 
 

@@ -23,16 +23,18 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bushpc import checkpoint
 from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
 from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
+from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
 from bushpc.errors import ResumeError
-from bushpc.evaluate.evaluate import Predicting, evaluate, validation_metrics
+from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
@@ -43,6 +45,7 @@ from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Job, Stopped, train
 from bushpc.train.mirrors import Mirrors
+from bushpc.train.optim import Schedule
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
@@ -119,13 +122,14 @@ def _train_and_evaluate(
     if world.is_main:
         checkpoint.set_aside_after(folder, start)
         frozen = resumed.meta["frozen"] if resumed else frozen
+    schedule = Schedule(cell.train, sum(data.repeats), resumed.meta.get("schedule") if resumed else None)
     engine = Engine(cell, world, model, resumed)
     owed = resumed is not None and resumed.meta.get("validation") is None
     del resumed  # as large as the model and the optimizer's state
     trained = sum(p.numel() for p in engine.trained.values())
     tracker.say(
-        f"{type(model).__name__}: {engine.parameters:,} parameters, {trained:,} trained; {len(data.train)} training "
-        f"and {len(data.validation)} validation images; {engine.facts}; code {Path(__file__).parent}"
+        f"{type(model).__name__}: {engine.parameters:,} parameters, {trained:,} trained; {_images(data)}; "
+        f"{engine.facts}; code {Path(__file__).parent}"
     )
 
     def still_alive(where: str) -> None:
@@ -142,8 +146,20 @@ def _train_and_evaluate(
         with engine.predictor() as current:
             return validation_metrics(cell, current, data, how, world)
 
+    def tune() -> float | None:
+        with engine.predictor() as current:
+            return tuning_loss(cell, current, data, how, world)
+
     if not cell.data.stream:
         decode(cell, data, keep_going, tracker.say)
+    if cell.loader.features:
+        with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need them
+            data = replace(
+                data,
+                features=compute_features(
+                    cell, model, data, engine.device, engine.autocast, keep_going=keep_going, say=tracker.say
+                ),
+            )
     rule = Retention(
         keep=cell.train.keep,
         every=cell.train.keep_every,
@@ -169,28 +185,41 @@ def _train_and_evaluate(
         alive=alive,
         saver=saver,
         validate=validate,
+        tune=tune,
     )
     with saver, ledger:
-        stopped = train(cell, engine, data, world, job, start, frozen)
-    if stopped:
-        return stopped
-    tracker.phase("evaluating", cell.train.iterations)
+        ended = train(cell, engine, data, world, job, schedule, start, frozen)
+    if isinstance(ended, Stopped):
+        return ended
+    tracker.phase("evaluating", ended)
     with engine.predictor() as final, tracker.spending("evaluate"):
         rows = evaluate(cell, final, data, cell_dir, how, world, tracker.say)
         if rows is not None and world.is_main:
             explain(cell, final, data, cell_dir, how, tracker.say)
     if rows is None:
-        tracker.phase("stopped", cell.train.iterations)
-        return Stopped(step=cell.train.iterations, signal_name=stop.signal_name or "a signal on another rank")
+        tracker.phase("stopped", ended)
+        return Stopped(step=ended, signal_name=stop.signal_name or "a signal on another rank")
     barrier()
     if world.is_main:
         assert lease is not None, "rank 0 holds it"
         lease.check()
-        done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": cell.train.iterations}
+        done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": ended}
         done |= {"config": cell.hash, "rows": len(rows)}
         write_atomically(cell_dir / "DONE", json.dumps(done))
-        tracker.phase("done", cell.train.iterations)
+        tracker.phase("done", ended)
     return None
+
+
+def _images(data: FoldData) -> str:
+    """How many images each part has, for the log."""
+    draws = sum(data.repeats)
+    train = f"{len(data.train)} training" + (f" (drawn {draws} times an epoch)" if draws > len(data.train) else "")
+    held = f"{len(data.holdout)} held-out training and " if data.holdout else ""
+    return (
+        f"{train}, {held}{len(data.validation)} validation images"
+        if held
+        else (f"{train} and {len(data.validation)} validation images")
+    )
 
 
 def decode(cell: CellConfig, data: FoldData, keep_going: Callable[[], bool], say: Callable[[str], None]) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bushpc.config import CellConfig
+from bushpc.data import parts
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
@@ -30,16 +31,26 @@ from bushpc.sample import Batch, Reprompter, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds
 
+if t.TYPE_CHECKING:  # which builds on this module
+    from bushpc.data.features import Features
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The two parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes."""
+    """The parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes.
+
+    repeats: how often an epoch draws each of `train`. holdout: of the training part, held out for the schedule.
+    features: what was computed of them before (bushpc.data.features), where `loader.features` asks for it.
+    """
 
     manifest: Manifest
     folder: Path
     train: list[Record]
+    repeats: list[int]
+    holdout: list[Record]
     validation: list[Record]
     bins: SizeBins
+    features: Features | None = None
 
     @classmethod
     def open(cls, cell: CellConfig, fold: int, folds_file: Path) -> FoldData:
@@ -47,31 +58,55 @@ class FoldData:
         folder = cell.data.folder
         manifest = Manifest.load(folder)
         folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=cell.data.normals)
-        train = [manifest.record(key) for key in folds.train(fold)]
+        train, holdout = parts.hold_out(
+            [manifest.record(key) for key in folds.train(fold)], cell.train.holdout, cell.seed
+        )
         validation = [manifest.record(key) for key in folds.validation(fold)]
-        shares = [record.lesion_pixels / (record.height * record.width) for record in train]
+        lesions = [record for record in train if record.lesion_pixels]
+        shares = [record.lesion_pixels / (record.height * record.width) for record in lesions]
         bins = SizeBins.from_training(shares, cell.prompting.size_quantiles)
-        return cls(manifest=manifest, folder=folder, train=train, validation=validation, bins=bins)
+        return cls(
+            manifest=manifest,
+            folder=folder,
+            train=train,
+            repeats=parts.repeats(train, cell.train.balance),
+            holdout=holdout,
+            validation=validation,
+            bins=bins,
+        )
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample index) for one rank, from step `start` to `stop`."""
+class Draw(t.NamedTuple):
+    """One sample of a batch. place: its index in the training part. turn: how often it was drawn before."""
 
-    def __init__(self, samples: int, batch_size: int, seed: int, world: World, start: int, stop: int) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+    epoch: int
+    place: int
+    turn: int
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Batches for one rank, from step `start` to `stop`. repeats: how often an epoch draws each sample."""
+
+    def __init__(self, repeats: Sequence[int], batch_size: int, seed: int, world: World, start: int, stop: int) -> None:
+        self.repeats, self.batch_size, self.seed = repeats, batch_size, seed
         self.world, self.start, self.stop = world, start, stop
+        self.samples = [(index, copy) for index, times in enumerate(repeats) for copy in range(times)]
 
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self.start, self.stop):
             yield self.global_batch(step)[self.world.rank :: self.world.size]
 
-    def global_batch(self, step: int) -> list[tuple[int, int]]:
-        """The (epoch, sample index) pairs of all ranks at this step, in order."""
-        whole = [divmod(p, self.samples) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
-        return [(epoch, _order(self.samples, self.seed, epoch)[place]) for epoch, place in whole]
+    def global_batch(self, step: int) -> list[Draw]:
+        """What all ranks together draw at this step, in order."""
+        draws = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, place = divmod(position, len(self.samples))
+            index, copy = self.samples[_order(len(self.samples), self.seed, epoch)[place]]
+            draws.append(Draw(epoch, index, epoch * self.repeats[index] + copy))
+        return draws
 
 
 @functools.lru_cache(maxsize=8)  # a batch larger than the training part spans several epochs
@@ -81,10 +116,10 @@ def _order(samples: int, seed: int, epoch: int) -> list[int]:
 
 
 class Preparation:
-    """Decoded pixels → Batch. Augmentation and prompts depend on (seed, epoch, sample), on nothing else.
+    """Decoded pixels → Batch. Augmentation and prompts depend on (seed, sample, turn), on nothing else.
 
-    mask_classes: planes that a mask's bits are laid out in. augment: None leaves the pixels as they are.
-    spatial: whether there are spatial prompts; "" otherwise. spatial_dropout: share of samples without one all the same.
+    mask_classes: planes that a mask's bits are laid out in. augment: None leaves the pixels as they are. spatial:
+    whether there are spatial prompts; "" otherwise. spatial_dropout: share of samples without one all the same.
     """
 
     def __init__(
@@ -104,22 +139,27 @@ class Preparation:
         self._spatial_prompts: dict[str, str] = {}
 
     def __call__(
-        self, epochs: list[int], records: Sequence[Record], image_BSSC: np.ndarray, mask_BSS: np.ndarray
+        self,
+        epochs: list[int],
+        turns: list[int],
+        records: Sequence[Record],
+        image_BSSC: np.ndarray,
+        mask_BSS: np.ndarray,
     ) -> Batch:
         """image_BSSC, mask_BSS: uint8, as the cache has them; the batch keeps them if nothing changes them."""
         image_BCHW = torch.from_numpy(image_BSSC).permute(0, 3, 1, 2)
         mask_BKHW = mask_planes(torch.from_numpy(mask_BSS), self.mask_classes)
         if self.augment:
             changed = [
-                self.augment(image_CHW.contiguous(), mask_KHW, (self.seed, "augment", epoch, record.key))
-                for epoch, record, image_CHW, mask_KHW in zip(epochs, records, image_BCHW, mask_BKHW, strict=True)
+                self.augment(image_CHW.contiguous(), mask_KHW, record, self.seed, turn)
+                for turn, record, image_CHW, mask_KHW in zip(turns, records, image_BCHW, mask_BKHW, strict=True)
             ]
             image_BCHW = torch.stack([image_CHW for image_CHW, _ in changed])
             mask_BKHW = torch.stack([mask_KHW for _, mask_KHW in changed])
         spatial_prompts = [NO_PROMPT] * len(records)
         if self.spatial:
             masks = mask_BKHW.amax(dim=1).numpy()  # a size is that of all classes united, as the bins are
-            spatial_prompts = [self._spatial(*sample) for sample in zip(epochs, records, masks, strict=True)]
+            spatial_prompts = [self._spatial(*sample) for sample in zip(turns, records, masks, strict=True)]
         return Batch(
             keys=[record.key for record in records],
             epochs=epochs,
@@ -130,9 +170,9 @@ class Preparation:
             attribute_prompts=[self._attribute(record) for record in records],
         )
 
-    def _spatial(self, epoch: int, record: Record, mask_HW: np.ndarray) -> str:
+    def _spatial(self, turn: int, record: Record, mask_HW: np.ndarray) -> str:
         if self.spatial_dropout:
-            draw = np.random.default_rng(keyed_seed(self.seed, "spatial_dropout", epoch, record.key)).random()
+            draw = np.random.default_rng(keyed_seed(self.seed, "spatial_dropout", turn, record.key)).random()
             if draw < self.spatial_dropout:
                 return NO_PROMPT
         if self.augment:  # the lesion is where it is now: a flip moves it to another quadrant
@@ -155,23 +195,31 @@ def mask_planes(mask_BHW: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 class Samples(Dataset[Batch]):
-    """Batches of some records from the cache; each is asked for as the (epoch, index) pairs of its samples."""
+    """Batches of some records from the cache; each is asked for as the draws of its samples."""
 
-    def __init__(self, records: list[Record], cache: Cache, prepare: Preparation) -> None:
-        self.records, self.cache, self.prepare = records, cache, prepare
+    def __init__(
+        self, records: list[Record], cache: Cache, prepare: Preparation, features: Features | None = None
+    ) -> None:
+        self.records, self.cache, self.prepare, self.features = records, cache, prepare, features
         self.rows = np.array([cache.rows[record.key] for record in records], dtype=np.intp)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, positions: list[tuple[int, int]]) -> Batch:
-        rows = self.rows[[index for _, index in positions]]
-        return self.prepare(
-            [epoch for epoch, _ in positions],
-            [self.records[index] for _, index in positions],
+    def __getitem__(self, draws: list[Draw]) -> Batch:
+        rows = self.rows[[draw.place for draw in draws]]
+        batch = self.prepare(
+            [draw.epoch for draw in draws],
+            [draw.turn for draw in draws],
+            [self.records[draw.place] for draw in draws],
             self.cache.images_NSSC[rows],
             self.cache.masks_NSS[rows],
         )
+        if self.features is None:
+            return batch
+        augment = self.prepare.augment
+        variants = [augment.variant(draw.turn) if augment else None for draw in draws]
+        return replace(batch, features=self.features(batch.keys, variants))
 
 
 def training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Generator[Batch, None, None]:
@@ -182,8 +230,9 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
         yield from stream.training_batches(cell, data, world, start)
         return
     prepare = training_preparation(cell, data)
-    samples = Samples(data.train, open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader), prepare)
-    sampler = StepSampler(len(samples), cell.train.batch_size, cell.seed, world, start, cell.train.iterations)
+    cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
+    samples = Samples(data.train, cache, prepare, data.features)
+    sampler = StepSampler(data.repeats, cell.train.batch_size, cell.seed, world, start, cell.train.iterations)
     if prepare.augment and cell.loader.workers:
         yield from in_workers(samples, cell.loader.workers, sampler)
     else:
@@ -196,7 +245,7 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
     return Preparation(
         data.bins,
         mask_classes=len(data.manifest.mask_classes),
-        augment=augment if augment.transform else None,
+        augment=augment if augment.changes else None,
         seed=cell.seed,
         spatial="spatial_prompts" in cell.model_class.needs(cell.model),
         spatial_dropout=cell.prompting.spatial_dropout,
@@ -282,7 +331,7 @@ def _leave_at_parents_word(parent: int) -> None:
 def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
     prepare = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
-    samples = Samples(part, cache, prepare)
+    samples = Samples(part, cache, prepare, data.features)
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):
-        yield samples[[(0, index) for index in mine[first : first + cell.evaluate.batch_size]]]
+        yield samples[[Draw(0, index, 0) for index in mine[first : first + cell.evaluate.batch_size]]]

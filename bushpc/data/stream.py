@@ -242,7 +242,8 @@ def _batch(prepare: Preparation, cell: CellConfig, items: list[_Encoded]) -> Bat
         image_HWC, mask_HW = decode_image(image_png, record, shard), decode_mask(mask_png, record, shard)
         fitted.append(fit(record.shard, record, image_HWC, mask_HW, cell.model.image_size))
     image_BSSC, mask_BSS = map(np.stack, zip(*fitted, strict=True))
-    return prepare([item.epoch for item in items], [item.record for item in items], image_BSSC, mask_BSS)
+    epochs = [item.epoch for item in items]  # and its turn: a stream delivers each sample once an epoch
+    return prepare(epochs, epochs, [item.record for item in items], image_BSSC, mask_BSS)
 
 
 def _stream_of(cell: CellConfig) -> str:

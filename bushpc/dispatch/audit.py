@@ -2,7 +2,7 @@
 
     <cell>/ledger ─which attempt's line counts→ steps ─epochs→ findings      `bushpc audit RUN`
 
-Held against folds.csv and the config's batch size alone: nothing here knows how the loader draws its order. No torch,
+Held against folds.csv and the cell's settings alone: nothing here knows how the loader draws its order. No torch,
 and no model is imported, so a run is audited in about the time that reading its ledgers takes, also while it goes on.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from bushpc.data.parts import hold_out, repeats
 from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
 from bushpc.goodput import read_note
@@ -31,6 +32,7 @@ if t.TYPE_CHECKING:
 MOST_KEPT = 20
 MOST_SHOWN = 3
 MOST_SAMPLES = 6
+NOT_IN_FOLDS = "not of this dataset's folds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +86,21 @@ def audit_run(run_dir: Path) -> RunAudit:
     run = read_json(run_dir / "run.json")
     if run is None:
         raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
-    folds = _folds(run_dir, run)
-    cells = []
-    for cell in run["cells"]:
-        cell_dir = run_dir / "cells" / cell["name"]
-        _, normals = _settings(cell_dir)
-        held_out = {key: fold for key, (fold, label) in folds.items() if normals or label != "normal"}
-        validation = {key for key, fold in held_out.items() if fold == cell["fold"]}
-        cells.append(audit_cell(cell_dir, held_out.keys() - validation, validation))
+    scans = _folds(run_dir, run)
+    cells = [audit_cell(run_dir / "cells" / cell["name"], scans, cell["fold"]) for cell in run["cells"]]
     return RunAudit(run_dir=run_dir, cells=cells)
 
 
-def audit_cell(cell_dir: Path, train: set[str], validation: set[str]) -> CellAudit:
-    """Audit one cell. train, validation: the keys of its fold's two parts. Raises: DataError for a damaged config."""
+def audit_cell(cell_dir: Path, scans: list[Scan], fold: int) -> CellAudit:
+    """Audit one cell. scans: of all folds. Raises: DataError for a damaged config."""
     findings = _Findings()
+    parts, batch_size = _parts(cell_dir, scans, fold)
     # Asked before the ledger is read: a run that goes on may seal another one meanwhile.
     owed = _steps_owed(cell_dir)
     attempts = _attempts(read_ledger(cell_dir), findings)
     steps = _effective_steps(attempts, owed, findings)
     replayed = _check_replays(attempts, steps, findings)
-    batch_size, _ = _settings(cell_dir)
-    epochs = _check_epochs(steps, batch_size, train, validation, findings) if steps else 0
+    epochs = _check_epochs(steps, batch_size, parts, findings) if steps else 0
     return CellAudit(
         name=cell_dir.name,
         steps=len(steps),
@@ -266,34 +262,33 @@ def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Find
     return replayed
 
 
-def _check_epochs(
-    steps: list[_Step], batch_size: int, train: set[str], validation: set[str], findings: _Findings
-) -> int:
+def _check_epochs(steps: list[_Step], batch_size: int, parts: _Parts, findings: _Findings) -> int:
     """Walk through all samples; returns the number of complete epochs."""
-    seen: dict[int, set[str]] = {}  # of the epochs that are not complete yet
+    draws = parts.train.total()
+    seen: dict[int, Counter[str]] = {}  # of the epochs that are not complete yet
     complete: set[int] = set()
     for step in steps:
         if len(step.samples) != batch_size:
             findings.add(f"step {step.number} has {len(step.samples)} samples; the global batch is {batch_size}")
         for sample in step.samples:
             number, _, key = sample.partition(":")
-            epoch = int(number)
-            if key not in train:
-                part = "of the validation part" if key in validation else "not of this dataset's folds"
-                findings.add(f"step {step.number}: {key} is {part}")
-            elif epoch in complete or key in seen.get(epoch, ()):
-                findings.add(f"step {step.number}: {key} is there for the second time in epoch {epoch}")
+            epoch, times = int(number), parts.train[key]
+            if not times:
+                findings.add(f"step {step.number}: {key} is {parts.others.get(key, NOT_IN_FOLDS)}")
+            elif epoch in complete or seen.setdefault(epoch, Counter())[key] == times:
+                often = "for the second time" if times == 1 else f"more than {times} times"
+                findings.add(f"step {step.number}: {key} is there {often} in epoch {epoch}")
             else:
-                seen.setdefault(epoch, set()).add(key)
-                if len(seen[epoch]) == len(train):
+                seen[epoch][key] += 1
+                if seen[epoch].total() == draws:
                     complete.add(epoch)
                     del seen[epoch]
     # Epochs lie end to end, so what was consumed in all says which of them are over, and which one has begun.
-    over, rest = divmod(sum(len(step.samples) for step in steps), len(train)) if train else (0, 0)
+    over, rest = divmod(sum(len(step.samples) for step in steps), draws) if draws else (0, 0)
     for epoch in range(over):
         if epoch not in complete:
-            missing = train - seen.get(epoch, set())
-            findings.add(f"epoch {epoch} lacks {len(missing)} of {len(train)} samples: {_some(missing)}")
+            missing = parts.train - seen.get(epoch, Counter())
+            findings.add(f"epoch {epoch} lacks {missing.total()} of {draws} samples: {_some(missing)}")
     for epoch in sorted(seen.keys() | complete):
         if epoch >= over + bool(rest):
             findings.add(f"epoch {epoch} was begun before the ones before it were over")
@@ -305,20 +300,57 @@ def _some(samples: t.Collection[str]) -> str:
     return shown + (f" and {len(samples) - MOST_SAMPLES} more" if len(samples) > MOST_SAMPLES else "")
 
 
-def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> dict[str, tuple[int, str]]:
-    """Key → the fold that holds it out, and its label, of the samples that are packed."""
+@dataclass(frozen=True)
+class Scan:
+    """A row of folds.csv."""
+
+    key: str
+    patient: str
+    label: str
+    fold: int
+
+
+class _Parts(t.NamedTuple):
+    """train: how often an epoch draws each key. others: what the other keys are, in words."""
+
+    train: Counter[str]
+    others: dict[str, str]
+
+
+def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> list[Scan]:
+    """The rows of the run's folds, of the samples that are packed."""
     path = run_dir / "folds.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            folds = {row["key"]: (int(row["fold"]), row["label"]) for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            scans = [Scan(row["key"], row["patient"], row["label"], int(row["fold"])) for row in rows]
         if sha256_of(path) != run["folds"]["sha256"]:
             raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
     if not run.get("excerpt"):
-        return folds
+        return scans
     packed = {record.key for record in Manifest.load(Path(run["shards"])).records}
-    return {key: facts for key, facts in folds.items() if key in packed}
+    return [scan for scan in scans if scan.key in packed]
+
+
+def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
+    """What a cell's settings make of the folds, and its global batch; runs of earlier versions lack some settings."""
+    path = cell_dir / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        batch_size, seed = int(config["train"]["batch_size"]), int(config.get("seed", 0))
+        share, balance = float(config["train"].get("holdout", 0)), bool(config["train"].get("balance", False))
+        normals = bool(config.get("data", {}).get("normals", False))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
+    wanted = [scan for scan in scans if normals or scan.label != "normal"]
+    train, held_out = hold_out([scan for scan in wanted if scan.fold != fold], share, seed)
+    others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
+    others |= {scan.key: "of the validation part" for scan in wanted}
+    others |= {scan.key: "held out of training for the schedule" for scan in held_out}
+    times = zip(train, repeats(train, balance), strict=True)
+    return _Parts(Counter({scan.key: often for scan, often in times}), others), batch_size
 
 
 def _steps_owed(cell_dir: Path) -> int:
@@ -326,13 +358,3 @@ def _steps_owed(cell_dir: Path) -> int:
     saved = [path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*")]
     done = read_note(cell_dir / "DONE").get("step", 0)
     return max([int(step) for step in saved if step.isdecimal()] + [done if isinstance(done, int) else 0])
-
-
-def _settings(cell_dir: Path) -> tuple[int, bool]:
-    """The global batch size, and whether normal scans take part; runs of earlier versions had no such setting."""
-    path = cell_dir / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return int(content["train"]["batch_size"]), bool(content.get("data", {}).get("normals", False))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error

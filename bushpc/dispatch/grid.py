@@ -22,6 +22,7 @@ import yaml
 
 from bushpc import weights
 from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, config_names
+from bushpc.data.parts import steps
 from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
@@ -85,13 +86,14 @@ def cv_plan(config: CellConfig) -> Plan:
 
     Raises: DataError (shards or folds missing, damaged or leaking), WeightsError (not staged), ConfigError.
     """
-    folds, data_hash = _checked_data(config)
+    data = _Data(config)
     weights.require(config.model_class, config.model, config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
-    digest = _digest(whole.hash, data_hash)
+    digest = _digest(whole.hash, data.hash)
     # The same settings on the same data always land in the same run folder.
     name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
-    cells = {f"fold{k}": dataclasses.replace(config, fold=k, name=name) for k in range(folds.count)}
+    named = dataclasses.replace(config, name=name)
+    cells = {f"fold{k}": data.cell(named, k) for k in range(data.count)}
     wanted = list(cells) if config.fold is None else [f"fold{config.fold}"]
     return Plan(kind="cv", cells=cells, wanted=wanted)
 
@@ -107,17 +109,18 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     _refuse_overridden_axes(grid, words, given)
     composer = Composer([*grid.base, *words])
     base = composer({})
-    folds, data_hash = _checked_data(base)
-    name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data_hash)}"
+    data = _Data(base)
+    name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data.hash)}"
     rows, problems, staged = {}, [], set()
     for row in grid.rows:
         try:
             cell = dataclasses.replace(composer(row.settings), name=name)
+            of_row = [data.cell(cell, k) for k in range(data.count)]
             needed = (cell.weights_folder, *cell.model_class.weight_files(cell.model))
             if needed not in staged:  # they are hashed, and may be gigabytes
                 weights.require(cell.model_class, cell.model, cell.weights_folder)
             staged.add(needed)
-            rows[row.name] = cell
+            rows[row.name] = of_row
         except BushpcError as error:
             problems.append((f"row {row.name}: {error}", error))
     if problems:
@@ -126,9 +129,9 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
         head = f"grid={grid.name}: {len(problems)} of {len(grid.rows)} rows cannot be run; nothing was queued"
         raise type(problems[0][1])("\n  ".join([head, *shown, *more]))
     cells, row_of, wanted = {}, {}, []
-    for row_name, cell in rows.items():
-        for k in range(folds.count):
-            cells[f"{row_name}-fold{k}"] = dataclasses.replace(cell, fold=k)
+    for row_name, of_row in rows.items():
+        for k, cell in enumerate(of_row):
+            cells[f"{row_name}-fold{k}"] = cell
             row_of[f"{row_name}-fold{k}"] = row_name
             if base.fold in (None, k):
                 wanted.append(f"{row_name}-fold{k}")
@@ -208,21 +211,40 @@ def _refuse_overridden_axes(grid: Grid, words: Sequence[str], given: str) -> Non
             )
 
 
-def _checked_data(config: CellConfig) -> tuple[Folds, str]:
-    """The folds, and a hash over samples and folds. Reads and hashes every shard that is here."""
-    folder = config.data.folder
-    manifest = Manifest.load(folder)
-    if config.data.stream:  # its tars are not here, and may be too many to read
-        from bushpc.data.stream import require_reachable  # here: webdataset takes a second to import
+class _Data:
+    """The packed dataset that all cells of a run share, checked. Reads and hashes every shard that is here.
 
-        require_reachable(config.data.stream, manifest)
-    else:
-        verify(folder, manifest, deep=True)
-    folds_file = find_folds(manifest, folder, config.folds)
-    folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=config.data.normals)
-    if config.fold is not None:
-        folds.validation(config.fold)  # refuses a fold that does not exist
-    return folds, manifest.hash + sha256_of(folds_file)
+    count: of folds. hash: over samples and folds. Raises: DataError, ConfigError.
+    """
+
+    def __init__(self, config: CellConfig) -> None:
+        folder = config.data.folder
+        self.manifest = Manifest.load(folder)
+        if config.data.stream:  # its tars are not here, and may be too many to read
+            from bushpc.data.stream import require_reachable  # here: webdataset takes a second to import
+
+            require_reachable(config.data.stream, self.manifest)
+        else:
+            verify(folder, self.manifest, deep=True)
+        self._file = find_folds(self.manifest, folder, config.folds)
+        self.hash = self.manifest.hash + sha256_of(self._file)
+        self._folds: dict[bool, Folds] = {}
+        folds = self._with(config.data.normals)
+        if config.fold is not None:
+            folds.validation(config.fold)  # refuses a fold that does not exist
+        self.count = folds.count
+
+    def cell(self, config: CellConfig, fold: int) -> CellConfig:
+        """`config` for one fold, as many steps long as its epochs come to there."""
+        config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
+        train = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
+        iterations = steps(train, config.train, config.seed)
+        return dataclasses.replace(config, fold=fold, train=dataclasses.replace(config.train, iterations=iterations))
+
+    def _with(self, normals: bool) -> Folds:
+        if normals not in self._folds:
+            self._folds[normals] = load_folds(self._file, self.manifest.records, self.manifest.excerpt, normals=normals)
+        return self._folds[normals]
 
 
 def _digest(*parts: str) -> str:

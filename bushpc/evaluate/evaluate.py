@@ -94,6 +94,25 @@ def validation_metrics(
     return None if mine is None else means(gather(mine))
 
 
+def tuning_loss(cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World) -> float | None:
+    """Mean training loss over the samples that are held out of the training part; for the schedule.
+
+    They belong to it, so the spatial prompts come from their masks, as in training. None where a stop signal came.
+    """
+    model.eval()
+    losses: list[float] = []
+    prompts = "oracle" if "spatial_prompts" in cell.model_class.needs(cell.model) else "none"
+    try:
+        for batch in _together(validation_batches(cell, data, prompts, world, data.holdout), how):
+            with torch.inference_mode(), how.autocast():
+                loss = float(model(batch.to(how.device)).total)
+            losses += [loss] * len(batch.keys)
+            how.alive(f"measured the loss of {len(losses)} held-out samples")
+    except _ToldToLeave:
+        return None
+    return float(np.mean(gather(losses)))
+
+
 def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
     """Mean of each image metric over the rows that have it, and the label metrics; what is not defined is left out."""
     image = {name: np.array([row[name] for row in rows]) for name in rows[0] if name in IMAGE_METRICS}
@@ -129,26 +148,40 @@ def _score_part(
     """This rank's rows; None where a stop signal came. maps: takes the probability maps."""
     model.eval()
     rows: list[dict[str, t.Any]] = []
-    batches = validation_batches(cell, data, source, world)
+    try:
+        for batch in _together(validation_batches(cell, data, source, world), how):
+            with torch.inference_mode(), how.autocast():
+                prediction = model.predict(batch.to(how.device))
+            assert prediction.prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
+            prob_BHW = prediction.prob_BKHW[:, 0].float().cpu().numpy()
+            for i, key in enumerate(batch.keys):
+                rows.append(_row(cell, data, batch, prediction, i, source, prob_BHW[i]))
+                if maps:
+                    maps.add(key, prob_BHW[i], batch.mask_BKHW[i, 0].cpu().numpy())
+            how.alive(f"evaluated {len(rows)} images with prompts={source}")
+    except _ToldToLeave:
+        return None
+    return rows
+
+
+class _ToldToLeave(Exception):
+    """A stop signal came to some rank."""
+
+
+def _together(batches: t.Iterator[Batch], how: Predicting) -> t.Iterator[Batch]:
+    """This rank's batches. Ranks have different numbers of them, and leave together.
+
+    When all are through, or one was told to; the second raises _ToldToLeave.
+    """
     while True:
         batch = next(batches, None)
-        # Ranks have different numbers of batches, and leave together: when all are through, or one was told to.
         going, stopped = any_rank(batch is not None, how.stop())
         if stopped:
-            return None
+            raise _ToldToLeave
         if not going:
-            return rows
-        if batch is None:
-            continue
-        with torch.inference_mode(), how.autocast():
-            prediction = model.predict(batch.to(how.device))
-        assert prediction.prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
-        prob_BHW = prediction.prob_BKHW[:, 0].float().cpu().numpy()
-        for i, key in enumerate(batch.keys):
-            rows.append(_row(cell, data, batch, prediction, i, source, prob_BHW[i]))
-            if maps:
-                maps.add(key, prob_BHW[i], batch.mask_BKHW[i, 0].cpu().numpy())
-        how.alive(f"evaluated {len(rows)} images with prompts={source}")
+            return
+        if batch is not None:
+            yield batch
 
 
 def _row(

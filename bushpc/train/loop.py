@@ -21,7 +21,7 @@ from bushpc.errors import TrainingError
 from bushpc.sample import Batch, Losses
 from bushpc.train.engine import Engine
 from bushpc.train.ledger import Ledger
-from bushpc.train.optim import learning_rate
+from bushpc.train.optim import Schedule
 from bushpc.train.preempt import LEAD_S, StopFlag
 from bushpc.train.track import Tracker
 
@@ -42,6 +42,7 @@ class Job:
     """What stands around the loop. alive: tells the watchdog how far this rank got.
 
     validate: metrics on the validation part with the engine's predictor; None where a stop signal came in between.
+    tune: the same of the loss on the tuning part, for the schedule.
     """
 
     tracker: Tracker
@@ -50,6 +51,7 @@ class Job:
     alive: Callable[[str], None]
     saver: Saver
     validate: Callable[[], dict[str, float] | None]
+    tune: Callable[[], float | None]
 
 
 def train(
@@ -58,12 +60,13 @@ def train(
     data: FoldData,
     world: World,
     job: Job,
+    schedule: Schedule,
     start: int,
     frozen: str | None,
-) -> Stopped | None:
-    """Train from step `start` to `cell.train.iterations`; what is there at the end, or at a stop, is on the disk.
+) -> Stopped | int:
+    """Train from step `start` to `cell.train.iterations`, or to where the schedule ends it; returns that step.
 
-    frozen: SHA-256 of the frozen parameters in the run's store.
+    What is there at the end, or at a stop, is on the disk. frozen: SHA-256 of the frozen parameters in the run's store.
     Raises: TrainingError (loss or gradient not finite: step, sample keys and loss terms are named), ResumeError (the
     last checkpoint could not be written).
     """
@@ -79,7 +82,7 @@ def train(
             raise_if_broken(any_rank(health.broken())[0])  # the weights of a broken step are never saved
             began = time.monotonic()
             meta = {"config": cell.hash, "settings": cell.settings, "frozen": frozen, "torch": torch.__version__}
-            meta |= engine.state() | pace.measured | {"validation": validation}
+            meta |= engine.state() | pace.measured | {"validation": validation, "schedule": schedule.state()}
             if world.is_main:
                 saver.still_ours()
                 saver.save(step, engine.tensors(), meta)
@@ -105,15 +108,26 @@ def train(
     if any_rank(bool(job.stop))[0]:
         return leave(start)
     tracker.phase("training", start)
+    done = start
     engine.train()
     with contextlib.closing(training_batches(cell, data, world, start)) as batches:
         for step in range(start, config.iterations):
+            if schedule.owes_loss(step):
+                with tracker.spending("validate"):
+                    loss = job.tune()
+                if loss is None:
+                    return leave(step)
+                tracker.tuning(step, loss, schedule.tell(step, loss))
+                pace.restart()
+                engine.train()
+            if schedule.over:
+                break
             with tracker.spending("load"):
                 batch = next(batches)
             with tracker.spending("step"):
                 # Dropout depends on seed, step and rank alone: a resumed run draws what the undisturbed one did.
                 seed_everything(cell.seed, "step", step, world.rank)
-                lr = learning_rate(step, config)
+                lr = schedule.lr(step)
                 parts = batch.split(config.accumulate)
                 losses = [engine.losses(part, last=part is parts[-1]) for part in parts]
                 norm = engine.update(lr)
@@ -147,9 +161,11 @@ def train(
                 engine.train()
             if any_due or done == config.iterations or (validation and config.keep_best):
                 save(done, validation)
+    if done > saved:  # the schedule ended it between two saves
+        save(done)
     with tracker.spending("save"):
         saver.finish()
-    return None
+    return done
 
 
 class Health:

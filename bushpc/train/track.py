@@ -106,6 +106,14 @@ class Tracker:
         self._mirror(step, "validation", metrics)
         self.say(f"step {step}/{self.total}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
+    def tuning(self, step: int, loss: float, follows: str | None) -> None:
+        """Log the loss on the tuning part, and what follows from it for the schedule."""
+        self._append({"kind": "tuning", "step": step, "loss": loss, "time": time.time()})
+        self._mirror(step, "tuning", {"loss": loss})
+        self.say(f"step {step}/{self.total}  loss on held-out training samples {loss:.4f}")
+        if follows:
+            self.say(follows)
+
     def alive(self, step: int | None = None) -> None:
         """Say at most every few seconds that the phase goes on. step: steps done, where that changed."""
         self._step = self._step if step is None else step

@@ -31,8 +31,8 @@ from bushpc.shards.manifest import read_image, read_mask
 @given(samples=st.integers(1, 40), batch=st.integers(1, 12), epochs=st.integers(1, 4), seed=st.integers(0, 99))
 def test_every_sample_is_seen_exactly_once_an_epoch(samples, batch, epochs, seed):
     steps = -(-samples * epochs // batch)
-    sampler = StepSampler(samples, batch, seed, World(), 0, steps)
-    seen = [pair for step in range(steps) for pair in sampler.global_batch(step)]
+    sampler = StepSampler([1] * samples, batch, seed, World(), 0, steps)
+    seen = [draw[:2] for step in range(steps) for draw in sampler.global_batch(step)]
     assert all(len(sampler.global_batch(step)) == batch for step in range(steps))
     for epoch in range(epochs):
         assert Counter(index for e, index in seen if e == epoch) == Counter(range(samples))
@@ -40,8 +40,8 @@ def test_every_sample_is_seen_exactly_once_an_epoch(samples, batch, epochs, seed
 
 @given(ranks=st.sampled_from([1, 2, 3, 4, 6]), start=st.integers(0, 9), seed=st.integers(0, 99))
 def test_the_global_batch_does_not_depend_on_ranks_or_on_where_a_run_resumed(ranks, start, seed):
-    whole = list(StepSampler(17, 12, seed, World(), 0, 10))
-    parts = [list(StepSampler(17, 12, seed, World(rank=r, size=ranks), start, 10)) for r in range(ranks)]
+    whole = list(StepSampler([1] * 17, 12, seed, World(), 0, 10))
+    parts = [list(StepSampler([1] * 17, 12, seed, World(rank=r, size=ranks), start, 10)) for r in range(ranks)]
     for step in range(start, 10):
         together = [None] * 12
         for rank in range(ranks):
@@ -154,16 +154,16 @@ def test_a_batch_is_its_samples_decoded_augmented_and_prompted_one_by_one(make_c
     cell = CellConfig.load(cell_dir / "config.yaml")
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     augment = Augment(cell.augment)
-    sampler = StepSampler(len(data.train), cell.train.batch_size, cell.seed, World(), 0, cell.train.iterations)
-    for pairs, batch in zip(sampler, training_batches(cell, data, World(), 0), strict=True):
-        for i, (epoch, index) in enumerate(pairs):
-            record = data.train[index]
+    sampler = StepSampler(data.repeats, cell.train.batch_size, cell.seed, World(), 0, cell.train.iterations)
+    for draws, batch in zip(sampler, training_batches(cell, data, World(), 0), strict=True):
+        for i, (epoch, place, turn) in enumerate(draws):
+            record = data.train[place]
             pixels = read_image(data.folder, record), read_mask(data.folder, record)
             image_SSC, mask_SS = resize(*pixels, cell.model.image_size)
             image_CHW = torch.from_numpy(image_SSC.transpose(2, 0, 1).copy())
             mask_1HW = torch.from_numpy(mask_SS[None].copy())
-            image_CHW, mask_1HW = augment(image_CHW, mask_1HW, (cell.seed, "augment", epoch, record.key))
-            draw = np.random.default_rng(keyed_seed(cell.seed, "spatial_dropout", epoch, record.key)).random()
+            image_CHW, mask_1HW = augment(image_CHW, mask_1HW, record, cell.seed, turn)
+            draw = np.random.default_rng(keyed_seed(cell.seed, "spatial_dropout", turn, record.key)).random()
             prompt = "" if draw < cell.prompting.spatial_dropout else spatial_prompt(mask_1HW[0].numpy() > 0, data.bins)
             given_to_model = batch.to("cpu")
             assert torch.equal(given_to_model.image_BCHW[i], image_CHW.float() / 255)
@@ -173,6 +173,18 @@ def test_a_batch_is_its_samples_decoded_augmented_and_prompted_one_by_one(make_c
             assert int(batch.label_B[i]) == LABELS.index(record.label)
             assert batch.spatial_prompts[i] == prompt
             assert batch.attribute_prompts[i] == attribute_prompt(record.attributes)
+
+
+def test_an_epoch_draws_each_sample_as_often_as_told_and_counts_its_turns():
+    repeats = [1, 3, 2]
+    sampler = StepSampler(repeats, 4, 0, World(), 0, 6)  # 24 draws, 4 epochs of 6
+    draws = [draw for step in range(6) for draw in sampler.global_batch(step)]
+    for epoch in range(4):
+        assert Counter(draw.place for draw in draws[epoch * 6 : epoch * 6 + 6]) == {0: 1, 1: 3, 2: 2}
+    for place, times in enumerate(repeats):
+        turns = [draw.turn for draw in draws if draw.place == place]
+        assert sorted(turns) == list(range(4 * times))
+        assert all(draw.turn // times == draw.epoch for draw in draws if draw.place == place)
 
 
 def test_spatial_prompts_are_made_only_for_models_that_read_them(make_cell):

@@ -36,13 +36,14 @@ class Simulated:
         self.run_dir, self.cell_dir = run_dir, run_dir / "cells" / "fold0"
         (self.cell_dir / "checkpoints").mkdir(parents=True)
         rows = [f"{key},p,benign,1\n" for key in KEYS] + [f"{key},p,benign,0\n" for key in HELD_OUT]
-        folds = "key,patient,label,fold\n" + "".join(rows)
-        (run_dir / "folds.csv").write_text(folds)
-        sha256 = hashlib.sha256(folds.encode()).hexdigest()
-        run = {"folds": {"sha256": sha256}, "cells": [{"name": "fold0", "fold": 0}]}
-        (run_dir / "run.json").write_text(json.dumps(run))
+        self.refold("key,patient,label,fold\n" + "".join(rows))
         (self.cell_dir / "config.yaml").write_text(f"train:\n  batch_size: {BATCH}\n")
         self.attempts = 0
+
+    def refold(self, folds: str) -> None:
+        (self.run_dir / "folds.csv").write_text(folds)
+        run = {"folds": {"sha256": hashlib.sha256(folds.encode()).hexdigest()}, "cells": [{"name": "fold0", "fold": 0}]}
+        (self.run_dir / "run.json").write_text(json.dumps(run))
 
     def order(self, epoch: int) -> list[str]:
         return random.Random(epoch).sample(KEYS, SAMPLES)
@@ -92,6 +93,40 @@ def test_an_undisturbed_run_is_exact(run):
     found = run.audit()
     assert (found.verdict, found.steps, found.samples, found.epochs) == ("exact", 12, 48, 4)
     assert (found.attempts, found.replayed, found.violations) == (1, 0, ())
+
+
+def test_repeated_draws_are_held_against_the_settings(run):
+    """Of 10 training scans 2 are malignant: with balance an epoch draws each of these 4 times, 16 samples in all."""
+    text = (run.run_dir / "folds.csv").read_text()
+    for key in KEYS[:2]:
+        text = text.replace(f"{key},p,benign", f"{key},p,malignant")
+    run.refold(text)
+    (run.cell_dir / "config.yaml").write_text(f"train:\n  batch_size: {BATCH}\n  balance: true\n")
+    drawn = KEYS + KEYS[:2] * 3
+
+    def ledger(draws: list[str]) -> CellAudit:
+        writer = Ledger(run.cell_dir, World(), 0, 0)
+        for step in range(4):
+            writer.note(step, draws[step * BATCH : (step + 1) * BATCH], [0] * BATCH)
+        writer.flush()
+        return run.audit()
+
+    assert (ledger(drawn).verdict, run.audit().epochs) == ("exact", 1)
+    (run.cell_dir / "ledger" / "rank0.csv").unlink()
+    found = ledger([*drawn[:-1], KEYS[5]])
+    assert found.violations == (
+        "step 3: case005 is there for the second time in epoch 0",
+        "epoch 0 lacks 1 of 16 samples: case001",
+    )
+
+
+def test_a_sample_that_was_held_out_of_training_is_named(run):
+    run.refold("".join(["key,patient,label,fold\n", *(f"{key},{key},benign,1\n" for key in KEYS)]))
+    config = f"seed: 3\ntrain:\n  batch_size: {BATCH}\n  holdout: 0.2\n"
+    (run.cell_dir / "config.yaml").write_text(config)
+    run.attempt(0, 3)  # 12 draws of 10 samples, as if nothing was held out
+    held_out = {text.split(": ")[1].split(" is ")[0] for text in run.audit().violations if "held out" in text}
+    assert len(held_out) == 2
 
 
 def test_a_kill_and_another_number_of_ranks_leave_it_exact(run):

@@ -19,7 +19,7 @@ from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model, ModelConfig
 from bushpc.sample import Batch, Losses
 from bushpc.train.engine import Engine, start_ranks
-from bushpc.train.optim import learning_rate
+from bushpc.train.optim import Schedule
 
 # Ranks are forked from a process that has the slow imports behind it and has opened nothing.
 RANKS = multiprocessing.get_context("forkserver")
@@ -56,7 +56,7 @@ def train(cell: CellConfig, world: World, folder: Path, start: int, stop: int) -
         mine = shares[world.rank * cell.train.accumulate :][: cell.train.accumulate]
         for part in mine:
             engine.losses(part, last=part is mine[-1])
-        engine.update(learning_rate(step, cell.train))
+        engine.update(Schedule(cell.train, 4).lr(step))
         save(engine, world, folder, step + 1)
 
 

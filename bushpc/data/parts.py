@@ -1,0 +1,76 @@
+"""The training part of a fold → what is trained on, what is held out of it, and how often each sample is drawn.
+
+    folds → training part ─hold_out→ tuning part (learning rate, early stop), and the rest ─repeats→ draws of an epoch
+
+Needs key, patient and label only, and no torch: the login node counts steps with it, and `bushpc audit` ledgers.
+"""
+
+from __future__ import annotations
+
+import math
+import typing as t
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+if t.TYPE_CHECKING:
+    from bushpc.config import TrainConfig
+
+
+class Scan(t.Protocol):
+    """What is read of a sample: a manifest's Record has it, and so has a row of folds.csv."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def patient(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+AnyScan = t.TypeVar("AnyScan", bound=Scan)
+
+
+def hold_out(scans: Sequence[AnyScan], share: float, seed: int) -> tuple[list[AnyScan], list[AnyScan]]:
+    """(the rest, the tuning part): about `share` of the scans of every label, drawn by `seed`; no patient is divided.
+
+    The patients of each label, by their first scan, come in a random order until the share is reached. At least one
+    patient of a label is left to train on.
+    """
+    patients: dict[str, dict[str, list[AnyScan]]] = defaultdict(lambda: defaultdict(list))
+    label_of: dict[str, str] = {}
+    for scan in sorted(scans, key=lambda scan: scan.key):
+        label = label_of.setdefault(scan.patient, scan.label)
+        patients[label][scan.patient].append(scan)
+    held: set[str] = set()
+    for label in sorted(patients):
+        names = sorted(patients[label])
+        np.random.default_rng(seed).shuffle(names)
+        wanted, count = share * sum(map(len, patients[label].values())), 0
+        for name in names[:-1]:
+            if count + len(patients[label][name]) / 2 > wanted:
+                break
+            held.add(name)
+            count += len(patients[label][name])
+    return [s for s in scans if s.patient not in held], [s for s in scans if s.patient in held]
+
+
+def repeats(scans: Sequence[Scan], balance: bool) -> list[int]:
+    """How often each scan is drawn in an epoch: once, or with `balance` so often that labels come equally often.
+
+    As nearly as whole numbers allow: the most frequent label once, another one n times where it is n times as rare.
+    """
+    counts = Counter(scan.label for scan in scans)
+    most = max(counts.values(), default=0)
+    return [round(most / counts[scan.label]) if balance else 1 for scan in scans]
+
+
+def steps(scans: Sequence[Scan], config: TrainConfig, seed: int) -> int:
+    """Optimiser steps of `train.epochs` passes over a fold's training part; `train.iterations` where that is null."""
+    if config.epochs is None:
+        return config.iterations
+    train, _ = hold_out(scans, config.holdout, seed)
+    return math.ceil(config.epochs * sum(repeats(train, config.balance)) / config.batch_size)

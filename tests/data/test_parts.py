@@ -1,0 +1,73 @@
+"""Promises of a fold's parts: held-out patients stay out, labels keep their shares, rare labels come as often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bushpc.config import compose
+from bushpc.data.parts import hold_out, repeats, steps
+
+
+def scans(*labels: str, each: int = 1):
+    return [
+        SimpleNamespace(key=f"k{i}s{scan}", patient=f"p{i}", label=label)
+        for i, label in enumerate(labels)
+        for scan in range(each)
+    ]
+
+
+@given(
+    benign=st.integers(1, 40), malignant=st.integers(0, 40), each=st.integers(1, 3), seed=st.integers(0, 99),
+    share=st.sampled_from([0.1, 0.2, 0.5]),
+)  # fmt: skip
+def test_no_patient_is_divided_and_every_label_gives_its_share(benign, malignant, each, seed, share):
+    whole = scans(*["benign"] * benign, *["malignant"] * malignant, each=each)
+    train, held = hold_out(whole, share, seed)
+    assert sorted(s.key for s in train + held) == sorted(s.key for s in whole)
+    assert not {s.patient for s in train} & {s.patient for s in held}
+    for label, count in (("benign", benign), ("malignant", malignant)):
+        got = sum(s.label == label for s in held)
+        assert abs(got - share * count * each) <= max(each / 2, share * each)
+        assert not count or any(s.label == label for s in train)
+
+
+def test_the_same_seed_holds_out_the_same_and_another_one_others():
+    whole = scans(*["benign"] * 30)
+    first, again, other = (
+        {s.key for s in hold_out(part, 0.2, seed)[1]} for part, seed in ((whole, 0), (whole[::-1], 0), (whole, 1))
+    )
+    assert first == again != other
+
+
+def test_nothing_is_held_out_where_nothing_asks():
+    whole = scans("benign", "malignant")
+    assert hold_out(whole, 0.0, 0) == (whole, [])
+
+
+def test_balance_draws_rare_labels_about_as_often():
+    # The counts of the SAM multi-task paper's Table 1.
+    whole = scans(*["benign"] * 1553, *["malignant"] * 765, *["normal"] * 182)
+    drawn: Counter[str] = Counter()
+    for scan, times in zip(whole, repeats(whole, balance=True), strict=True):
+        drawn[scan.label] += times
+    assert drawn == {"benign": 1553, "malignant": 2 * 765, "normal": 9 * 182}
+    assert set(repeats(whole, balance=False)) == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), 70),  # train.iterations
+        (("train.epochs=3",), 8),  # 3 x 20 samples in batches of 8
+        (("train.epochs=3", "train.balance=true"), 12),  # 15 benign and 3 x 5 malignant
+        (("train.epochs=3", "train.holdout=0.2", "train.stop_patience=2"), 6),  # 3 benign and 1 malignant held out
+    ],
+)
+def test_epochs_are_counted_in_steps(words, expected):
+    config = compose(["model=unet_small", "data=phantom", "train.iterations=70", "train.batch_size=8", *words])
+    assert steps(scans(*["benign"] * 15, *["malignant"] * 5), config.train, seed=0) == expected
