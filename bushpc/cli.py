@@ -267,8 +267,6 @@ def _shards_list(arguments: argparse.Namespace) -> int:
 
 def _shards_audit(arguments: argparse.Namespace) -> int:
     """Exit status 1 if something grave was found."""
-    from rich.console import Console
-
     from bushpc.config import ROOT
     from bushpc.report.audit_page import write_page
     from bushpc.shards.audit import audit, summary, write
@@ -288,7 +286,7 @@ def _shards_audit(arguments: argparse.Namespace) -> int:
         found = audit(folders, folds=folds, progress=show)
     write(found, out)
     page = write_page(found, out, ["bushpc", "shards", "audit", *arguments.words])
-    Console().print(summary(found))
+    _wide_console().print(summary(found))
     print(f"page: {page}")
     return 1 if found.grave else 0
 
