@@ -7,7 +7,7 @@ parameter counts of its Table 2; `configs/model/hybrid_attention.yaml` ends with
     image ─stem─┬─DB1─┬─DB2─┬─DB3─ conv, conv, SFEB, ConvBlock, TAM
                 │     │     └─SFEB──────── up ┘
                 │     └─SFEB────────────── up
-                └─SFEB──────────────────── up, up, conv, 1x1 conv → logits
+                └─SFEB──────────────────── up, conv, 1x1 conv, bilinear → logits
 
 Shape suffixes besides those of `bushpc.sample`: h, w a feature map's own height and width; N = h·w its positions;
 n attention heads; D the length d_k of a query.
@@ -44,7 +44,8 @@ class HybridAttentionConfig(ModelConfig):
     conv_block, sfeb, tam: the switches of Table 2. A part that is off has no parameters.
     encoder: its name in timm; it must give features at strides 2, 4, 8 and 16.
     decoder_channels: channels of the bottleneck, of the three decoder stages, deepest first, and of the last
-        convolution, which works at the image's own size.
+        3 x 3 convolution.
+    sfeb_stride: stride of the convolution (7), whose output is pooled over the whole map and used for nothing else.
     heads: heads of the transformer self-attention (4); they share the positions of the bottleneck among them.
     bce_weight, jaccard_weight: weights of the two loss terms (18).
     """
@@ -54,6 +55,7 @@ class HybridAttentionConfig(ModelConfig):
     tam: bool
     encoder: str
     decoder_channels: tuple[int, ...]
+    sfeb_stride: int
     heads: int
     bce_weight: float
     jaccard_weight: float
@@ -83,6 +85,8 @@ class HybridAttentionConfig(ModelConfig):
             raise ConfigError(
                 f"heads={self.heads} must divide the bottleneck's {positions} positions, (image_size / {stride})²."
             )
+        if self.sfeb_stride not in (1, 2):
+            raise ConfigError(f"sfeb_stride={self.sfeb_stride}; allowed are 1 (the paper's) and 2.")
         if self.bce_weight < 0 or self.jaccard_weight < 0 or self.bce_weight + self.jaccard_weight == 0:
             raise ConfigError(
                 f"bce_weight={self.bce_weight}, jaccard_weight={self.jaccard_weight}; neither may be negative, "
@@ -112,13 +116,13 @@ class HybridAttention(Model):
             _conv(deepest, c),
             nn.ReLU(inplace=True),
             _conv(c, c),
-            *([SFEB(c)] if config.sfeb else []),
-            nn.ReLU(),
+            *([SFEB(c, config.sfeb_stride)] if config.sfeb else []),
+            nn.ReLU(inplace=True),
             *([ConvBlock(c)] if config.conv_block else []),
             *([TAM(c, size, config.heads)] if config.tam else []),
         )
         self.decoder = nn.ModuleList(
-            UpBlock(channels, skip, out, config.sfeb)
+            UpBlock(channels, skip, out, SFEB(out, config.sfeb_stride) if config.sfeb else nn.Identity())
             for channels, skip, out in zip([c, *stages], reversed(skips), stages, strict=False)
         )
         self.last = _conv(stages[-1], last)
@@ -150,7 +154,7 @@ class HybridAttention(Model):
         ]
 
     def cam_layer(self) -> nn.Module:
-        """The last decoder stage; what follows it but sharpens the mask."""
+        """The last decoder stage; behind the next convolution there is a 1 x 1 one alone, and the map would be the mask."""
         return self.decoder[-1]
 
     def forward(self, batch: Batch) -> Losses:
@@ -172,29 +176,28 @@ class HybridAttention(Model):
         F_BChw = self.bottleneck(deepest)
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             F_BChw = stage(F_BChw, skip)
-        logits_BKHW: torch.Tensor = self.head(F.relu(self.last(_doubled(F_BChw))))
-        return logits_BKHW
+        return _doubled(self.head(F.relu(self.last(F_BChw), inplace=True)))
 
 
 class UpBlock(nn.Module):
-    """Decoder stage: double the size, join the skip connection through its SFEB, two 3 x 3 convolutions.
+    """Decoder stage: join what comes from below, at double its size, with the skip connection; refine by a convolution.
 
-    A convolution of two concatenated maps is the sum of a convolution of each. Written as that sum, the skip
-    connection has the stage's width where SFEB enhances it, which is what Table 2's counts ask for; without SFEB
-    the stage is a plain U-Net's, and no concatenation is copied together.
+    A U-Net concatenates both and convolves; the convolution of a concatenation is the sum of one convolution each.
+    Written as that sum, the skip connection has the stage's width where SFEB enhances it, which is what Table 2's
+    counts ask for, and what comes from below can be convolved before it grows to four times the pixels.
     """
 
-    def __init__(self, channels: int, skip_channels: int, out_channels: int, sfeb: bool) -> None:
+    def __init__(self, channels: int, skip_channels: int, out_channels: int, sfeb: nn.Module) -> None:
         super().__init__()
         self.from_below = _conv(channels, out_channels, bias=False)
         self.from_skip = _conv(skip_channels, out_channels)
-        self.sfeb = SFEB(out_channels) if sfeb else nn.Identity()
+        self.sfeb = sfeb
         self.refine = _conv(out_channels, out_channels)
 
     def forward(self, F_BChw: torch.Tensor, skip_BCHW: torch.Tensor) -> torch.Tensor:
         """B x channels x h x w and B x skip_channels x 2h x 2w to B x out_channels x 2h x 2w."""
-        joined = F.relu(self.from_below(_doubled(F_BChw)) + self.sfeb(self.from_skip(skip_BCHW)))
-        return F.relu(self.refine(joined))
+        joined_BCHW = _doubled(self.from_below(F_BChw)) + self.sfeb(self.from_skip(skip_BCHW))
+        return F.relu(self.refine(F.relu(joined_BCHW, inplace=True)), inplace=True)
 
 
 class ConvBlock(nn.Sequential):
@@ -213,9 +216,10 @@ class SFEB(nn.Module):
     every position: what the whole image says about the channel moves its threshold in the ReLU that follows.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        self.local = nn.Sequential(_conv(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        local = _conv(channels, channels, stride=stride)
+        self.local = nn.Sequential(local, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         self.fuse = nn.Sequential(_conv(2 * channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
         self.gate = nn.Sequential(nn.Conv2d(channels, channels, kernel_size=1), nn.BatchNorm2d(channels), nn.Sigmoid())
 
@@ -307,9 +311,9 @@ def _halves(map_BChw: torch.Tensor, width: int) -> torch.Tensor:
     return map_BChw.flatten(2).unflatten(1, (-1, width)).transpose(2, 3)
 
 
-def _conv(channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+def _conv(channels: int, out_channels: int, bias: bool = True, stride: int = 1) -> nn.Conv2d:
     """3 x 3, padded, with He's initialisation: most have no batch normalisation to mend the scale."""
-    conv = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=bias)
+    conv = nn.Conv2d(channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=bias)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
