@@ -227,9 +227,10 @@ def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entri
 
 
 def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:
-    """As the config has them; runs of before they could be chosen show XBusNet's four."""
-    chosen = [name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS]
-    return tuple(chosen) or ALWAYS
+    """As the config has them; XBusNet's four where it is of before they could be chosen, none before there is one."""
+    if not any(cell.settings for cell in cells):
+        return ()
+    return tuple(name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS)
 
 
 def source_label(source: str, sources: list[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from bushpc.errors import DataError
-from bushpc.metrics.names import IMAGE_METRICS
+from bushpc.metrics.names import ALWAYS, IMAGE_METRICS
 from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, Run, read_run, source_label
 from bushpc.sample import LABELS
 
@@ -58,17 +58,19 @@ class Study:
         return [Entry(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
 
     @cached_property
+    def _chosen(self) -> list[str]:
+        return list(dict.fromkeys(name for arm in self.arms for name in arm.metrics)) or list(ALWAYS)
+
+    @cached_property
     def undefined(self) -> list[str]:
         """Metrics that were asked for and that no image, or no set of images, of any entry has."""
         rows = [entry.arm.rows(entry.source) for entry in self.entries]
-        chosen = dict.fromkeys(name for arm in self.arms for name in arm.metrics)
-        return [name for name in chosen if rows and not any(_is_defined(name, frame) for frame in rows)]
+        return [name for name in self._chosen if rows and not any(_is_defined(name, frame) for frame in rows)]
 
     @cached_property
     def metrics(self) -> list[str]:
         """What the tables show: what the runs' configs ask for, in their order, the first run's first."""
-        chosen = dict.fromkeys(name for arm in self.arms for name in arm.metrics)
-        return [name for name in chosen if name not in self.undefined]
+        return [name for name in self._chosen if name not in self.undefined]
 
     @property
     def image_metrics(self) -> list[str]:

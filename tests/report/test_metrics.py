@@ -214,8 +214,9 @@ def test_many_metrics_of_a_paper_stand_below_ours_with_its_parameters(monkeypatc
     assert [line["group"] for line in lines] == ["this grid"] * 4 + [
         "Paper, Table 2 (figures as printed there, percent as fractions)"
     ] * 2
-    columns = ["folds", "parameters", *(column for metric in metrics for column in (metric, f"{metric}_sd"))]
+    columns = ["parameters", *(column for metric in metrics for column in (metric, f"{metric}_sd"))]
     assert list(lines[0])[5:] == columns
+    assert (lines[5]["method"], lines[5]["model.lfe"]) == ("BL", "true")  # the switches of the row that it names
     assert (lines[4]["method"], lines[4]["parameters"], lines[4]["specificity"]) == ("U-Net", "34,513,345", "0.95")
 
 

@@ -28,7 +28,8 @@ def run_cell(cell_dir, world, stop):
     iterations, size = config["train"]["iterations"], config["train"]["batch_size"]
     rows = [line.split(",") for line in (cell_dir.parent.parent / "folds.csv").read_text().split()]
     fold, key, label = (rows[0].index(column) for column in ("fold", "key", "label"))
-    keys = [row[key] for row in rows[1:] if int(row[fold]) != config["fold"] and row[label] != "normal"]
+    lesions = [row for row in rows[1:] if row[label] != "normal"]
+    keys = [row[key] for row in lesions if int(row[fold]) != config["fold"]]
     if (cell_dir / "fails").exists():
         raise RuntimeError("told to fail")
     with Lease(cell_dir):
@@ -59,18 +60,24 @@ def run_cell(cell_dir, world, stop):
                     tracker.phase("stopped", done)
                     return SimpleNamespace(step=done, signal_name=stop.signal_name)
         tracker.phase("evaluating", iterations)
-        validated = [row[key] for row in rows[1:] if int(row[fold]) == config["fold"]]
-        (cell_dir / "per_image.csv").write_text(per_image(validated, config["fold"]))
+        validated = [row[key] for row in lesions if int(row[fold]) == config["fold"]]
+        (cell_dir / "per_image.csv").write_text(
+            per_image(validated, config["fold"], config["evaluate"].get("metrics", []))
+        )
         (cell_dir / "DONE").write_text(json.dumps({"step": iterations}))
         tracker.phase("done", iterations)
     return None
 
 
-def per_image(keys, fold):
-    """Results that a report can be made of."""
-    metrics = "dice,iou,fpr,fnr,tp,fp,fn,tn"
-    head = f"key,patient,label,fold,prompts,{metrics},length_px,spatial_prompt,attribute_prompt\n"
-    return head + "".join(f"{key},{key},benign,{fold},none,0.8,0.7,0.1,0.1,8,1,1,90,40,,\n" for key in keys)
+def per_image(keys, fold, asked):
+    """Results that a report can be made of, with a column for every metric that is asked for."""
+    more = [name for name in asked if name not in ("dice", "iou", "fpr", "fnr") and not name.startswith("label_")]
+    labels = ["prob_benign", "prob_malignant", "prob_normal"] if any("label_" in name for name in asked) else []
+    head = "key,patient,label,fold,prompts,dice,iou,fpr,fnr,tp,fp,fn,tn,length_px,spatial_prompt,attribute_prompt"
+    after = ",".join(["0.8,0.7,0.1,0.1,8,1,1,90,40,,", *["0.5"] * len(more), *["0.6", "0.3", "0.1"][: len(labels)]])
+    return "".join(
+        [",".join([head, *more, *labels]) + "\n", *(f"{key},{key},benign,{fold},none,{after}\n" for key in keys)]
+    )
 
 
 def save(folder, step, weight):

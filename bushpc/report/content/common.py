@@ -11,6 +11,7 @@ from bushpc.report.tables import Column, Number
 Summary = dict[str, t.Any]
 
 METHOD = Column(key="method", header="Method", numeric=False)
+_MOST_TURNED = 8  # columns of methods that a page has room for
 FOLDS = Column(key="folds", header="Folds")
 
 
@@ -126,7 +127,8 @@ def printed(paper: PublishedTable, figures: t.Mapping[str, t.Any], metrics: t.It
     found = []
     for metric in metrics:
         mean, sd = figures[metric] if isinstance(figures.get(metric), list) else (figures.get(metric), None)
-        found.append(Number(mean, sd, paper.decimals.get(metric, 4)))
+        digits = len(repr(mean).partition(".")[2])  # a paper may print some of its figures with more
+        found.append(Number(mean, sd, max(digits, paper.decimals.get(metric, 4))))
     return found
 
 
@@ -136,14 +138,25 @@ def published(summary: Summary, kind: str) -> PublishedTable | None:
     return next((table for table in found if table), None)
 
 
-def bold_note(summary: Summary, sources: t.Iterable[Summary] = ()) -> str:
-    """Which rows do not compete, by name. sources: where a table shows others than the entries'."""
+def bold_note(summary: Summary, sources: t.Iterable[Summary] = (), *, across: bool = False) -> str:
+    """Which rows do not compete, by name. sources: where a table shows others than the entries'.
+    across: whether methods are columns.
+    """
     entries = [summary["arms"][entry["arm"]]["sources"][entry["source"]] for entry in summary["entries"]]
     unranked = list(dict.fromkeys(source["label"] for source in sources or entries if source["uses_ground_truth"]))
     if several(summary) and not summary["complete"] and not sources:
         unranked.append("what lacks a fold")
     does = "does" if len(unranked) == 1 else "do"
-    return "Bold: the best of its group" + (f"; {', '.join(unranked)} {does} not compete." if unranked else ".")
+    competes = f"; {', '.join(unranked)} {does} not compete." if unranked else "."
+    return f"Bold: the best of its {'row' if across else 'group'}{competes}"
+
+
+def turned(summary: Summary) -> bool:
+    """Whether metrics are rows and methods columns, as in the SAM multi-task paper: where a model does two tasks, which
+    makes many metrics, and there are few methods.
+    """
+    tasks = {metric in LABEL_METRICS for metric in summary["shown_metrics"]}
+    return len(tasks) == 2 and len(summary["entries"]) <= _MOST_TURNED
 
 
 def same_folds(summary: Summary) -> bool:

@@ -27,12 +27,12 @@ from bushpc.report.content.common import (
     same_folds,
     several,
     titled,
+    turned,
 )
 from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
 from bushpc.report.tables import Column, Number, Row, Table, Value
 
 _EN_DASH = "\u2013"
-_MOST_TURNED = 8  # columns of methods that a page has room for
 _MOST_BESIDE = 3  # metrics of a paper that fit beside as many of ours
 
 
@@ -169,7 +169,7 @@ def _headline_group(summary: Summary) -> str:
 
 
 def _threshold(summary: Summary) -> str:
-    found = {arm["threshold"] for arm in summary["arms"]}
+    found = {arm["threshold"] for arm in summary["arms"] if arm["sources"]}
     return f"threshold {found.pop():g}" if len(found) == 1 else "each arm's own threshold"
 
 
@@ -200,7 +200,7 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
         )
     if paper:
         notes.append(f"The paper's rows were not computed here: {paper.citation}.")
-    return [*notes, bold_note(summary)]
+    return [*notes, bold_note(summary, across=turned(summary))]
 
 
 def _definition_notes(summary: Summary) -> list[str]:
@@ -278,6 +278,7 @@ def ablation_table(summary: Summary) -> Table | None:
         )
     beside = paper is not None and len(metrics) <= _MOST_BESIDE
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
+    said_folds = len(metrics) <= _MOST_BESIDE or not same_folds(summary)
     named = not switches or (paper is not None and not beside)  # rows of switches need no name, others' rows do
     counted = any(arm["parameters"] for arm in summary["arms"]) or (paper is not None and PARAMETERS in paper.metrics)
     own = {line.arm["arm"]: line for line in lines(summary)}
@@ -286,7 +287,7 @@ def ablation_table(summary: Summary) -> Table | None:
         return (
             *((name,) if named else ()),
             *(_setting(of.get(key)) for key in settings),
-            folds,
+            *((folds,) if said_folds else ()),
             *((parameters,) if counted else ()),
             *figures,
         )
@@ -297,7 +298,7 @@ def ablation_table(summary: Summary) -> Table | None:
         line = own.get(arm["arm"])
         figures = figures_of(line.figures(), metrics) if line else none
         if paper and beside:
-            figures = [*figures, *printed(paper, theirs.get(arm["arm"], ("", {}))[1], metrics)]
+            figures = [*figures, *printed(paper, paper.rows.get(theirs.get(arm["arm"], ""), {}), metrics)]
         parameters = f"{arm['parameters']:,}" if arm["parameters"] else "—"
         rows.append(
             Row(
@@ -307,12 +308,12 @@ def ablation_table(summary: Summary) -> Table | None:
             )
         )
     if paper:
-        shown = {name for name, _ in theirs.values()} if beside else set()
+        matched = {theirs[arm["arm"]]: arm["settings"] for arm in summary["arms"] if arm["arm"] in theirs}
         rows += [
             Row(
                 values=values(
                     name,
-                    quoted,
+                    {**matched.get(name, {}), **quoted},
                     "—",
                     f"{quoted[PARAMETERS]:,}" if quoted.get(PARAMETERS) else "—",
                     [*(none if beside else ()), *printed(paper, quoted, metrics)],
@@ -322,11 +323,12 @@ def ablation_table(summary: Summary) -> Table | None:
                 quoted=True,
             )
             for name, quoted in paper.rows.items()
-            if name not in shown and (switches or not beside)
+            if not beside or (switches and name not in matched)
         ]
     columns = [METHOD] if named else []
     columns += [Column(key=key, header=_short(key), numeric=False) for key in settings]
-    columns += [FOLDS, *((Column(key=PARAMETERS, header="Parameters"),) if counted else ())]
+    columns += [FOLDS] if said_folds else []
+    columns += [Column(key=PARAMETERS, header="Parameters")] if counted else []
     columns += metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None)
     if paper and beside:
         columns += [
@@ -343,20 +345,12 @@ def ablation_table(summary: Summary) -> Table | None:
 
 
 def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
-    notes = ["Mean ± SD over folds.", bold_note(summary)]
+    notes = ["Mean ± SD over folds.", bold_note(summary, across=turned(summary))]
     if paper and beside:
         notes.append(f"{paper.name}: figures as printed there, not computed here: {paper.citation}.")
     elif paper:
         notes.append(f"The paper's figures were not computed here: {paper.citation}.")
     return notes
-
-
-def turned(summary: Summary) -> bool:
-    """Whether metrics are rows and methods columns, as in the SAM multi-task paper: where a model does two tasks, which
-    makes many metrics, and there are few methods.
-    """
-    tasks = {metric in LABEL_METRICS for metric in summary["shown_metrics"]}
-    return len(tasks) == 2 and len(summary["entries"]) <= _MOST_TURNED
 
 
 def turned_table(
@@ -438,14 +432,14 @@ def _ablation_metrics(summary: Summary) -> list[str]:
     return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary["tested_metrics"]]
 
 
-def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, tuple[str, Summary]]:
-    """Our arm → the paper's row (name, figures) with the same name of a grid's row, or else the same settings."""
+def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, str]:
+    """Our arm → the paper's row that names it, or else has the same settings."""
     found = {}
     for name, figures in paper.rows.items() if paper else ():
         for arm in summary["arms"]:
             alike = all(key in figures and figures[key] == arm["settings"][key] for key in settings)
             if figures.get("row") == arm["arm"] or alike:
-                found[arm["arm"]] = (name, figures)
+                found[arm["arm"]] = name
     return found
 
 
