@@ -26,7 +26,7 @@ def decoded(image_png: bytes, mask_png: bytes, size: int) -> tuple[np.ndarray, n
     with Image.open(io.BytesIO(image_png), formats=["PNG"]) as image:
         image_HWC = np.array(image.convert("RGB"))
     with Image.open(io.BytesIO(mask_png), formats=["PNG"]) as mask:
-        mask_HW = (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+        mask_HW = np.array(mask.convert("L"))
     return resize(image_HWC, mask_HW, size)
 
 

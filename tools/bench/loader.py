@@ -166,7 +166,13 @@ class Bench:
         cell = self.cell(*words)
         lesions = self.manifest.lesions
         data = FoldData(
-            manifest=self.manifest, folder=self.shards, train=lesions, validation=[], bins=SizeBins(low=0.2, high=0.4)
+            manifest=self.manifest,
+            folder=self.shards,
+            train=lesions,
+            repeats=[1] * len(lesions),
+            holdout=[],
+            validation=[],
+            bins=SizeBins(low=0.2, high=0.4),
         )
 
         def start() -> Callable[[], int]:
