@@ -264,12 +264,12 @@ def label_charts(study: Study) -> str | None:
                     axes.plot(*label_stats.roc(rows, label), line, color=colour, linewidth=1.6, label=said)
             _matrix(matrices[i], label_stats.confusion_matrix(rows), "" if alone else name)
         for axes, label in zip(curves, [""] if alone else labels, strict=False):
-            axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1)
+            axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1, label="chance" if axes is curves[0] else None)
             axes.set(title=label, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         for axes in (*curves[1 if alone else len(labels) :], *matrices[len(told) :]):
             axes.set_axis_off()
         names = labels if alone else [name for name, _ in told]
-        figure.legend(loc="outside upper left", ncols=_legend_columns(["", *names]))
+        figure.legend(loc="outside upper left", ncols=_legend_columns(["chance", *names]))
         return _svg(figure)
 
 

@@ -258,7 +258,7 @@ def _latex_bold(text: str, bold: bool) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "\u2212": r"$-$", "\u2013": "--", "—": "---",
-    "✓": r"$\checkmark$", "χ": r"$\chi$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$",
+    "✓": r"$\checkmark$", "χ": r"$\chi$", "\u00a0": "~", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$",
     "<": r"\textless{}", ">": r"\textgreater{}", "“": "``", "”": "''", "\n": " ", "\r": " ",
 }  # fmt: skip
 

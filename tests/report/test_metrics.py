@@ -76,12 +76,12 @@ def two_task_grid(shared_run, two_tasks):
 def test_the_metrics_that_a_run_asks_for_are_shown_in_its_order_with_units_and_the_better_side(distances) -> None:
     assert distances.summary["shown_metrics"] == ["hd95_px", "iou", "precision"]
     page = distances.html.read_text()
-    for header in ("HD95 (px) ↓", "IoU ↑", "Precision ↑"):
+    for header in ("HD95 (px)\N{NO-BREAK SPACE}↓", "IoU\N{NO-BREAK SPACE}↑", "Precision\N{NO-BREAK SPACE}↑"):
         assert f">{header}</th>" in page
     headline = {line["method"]: line for line in _csv(distances, "headline")}
     assert float(headline["a"]["hd95_px"]) == pytest.approx(11)
     assert "dice" not in headline["a"]
-    assert r"HD95 (px) $\downarrow$" in (distances.html.parent / "headline.tex").read_text()
+    assert r"HD95 (px)~$\downarrow$" in (distances.html.parent / "headline.tex").read_text()
 
 
 def test_a_metric_that_no_image_has_is_a_sentence_and_no_column(distances) -> None:
@@ -187,7 +187,7 @@ def test_a_model_that_gives_no_labels_beside_others_that_do_has_dashes(two_task_
 
 def test_two_tasks_are_shown_as_the_paper_has_them_with_its_figures_beside(two_task_grid) -> None:
     _, result = two_task_grid
-    lines = {line["metric"].rstrip(" ↑↓"): line for line in _csv(result, "ablation")}
+    lines = {line["metric"].split("\N{NO-BREAK SPACE}")[0]: line for line in _csv(result, "ablation")}
     assert [line["group"] for line in lines.values()] == ["Settings"] * 2 + ["Classification"] + ["Segmentation"] * 2
     assert lines["HEAD"]["sd"] == "sd"
     dice = result.summary["arms"][2]["metrics"]["none"]["dice"]

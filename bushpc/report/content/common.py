@@ -69,7 +69,7 @@ def metric_columns(
         columns.append(
             Column(
                 key=metric,
-                header=titled(metric) + (f" {'↑' if more else '↓'}" if arrows else ""),
+                header=titled(metric) + (f"\N{NO-BREAK SPACE}{'↑' if more else '↓'}" if arrows else ""),
                 over=task if over is None else over,
                 better=("high" if more else "low") if ranked else None,
             )
