@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bushpc.config import CellConfig
+from bushpc.data.loader import FoldData, validation_batches
 from bushpc.dist import World, meet
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.xbusnet import XBusNet
 from bushpc.run import run_cell
+from bushpc.train.ledger import read_ledger
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
@@ -236,6 +239,66 @@ def test_the_best_checkpoint_is_kept_though_a_stop_signal_came_before_its_valida
     run_cell(cell_dir, World())
     kept = {int(path.name.removeprefix("step_")) for path in (cell_dir / "checkpoints").glob("step_*")}
     assert kept == {2, 6}
+
+
+TUNED = (  # 16 training scans, 4 of them held out: an epoch is 3 steps
+    *("model=unet_small", "model.image_size=32", "train.iterations=60", "train.batch_size=4", "train.save_every=4"),
+    *("train.schedule=plateau", "train.plateau_patience=1", "train.stop_patience=2", "train.holdout=0.25"),
+    "train.warmup=0",
+)
+
+
+def lines_of(cell_dir: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (cell_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines if line["kind"] == kind]
+
+
+def test_a_plateau_and_an_early_stop_come_at_the_same_steps_however_often_a_run_was_preempted(make_cell, monkeypatch):
+    losses = {3: 1.0, 6: 0.5, 9: 0.7, 12: 0.4, 15: 0.5, 18: 0.6}
+
+    def measured(cell, *_) -> float:
+        return losses[lines_of(Path(cell.runs_dir) / cell.name / "cells" / "fold0", "train")[-1]["step"]]
+
+    monkeypatch.setattr("bushpc.run.tuning_loss", measured)
+    undisturbed, disturbed = make_cell("tuned", *TUNED), make_cell("tuned_disturbed", *TUNED)
+    run_cell(undisturbed, World())
+    assert [(line["step"], line["loss"]) for line in lines_of(undisturbed, "tuning")] == list(losses.items())
+    assert json.loads((undisturbed / "DONE").read_text())["step"] == 18
+    rates = {line["step"]: line["lr"] for line in lines_of(undisturbed, "train")}
+    assert rates[9] / rates[10] == pytest.approx(4)
+    assert rates[15] / rates[16] == pytest.approx(4)
+
+    log_step = Tracker.train
+
+    def log_and_be_preempted(self, step, *args) -> None:
+        log_step(self, step, *args)
+        if step in (2, 7, 11, 17):  # the step after it is the last: 3, 12 and 18 end an epoch, 8 does not
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "train", log_and_be_preempted)
+        stops = [run_cell(disturbed, World()) for _ in range(4)]
+    assert [stopped.step for stopped in stops] == [3, 8, 12, 18]
+    run_cell(disturbed, World())
+    assert json.loads((disturbed / "DONE").read_text())["step"] == 18
+    assert_same_weights(undisturbed, disturbed)
+
+
+def test_the_held_out_loss_is_the_models_own_on_samples_that_never_train(make_cell):
+    cell_dir = make_cell("held", *TUNED, "train.iterations=4", "train.save_every=1", "train.keep=9")
+    run_cell(cell_dir, World())
+    [line] = lines_of(cell_dir, "tuning")
+    cell = CellConfig.load(cell_dir / "config.yaml")
+    data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
+    drawn = {word.partition(":")[2] for text in read_ledger(cell_dir) for word in text.samples.split(" ")}
+    assert not drawn & {record.key for record in data.holdout}
+    model = cell.model_class(cell.model)
+    model.load_state_dict(load_file(cell_dir / "checkpoints" / "step_00000003" / "model.safetensors"))
+    model.eval()
+    with torch.no_grad():
+        [batch] = validation_batches(cell, data, "none", World(), data.holdout)
+        assert line["loss"] == pytest.approx(float(model(batch.to("cpu")).total), rel=1e-5)
+    assert sorted(batch.keys) == sorted(record.key for record in data.holdout)
 
 
 def test_a_non_finite_loss_stops_with_step_samples_and_terms(make_cell):

@@ -62,12 +62,11 @@ class Schedule:
     def lr(self, step: int) -> float:
         """The learning rate of a step."""
         config = self.config
+        peak = config.lr * config.plateau_factor**self.lowered
         if step < config.warmup:
-            return config.lr * (step + 1) / config.warmup
-        if config.schedule == "constant":
-            return config.lr
-        if config.schedule == "plateau":
-            return float(config.lr * config.plateau_factor**self.lowered)
+            return peak * (step + 1) / config.warmup
+        if config.schedule != "cosine":
+            return peak
         progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
         return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
