@@ -352,6 +352,7 @@ class FrozenEncoder:
             self.net = build_encoder(config, weights_dir)
         self.net.requires_grad_(False).eval()
 
+    @torch.compiler.disable  # it moves between devices
     @torch.no_grad()
     def __call__(self, image_BCHW: torch.Tensor, normalize: Normalize) -> dict[str, torch.Tensor]:
         """The features, in the type of autocast where it is on, laid out alike: a store makes no difference."""
