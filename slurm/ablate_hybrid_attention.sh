@@ -6,8 +6,8 @@
 #SBATCH --output=slurm-%x-%j.out
 # The ablation of the hybrid attention network's Table 2 on BUSI: five rows of five folds as one array, then the report.
 #
-#   sbatch slurm/ablate_hybrid_attention.sh                    from anywhere in the clone
-#   bash slurm/ablate_hybrid_attention.sh data=udiat               on a login node; words are overrides
+#   sbatch slurm/ablate_hybrid_attention.sh            from anywhere in the clone
+#   bash slurm/ablate_hybrid_attention.sh data=udiat   on a login node; words are overrides
 #
 # This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
 # Submitting again runs only what is missing.

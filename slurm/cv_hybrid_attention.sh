@@ -6,8 +6,8 @@
 #SBATCH --output=slurm-%x-%j.out
 # Five-fold cross-validation of the hybrid attention network on BUSI: one array of five cells, then the report.
 #
-#   sbatch slurm/cv_hybrid_attention.sh                    from anywhere in the clone
-#   bash slurm/cv_hybrid_attention.sh data=udiat                   on a login node; words are overrides
+#   sbatch slurm/cv_hybrid_attention.sh            from anywhere in the clone
+#   bash slurm/cv_hybrid_attention.sh data=udiat   on a login node; words are overrides
 #
 # This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
 # Submitting again runs only what is missing.

@@ -154,7 +154,7 @@ class HybridAttention(Model):
         ]
 
     def cam_layer(self) -> nn.Module:
-        """The last decoder stage; behind the next convolution there is a 1 x 1 one alone, and the map would be the mask."""
+        """The last decoder stage; the convolution behind it is followed by a 1 x 1 one alone, and would map the logits."""
         return self.decoder[-1]
 
     def forward(self, batch: Batch) -> Losses:
@@ -284,14 +284,15 @@ class TSA(nn.Module):
 
     def _by_head(self, map_BChw: torch.Tensor) -> torch.Tensor:
         """B x c x h x w → B x n x c x D, D = h·w / n."""
-        return map_BChw.flatten(2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return map_BChw.flatten(2).unflatten(2, (self.heads, -1)).transpose(1, 2).contiguous()
 
 
 class GSA(nn.Module):
     """Global spatial attention (5): every position gathers F^c from all positions; shape unchanged.
 
-    The (h·w) x (h·w) map is never written down: scaled_dot_product_attention folds it into the sum. Its quick kernels
-    want values as wide as queries, and c' = c / 2, so F^c goes in as two halves of c' channels under one map.
+    The (h·w) x (h·w) map is never written down: scaled_dot_product_attention folds it into the sum. Its kernels that do
+    want values as wide as queries, and c' = c / 2, so F^c goes in as two halves of c' channels under one map; and
+    they want each position's numbers side by side in memory, here and in TSA, or it silently writes the map down.
     """
 
     def __init__(self, channels: int) -> None:
@@ -308,7 +309,7 @@ class GSA(nn.Module):
 
 def _halves(map_BChw: torch.Tensor, width: int) -> torch.Tensor:
     """B x c x h x w → B x c / width x N x width: what scaled_dot_product_attention takes for heads."""
-    return map_BChw.flatten(2).unflatten(1, (-1, width)).transpose(2, 3)
+    return map_BChw.flatten(2).unflatten(1, (-1, width)).transpose(2, 3).contiguous()
 
 
 def _conv(channels: int, out_channels: int, bias: bool = True, stride: int = 1) -> nn.Conv2d:
@@ -325,7 +326,7 @@ def _doubled(F_BChw: torch.Tensor) -> torch.Tensor:
 
 
 def _build_encoder(name: str) -> tuple[nn.Module, list[int]]:
-    """timm's feature extractor at ENCODER_STRIDES and its channels; what lies deeper is cut off. Raises: ConfigError."""
+    """timm's features at ENCODER_STRIDES and their channels; what lies deeper is left out. Raises: ConfigError."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")

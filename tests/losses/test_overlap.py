@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 
-from bushpc.losses.overlap import bce_loss, overlap_losses, soft_dice_loss
+from bushpc.losses.overlap import bce_loss, jaccard_loss, overlap_losses, soft_dice_loss
 
 
 def random_case(*shape):
@@ -38,6 +38,19 @@ def test_soft_dice_pushes_down_where_the_mask_is_empty():
     logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
     soft_dice_loss(logits, torch.zeros(1, 1, 8, 8)).backward()
     assert (logits.grad > 0).all()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_jaccard_agrees_with_monai(smooth):
+    logits, mask = random_case(4, 2, 16, 12)
+    reference = DiceLoss(sigmoid=True, jaccard=True, smooth_nr=2 * smooth, smooth_dr=2 * smooth)(logits, mask)
+    torch.testing.assert_close(jaccard_loss(logits, mask, smooth), reference)
+
+
+def test_jaccard_of_a_case_worked_by_hand():
+    # p = 1/2 at 4 pixels, 1 of them in the mask: 1 - (0.5 + 1) / (2 + 1 - 0.5 + 1)
+    mask = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    assert jaccard_loss(torch.zeros(1, 1, 2, 2), mask).item() == pytest.approx(1 - 1.5 / 3.5)
 
 
 def test_losses_are_float32_and_equal_under_autocast():

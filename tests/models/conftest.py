@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from bushpc.models.baselines import UNet
+from bushpc.models.hybrid_attention import HybridAttention
 from bushpc.models.xbusnet import XBusNet
 from bushpc.sample import Batch
 
@@ -38,6 +39,18 @@ def unet_config():
 
     def make(name="unet_small", **changes):
         return _config(UNet, name, {"image_size": 64, **changes} if name == "unet_small" else changes)
+
+    return make
+
+
+@pytest.fixture
+def hybrid_attention_config():
+    """hybrid_attention_config(name="hybrid_attention_small", **changes) -> its Config; small at 64 pixels."""
+
+    def make(name="hybrid_attention_small", **changes):
+        return _config(
+            HybridAttention, name, {"image_size": 64, **changes} if name == "hybrid_attention_small" else changes
+        )
 
     return make
 
