@@ -154,7 +154,7 @@ class HybridAttention(Model):
         ]
 
     def cam_layer(self) -> nn.Module:
-        """The last decoder stage; the convolution behind it is followed by a 1 x 1 one alone, and would map the logits."""
+        """The last decoder stage; behind the convolution that follows it, the map would be the logits themselves."""
         return self.decoder[-1]
 
     def forward(self, batch: Batch) -> Losses:
