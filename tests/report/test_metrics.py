@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from bushpc.dispatch.grid import load_grid
 from bushpc.errors import DataError
 from bushpc.metrics.label import label_metrics
 from bushpc.report import build_report, published
@@ -14,6 +15,7 @@ from bushpc.report.published import find_published
 from bushpc.report.results import read_run
 from bushpc.sample import LABELS
 
+OVERLAP = ("iou", "dice", "sensitivity", "accuracy", "precision", "specificity")
 HEADS = {
     "unet": {"model.head": "unet", "model.attention": False},
     "sd": {"model.head": "sd", "model.attention": False},
@@ -200,7 +202,7 @@ def test_two_tasks_are_shown_as_the_paper_has_them_with_its_figures_beside(two_t
 
 
 def test_many_metrics_of_a_paper_stand_below_ours_with_its_parameters(monkeypatch, grid, row) -> None:
-    metrics = ("iou", "dice", "sensitivity", "accuracy", "precision", "specificity")
+    metrics = OVERLAP
     percents = {metric: 90.0 + i for i, metric in enumerate(metrics)}
     table = {
         "table": "Table 2", "models": ["xbusnet"], "decimals": 2, "percent": list(metrics),
@@ -210,7 +212,9 @@ def test_many_metrics_of_a_paper_stand_below_ours_with_its_parameters(monkeypatc
     grid.metrics = metrics
     for name in grid.rows:
         grid.of(name).complete({k: [row(f"f{k}", k, **dict.fromkeys(metrics, 0.5))] for k in range(5)})
+    (grid.of("full").cell(0) / "DONE").write_text('{"step": 1000, "parameters": 123456}')
     lines = _csv(build_report(grid.path), "ablation")
+    assert [line["parameters"] for line in lines[:2]] == ["123,456", "—"]
     assert [line["group"] for line in lines] == ["this grid"] * 4 + [
         "Paper, Table 2 (figures as printed there, percent as fractions)"
     ] * 2
@@ -218,6 +222,26 @@ def test_many_metrics_of_a_paper_stand_below_ours_with_its_parameters(monkeypatc
     assert list(lines[0])[5:] == columns
     assert (lines[5]["method"], lines[5]["model.lfe"]) == ("BL", "true")  # the switches of the row that it names
     assert (lines[4]["method"], lines[4]["parameters"], lines[4]["specificity"]) == ("U-Net", "34,513,345", "0.95")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "data", "metrics", "shown"),
+    [
+        ("xbusnet_components", "xbusnet", "breast", ("dice", "iou"), ["0.8765", "0.8572", "0.8453", "0.8600"]),
+        ("hybrid_attention_components", "hybrid_attention", "busi", OVERLAP, ["0.8313", "0.9437", "10,498,945"]),
+        ("sam_multitask_heads", "sam_multitask", "precise", ("label_ce", "dice"), ["0.277", "0.882", "0.887", "0.879"]),
+    ],
+)
+def test_the_papers_grids_are_reported_with_the_papers_figures(
+    shared_run, two_tasks, name, model, data, metrics, shown
+) -> None:
+    rows = {row.name: row.settings for row in load_grid(name).rows}
+    grid = shared_run(name, rows=rows, model=model, metrics=metrics, folds=1, run={"data": data})
+    for row in rows:
+        grid.of(row).complete({0: [{**dict.fromkeys(OVERLAP, 0.5), **line} for line in two_tasks(0)]})
+    result = build_report(grid.path)
+    text = (result.html.parent / "ablation.tex").read_text()
+    assert all(figure in text for figure in shown)
 
 
 def test_a_papers_figures_in_percent_become_fractions_with_their_decimals(monkeypatch) -> None:

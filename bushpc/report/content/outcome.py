@@ -280,10 +280,11 @@ def ablation_table(summary: Summary) -> Table | None:
     switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
     said_folds = len(metrics) <= _MOST_BESIDE or not same_folds(summary)
     named = not switches or (paper is not None and not beside)  # rows of switches need no name, others' rows do
-    counted = any(arm["parameters"] for arm in summary["arms"]) or (paper is not None and PARAMETERS in paper.metrics)
+    they_count = paper is not None and PARAMETERS in paper.metrics
+    counted = any(arm["parameters"] for arm in summary["arms"]) or (they_count and not beside)
     own = {line.arm["arm"]: line for line in lines(summary)}
 
-    def values(name: str, of: Summary, folds: str, parameters: Value, figures: list[Number]) -> tuple[Value, ...]:
+    def values(name: str, of: Summary, folds: str, parameters: Value, figures: list[Value]) -> tuple[Value, ...]:
         return (
             *((name,) if named else ()),
             *(_setting(of.get(key)) for key in settings),
@@ -292,17 +293,20 @@ def ablation_table(summary: Summary) -> Table | None:
             *figures,
         )
 
+    def quoted_values(quoted: Summary) -> list[Value]:
+        assert paper is not None, "there is nothing to quote"
+        return [*([_count(quoted)] if beside and they_count else []), *printed(paper, quoted, metrics)]
+
     none = [Number(None)] * len(metrics)
     rows = []
     for arm in summary["arms"]:
         line = own.get(arm["arm"])
-        figures = figures_of(line.figures(), metrics) if line else none
+        figures: list[Value] = [*(figures_of(line.figures(), metrics) if line else none)]
         if paper and beside:
-            figures = [*figures, *printed(paper, paper.rows.get(theirs.get(arm["arm"], ""), {}), metrics)]
-        parameters = f"{arm['parameters']:,}" if arm["parameters"] else "—"
+            figures = [*figures, *quoted_values(paper.rows.get(theirs.get(arm["arm"], ""), {}))]
         rows.append(
             Row(
-                values=values(arm["label"], arm["settings"], folds_count(arm), parameters, figures),
+                values=values(arm["label"], arm["settings"], folds_count(arm), _count(arm), figures),
                 group="" if beside or not paper else ours(summary),
                 ranked=bool(line and line.ranked),
             )
@@ -315,8 +319,8 @@ def ablation_table(summary: Summary) -> Table | None:
                     name,
                     {**matched.get(name, {}), **quoted},
                     "—",
-                    f"{quoted[PARAMETERS]:,}" if quoted.get(PARAMETERS) else "—",
-                    [*(none if beside else ()), *printed(paper, quoted, metrics)],
+                    "—" if beside else _count(quoted),
+                    [*(none if beside else ()), *quoted_values(quoted)],
                 ),
                 group="" if beside else paper.heading,
                 ranked=False,
@@ -331,6 +335,7 @@ def ablation_table(summary: Summary) -> Table | None:
     columns += [Column(key=PARAMETERS, header="Parameters")] if counted else []
     columns += metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None)
     if paper and beside:
+        columns += [Column(key=f"paper_{PARAMETERS}", header="Parameters", over=paper.name)] if they_count else []
         columns += [
             Column(key=f"paper_{column.key}", header=column.header, over=paper.name)
             for column in metric_columns(summary, metrics)
@@ -347,7 +352,7 @@ def ablation_table(summary: Summary) -> Table | None:
 def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
     notes = ["Mean ± SD over folds.", bold_note(summary, across=turned(summary))]
     if paper and beside:
-        notes.append(f"{paper.name}: figures as printed there, not computed here: {paper.citation}.")
+        notes.append(f"{paper.name}: {paper.printed}, not computed here: {paper.citation}.")
     elif paper:
         notes.append(f"The paper's figures were not computed here: {paper.citation}.")
     return notes
@@ -433,14 +438,20 @@ def _ablation_metrics(summary: Summary) -> list[str]:
 
 
 def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, str]:
-    """Our arm → the paper's row that names it, or else has the same settings."""
+    """Our arm → the paper's row that names it, or else has the same settings; one that neither states is the same."""
     found = {}
     for name, figures in paper.rows.items() if paper else ():
         for arm in summary["arms"]:
-            alike = all(key in figures and figures[key] == arm["settings"][key] for key in settings)
+            stated = [key for key in settings if key in figures]
+            alike = stated and all(figures.get(key) == arm["settings"][key] for key in settings)
             if figures.get("row") == arm["arm"] or alike:
                 found[arm["arm"]] = name
     return found
+
+
+def _count(of: Summary) -> str:
+    """Its parameters."""
+    return f"{of[PARAMETERS]:,}" if of.get(PARAMETERS) else "—"
 
 
 def _setting(value: object) -> Value:

@@ -48,7 +48,12 @@ class PublishedTable(t.NamedTuple):
     @property
     def heading(self) -> str:
         """How its rows are introduced where they stand beside ours."""
-        return f"{self.name} (figures as printed there{', percent as fractions' if self.percent else ''})"
+        return f"{self.name} ({self.printed})"
+
+    @property
+    def printed(self) -> str:
+        """How far its figures are the paper's own words."""
+        return "figures as printed there" + (", percent as fractions" if self.percent else "")
 
 
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
