@@ -204,7 +204,7 @@ def _train_and_evaluate(
         assert lease is not None, "rank 0 holds it"
         lease.check()
         done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": ended}
-        done |= {"config": cell.hash, "rows": len(rows)}
+        done |= {"config": cell.hash, "rows": len(rows), "parameters": engine.parameters}
         write_atomically(cell_dir / "DONE", json.dumps(done))
         tracker.phase("done", ended)
     return None

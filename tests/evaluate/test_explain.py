@@ -27,15 +27,15 @@ class OneConv(Model):
 
     def __init__(self, w: list[float], b: float) -> None:
         super().__init__(ModelConfig(image_size=8, pretrained=False))
-        self.features, self.head = nn.Identity(), nn.Conv2d(3, 1, 1)
+        self.channels, self.head = nn.Identity(), nn.Conv2d(3, 1, 1)
         self.head.weight.data = torch.tensor(w).reshape(1, 3, 1, 1)
         self.head.bias.data.fill_(b)
 
     def cam_layer(self) -> nn.Module:
-        return self.features
+        return self.channels
 
     def predict(self, batch: Batch) -> Prediction:
-        return Prediction(prob_BKHW=self.head(self.features(batch.image_BCHW)).sigmoid())
+        return Prediction(prob_BKHW=self.head(self.channels(batch.image_BCHW)).sigmoid())
 
 
 def batch_of(image_1CHW: torch.Tensor) -> Batch:
