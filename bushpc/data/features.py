@@ -200,6 +200,8 @@ def compute_features(
                 with exclusive(path.with_suffix(".lock")) as ours:
                     if not ours or _is_whole(path):
                         continue
+                    for leftover in path.parent.glob(f".{path.name}.*"):  # of one that was killed: the lock is ours
+                        leftover.unlink()
                     write_atomically(path, make(*files[path]))
             except OSError as error:
                 raise DataError(

@@ -4,7 +4,8 @@
 
 SAM multi-task as its yaml has it, full size and random weights, on the phantom, with either decoder. Batches come
 from bushpc's loader and go through its engine, forward, backward and optimizer; checkpoints and the log are left out,
-as they cost both the same. Words are overrides, such as model.image_size=512.
+as they cost both the same. Times are of the processor, over all threads: other work on the machine hardly changes them.
+Words are overrides, such as model.image_size=512.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def measure(folder: Path, decoder: str, arguments: argparse.Namespace) -> dict:
-    """Seconds of an epoch both ways, of computing the features, and their bytes."""
+    """Processor seconds of an epoch both ways, of computing the features, and their bytes."""
     cell = dataclasses.replace(
         compose(
             [
@@ -75,9 +76,9 @@ def measure(folder: Path, decoder: str, arguments: argparse.Namespace) -> dict:
     open_cache(manifest, data.folder, cell.model.image_size, cell.loader)
     engine = Engine(cell, World(), build_model(cell))
     without = epochs(cell, engine, data, 1)
-    began = time.perf_counter()
+    began = time.process_time()
     features = compute_features(cell, engine.model, data, engine.device, engine.autocast)
-    computing = time.perf_counter() - began
+    computing = time.process_time() - began
     kept = epochs(cell, engine, dataclasses.replace(data, features=features), arguments.epochs)
     size = sum(path.stat().st_size for path in features.plain.glob("*.safetensors"))
     return {
@@ -93,16 +94,16 @@ def measure(folder: Path, decoder: str, arguments: argparse.Namespace) -> dict:
 
 
 def epochs(cell: CellConfig, engine: Engine, data: FoldData, timed: int) -> list[float]:
-    """Seconds of each of `timed` epochs, after one that is not counted where there are several."""
+    """Processor seconds of each of `timed` epochs, after one that is not counted where there are several."""
     engine.train()
     seconds = []
     batches = training_batches(cell, data, World(), 0)
     for epoch in range(timed + (timed > 1)):
-        began = time.perf_counter()
+        began = time.process_time()
         engine.losses(next(batches))
         engine.update(cell.train.lr)
         if epoch or timed == 1:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
     batches.close()
     return seconds
 
@@ -119,7 +120,8 @@ def table(result: dict) -> str:
     return "\n".join(
         [
             f"SAM multi-task, frozen ViT-B, {first['image_size']} x {first['image_size']}, {first['precision']} on "
-            f"the CPU, {result['images']} images an epoch; overrides: {' '.join(result['overrides']) or 'none'}.",
+            f"the CPU, {result['images']} image(s) an epoch, processor seconds; "
+            f"overrides: {' '.join(result['overrides']) or 'none'}.",
             "",
             "| decoder | epoch with the encoder, s | epoch with kept features, s | ratio | computing them once, s "
             "| MB per image |",
