@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="+",
         metavar="KEY=VALUE",
-        help="data= (a dataset, or a folder of shards; several are compared), out=, folds=frozen|published|grouped",
+        help="data= (a dataset, or a folder of shards; several are compared), out=, folds=frozen|published|grouped, "
+        "least_correlation= (from which on two images are one picture; 0.85 lies between unrelated ones and copies)",
     )
     audited.set_defaults(run=_shards_audit)
     drawn = actions.add_parser(
@@ -270,6 +271,7 @@ def _shards_audit(arguments: argparse.Namespace) -> int:
     from bushpc.config import ROOT
     from bushpc.report.audit_page import write_page
     from bushpc.shards.audit import audit, summary, write
+    from bushpc.shards.duplicates import LEAST_CORRELATION
     from bushpc.shards.progress import progress
 
     folders = [_shards_folder(word[5:]) for word in arguments.words if word.startswith("data=")]
@@ -277,13 +279,12 @@ def _shards_audit(arguments: argparse.Namespace) -> int:
     names = "-".join(folder.name for folder in folders)
     out = Path(given.pop("out", ROOT / "runs" / f"audit-{names}")).expanduser()
     folds = given.pop("folds", "frozen")
+    correlation = _number("least_correlation", given.pop("least_correlation", str(LEAST_CORRELATION)))
     if given or not folders:
-        wrong = next(iter(given), "")
-        raise ConfigError(
-            unknown_name("word", wrong, ("data", "out", "folds"), "Example: bushpc shards audit data=breast")
-        )
+        wrong, words = next(iter(given), ""), ("data", "out", "folds", "least_correlation")
+        raise ConfigError(unknown_name("word", wrong, words, "Example: bushpc shards audit data=breast"))
     with progress(f"audit {names}") as show:
-        found = audit(folders, folds=folds, progress=show)
+        found = audit(folders, folds=folds, least_correlation=correlation, progress=show)
     write(found, out)
     page = write_page(found, out, ["bushpc", "shards", "audit", *arguments.words])
     _wide_console().print(summary(found))

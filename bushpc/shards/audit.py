@@ -360,7 +360,11 @@ def summary(audit: Audit) -> rich.console.Group:
     for kind, count in audit.kind_counts.items():
         first = next(finding for finding in audit.findings if finding.kind == kind)
         title = KINDS[kind].title.lower()
-        found.add_row(f"[bold]{title}[/]" if KINDS[kind].grave else title, str(count), first.key or first.said.splitlines()[-1].strip())
+        found.add_row(
+            f"[bold]{title}[/]" if KINDS[kind].grave else title,
+            str(count),
+            first.key or first.said.splitlines()[-1].strip(),
+        )
     return Group(held, found)
 
 
