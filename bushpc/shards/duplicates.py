@@ -5,8 +5,8 @@
 The hash says where to look and the correlation decides, on the local contrast of small pictures: what all ultrasound
 images share (bright skin above, darkness below) is taken out of it. On BrEaST and the BUS-BRA excerpt, 65,341 pairs of
 different images, no pair of two patients correlates by more than 0.62 when laid over each other as well as can be, and
-no pair of one patient by more than 0.71; copies that were re-encoded, halved, brightened or cropped by up to 4 % a side correlate by 0.92 and more, by 0.90 and
-more where all of that meets.
+no pair of one patient by more than 0.71; copies that were re-encoded, halved, brightened or cropped by up to 4 % a side
+correlate by 0.92 and more, by 0.90 and more where all of that meets.
 """
 
 from __future__ import annotations
