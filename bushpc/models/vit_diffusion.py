@@ -1,0 +1,586 @@
+"""ViT-conditioned diffusion: a UNet that denoises masks, steered by a ViT's tokens, with a second head that segments.
+
+Singh, Dholey and Vinod, "A Dual-Mode ViT-Conditioned Diffusion Framework with an Adaptive Conditioning Bridge for Breast
+Cancer Segmentation". Equation numbers and symbols are the paper's: x_0 is the mask, -1 outside and 1 inside, x_t the
+noised one, x'_0 the clean mask that a prediction of the noise implies, c the tokens, e_t the embedding of t.
+
+    image ─ViT─→ c ─feature enhancers─→ c' per scale ─┐ (5), FiLM (4) by e_t
+    image ─stem─┐                                     ↓
+    x_t   ─stem─+─→ encoder, e_t ─→ deepest blocks ─→ decoder ─→ noise head ─→ x'_0 ─→ … a thousand times … ─→ mask
+                                                           └──→ auxiliary head ─→ mask, in one pass
+
+Times are counted from 0, as diffusers does: t = 0 is x_1 of the paper, t = T - 1 its x_T. Shape suffixes besides those of
+`bushpc.sample`: h, w a decoder's map; N tokens, D their width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+from dataclasses import dataclass
+
+import timm
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import adapt_input_conv
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from bushpc import weights
+from bushpc.dist import keyed_seed
+from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.losses.overlap import soft_dice_loss
+from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.normalize import Normalize
+from bushpc.sample import Batch, Losses, Prediction
+
+GROUPS = 8  # of GroupNorm
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
+SAMPLERS = ("ddpm", "ddim", "dpm_solver")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitDiffusionConfig(ModelConfig):
+    """The model's settings; `configs/model/vit_diffusion.yaml` states the paper's value of each and its source.
+
+    channels, mask_classes: of the dataset's images and masks.
+    diffusion, acb: the switches of Table 3. A part that is off has no parameters: without diffusion there is no noise
+        head and nothing but the image to segment, without the bridge there is no ViT.
+    vit: name of a VisionTransformer in timm.
+    patch: the UNet works on squares of so many pixels, whose values become channels, and back at its end.
+    widths: channels of the UNet's levels, each at half the resolution of the one before.
+    depth: residual blocks per level.
+    timesteps: T. beta_schedule: `linear` or `cosine`. prediction: `epsilon` or `v`, what the noise head predicts.
+    denoising_weight, x0_dice_weight, aux_dice_weight, aux_focal_weight: alpha, lambda, beta and gamma of (6), (7).
+    focal_alpha, focal_gamma: weight of the foreground and exponent of the focal loss.
+    topo_weight, topo_ramp: w_epoch of (8) rises from 0 in epoch 0 to topo_weight in epoch topo_ramp; with a
+        topo_weight of 0 the loss is the hybrid one.
+    lookback: k of (9), in steps.
+    topo_gradient: `current`, where x'_0|t-k is a fixed aim for x'_0|t, or `both`.
+    inference: `auxiliary`, the auxiliary head in one pass, or `generative`, sampling.
+    auxiliary_t, auxiliary_input: the t and the x_t, `noise` or `zeros`, that enter in the auxiliary mode.
+    sampler, steps: `ddpm`, `ddim` (eta = 0) or `dpm_solver` (DPM-Solver++ of second order), in so many steps.
+    samples: how many times noise is drawn for each image; the prediction is the mean.
+    sampling_seed: of that noise.
+    """
+
+    channels: int
+    mask_classes: int
+    diffusion: bool
+    acb: bool
+    vit: str
+    patch: int
+    widths: tuple[int, ...]
+    depth: int
+    timesteps: int
+    beta_schedule: str
+    prediction: str
+    denoising_weight: float
+    x0_dice_weight: float
+    aux_dice_weight: float
+    aux_focal_weight: float
+    focal_alpha: float
+    focal_gamma: float
+    topo_weight: float
+    topo_ramp: int
+    lookback: int
+    topo_gradient: str
+    inference: str
+    auxiliary_t: int
+    auxiliary_input: str
+    sampler: str
+    steps: int
+    samples: int
+    sampling_seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot be built or sampled. Raises: ConfigError."""
+        super().__post_init__()
+        words = {
+            "beta_schedule": BETA_SCHEDULES,
+            "prediction": ("epsilon", "v"),
+            "topo_gradient": ("current", "both"),
+            "inference": ("auxiliary", "generative"),
+            "auxiliary_input": ("noise", "zeros"),
+            "sampler": SAMPLERS,
+        }
+        for name, valid in words.items():
+            if getattr(self, name) not in valid:
+                raise ConfigError(unknown_name(f"model.{name}", getattr(self, name), valid))
+        counts = ("channels", "mask_classes", "patch", "depth", "timesteps", "topo_ramp", "lookback", "steps", "samples")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 1 or more")
+        for name in ("denoising_weight", "x0_dice_weight", "aux_dice_weight", "aux_focal_weight", "topo_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 0 or more")
+        self._check_shapes()
+        self._check_sampling()
+
+    @property
+    def stride(self) -> int:
+        """Of the UNet's deepest level to the image."""
+        return self.patch << len(self.widths) - 1
+
+    def _check_shapes(self) -> None:
+        if len(self.widths) < 2 or any(width < 1 or width % GROUPS for width in self.widths):
+            raise ConfigError(f"model.widths={list(self.widths)}: two or more multiples of {GROUPS} are needed")
+        if self.image_size % self.stride:
+            raise ConfigError(
+                f"model.image_size={self.image_size} is not a multiple of {self.stride}, the stride of the deepest of "
+                f"{len(self.widths)} levels on squares of {self.patch} pixels; the nearest that is: "
+                f"{max(1, round(self.image_size / self.stride)) * self.stride}"
+            )
+        if self.acb:
+            if not timm.is_model(self.vit.partition(".")[0]):
+                near = ", ".join(timm.list_models("vit_tiny*", include_tags=True))
+                raise ConfigError(f"model.vit={self.vit}: timm has no such model; small ones are {near}")
+            with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
+                vit = timm.create_model(self.vit, num_classes=0)
+            if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
+                raise ConfigError(f"model.vit={self.vit} is no plain vision transformer, such as vit_tiny_patch16_224")
+            edge = vit.patch_embed.patch_size[0]
+            if self.image_size % edge:
+                raise ConfigError(
+                    f"model.image_size={self.image_size} is not a multiple of {edge}, the patches of model.vit={self.vit}"
+                )
+
+    def _check_sampling(self) -> None:
+        if not self.diffusion:
+            for name, needless in (("inference", self.inference == "generative"), ("topo_weight", self.topo_weight)):
+                if needless:
+                    raise ConfigError(
+                        f"model.{name}={getattr(self, name)} with model.diffusion=false: there is no noise head; use "
+                        "model.diffusion=true, or model.inference=auxiliary and model.topo_weight=0"
+                    )
+        if not 0 <= self.auxiliary_t < self.timesteps:
+            raise ConfigError(f"model.auxiliary_t={self.auxiliary_t}: allowed is 0 to {self.timesteps - 1} (T - 1)")
+        if self.lookback >= self.timesteps:
+            raise ConfigError(f"model.lookback={self.lookback}: allowed is 1 to {self.timesteps - 1} (T - 1)")
+        if self.steps > self.timesteps:
+            raise ConfigError(f"model.steps={self.steps}: allowed is 1 to {self.timesteps} (T)")
+        if self.sampler != "dpm_solver" and self.timesteps % self.steps:
+            # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
+            valid = ", ".join(str(n) for n in range(1, self.timesteps + 1) if self.timesteps % n == 0)
+            raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is one of {valid}")
+        if self.samples > 1 and (not self.diffusion or (self.inference, self.auxiliary_input) == ("auxiliary", "zeros")):
+            raise ConfigError(
+                f"model.samples={self.samples}: no noise is drawn with model.diffusion=false, or with model.inference="
+                "auxiliary and model.auxiliary_input=zeros, so that all samples are the same; set model.samples=1"
+            )
+
+
+class VitDiffusion(Model):
+    """Segmentation by denoising, or by the head beside it; any number of mask classes, which may overlap."""
+
+    Config = VitDiffusionConfig
+    makes = frozenset({"prob_BKHW"})
+
+    config: VitDiffusionConfig
+
+    def __init__(self, config: VitDiffusionConfig, weights_dir: str | None = None) -> None:
+        super().__init__(config, weights_dir)
+        # The ViT's own normalisation, which takes any number of channels.
+        self.normalize = Normalize([0.5] * config.channels, [0.5] * config.channels)
+        self.vit = build_vit(config, weights_dir) if config.acb else None
+        self.unet = DiffusionUNet(config, self.vit.embed_dim if self.vit else 0)
+        self.noising = Noising(config)
+
+    @classmethod
+    def needs(cls, config: ModelConfig) -> frozenset[str]:
+        """Image and mask; the epoch for w_epoch of (8), the key for the noise of a prediction."""
+        return frozenset({"image_BCHW", "mask_BKHW", "epochs", "keys"})
+
+    @classmethod
+    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
+        """As many heads as classes, as many inputs as channels. Raises: ConfigError."""
+        assert isinstance(config, VitDiffusionConfig)
+        given = {"mask_classes": mask_classes, "channels": channels}
+        differ = {name: names for name, names in given.items() if len(names) != getattr(config, name)}
+        if differ:
+            raise ConfigError(
+                "; ".join(
+                    f"model.{name}={getattr(config, name)}, and this dataset has {len(names)} ({', '.join(names)})"
+                    for name, names in differ.items()
+                )
+                + f". Set {' '.join(f'model.{name}={len(names)}' for name, names in differ.items())}"
+            )
+
+    @classmethod
+    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
+        """The ViT's weights, if there is one. Raises: ConfigError when timm has none."""
+        assert isinstance(config, VitDiffusionConfig)
+        return [_vit_file(config.vit)] if config.pretrained and config.acb else []
+
+    def cam_layer(self) -> nn.Module | None:
+        """The decoder's last stage; none in generative mode, where a gradient would go through every step."""
+        return self.unet.decoder[-1] if self.config.inference == "auxiliary" else None
+
+    def forward(self, batch: Batch) -> Losses:
+        """(6), and with a topo_weight (8); terms "mse", "dice_x0", "dice_aux", "focal_aux" and "topo".
+
+        "topo" is L_topo of (9), the mean over samples; in the total stands the mean of w_epoch log(1 + L_topo). Both
+        masks of (9) come from the same noise: x_t and x_t-k then lie on one path of denoising, and differ by k steps of
+        it alone. Before the first step there is nothing: t - k is 0 at the least, and with t = 0 L_topo is 0.
+        """
+        config, mask_BKHW = self.config, batch.mask_BKHW
+        condition = self.condition(batch.image_BCHW)
+        if not config.diffusion:
+            return self._auxiliary_losses(self.unet(None, torch.zeros(1), condition), mask_BKHW)
+
+        x_0 = 2 * mask_BKHW - 1
+        # On the CPU, where the schedule is; torch's generator there is seeded by step and rank too.
+        t_B = torch.randint(config.timesteps, (len(x_0),))
+        noise_BKHW = torch.randn_like(x_0)
+        x_t = self.noising.noised(x_0, noise_BKHW, t_B)
+        map_BDhw = self.unet(x_t, t_B, condition)
+        predicted_BKHW = self.unet.noise_head(map_BDhw).float()
+        x0_t = self.noising.clean(predicted_BKHW, x_t, t_B)
+        topo_B = None
+        if config.topo_weight:  # in every epoch, or ranks would differ in their passes where ZeRO-3 gathers parameters
+            earlier_B = (t_B - config.lookback).clamp(min=0)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.topo_gradient == "both"):
+                x_earlier = self.noising.noised(x_0, noise_BKHW, earlier_B)
+                predicted_earlier = self.unet.noise_head(self.unet(x_earlier, earlier_B, condition))
+                x0_earlier = self.noising.clean(predicted_earlier.float(), x_earlier, earlier_B)
+            topo_B = topological_loss(_prob(x0_t), _prob(x0_earlier))
+
+        target_BKHW = noise_BKHW if config.prediction == "epsilon" else self.noising.velocity(x_0, noise_BKHW, t_B)
+        mse = F.mse_loss(predicted_BKHW, target_BKHW)
+        dice_x0 = dice_loss(_prob(x0_t), mask_BKHW)
+        auxiliary = self._auxiliary_losses(map_BDhw, mask_BKHW)
+        total = config.denoising_weight * (mse + config.x0_dice_weight * dice_x0) + auxiliary.total
+        terms = {"mse": mse.detach(), "dice_x0": dice_x0.detach(), **auxiliary.terms}
+        if topo_B is not None:
+            w_B = torch.tensor([config.topo_weight * min(1.0, epoch / config.topo_ramp) for epoch in batch.epochs])
+            total = total + (w_B.to(topo_B) * topo_B.log1p()).mean()
+            terms["topo"] = topo_B.detach().mean()
+        return Losses(total=total, terms=terms)
+
+    def _auxiliary_losses(self, map_BDhw: torch.Tensor, mask_BKHW: torch.Tensor) -> Losses:
+        config, logits_BKHW = self.config, self.unet.auxiliary_head(map_BDhw).float()
+        dice = soft_dice_loss(logits_BKHW, mask_BKHW)
+        focal = sigmoid_focal_loss(logits_BKHW, mask_BKHW, config.focal_alpha, config.focal_gamma, reduction="mean")
+        return Losses(
+            total=config.aux_dice_weight * dice + config.aux_focal_weight * focal,
+            terms={"dice_aux": dice.detach(), "focal_aux": focal.detach()},
+        )
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Probabilities by the mode of the config, the mean over `samples`; with several of them their deviation too.
+
+        Noise is drawn for each sample by its key and `sampling_seed`, so that it depends neither on the batch nor on the
+        rank that it falls to, nor on where a run went on. `Batch.mask_BKHW` is not read.
+        """
+        config = self.config
+        condition = self.condition(batch.image_BCHW).repeated(config.samples)
+        x_T, generators = self._noise(batch)
+        if config.inference == "generative":
+            prob = _prob(self.sample(x_T, condition, generators))
+        else:
+            t_1 = torch.tensor([config.auxiliary_t if config.diffusion else 0])
+            map_BDhw = self.unet(x_T if config.diffusion else None, t_1, condition)
+            prob = self.unet.auxiliary_head(map_BDhw).float().sigmoid()
+        prob_BnKHW = prob.unflatten(0, (len(batch.keys), config.samples))
+        return Prediction(
+            prob_BKHW=prob_BnKHW.mean(dim=1),
+            uncertainty_BKHW=prob_BnKHW.std(dim=1, correction=0) if config.samples > 1 else None,
+        )
+
+    def condition(self, image_BCHW: torch.Tensor) -> Condition:
+        """What the image alone decides: computed once, however many steps and samples follow."""
+        tokens_BND = None
+        if self.vit is not None:
+            tokens_BND = self.vit.forward_features(self.normalize(image_BCHW, self.vit))
+        return self.unet.condition(self.normalize(image_BCHW, self.unet), tokens_BND)
+
+    def sample(
+        self, x_T: torch.Tensor, condition: Condition, generators: list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """The reverse process from x_T, B x K x H x W: x_0 in [-1, 1]. generators: B, for what `ddpm` draws at each step.
+
+        x'_0 is cut to [-1, 1] in every step, as Ho et al. do.
+        """
+        scheduler = make_scheduler(self.config)
+        x = x_T
+        for step in scheduler.timesteps:
+            predicted = self.unet.noise_head(self.unet(x, step[None], condition)).float()
+            x_0 = self.noising.clean(predicted, x, step[None]).clamp(-1, 1)
+            more = {"generator": generators} if self.config.sampler == "ddpm" else {}
+            x = scheduler.step(x_0, int(step), x, **more, return_dict=False)[0]
+        return x
+
+    def _noise(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Generator]]:
+        """x_T of all samples of all images, image by image, and the generators it came from."""
+        config, device = self.config, batch.image_BCHW.device
+        size = (config.mask_classes, *batch.image_BCHW.shape[2:])
+        generators = [
+            torch.Generator(device).manual_seed(keyed_seed(config.sampling_seed, "sampling", key, i))
+            for key in batch.keys
+            for i in range(config.samples)
+        ]
+        if config.inference == "auxiliary" and config.auxiliary_input == "zeros":
+            return torch.zeros(len(generators), *size, device=device), generators
+        return torch.stack([torch.randn(size, generator=g, device=device) for g in generators]), generators
+
+
+# --- noise and losses -------------------------------------------------------------------------------------------
+
+
+class Noising:
+    """The forward process, and back to the clean mask; t_B are B times, or one for all, on the CPU.
+
+    Deliberately no nn.Module: as a buffer, alpha_bar would be rounded with the model to bfloat16, in which 1 - alpha_bar
+    is 0 for small t.
+    """
+
+    def __init__(self, config: VitDiffusionConfig) -> None:
+        self.prediction = config.prediction
+        self.alpha_bar = make_scheduler(config).alphas_cumprod  # (2)
+
+    def noised(self, x_0: torch.Tensor, noise_BKHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        """(3)."""
+        signal, spread = self._roots(t_B, x_0.device)
+        return signal * x_0 + spread * noise_BKHW
+
+    def velocity(self, x_0: torch.Tensor, noise_BKHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        """What is predicted with `v` (Salimans and Ho, 2022)."""
+        signal, spread = self._roots(t_B, x_0.device)
+        return signal * noise_BKHW - spread * x_0
+
+    def clean(self, predicted_BKHW: torch.Tensor, x_t: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        """x'_0, float32: (3) solved for x_0, with the noise head's prediction. Not bounded."""
+        signal, spread = self._roots(t_B, x_t.device)
+        if self.prediction == "v":
+            return signal * x_t - spread * predicted_BKHW
+        return (x_t - spread * predicted_BKHW) / signal
+
+    def _roots(self, t_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        alpha_bar = self.alpha_bar[t_B].reshape(-1, 1, 1, 1)
+        return alpha_bar.sqrt().to(device), (1 - alpha_bar).sqrt().to(device)
+
+
+def make_scheduler(config: VitDiffusionConfig) -> t.Any:
+    """diffusers' scheduler of the configured sampler, set to its steps; what it is given is x'_0, already bounded.
+
+    Steps begin at T - 1 ("trailing"): a start from pure noise at a lower t, diffusers' default for some, promises the
+    network a signal that is not there (Lin et al., 2024).
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler  # takes seconds to import
+
+    shared = {
+        "num_train_timesteps": config.timesteps,
+        "beta_schedule": BETA_SCHEDULES[config.beta_schedule],
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+    }
+    if config.sampler == "dpm_solver":
+        scheduler = DPMSolverMultistepScheduler(**shared)
+    else:
+        scheduler = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[config.sampler](**shared, clip_sample=False)
+    scheduler.set_timesteps(config.steps)
+    return scheduler
+
+
+def _prob(x_0: torch.Tensor) -> torch.Tensor:
+    """x_0 or x'_0 as probability. Beyond the bounds there is no gradient: more certain than certain teaches nothing."""
+    return ((x_0 + 1) / 2).clamp(0, 1)
+
+
+def dice_loss(prob_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """As `bushpc.losses.overlap.soft_dice_loss`, but of probabilities, which x'_0 has and no logits."""
+    intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
+    size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
+    return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
+
+
+# --- network ----------------------------------------------------------------------------------------------------
+
+
+class Condition(t.NamedTuple):
+    """What the image alone decides. stem_BChw: its share of the UNet's first map. enhanced: c' of each bridge."""
+
+    stem_BChw: torch.Tensor
+    enhanced: tuple[torch.Tensor, ...]
+
+    def repeated(self, count: int) -> Condition:
+        """Each image `count` times in a row."""
+        if count == 1:
+            return self
+        again = [value.repeat_interleave(count, dim=0) for value in (self.stem_BChw, *self.enhanced)]
+        return Condition(again[0], tuple(again[1:]))
+
+
+def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTransformer:
+    """timm's ViT for this image size and these channels, with staged weights where the config says so.
+
+    Positions are interpolated to the image's grid, and filters of colours shared out over other channels, as timm does.
+    Raises: WeightsError.
+    """
+    size = {"img_size": config.image_size, "in_chans": config.channels, "num_classes": 0}
+    vit = t.cast(VisionTransformer, timm.create_model(config.vit, **size))
+    if config.pretrained:
+        file = _vit_file(config.vit)
+        state = weights.load_staged(VitDiffusion, file, weights_dir)
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+        try:
+            name = "patch_embed.proj.weight"
+            state[name] = adapt_input_conv(config.channels, state[name])
+            vit.load_state_dict(checkpoint_filter_fn(state, vit))
+        except (KeyError, RuntimeError) as error:
+            raise WeightsError(
+                f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(VitDiffusion)}"
+            ) from error
+    return vit
+
+
+def _vit_file(name: str) -> WeightFile:
+    """timm's own weights of `name`. Raises: ConfigError when there are none."""
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
+        raise ConfigError(f"timm has no pretrained weights of model.vit={name}; choose another, or pretrained=false")
+    return WeightFile(
+        name=f"{name}.safetensors",
+        hub_repo=pretrained_cfg.hf_hub_id,
+        hub_file="model.safetensors",
+        revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
+    )
+
+
+class DiffusionUNet(nn.Module):
+    """epsilon_theta and s_aux: residual blocks that read e_t, a bridge to the ViT's tokens after each decoder stage.
+
+    The image enters beside x_t, as in MedSegDiff. Its first convolution is a sum of one of x_t and one of the image, so
+    that the second is computed once.
+    """
+
+    def __init__(self, config: VitDiffusionConfig, token_width: int) -> None:
+        super().__init__()
+        widths, time_width, square = config.widths, 4 * config.widths[0], config.patch**2
+        self.patch, self.width = config.patch, widths[0]
+        self.time = TimestepEmbedding(widths[0], time_width)
+        self.stem_image = nn.Conv2d(config.channels * square, widths[0], 3, padding=1)
+        if config.diffusion:
+            self.stem_x = nn.Conv2d(config.mask_classes * square, widths[0], 3, padding=1, bias=False)
+        self.encoder = nn.ModuleList(
+            EncoderStage(width, after, config.depth, time_width) for width, after in itertools.pairwise(widths)
+        )
+        self.deepest = _residual_blocks(widths[-1], widths[-1], config.depth, time_width)
+        self.decoder = nn.ModuleList(
+            DecoderStage(before, width, config.depth, time_width, token_width)
+            for before, width in itertools.pairwise(reversed(widths))
+        )
+        self.auxiliary_head = _head(widths[0], config.mask_classes, config.patch)
+        if config.diffusion:
+            self.noise_head = _head(widths[0], config.mask_classes, config.patch)
+
+    def condition(self, image_BCHW: torch.Tensor, tokens_BND: torch.Tensor | None) -> Condition:
+        """From the normalised image, and the ViT's tokens c where there are bridges."""
+        stem_BChw = self.stem_image(F.pixel_unshuffle(image_BCHW, self.patch))
+        if tokens_BND is None:
+            return Condition(stem_BChw, ())
+        return Condition(stem_BChw, tuple(stage.bridge.enhance(tokens_BND) for stage in self.decoder))
+
+    def forward(self, x_t: torch.Tensor | None, t_B: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The map that both heads read. x_t: B x K x H x W, None without diffusion. t_B: B times, or one for all."""
+        x = condition.stem_BChw
+        if x_t is not None:
+            x = x + self.stem_x(F.pixel_unshuffle(x_t.to(self.stem_x.weight.dtype), self.patch))
+        code = get_timestep_embedding(t_B.to(x.device), self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        e_t = self.time(code.to(x.dtype))
+        skips = []
+        for down in self.encoder:
+            skip, x = down(x, e_t)
+            skips.append(skip)
+        for block in self.deepest:
+            x = block(x, e_t)
+        for i, up in enumerate(self.decoder):
+            x = up(x, skips.pop(), e_t, condition.enhanced[i] if condition.enhanced else None)
+        return x
+
+
+class EncoderStage(nn.Module):
+    """Residual blocks at one resolution, then half of it."""
+
+    def __init__(self, width: int, after: int, depth: int, time_width: int) -> None:
+        super().__init__()
+        self.blocks = _residual_blocks(width, width, depth, time_width)
+        self.down = Downsample2D(width, use_conv=True, out_channels=after)
+
+    def forward(self, x: torch.Tensor, e_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """B x width x h x w to the skip, as large, and B x after x h/2 x w/2."""
+        for block in self.blocks:
+            x = block(x, e_t)
+        return x, self.down(x)
+
+
+class DecoderStage(nn.Module):
+    """Twice the resolution, the skip, residual blocks, and the bridge to the tokens where there are some."""
+
+    def __init__(self, before: int, width: int, depth: int, time_width: int, token_width: int) -> None:
+        super().__init__()
+        self.up = Upsample2D(before, use_conv=True, out_channels=width)
+        self.blocks = _residual_blocks(2 * width, width, depth, time_width)
+        if token_width:
+            self.bridge = AdaptiveConditioningBridge(width, token_width, time_width)
+
+    def forward(
+        self, x: torch.Tensor, skip: torch.Tensor, e_t: torch.Tensor, enhanced_BND: torch.Tensor | None
+    ) -> torch.Tensor:
+        """B x before x h x w to B x width x 2h x 2w."""
+        x = torch.cat([self.up(x), skip], dim=1)
+        for block in self.blocks:
+            x = block(x, e_t)
+        return x if enhanced_BND is None else self.bridge(x, enhanced_BND, e_t)
+
+
+class AdaptiveConditioningBridge(nn.Module):
+    """(4) and (5): the decoder's map z asks the enhanced tokens c', which the time modulates.
+
+    With f = gamma c' + beta, softmax(z f^T / sqrt(d)) f = gamma softmax((z gamma) c'^T / sqrt(d)) c' + beta: z beta^T is
+    the same for all tokens, which a softmax does not see, and its weights sum to 1. So gamma and beta move to the map's
+    side, exactly, and c' is key and value at all times: made once per image, whatever t is.
+    """
+
+    def __init__(self, width: int, token_width: int, time_width: int) -> None:
+        super().__init__()
+        self.enhance = nn.Sequential(
+            nn.LayerNorm(token_width), nn.Linear(token_width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.film = nn.Linear(time_width, 2 * width)
+        self.norm = nn.GroupNorm(GROUPS, width)
+        self.query = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor, enhanced_BND: torch.Tensor, e_t: torch.Tensor) -> torch.Tensor:
+        """x plus what was read: B x D x h x w; D is the width of map and of c'."""
+        gamma_B1D, beta_B1D = self.modulation(e_t)
+        z_BND = self.query(self.norm(x)).flatten(2).transpose(1, 2)
+        read_BND = F.scaled_dot_product_attention(z_BND * gamma_B1D, enhanced_BND, enhanced_BND)
+        read_BND = gamma_B1D * read_BND + beta_B1D
+        return x + self.out(read_BND.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    def modulation(self, e_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """gamma and beta of (4), B x 1 x D; gamma is 1 plus what is learnt."""
+        gamma_BD, beta_BD = self.film(F.silu(e_t)).chunk(2, dim=1)
+        return 1 + gamma_BD[:, None], beta_BD[:, None]
+
+
+def _residual_blocks(given: int, made: int, depth: int, time_width: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        ResnetBlock2D(in_channels=made if i else given, out_channels=made, temb_channels=time_width, groups=GROUPS)
+        for i in range(depth)
+    )
+
+
+def _head(given: int, mask_classes: int, patch: int) -> nn.Sequential:
+    conv = nn.Conv2d(given, mask_classes * patch**2, 3, padding=1)
+    return nn.Sequential(nn.GroupNorm(GROUPS, given), nn.SiLU(), conv, nn.PixelShuffle(patch))
+
+
+# Here, as it is defined below the model.
+VitDiffusion.blocks = (Block, ResnetBlock2D, AdaptiveConditioningBridge)
