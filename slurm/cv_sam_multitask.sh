@@ -9,10 +9,10 @@
 #   sbatch slurm/cv_sam_multitask.sh                     from anywhere in the clone
 #   bash slurm/cv_sam_multitask.sh data=breast           on a login node; words are overrides
 #
-# Stage the weights first: bushpc weights pull model=sam_multitask. The first job computes what SAM's encoder makes of the
-# images and keeps it for all others, in features/ beside the shards (loader.features_dir).
-# This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
-# Submitting again runs only what is missing.
+# Stage the weights first: bushpc weights pull model=sam_multitask. The first job computes what SAM's encoder makes of
+# the images and keeps it for all others, in features/ beside the shards (loader.features_dir). This job only submits
+# and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml. Submitting again runs only
+# what is missing.
 set -euo pipefail
 # Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -169,7 +169,8 @@ class SamMultitask(Model):
         if config.encoder == "lora":
             from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
-            lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=["qkv"])  # type: ignore[arg-type]
+            rank, alpha = config.lora_rank, t.cast(int, config.lora_alpha)  # peft only divides by the rank
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["qkv"])
             inject_adapter_in_model(lora, self.encoder)  # which freezes everything else
         self.decoder = UNetDecoder(config) if config.decoder == "unet" else SimpleDecoder(config)
         self.classifier = Classifier(config)
@@ -397,11 +398,10 @@ class UNetDecoder(nn.Module):
     def __init__(self, config: SamMultitaskConfig) -> None:
         super().__init__()
         channels = (config.neck, *config.decoder_channels)
-        # A plain ViT has one resolution: the earlier a block, the later its stage, and the further it is enlarged.
-        blocks: list[int | None] = [*reversed(config.skip_blocks), *[None] * config.stages]
+        blocks: list[int | None] = [*reversed(config.skip_blocks), *[None] * config.stages][: config.stages]
         self.stages = nn.ModuleList(
-            UNetStage(given, made, doublings, config.width, blocks[doublings - 1])
-            for doublings, (given, made) in enumerate(itertools.pairwise(channels), 1)
+            UNetStage(given, made, config.width, block)
+            for (given, made), block in zip(itertools.pairwise(channels), blocks, strict=True)
         )
         self.head = nn.Conv2d(channels[-1], 1, kernel_size=1)
 
@@ -416,28 +416,25 @@ class UNetDecoder(nn.Module):
 class UNetStage(nn.Module):
     """One doubling: a transposed convolution, and where there is a skip, its concatenation.
 
-    doublings: from the encoder's grid to what this stage makes; the skip is enlarged as often, as in UNETR.
+    A plain ViT has one resolution: its blocks' outputs are reduced there, and enlarged to what this stage makes.
     """
 
-    def __init__(self, given: int, made: int, doublings: int, width: int, block: int | None) -> None:
+    def __init__(self, given: int, made: int, width: int, block: int | None) -> None:
         super().__init__()
         self.block = block
         self.up = nn.ConvTranspose2d(given, made, 2, stride=2)
         if block is not None:
-            enlarge = [
-                layer
-                for _ in range(doublings)
-                for layer in (nn.ConvTranspose2d(made, made, 2, stride=2), nn.GroupNorm(GROUPS, made), nn.GELU())
-            ]
             # Blocks' outputs are the bare residual stream, of any size: normalised before all else.
-            self.skip = nn.Sequential(nn.Conv2d(width, made, 1), nn.GroupNorm(GROUPS, made), *enlarge)
+            self.skip = nn.Sequential(nn.Conv2d(width, made, 1), nn.GroupNorm(GROUPS, made), nn.GELU())
         self.fuse = ConvNormAct(made if block is None else 2 * made, made)
 
     def forward(self, x: torch.Tensor, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """B x given x h x w to B x made x 2h x 2w."""
         x = self.up(x)
         if self.block is not None:
-            x = torch.cat([x, self.skip(features[f"block{self.block}"])], dim=1)
+            skip = self.skip(features[f"block{self.block}"])
+            skip = F.interpolate(skip, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            x = torch.cat([x, skip], dim=1)
         return self.fuse(x)
 
 
