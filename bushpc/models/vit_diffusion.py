@@ -1,16 +1,16 @@
 """ViT-conditioned diffusion: a UNet that denoises masks, steered by a ViT's tokens, with a second head that segments.
 
-Singh, Dholey and Vinod, "A Dual-Mode ViT-Conditioned Diffusion Framework with an Adaptive Conditioning Bridge for Breast
-Cancer Segmentation". Equation numbers and symbols are the paper's: x_0 is the mask, -1 outside and 1 inside, x_t the
-noised one, x'_0 the clean mask that a prediction of the noise implies, c the tokens, e_t the embedding of t.
+Singh, Dholey and Vinod, "A Dual-Mode ViT-Conditioned Diffusion Framework with an Adaptive Conditioning Bridge for
+Breast Cancer Segmentation". Equation numbers and symbols are the paper's: x_0 is the mask, -1 outside and 1 inside, x_t
+the noised one, x'_0 the clean mask that a prediction of the noise implies, c the tokens, e_t the embedding of t.
 
     image ─ViT─→ c ─feature enhancers─→ c' per scale ─┐ (5), FiLM (4) by e_t
     image ─stem─┐                                     ↓
     x_t   ─stem─+─→ encoder, e_t ─→ deepest blocks ─→ decoder ─→ noise head ─→ x'_0 ─→ … a thousand times … ─→ mask
                                                            └──→ auxiliary head ─→ mask, in one pass
 
-Times are counted from 0, as diffusers does: t = 0 is x_1 of the paper, t = T - 1 its x_T. Shape suffixes besides those of
-`bushpc.sample`: h, w a decoder's map; N tokens, D their width.
+Times are counted from 0, as diffusers does: t = 0 is x_1 of the paper, t = T - 1 its x_T. Shape suffixes besides those
+of `bushpc.sample`: h, w a decoder's map; N tokens, D their width.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from dataclasses import dataclass
 
 import timm
 import torch
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import adapt_input_conv
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -34,6 +36,7 @@ from bushpc import weights
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.losses.overlap import soft_dice_loss
+from bushpc.losses.topology import start_topological_loss
 from bushpc.models.base import Model, ModelConfig, WeightFile
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
@@ -60,6 +63,8 @@ class VitDiffusionConfig(ModelConfig):
     topo_weight, topo_ramp: w_epoch of (8) rises from 0 in epoch 0 to topo_weight in epoch topo_ramp; with a
         topo_weight of 0 the loss is the hybrid one.
     lookback: k of (9), in steps.
+    topo_min_persistence, topo_downsample: points of a diagram up to this persistence are left out; maps are averaged
+        over squares of so many pixels before.
     topo_gradient: `current`, where x'_0|t-k is a fixed aim for x'_0|t, or `both`.
     inference: `auxiliary`, the auxiliary head in one pass, or `generative`, sampling.
     auxiliary_t, auxiliary_input: the t and the x_t, `noise` or `zeros`, that enter in the auxiliary mode.
@@ -89,6 +94,8 @@ class VitDiffusionConfig(ModelConfig):
     topo_ramp: int
     lookback: int
     topo_gradient: str
+    topo_min_persistence: float
+    topo_downsample: int
     inference: str
     auxiliary_t: int
     auxiliary_input: str
@@ -111,13 +118,20 @@ class VitDiffusionConfig(ModelConfig):
         for name, valid in words.items():
             if getattr(self, name) not in valid:
                 raise ConfigError(unknown_name(f"model.{name}", getattr(self, name), valid))
-        counts = ("channels", "mask_classes", "patch", "depth", "timesteps", "topo_ramp", "lookback", "steps", "samples")
-        for name in counts:
+        counts = ("channels", "mask_classes", "patch", "depth", "timesteps", "steps", "samples")
+        for name in (*counts, "topo_ramp", "lookback", "topo_downsample"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 1 or more")
-        for name in ("denoising_weight", "x0_dice_weight", "aux_dice_weight", "aux_focal_weight", "topo_weight"):
+        weights_of = ("denoising_weight", "x0_dice_weight", "aux_dice_weight", "aux_focal_weight", "topo_weight")
+        for name in (*weights_of, "focal_gamma", "topo_min_persistence"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 0 or more")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ConfigError(f"model.focal_alpha={self.focal_alpha}: allowed is 0 to 1")
+        if self.image_size % self.topo_downsample:
+            raise ConfigError(
+                f"model.topo_downsample={self.topo_downsample} does not divide model.image_size={self.image_size}"
+            )
         self._check_shapes()
         self._check_sampling()
 
@@ -146,7 +160,8 @@ class VitDiffusionConfig(ModelConfig):
             edge = vit.patch_embed.patch_size[0]
             if self.image_size % edge:
                 raise ConfigError(
-                    f"model.image_size={self.image_size} is not a multiple of {edge}, the patches of model.vit={self.vit}"
+                    f"model.image_size={self.image_size} is not a multiple of {edge}, the patches of "
+                    f"model.vit={self.vit}"
                 )
 
     def _check_sampling(self) -> None:
@@ -167,7 +182,9 @@ class VitDiffusionConfig(ModelConfig):
             # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
             valid = ", ".join(str(n) for n in range(1, self.timesteps + 1) if self.timesteps % n == 0)
             raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is one of {valid}")
-        if self.samples > 1 and (not self.diffusion or (self.inference, self.auxiliary_input) == ("auxiliary", "zeros")):
+        if self.samples > 1 and (
+            not self.diffusion or (self.inference, self.auxiliary_input) == ("auxiliary", "zeros")
+        ):
             raise ConfigError(
                 f"model.samples={self.samples}: no noise is drawn with model.diffusion=false, or with model.inference="
                 "auxiliary and model.auxiliary_input=zeros, so that all samples are the same; set model.samples=1"
@@ -223,9 +240,9 @@ class VitDiffusion(Model):
     def forward(self, batch: Batch) -> Losses:
         """(6), and with a topo_weight (8); terms "mse", "dice_x0", "dice_aux", "focal_aux" and "topo".
 
-        "topo" is L_topo of (9), the mean over samples; in the total stands the mean of w_epoch log(1 + L_topo). Both
-        masks of (9) come from the same noise: x_t and x_t-k then lie on one path of denoising, and differ by k steps of
-        it alone. Before the first step there is nothing: t - k is 0 at the least, and with t = 0 L_topo is 0.
+        "topo" is L_topo of (9), the mean over samples and classes; the total has the mean of w_epoch log(1 + L_topo).
+        Both masks of (9) come from the same noise: x_t and x_t-k then lie on one path of denoising, and differ by k
+        steps of it alone. Before the first step there is nothing: t - k is 0 at the least, and with t = 0 L_topo is 0.
         """
         config, mask_BKHW = self.config, batch.mask_BKHW
         condition = self.condition(batch.image_BCHW)
@@ -240,14 +257,19 @@ class VitDiffusion(Model):
         map_BDhw = self.unet(x_t, t_B, condition)
         predicted_BKHW = self.unet.noise_head(map_BDhw).float()
         x0_t = self.noising.clean(predicted_BKHW, x_t, t_B)
-        topo_B = None
+        topology = None
         if config.topo_weight:  # in every epoch, or ranks would differ in their passes where ZeRO-3 gathers parameters
             earlier_B = (t_B - config.lookback).clamp(min=0)
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.topo_gradient == "both"):
                 x_earlier = self.noising.noised(x_0, noise_BKHW, earlier_B)
                 predicted_earlier = self.unet.noise_head(self.unet(x_earlier, earlier_B, condition))
                 x0_earlier = self.noising.clean(predicted_earlier.float(), x_earlier, earlier_B)
-            topo_B = topological_loss(_prob(x0_t), _prob(x0_earlier))
+            topology = start_topological_loss(
+                _prob(x0_t),
+                _prob(x0_earlier),
+                min_persistence=config.topo_min_persistence,
+                downsample=config.topo_downsample,
+            )
 
         target_BKHW = noise_BKHW if config.prediction == "epsilon" else self.noising.velocity(x_0, noise_BKHW, t_B)
         mse = F.mse_loss(predicted_BKHW, target_BKHW)
@@ -255,10 +277,11 @@ class VitDiffusion(Model):
         auxiliary = self._auxiliary_losses(map_BDhw, mask_BKHW)
         total = config.denoising_weight * (mse + config.x0_dice_weight * dice_x0) + auxiliary.total
         terms = {"mse": mse.detach(), "dice_x0": dice_x0.detach(), **auxiliary.terms}
-        if topo_B is not None:
+        if topology is not None:
+            topo_BK = topology.loss()
             w_B = torch.tensor([config.topo_weight * min(1.0, epoch / config.topo_ramp) for epoch in batch.epochs])
-            total = total + (w_B.to(topo_B) * topo_B.log1p()).mean()
-            terms["topo"] = topo_B.detach().mean()
+            total = total + (w_B.to(topo_BK)[:, None] * topo_BK.log1p()).mean()
+            terms["topo"] = topo_BK.detach().mean()
         return Losses(total=total, terms=terms)
 
     def _auxiliary_losses(self, map_BDhw: torch.Tensor, mask_BKHW: torch.Tensor) -> Losses:
@@ -273,8 +296,8 @@ class VitDiffusion(Model):
     def predict(self, batch: Batch) -> Prediction:
         """Probabilities by the mode of the config, the mean over `samples`; with several of them their deviation too.
 
-        Noise is drawn for each sample by its key and `sampling_seed`, so that it depends neither on the batch nor on the
-        rank that it falls to, nor on where a run went on. `Batch.mask_BKHW` is not read.
+        Noise is drawn for each sample by its key and `sampling_seed`, so that it depends neither on the batch nor on
+        the rank that it falls to, nor on where a run went on. `Batch.mask_BKHW` is not read.
         """
         config = self.config
         condition = self.condition(batch.image_BCHW).repeated(config.samples)
@@ -301,9 +324,9 @@ class VitDiffusion(Model):
     def sample(
         self, x_T: torch.Tensor, condition: Condition, generators: list[torch.Generator] | None = None
     ) -> torch.Tensor:
-        """The reverse process from x_T, B x K x H x W: x_0 in [-1, 1]. generators: B, for what `ddpm` draws at each step.
+        """The reverse process from x_T, B x K x H x W, to x_0.
 
-        x'_0 is cut to [-1, 1] in every step, as Ho et al. do.
+        generators: B of them, for what `ddpm` draws at each step. x'_0 is cut to [-1, 1] each time, as Ho et al. do.
         """
         scheduler = make_scheduler(self.config)
         x = x_T
@@ -334,8 +357,8 @@ class VitDiffusion(Model):
 class Noising:
     """The forward process, and back to the clean mask; t_B are B times, or one for all, on the CPU.
 
-    Deliberately no nn.Module: as a buffer, alpha_bar would be rounded with the model to bfloat16, in which 1 - alpha_bar
-    is 0 for small t.
+    Deliberately no nn.Module: as a buffer, alpha_bar would be rounded with the model to bfloat16, in which it is 1 for
+    small t.
     """
 
     def __init__(self, config: VitDiffusionConfig) -> None:
@@ -378,10 +401,13 @@ def make_scheduler(config: VitDiffusionConfig) -> t.Any:
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
     }
+    scheduler: t.Any
     if config.sampler == "dpm_solver":
         scheduler = DPMSolverMultistepScheduler(**shared)
+    elif config.sampler == "ddim":
+        scheduler = DDIMScheduler(**shared, clip_sample=False)
     else:
-        scheduler = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[config.sampler](**shared, clip_sample=False)
+        scheduler = DDPMScheduler(**shared, clip_sample=False)
     scheduler.set_timesteps(config.steps)
     return scheduler
 
@@ -421,8 +447,10 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
     Positions are interpolated to the image's grid, and filters of colours shared out over other channels, as timm does.
     Raises: WeightsError.
     """
-    size = {"img_size": config.image_size, "in_chans": config.channels, "num_classes": 0}
-    vit = t.cast(VisionTransformer, timm.create_model(config.vit, **size))
+    size = config.image_size
+    vit = t.cast(
+        VisionTransformer, timm.create_model(config.vit, img_size=size, in_chans=config.channels, num_classes=0)
+    )
     if config.pretrained:
         file = _vit_file(config.vit)
         state = weights.load_staged(VitDiffusion, file, weights_dir)
@@ -483,7 +511,8 @@ class DiffusionUNet(nn.Module):
         stem_BChw = self.stem_image(F.pixel_unshuffle(image_BCHW, self.patch))
         if tokens_BND is None:
             return Condition(stem_BChw, ())
-        return Condition(stem_BChw, tuple(stage.bridge.enhance(tokens_BND) for stage in self.decoder))
+        stages = [t.cast(DecoderStage, stage) for stage in self.decoder]
+        return Condition(stem_BChw, tuple(stage.bridge.enhance(tokens_BND) for stage in stages))
 
     def forward(self, x_t: torch.Tensor | None, t_B: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The map that both heads read. x_t: B x K x H x W, None without diffusion. t_B: B times, or one for all."""
@@ -541,9 +570,9 @@ class DecoderStage(nn.Module):
 class AdaptiveConditioningBridge(nn.Module):
     """(4) and (5): the decoder's map z asks the enhanced tokens c', which the time modulates.
 
-    With f = gamma c' + beta, softmax(z f^T / sqrt(d)) f = gamma softmax((z gamma) c'^T / sqrt(d)) c' + beta: z beta^T is
-    the same for all tokens, which a softmax does not see, and its weights sum to 1. So gamma and beta move to the map's
-    side, exactly, and c' is key and value at all times: made once per image, whatever t is.
+    With f = gamma c' + beta, softmax(z f^T / sqrt(d)) f = gamma softmax((z gamma) c'^T / sqrt(d)) c' + beta: z beta^T
+    is the same for all tokens, which a softmax does not see, and its weights sum to 1. So gamma and beta move to the
+    map's side, exactly, and c' is key and value at all times: made once per image, whatever t is.
     """
 
     def __init__(self, width: int, token_width: int, time_width: int) -> None:
