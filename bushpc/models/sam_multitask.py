@@ -414,7 +414,7 @@ class UNetDecoder(nn.Module):
 
 
 class UNetStage(nn.Module):
-    """One doubling: a transposed convolution, and where there is a skip, its concatenation.
+    """One doubling: a transposed convolution, and where there is a skip, its concatenation and a convolution of both.
 
     A plain ViT has one resolution: its blocks' outputs are reduced there, and enlarged to what this stage makes.
     """
@@ -426,7 +426,9 @@ class UNetStage(nn.Module):
         if block is not None:
             # Blocks' outputs are the bare residual stream, of any size: normalised before all else.
             self.skip = nn.Sequential(nn.Conv2d(width, made, 1), nn.GroupNorm(GROUPS, made), nn.GELU())
-        self.fuse = ConvNormAct(made if block is None else 2 * made, made)
+            self.fuse: nn.Module = ConvNormAct(2 * made, made)
+        else:  # as in SAM's own decoder
+            self.fuse = nn.Sequential(nn.GroupNorm(GROUPS, made), nn.GELU())
 
     def forward(self, x: torch.Tensor, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """B x given x h x w to B x made x 2h x 2w."""

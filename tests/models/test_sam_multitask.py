@@ -217,9 +217,9 @@ def test_a_frozen_encoder_is_in_no_checkpoint_and_the_same_from_any_seed(sam_con
 
 @pytest.mark.parametrize("decoder", ["unet", "sd"])
 def test_learns_one_batch_by_heart_in_both_tasks(sam_config, sam_batch, decoder):
-    model = SamMultitask(sam_config(decoder=decoder, curriculum=(20, 20, 20)))
+    model = SamMultitask(sam_config(decoder=decoder, curriculum=(30, 30, 30)))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for epoch in range(60):
+    for epoch in range(90):
         optimizer.zero_grad()
         model(sam_batch(epochs=[epoch] * 4)).total.backward()
         optimizer.step()
