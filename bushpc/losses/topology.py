@@ -33,12 +33,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bushpc.errors import ConfigError, TrainingError
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.int64]
+Slopes = list[tuple[npt.ArrayLike, npt.ArrayLike]]  # pixels, and the loss's slope along the value of each
 
 # An assignment of this many points to as many others takes seconds and half a gigabyte.
 MANY_POINTS = 4000
@@ -112,13 +114,28 @@ class PendingLoss:
         done = [job.result() for job in self.jobs]
         like = self.a_BKHW
         loss_BK = torch.tensor([one.distance for one in done], dtype=like.dtype).reshape(like.shape[:2])
-        loss_BK = loss_BK.to(like.device)
-        for maps, gradients in ((self.a_BKHW, [one.a for one in done]), (self.b_BKHW, [one.b for one in done])):
-            if maps.requires_grad and done:
-                slope = torch.from_numpy(np.stack(gradients)).reshape(maps.shape).to(maps.device)
-                # Adds 0 to the value and `slope` to the gradient: W₁ is linear in the maps near where they are.
-                loss_BK = loss_BK + (slope * (maps - maps.detach())).sum(dim=(2, 3))
+        slopes_BKHW = [
+            torch.from_numpy(np.stack(slopes)).reshape(like.shape).to(like.device)
+            if maps.requires_grad and slopes
+            else None
+            for maps, slopes in ((self.a_BKHW, [one.a for one in done]), (self.b_BKHW, [one.b for one in done]))
+        ]
+        return _WithSlopes.apply(self.a_BKHW, self.b_BKHW, loss_BK.to(like.device), *slopes_BKHW)
+
+
+class _WithSlopes(torch.autograd.Function):
+    """A loss whose value and gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: t.Any, a_BKHW: t.Any, b_BKHW: t.Any, loss_BK: t.Any, *slopes_BKHW: t.Any) -> torch.Tensor:
+        ctx.save_for_backward(*slopes_BKHW)
         return loss_BK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: t.Any, by_loss_BK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        by_maps = (None if slope is None else by_loss_BK[:, :, None, None] * slope for slope in ctx.saved_tensors)
+        return (*by_maps, None, None, None)
 
 
 class Comparison(t.NamedTuple):
@@ -184,25 +201,28 @@ def _compare(
             )
     a_max, a_diagrams = _persistence(a_HW, min_persistence)
     b_max, b_diagrams = _persistence(b_HW, min_persistence)
-    # Slopes are with respect to the negative map until the end.
-    a_slope, b_slope = np.zeros(a_HW.size), np.zeros(b_HW.size)
-
-    essential = float(b_HW.flat[b_max]) - float(a_HW.flat[a_max])
-    a_slope[a_max] += np.sign(essential)
-    b_slope[b_max] -= np.sign(essential)
+    essential = float(a_HW.flat[a_max]) - float(b_HW.flat[b_max])
     distance = abs(essential)
+    a_slopes: Slopes = [([a_max], [np.sign(essential)])]
+    b_slopes: Slopes = [([b_max], [-np.sign(essential)])]
     for a, b in zip(a_diagrams, b_diagrams, strict=True):
         i, j = _matching(a, b)
         dm, dh = a.m_N[i] - b.m_N[j], a.h_N[i] - b.h_N[j]
         distance += float(abs(dm).sum() + abs(dh).sum())
-        for diagram, slope, sign, matched in ((a, a_slope, 1.0, i), (b, b_slope, -1.0, j)):
+        for diagram, slopes, sign, matched in ((a, a_slopes, 1.0, i), (b, b_slopes, -1.0, j)):
             # Off the matching the way is h itself, hence 0 and 1.
             by_m, by_h = np.zeros_like(diagram.m_N), np.ones_like(diagram.h_N)
             distance += float(np.delete(diagram.h_N, matched).sum())
             by_m[matched], by_h[matched] = sign * np.sign(dm), sign * np.sign(dh)
-            slope += np.bincount(diagram.birth_N, (by_m - by_h) / 2, slope.size)
-            slope += np.bincount(diagram.death_N, (by_m + by_h) / 2, slope.size)
-    return Comparison(distance, (-a_slope).astype(np.float32), (-b_slope).astype(np.float32))
+            # The diagrams are those of the negative map, hence the signs.
+            slopes += [(diagram.birth_N, (by_h - by_m) / 2), (diagram.death_N, -(by_h + by_m) / 2)]
+    return Comparison(distance, _summed(a_slopes, a_HW.size), _summed(b_slopes, b_HW.size))
+
+
+def _summed(slopes: Slopes, size: int) -> npt.NDArray[np.float32]:
+    """One slope per pixel; a pixel may be where several classes are born or die."""
+    pixels, values = (np.concatenate(parts) for parts in zip(*slopes, strict=True))
+    return np.bincount(pixels, values, size).astype(np.float32)
 
 
 def _persistence(map_HW: npt.NDArray[np.float32], min_persistence: float) -> tuple[int, tuple[Diagram, Diagram]]:
@@ -215,10 +235,12 @@ def _persistence(map_HW: npt.NDArray[np.float32], min_persistence: float) -> tup
     # Heavy, and only this loss needs it. The function has no public door that does without scikit-learn.
     from gudhi._pers_cub_low_dim_ext import _persistence_on_rectangle_from_top_cells
 
-    value_HW = 0.0 - map_HW.astype(np.float64)  # and not the negative, as -0.0 would sort below 0.0 with its bits set
-    marked_HW = (value_HW.view(np.int64) | np.arange(map_HW.size).reshape(map_HW.shape)).view(np.float64)
-    # gudhi wants sides of 3; a border that repeats itself changes no class.
-    marked_HW = np.pad(marked_HW, [(0, max(0, 3 - side)) for side in map_HW.shape], mode="edge")
+    marked_HW = map_HW.astype(np.float64)
+    np.subtract(0.0, marked_HW, out=marked_HW)  # not the negative: with bits set, -0.0 would be another value than 0.0
+    bits_HW = marked_HW.view(np.int64)
+    bits_HW |= np.arange(map_HW.size).reshape(map_HW.shape)
+    if min(map_HW.shape) < 3:  # gudhi wants sides of 3; a border that repeats itself changes no class
+        marked_HW = np.pad(marked_HW, [(0, max(0, 3 - side)) for side in map_HW.shape], mode="edge")
     components, holes = _persistence_on_rectangle_from_top_cells(marked_HW, 0.0)
     essential = np.isinf(components[:, 1])
     (birth,) = _unmarked(components[essential, 0])[1]
@@ -248,9 +270,10 @@ def _matching(a: Diagram, b: Diagram) -> tuple[Pixels, Pixels]:
             "pixels, and the topological loss takes seconds to minutes for each. Set downsample or min_persistence.",
             stacklevel=2,
         )
-    saving_NM = np.minimum(2 * a.h_N[:, None], 2 * b.h_N)
-    saving_NM -= abs(a.m_N[:, None] - b.m_N)
-    np.maximum(saving_NM, 0, out=saving_NM)
-    i, j = linear_sum_assignment(saving_NM, maximize=True)
-    saves = saving_NM[i, j] > 0
+    cost_NM = np.subtract.outer(a.m_N, b.m_N)
+    np.abs(cost_NM, out=cost_NM)
+    cost_NM -= np.minimum.outer(2 * a.h_N, 2 * b.h_N)
+    np.minimum(cost_NM, 0, out=cost_NM)  # minus what the pair saves
+    i, j = linear_sum_assignment(cost_NM)
+    saves = cost_NM[i, j] < 0
     return i[saves], j[saves]

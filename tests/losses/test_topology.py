@@ -111,7 +111,7 @@ def test_gradient_is_the_finite_difference_at_every_pixel(seed):
 
 
 def test_a_hole_worked_by_hand():
-    # The ring closes at 0.8, its least probable pixel, and fills at 0.2; the other map has no hole: h = (0.8 - 0.2) / 2.
+    # The ring closes at 0.8, its least probable pixel, and fills at 0.2; the other map has none: h = (0.8 - 0.2) / 2.
     ring = as_map([[0.0, 0.0, 0, 0, 0], [0, 0.9, 0.9, 0.9, 0], [0, 0.8, 0.2, 0.9, 0], [0, 0.9, 0.9, 0.9, 0], [0.0] * 5])
     disc = as_map([[0.0, 0.0, 0, 0, 0], [0, 0.9, 0.9, 0.9, 0], [0, 0.9, 0.9, 0.9, 0], [0, 0.9, 0.9, 0.9, 0], [0.0] * 5])
     loss = topological_loss(ring, disc)
