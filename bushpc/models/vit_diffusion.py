@@ -301,7 +301,7 @@ class VitDiffusion(Model):
         """
         config = self.config
         condition = self.condition(batch.image_BCHW).repeated(config.samples)
-        x_T, generators = self._noise(batch)
+        x_T, generators = self.draw(batch)
         if config.inference == "generative":
             prob = _prob(self.sample(x_T, condition, generators))
         else:
@@ -337,7 +337,7 @@ class VitDiffusion(Model):
             x = scheduler.step(x_0, int(step), x, **more, return_dict=False)[0]
         return x
 
-    def _noise(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Generator]]:
+    def draw(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Generator]]:
         """x_T of all samples of all images, image by image, and the generators it came from."""
         config, device = self.config, batch.image_BCHW.device
         size = (config.mask_classes, *batch.image_BCHW.shape[2:])

@@ -153,7 +153,7 @@ def test_the_enhanced_loss_is_equations_8_and_9(tiny, make_batch, topo_gradient)
 
     torch.manual_seed(5)
     t_B, noise = torch.randint(8, (4,)), torch.randn(4, 2, 16, 16)
-    assert (t_B == 0).any() or (t_B < 5).any()
+    assert (t_B < 5).any()
     condition = model.condition(given.image_BCHW)
 
     def x0(t_B):
@@ -249,9 +249,10 @@ def test_recomputing_blocks_changes_no_gradient(diffusion_config, batch):
 
 def test_bf16_is_finite_in_training_and_in_both_modes(diffusion_config, batch):
     with torch.autocast("cpu", torch.bfloat16):
-        model = VitDiffusion(diffusion_config())
-        model(batch).total.backward()
-        assert all(p.grad.isfinite().all() for p in model.parameters())
+        model = VitDiffusion(diffusion_config(topo_weight=0.1))
+        model(dataclasses.replace(batch, epochs=[9] * 4)).total.backward()
+        # The look-back's pass without gradients shares autocast's copies of the weights with the one that has them.
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
         with torch.no_grad():
             for inference in ("auxiliary", "generative"):
                 prob = _set(model.eval(), inference=inference).predict(batch).prob_BKHW
@@ -371,7 +372,7 @@ def test_an_ensemble_is_the_mean_of_its_samples_and_their_deviation(tiny, make_b
         prediction = model.predict(given)
         alone = _set(model, samples=1).predict(given)
         assert alone.uncertainty_BKHW is None
-        x_T, generators = _set(model, samples=3)._noise(given)
+        x_T, generators = _set(model, samples=3).draw(given)
         every = model.sample(x_T, model.condition(given.image_BCHW).repeated(3), generators).unflatten(0, (4, 3))
     prob = ((every + 1) / 2).clamp(0, 1)
     torch.testing.assert_close(prob[:, 0], alone.prob_BKHW, atol=1e-5, rtol=1e-4)
