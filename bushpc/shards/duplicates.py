@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import typing as t
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,9 @@ _DARK = 2.0  # grey levels: contrast below it is the noise of an empty region
 _WORTH_ALIGNING = 0.35  # correlation as they lie: copies cropped by 4 % a side have 0.59 and more
 _ROOM = 0.12  # of an edge: how far a copy may be shifted, and by half as much again a side stretched
 _ROWS = 512  # images in one step, which bounds the memory
+# What many copies of one picture would cost: in a group so large, pairs that only an alignment would tell are left out,
+# and two groups are two pictures once so many alignments between them have failed.
+_WHOLE_GROUP, _MOST_FAILURES = 8, 8
 
 
 class Look(t.NamedTuple):
@@ -88,7 +92,10 @@ def find_pairs(
     most_bits: int = MOST_BITS,
     least_correlation: float = LEAST_CORRELATION,
 ) -> list[Pair]:
-    """Every pair that is the same picture, in the order of positions. Constant images are no picture.
+    """The pairs that are the same picture, in the order of positions. Constant images are no picture.
+
+    They are all pairs, but for groups of more than 8 pictures: there each picture is in a pair, and the pairs hang
+    together, so `group` finds the whole group, and where it straddles folds or labels a pair does, too.
 
     most_bits: by how many of 64 bits the hashes of a pair may differ to be compared at all.
     least_correlation: from which correlation on it counts.
@@ -105,16 +112,61 @@ def find_pairs(
         for mirrored, others in ((False, hashes), (True, mirrored_hashes))
         for first, second in _near(hashes, others, is_picture, most_bits)
     ]
+    unsure = []
     for mirrored, firsts, seconds in candidates:
         others_NHW = upright_NHW[:, :, ::-1] if mirrored else upright_NHW
         as_they_lie = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
         for i, j, correlation in zip(firsts.tolist(), seconds.tolist(), as_they_lie.tolist(), strict=True):
-            if _WORTH_ALIGNING <= correlation < least_correlation and (i, j) not in found:
-                correlation = aligned_correlation(upright_NHW[i], others_NHW[j])
             known = found.get((i, j))
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
                 found[i, j] = Pair(i, j, False, mirrored, round(min(correlation, 1.0), 4))
+            elif _WORTH_ALIGNING <= correlation < least_correlation:
+                unsure.append((correlation, i, j, mirrored))
+    groups = _Groups(len(looks), found)
+    for _, i, j, mirrored in sorted(unsure, reverse=True):  # the likeliest first, which makes the groups early
+        if (i, j) in found or not groups.worth_aligning(i, j):
+            continue
+        other_HW = upright_NHW[j, :, ::-1] if mirrored else upright_NHW[j]
+        correlation = aligned_correlation(upright_NHW[i], other_HW)
+        if correlation >= least_correlation:
+            found[i, j] = Pair(i, j, False, mirrored, round(min(correlation, 1.0), 4))
+            groups.join(i, j)
+        else:
+            groups.failed(i, j)
     return sorted(found.values())
+
+
+class _Groups:
+    """Pictures that are known to be the same, while more are found; it says which pairs are left to align."""
+
+    def __init__(self, count: int, pairs: t.Iterable[tuple[int, int]]) -> None:
+        self._above, self._size = list(range(count)), [1] * count
+        self._failures: Counter[tuple[int, int]] = Counter()
+        for i, j in pairs:
+            self.join(i, j)
+
+    def join(self, i: int, j: int) -> None:
+        i, j = self._of(i, j)
+        if i != j:
+            self._above[j] = i
+            self._size[i] += self._size[j]
+
+    def failed(self, i: int, j: int) -> None:
+        self._failures[self._of(i, j)] += 1
+
+    def worth_aligning(self, i: int, j: int) -> bool:
+        i, j = self._of(i, j)
+        return self._size[i] <= _WHOLE_GROUP if i == j else self._failures[i, j] < _MOST_FAILURES
+
+    def _of(self, i: int, j: int) -> tuple[int, int]:
+        """The groups of two pictures, the smaller number first; a group's number is that of one of its pictures."""
+        i, j = (self._top(one) for one in (i, j))
+        return min(i, j), max(i, j)
+
+    def _top(self, i: int) -> int:
+        while self._above[i] != i:
+            self._above[i] = i = self._above[self._above[i]]
+        return i
 
 
 def group(count: int, pairs: Sequence[Pair]) -> list[int]:

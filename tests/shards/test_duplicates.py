@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bushpc.shards import duplicates
 from bushpc.shards.duplicates import (
     EDGE,
     Pair,
@@ -84,6 +85,24 @@ def test_identical_pixels_are_told_from_near_ones(scans):
         (0, 2, False),
         (1, 2, False),
     ]
+
+
+def test_many_copies_of_a_picture_are_one_group_without_aligning_every_pair(scans, monkeypatch):
+    calls = []
+    monkeypatch.setattr(duplicates, "aligned_correlation", lambda *two: calls.append(1) or aligned_correlation(*two))
+    rng = np.random.default_rng(0)
+
+    def cut(scan):
+        (top, bottom), (left, right) = (rng.integers(0, side // 16, 2) for side in scan.shape[:2])
+        return np.ascontiguousarray(scan[top : scan.shape[0] - bottom, left : scan.shape[1] - right])
+
+    copies = [cut(scan) for _ in range(20) for scan in scans[:3]]
+    pairs = find_pairs([look_at(copy) for copy in copies])
+    groups = group(len(copies), pairs)
+    assert [groups[i] for i in range(len(copies))] == groups[:3] * 20
+    assert len(set(groups[:3])) == 3
+    assert len(calls) < 3 * 60  # of the 570 pairs within the groups
+    assert len(pairs) < 570
 
 
 def test_empty_images_are_not_one_picture():
