@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bushpc.errors import ConfigError
+
 if t.TYPE_CHECKING:
     from bushpc.config import TrainConfig
 
@@ -69,8 +71,17 @@ def repeats(scans: Sequence[Scan], balance: bool) -> list[int]:
 
 
 def steps(scans: Sequence[Scan], config: TrainConfig, seed: int) -> int:
-    """Optimiser steps of `train.epochs` passes over a fold's training part; `train.iterations` where that is null."""
+    """Optimiser steps of `train.epochs` passes over a fold's training part; `train.iterations` where that is null.
+
+    Raises: ConfigError where `train.holdout` is less than half a patient of every label: nothing would be held out.
+    """
+    train, held = hold_out(scans, config.holdout, seed)
+    if config.holdout and not held:
+        raise ConfigError(
+            f"train.holdout={config.holdout}: of the fold's {len(scans)} training scans that is not one patient of any "
+            "label, so no loss could be followed. Raise it (0.2 is usual), or set train.holdout=0 with a schedule that "
+            "follows none (train.schedule=cosine, train.stop_patience=0)"
+        )
     if config.epochs is None:
         return config.iterations
-    train, _ = hold_out(scans, config.holdout, seed)
     return math.ceil(config.epochs * sum(repeats(train, config.balance)) / config.batch_size)
