@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import resample_abs_pos_embed_nhwc
 from timm.models.vision_transformer_sam import (
     Attention,
     Block,
@@ -43,7 +44,6 @@ SAM_VIT_B = WeightFile(
     hub_file="model.safetensors",
     revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
 )
-SAM_SIZE = 1024  # the edge in pixels that SAM's position encodings are made for
 EPSILON = 1e-6  # of (6)
 GROUPS = 4  # of GroupNorm: unlike BatchNorm it does not depend on how a batch is shared out over ranks
 # A of MGC-A at the start: sigmoid(-4) = 0.02 where the mask is 0, sigmoid(4) = 0.98 where it is 1 all around.
@@ -219,7 +219,7 @@ class SamMultitask(Model):
         features = batch.features or self.features(batch.image_BCHW)
         logits_BKHW = self.decoder(features)
         guide_BKHW = logits_BKHW.float().sigmoid()
-        if self.config.mask_guided:
+        if self.config.mask_guided and self.training:  # held-out samples are judged as new ones are
             given_B = shows_ground_truth(batch.epochs, self.config.curriculum).to(guide_BKHW.device)
             guide_BKHW = torch.where(given_B[:, None, None, None], batch.mask_BKHW, guide_BKHW)
         bce = bce_loss(logits_BKHW, batch.mask_BKHW)
@@ -293,8 +293,7 @@ class FoldedAttention(Attention):
 def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> VisionTransformerSAM:
     """SAM's image encoder, with staged weights where the config says so. Raises: WeightsError."""
     encoder = VisionTransformerSAM(
-        # Pretrained positions keep their own grid; timm interpolates them where the image has another.
-        img_size=SAM_SIZE if config.pretrained else config.image_size,
+        img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
         depth=config.depth,
@@ -309,7 +308,7 @@ def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> Vision
     if config.pretrained:
         state = checkpoint_filter_fn(weights.load_staged(SamMultitask, SAM_VIT_B, weights_dir), encoder)
         try:
-            encoder.load_state_dict(state)
+            encoder.load_state_dict(_on_its_grid(state, encoder))
         except RuntimeError as error:
             raise WeightsError(
                 f"{SAM_VIT_B.name} does not fit the model it is meant for: {error} "
@@ -318,6 +317,21 @@ def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> Vision
     for block in encoder.blocks:
         block.attn.__class__ = FoldedAttention  # the same parameters under the same names; timm has no door for it
     return encoder
+
+
+def _on_its_grid(state: dict[str, torch.Tensor], encoder: VisionTransformerSAM) -> dict[str, torch.Tensor]:
+    """SAM's positions, which are those of 1024 x 1024 pixels, interpolated as timm would in every step.
+
+    So that the shapes follow from the settings alone, and an export can be read without SAM's own file.
+    """
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    state = dict(state)
+    for name in state.keys() & shapes.keys():
+        if name == "pos_embed":
+            state[name] = resample_abs_pos_embed_nhwc(state[name], list(shapes[name][1:3]))
+        elif ".rel_pos_" in name and state[name].shape != shapes[name]:
+            state[name] = F.interpolate(state[name].T[None], size=shapes[name][0], mode="linear")[0].T
+    return state
 
 
 def encode(

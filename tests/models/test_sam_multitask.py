@@ -15,6 +15,7 @@ from torch import nn
 
 from bushpc.config import compose
 from bushpc.errors import ConfigError, WeightsError
+from bushpc.models import sam_multitask
 from bushpc.models.sam_multitask import (
     SAM_VIT_B,
     SamMultitask,
@@ -25,6 +26,11 @@ from bushpc.models.sam_multitask import (
 from bushpc.nn.recompute import recompute
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+# Of timm's ViT, as small as it gets; its second block attends over the whole image.
+TINY_SAM = {
+    **{"patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "window_size": 14, "global_attn_indexes": (1,)},
+    **{"neck_chans": 8, "use_rel_pos": True, "num_classes": 0},
+}
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0])
 
 
@@ -102,6 +108,15 @@ def test_the_curriculum_shows_the_ground_truth_then_either_then_the_prediction()
     assert all(abs(shown[epoch] - 0.5) < 3.9 * 0.5 / math.sqrt(4000) for epoch in (20, 39))
     mixed = shows_ground_truth([0, 50, 0, 50], (20, 20, 20))
     assert mixed.tolist() == [True, False, True, False]
+
+
+def test_the_loss_on_held_out_samples_comes_from_the_predicted_mask_in_every_phase(sam_config, sam_batch):
+    model = SamMultitask(sam_config(curriculum=(1, 0, 1))).eval()
+    with torch.no_grad():
+        losses = [float(model(sam_batch(epochs=[epoch] * 4)).terms["ce"]) for epoch in (0, 1)]
+        shown = [float(model.train()(sam_batch(epochs=[epoch] * 4)).terms["ce"]) for epoch in (0, 1)]
+    assert losses[0] == losses[1]
+    assert shown[0] != shown[1], "the case is degenerate"
 
 
 def test_the_classifier_sees_the_true_mask_first_and_its_gradient_reaches_the_decoder_only_through_the_predicted_one(
@@ -195,6 +210,24 @@ def test_the_encoder_starts_from_its_staged_file(sam_config, tmp_path):
         SamMultitask(_full(sam_config, pretrained=True), str(tmp_path))
     with pytest.raises(WeightsError, match="bushpc weights pull model=sam_multitask"):
         SamMultitask(_full(sam_config, pretrained=True), str(tmp_path / "elsewhere"))
+
+
+def test_a_smaller_image_starts_from_sams_positions_in_shapes_that_need_no_staged_file(
+    sam_config, tmp_path, monkeypatch
+):
+    big, small = (VisionTransformerSAM(img_size=size, **TINY_SAM).eval() for size in (1024, 96))
+    with torch.no_grad():
+        for name, parameter in big.named_parameters():
+            parameter.normal_(std=0.2 if "pos" in name else 0.1)
+    safetensors.torch.save_file(big.state_dict(), tmp_path / SAM_VIT_B.name)
+    monkeypatch.setattr(sam_multitask, "VisionTransformerSAM", lambda **_: small)
+    encoder = build_encoder(sam_config("sam_multitask", image_size=96), str(tmp_path))
+    assert encoder.pos_embed.shape == (1, 6, 6, 16)
+    assert encoder.blocks[1].attn.rel_pos_h.shape == (11, 8)
+    image = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        # timm interpolates what does not fit in every call.
+        torch.testing.assert_close(encoder(image), big(image), rtol=1e-4, atol=1e-4)
 
 
 def _full(sam_config, pretrained=False):
