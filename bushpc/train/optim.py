@@ -43,8 +43,8 @@ class Schedule:
     def tell(self, step: int, loss: float) -> str | None:
         """Take in the loss on the tuning part before `step`; returns what follows from it, in words."""
         self.epoch = self._epochs(step)
-        better = loss < self.best
-        self.best = min(loss, self.best)
+        better = loss < self.best  # never where it is no number
+        self.best = loss if better else self.best
         self.since_best = 0 if better else self.since_best + 1
         self.since_lower = 0 if better else self.since_lower + 1
         if self.over:

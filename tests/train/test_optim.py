@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -58,6 +59,13 @@ def test_training_ends_after_as_many_epochs_without_a_better_loss_as_told():
         schedule.tell(step, loss)
         over.append(schedule.over)
     assert over.index(True) == LOSSES.index(3.9) + 5
+
+
+def test_one_loss_that_is_no_number_counts_as_no_better_and_nothing_more():
+    schedule = Schedule(config(*TUNED, "train.stop_patience=3", "train.schedule=constant"), draws=4)
+    for step, loss in enumerate((2.0, math.nan, 1.0, 1.5), 1):
+        schedule.tell(step, loss)
+    assert (schedule.best, schedule.since_best) == (1.0, 1)
 
 
 def test_a_schedule_goes_on_from_its_state_as_if_undisturbed():
