@@ -182,6 +182,8 @@ def shorten(cell: CellConfig, folder: Path, name: str, each: int, ways: int) -> 
     train = dataclasses.replace(
         cell.train,
         iterations=each * (ways + 1),
+        # Both runs get to their last step; what an early stop remembers is at stake all the same.
+        stop_patience=cell.train.stop_patience and each * (ways + 1) + 1,
         save_every=max(1, each // SAVES_EACH),
         keep=max(2, cell.train.keep),
         keep_every=0,

@@ -120,6 +120,14 @@ def test_the_short_training_leaves_room_for_every_disturbance(words, tmp_path):
     assert all(getattr(short, name) == getattr(cell, name) for name in kept)
 
 
+def test_the_short_training_gets_to_its_end_whatever_the_model_says_of_epochs_and_early_stops(words, tmp_path):
+    tuned = ("train.epochs=100", "train.holdout=0.2", "train.schedule=constant", "train.stop_patience=1")
+    short = shorten(compose([*words(), "fold=0", *tuned]), tmp_path, "disturbed", each=12, ways=4).train
+    assert short.iterations == 60
+    assert short.tuned  # what the schedule remembers is at stake, too
+    assert short.stop_patience > short.iterations  # of losses, there is at most one a step
+
+
 def test_the_batch_shell_notes_its_times_and_keeps_the_ranks_exit_status(tmp_path, phantom_folder):
     folder = tmp_path / "with a space"
     folder.mkdir()
