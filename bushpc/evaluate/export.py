@@ -184,6 +184,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "data": {
             **{"name": card.name, "title": card.title, "licence": card.licence, "citation": card.citation},
             **{"where": card.where, "excerpt": content.get("excerpt", False)},
+            "normals": config.data.normals,
             **{"manifest_sha256": content.get("manifest_sha256"), "folds": content.get("folds")},
         },
         "versions": {"trained_with": content.get("versions"), "python": platform.python_version()}
@@ -303,6 +304,12 @@ def _model_card(content: Mapping[str, t.Any]) -> str:
         f"{max(fold['graphs'][kind]['largest_deviation'] for fold in folds):.1g} from the model\n"
         for kind in content["graphs"]
     )
+    label = ", result.label, result.class_prob" if "class_prob_BL" in content["makes"] else ""
+    seen = (
+        "scans without a lesion were among them, and it may find one there all the same"
+        if data["normals"]
+        else "images with lesions only, so it may well find\none where there is none"
+    )
     return f"""# {name}, trained on {data["title"]}
 
 Segments lesions in breast ultrasound images. Exported from run `{run["name"]}`{of} by bushpc
@@ -314,7 +321,7 @@ Segments lesions in breast ultrasound images. Exported from run `{run["name"]}`{
 import bushpc
 predictor = bushpc.load("this folder")
 result = predictor("image.png")
-result.mask_HW, result.prob_HW, result.long_axis_mm
+result.mask_HW, result.prob_HW, result.long_axis_mm{label}
 ```
 
 `bushpc predict <this folder> <images> <out>` does it for a folder of images. Neither needs the run, its data or a
@@ -340,8 +347,7 @@ Each fold's model on its own validation part, which it was not trained on; means
 ## Intended use and limits
 
 For research. It is no medical device, and no clinical decision may rest on it. It was trained on images of the
-scanners, operators and patients of one dataset and will do worse on others; images with lesions only, so it may well
-find one where there is none. Where an image holds several lesions, or none, look at the probability map. Axes in
+scanners, operators and patients of one dataset and will do worse on others; {seen}. Where an image holds several lesions, or none, look at the probability map. Axes in
 millimetres are as right as the pixel size that was given.
 """
 
@@ -396,7 +402,7 @@ def _portable(config: CellConfig) -> CellConfig:
         runs_dir=None,
         weights_dir=None,
         data=dataclasses.replace(config.data, root=None, stream=None),
-        loader=dataclasses.replace(config.loader, cache_dir=None),
+        loader=dataclasses.replace(config.loader, cache_dir=None, features_dir=None),
     )
 
 

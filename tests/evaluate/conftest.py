@@ -31,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> T
             *("train.iterations=8", "train.batch_size=4", "train.lr=3e-3", "train.warmup=0", "train.ema=0.5"),
             *("evaluate.explain=0", "also_prompts=[]"),
             *(f"data.root={phantom_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}"),
+            f"loader.features_dir={folder / 'features'}",
         ]
     )
     write_run(folder / "used", cv_plan(config), ["bushpc", "cv"])
