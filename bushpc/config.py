@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from bushpc.errors import ConfigError, unknown_name
-from bushpc.metrics.names import METRICS
+from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.sample import LABELS
 
 if t.TYPE_CHECKING:
@@ -355,6 +355,7 @@ class CellConfig:
                 f"(cluster.nodes x cluster.ranks_per_node) in train.accumulate={self.train.accumulate} parts each: "
                 f"make it a multiple of {shares}"
             )
+        self._check_keep_best()
         if self.loader.features:
             self._check_features()
         if self.data.stream:
@@ -364,6 +365,17 @@ class CellConfig:
                     "from data.root instead, or set train.balance=false"
                 )
             self._check_lanes()
+
+    def _check_keep_best(self) -> None:
+        """A metric that no validation has would keep no checkpoint, and nobody would hear of it."""
+        best, name = self.train.keep_best, self.model_class.__name__
+        if best in LABEL_METRICS and "class_prob_BL" not in self.model_class.makes:
+            raise ConfigError(f"train.keep_best={best}: {name} tells no labels apart; choose a metric of masks")
+        if best is not None and best not in (*ALWAYS, *LABEL_METRICS, *self.evaluate.metrics):
+            raise ConfigError(
+                f"train.keep_best={best}: no validation measures it; add it to evaluate.metrics, which are "
+                f"{', '.join(self.evaluate.metrics)}"
+            )
 
     def _check_features(self) -> None:
         """What is computed once must be the same whenever it is asked for."""
