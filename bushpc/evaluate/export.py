@@ -308,7 +308,7 @@ def _model_card(content: Mapping[str, t.Any]) -> str:
     seen = (
         "scans without a lesion were among them, and it may find one there all the same"
         if data["normals"]
-        else "images with lesions only, so it may well find\none where there is none"
+        else "images with lesions only, so it may well find one where there is none"
     )
     return f"""# {name}, trained on {data["title"]}
 
@@ -347,8 +347,9 @@ Each fold's model on its own validation part, which it was not trained on; means
 ## Intended use and limits
 
 For research. It is no medical device, and no clinical decision may rest on it. It was trained on images of the
-scanners, operators and patients of one dataset and will do worse on others; {seen}. Where an image holds several lesions, or none, look at the probability map. Axes in
-millimetres are as right as the pixel size that was given.
+scanners, operators and patients of one dataset and will do worse on others;
+{seen}. Where an image holds several lesions, or none,
+look at the probability map. Axes in millimetres are as right as the pixel size that was given.
 """
 
 
