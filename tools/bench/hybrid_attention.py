@@ -30,7 +30,7 @@ PEER = "smp.Unet, densenet121"
 ROWS = {
     "hybrid attention, baseline": {"conv_block": False, "sfeb": False, "tam": False},
     "hybrid attention": {"conv_block": True, "sfeb": True, "tam": True},
-    "hybrid attention, sfeb_stride=1": {"conv_block": True, "sfeb": True, "tam": True, "sfeb_stride": 1},
+    "hybrid attention, sfeb_stride=2": {"conv_block": True, "sfeb": True, "tam": True, "sfeb_stride": 2},
 }
 
 
