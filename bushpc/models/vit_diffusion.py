@@ -140,6 +140,11 @@ class VitDiffusionConfig(ModelConfig):
         """Of the UNet's deepest level to the image."""
         return self.patch << len(self.widths) - 1
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether a prediction does."""
+        return self.diffusion and (self.inference == "generative" or self.auxiliary_input == "noise")
+
     def _check_shapes(self) -> None:
         if len(self.widths) < 2 or any(width < 1 or width % GROUPS for width in self.widths):
             raise ConfigError(f"model.widths={list(self.widths)}: two or more multiples of {GROUPS} are needed")
@@ -182,9 +187,7 @@ class VitDiffusionConfig(ModelConfig):
             # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
             valid = ", ".join(str(n) for n in range(1, self.timesteps + 1) if self.timesteps % n == 0)
             raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is one of {valid}")
-        if self.samples > 1 and (
-            not self.diffusion or (self.inference, self.auxiliary_input) == ("auxiliary", "zeros")
-        ):
+        if self.samples > 1 and not self.draws_noise:
             raise ConfigError(
                 f"model.samples={self.samples}: no noise is drawn with model.diffusion=false, or with model.inference="
                 "auxiliary and model.auxiliary_input=zeros, so that all samples are the same; set model.samples=1"
@@ -209,8 +212,11 @@ class VitDiffusion(Model):
 
     @classmethod
     def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image and mask; the epoch for w_epoch of (8), the key for the noise of a prediction."""
-        return frozenset({"image_BCHW", "mask_BKHW", "epochs", "keys"})
+        """Image and mask; the epochs for w_epoch of (8), the keys for the noise that a prediction draws."""
+        assert isinstance(config, VitDiffusionConfig)
+        epochs = {"epochs"} if config.topo_weight else set()
+        keys = {"keys"} if config.draws_noise else set()
+        return frozenset({"image_BCHW", "mask_BKHW"} | epochs | keys)
 
     @classmethod
     def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
@@ -308,11 +314,10 @@ class VitDiffusion(Model):
             t_1 = torch.tensor([config.auxiliary_t if config.diffusion else 0])
             map_BDhw = self.unet(x_T if config.diffusion else None, t_1, condition)
             prob = self.unet.auxiliary_head(map_BDhw).float().sigmoid()
-        prob_BnKHW = prob.unflatten(0, (len(batch.keys), config.samples))
-        return Prediction(
-            prob_BKHW=prob_BnKHW.mean(dim=1),
-            uncertainty_BKHW=prob_BnKHW.std(dim=1, correction=0) if config.samples > 1 else None,
-        )
+        if config.samples == 1:
+            return Prediction(prob_BKHW=prob)
+        prob_BnKHW = prob.unflatten(0, (-1, config.samples))
+        return Prediction(prob_BKHW=prob_BnKHW.mean(dim=1), uncertainty_BKHW=prob_BnKHW.std(dim=1, correction=0))
 
     def condition(self, image_BCHW: torch.Tensor) -> Condition:
         """What the image alone decides: computed once, however many steps and samples follow."""
@@ -338,17 +343,18 @@ class VitDiffusion(Model):
         return x
 
     def draw(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Generator]]:
-        """x_T of all samples of all images, image by image, and the generators it came from."""
+        """x_T of all samples of all images, image by image, and the generators it came from; zeros without noise."""
         config, device = self.config, batch.image_BCHW.device
-        size = (config.mask_classes, *batch.image_BCHW.shape[2:])
+        count, _, *size = batch.image_BCHW.shape
+        if not config.draws_noise:
+            return torch.zeros(count, config.mask_classes, *size, device=device), []
         generators = [
             torch.Generator(device).manual_seed(keyed_seed(config.sampling_seed, "sampling", key, i))
             for key in batch.keys
             for i in range(config.samples)
         ]
-        if config.inference == "auxiliary" and config.auxiliary_input == "zeros":
-            return torch.zeros(len(generators), *size, device=device), generators
-        return torch.stack([torch.randn(size, generator=g, device=device) for g in generators]), generators
+        noise = [torch.randn(config.mask_classes, *size, generator=each, device=device) for each in generators]
+        return torch.stack(noise), generators
 
 
 # --- noise and losses -------------------------------------------------------------------------------------------

@@ -351,7 +351,8 @@ def test_samples_are_those_of_diffusers_own_loop(tiny, make_batch, sampler, step
 
 @pytest.mark.parametrize("inference", ["auxiliary", "generative"])
 def test_a_prediction_depends_on_image_key_and_seed_alone(tiny, make_batch, inference):
-    model, whole = tiny(inference=inference, sampler="ddpm", steps=4, samples=3), make_batch(size=16)
+    mode = {"inference": inference, "auxiliary_input": "noise", "sampler": "ddpm"}
+    model, whole = tiny(**mode, steps=4, samples=3), make_batch(size=16)
     with torch.no_grad():
         together = model.predict(whole)
         apart = [model.predict(part) for part in whole.split(4)]
@@ -403,6 +404,15 @@ def test_prediction_touches_no_mask(tiny, make_batch):
         for inference in ("auxiliary", "generative"):
             model = tiny(inference=inference)
             assert torch.equal(model.predict(poisoned).prob_BKHW, model.predict(make_batch(size=16)).prob_BKHW)
+
+
+def test_a_model_reads_no_more_than_it_says(diffusion_config):
+    def more(**changes):
+        return VitDiffusion.needs(diffusion_config(**changes)) - {"image_BCHW", "mask_BKHW"}
+
+    assert more() == set()
+    assert more(topo_weight=0.1) == {"epochs"}
+    assert more(auxiliary_input="noise") == more(inference="generative") == {"keys"}
 
 
 def test_a_map_is_made_of_the_pass_that_segments_and_of_no_sampling(diffusion_config):
