@@ -118,8 +118,9 @@ def find_pairs(
         as_they_lie = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
         for i, j, correlation in zip(firsts.tolist(), seconds.tolist(), as_they_lie.tolist(), strict=True):
             known = found.get((i, j))
+            correlation = round(min(correlation, 1.0), 4)  # of identical ones it may come out a little above 1
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
-                found[i, j] = Pair(i, j, False, mirrored, round(min(correlation, 1.0), 4))
+                found[i, j] = Pair(i, j, False, mirrored, correlation)
             elif _WORTH_ALIGNING <= correlation < least_correlation:
                 unsure.append((correlation, i, j, mirrored))
     groups = _Groups(len(looks), found)

@@ -85,6 +85,8 @@ def test_identical_pixels_are_told_from_near_ones(scans):
         (0, 2, False),
         (1, 2, False),
     ]
+    again = find_pairs([look_at(scan) for scan in (*scans, *scans)])
+    assert again == [Pair(i, i + len(scans), True, False, 1.0) for i in range(len(scans))]
 
 
 def test_many_copies_of_a_picture_are_one_group_without_aligning_every_pair(scans, monkeypatch):
