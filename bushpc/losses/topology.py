@@ -19,7 +19,11 @@ the way to the diagonal is h. Against sending both to the diagonal, matching the
     W₁ = Σ h + Σ h' - the largest total that a matching can save,
 
 an assignment over n · n' savings, in which a pair that saves nothing stands for both on the diagonal. It is exact, and
-smaller than the transport problem over (n + 1) · (n' + 1) masses that gudhi.wasserstein hands to POT.
+quicker than the transport problem over (n + 1) · (n' + 1) masses that gudhi.wasserstein hands to POT.
+
+Its time is that of the number of points. A smooth 256 x 256 prediction has some hundred, and a pair of them takes
+milliseconds; noise in every single pixel makes 6,000 of them, which takes a minute on one core. With downsample=4 the
+same noise has 700, and takes 0.06 s.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.int64]
 Slopes = list[tuple[npt.ArrayLike, npt.ArrayLike]]  # pixels, and the loss's slope along the value of each
 
-# An assignment of this many points to as many others takes seconds and half a gigabyte.
-MANY_POINTS = 4000
+# From about here on an assignment takes seconds; its time grows faster than the square of the number.
+MANY_POINTS = 2000
 
 # float64 has 29 bits more than float32 to tell values apart.
 SPARE_BITS = (1 << 29) - 1
@@ -233,7 +237,7 @@ def _persistence(map_HW: npt.NDArray[np.float32], min_persistence: float) -> tup
     values themselves carry their pixels, in the bits that float64 has over float32: no two are then the same, which
     also settles ties, always the same way.
     """
-    # Heavy, and only this loss needs it. The function has no public door that does without scikit-learn.
+    # Imported here as only this loss needs it. The function has no public door that does without scikit-learn.
     from gudhi._pers_cub_low_dim_ext import _persistence_on_rectangle_from_top_cells
 
     marked_HW = map_HW.astype(np.float64)

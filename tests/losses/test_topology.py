@@ -181,6 +181,13 @@ def test_loss_is_a_distance_with_finite_gradients_that_vanish_between_equal_maps
     assert a.grad.isfinite().all()
 
 
+def test_clipped_maps_whose_points_mostly_cancel_have_gudhis_value():
+    generator = torch.Generator().manual_seed(8)
+    a, b = ((0.5 + 3 * torch.randn(24, 24, generator=generator)).clamp(0, 1) for _ in range(2))
+    loss = topological_loss(a[None, None], b[None, None])
+    assert loss.item() == pytest.approx(generic_loss(a, b).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.25, 1.0, -1.0])
 def test_constant_maps_have_only_the_class_that_never_dies(value):
     a, b = torch.full((1, 1, 8, 8), value, requires_grad=True), torch.zeros(1, 1, 8, 8, requires_grad=True)
@@ -263,6 +270,21 @@ def test_a_loss_started_early_is_the_same_loss():
     pending = start_topological_loss(a, b)
     (a * a).sum().backward()  # meanwhile
     torch.testing.assert_close(pending.loss(), topological_loss(a, b), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_maps_on_a_gpu_have_the_loss_and_gradients_of_the_same_maps_on_the_cpu():
+    on_cpu = [x.detach() for x in random_pair(7, 4, 2, 32, 32)]
+    results = []
+    for device in ("cpu", "cuda"):
+        a, b = (x.to(device, copy=True).requires_grad_() for x in on_cpu)
+        loss = topological_loss(a, b)
+        loss.sum().backward()
+        assert loss.device.type == device
+        results.append([x.cpu() for x in (loss.detach(), a.grad, b.grad)])
+    for x, y in zip(*results, strict=True):
+        assert torch.equal(x, y)
 
 
 def test_an_empty_batch_has_no_losses():
