@@ -203,6 +203,8 @@ def compute_features(
                     for leftover in path.parent.glob(f".{path.name}.*"):  # of one that was killed: the lock is ours
                         leftover.unlink()
                     write_atomically(path, make(*files[path]))
+            except FileNotFoundError:  # where locks do nothing: another process took ours for a leftover
+                continue
             except OSError as error:
                 raise DataError(
                     f"{path} cannot be written ({error}). Make room there, or set loader.features_dir to another "

@@ -20,6 +20,7 @@ from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
+from bushpc.files import write_atomically
 from bushpc.models.sam_multitask import FrozenEncoder
 from bushpc.run import build_model, run_cell
 
@@ -150,6 +151,22 @@ def test_a_group_that_another_process_holds_is_left_to_it_until_it_dies(setting)
         fcntl.flock(held, fcntl.LOCK_UN)
         computing.join(30)
     assert first.exists()
+
+
+def test_where_locks_do_nothing_two_that_compute_the_same_group_do_not_end_each_other(setting, monkeypatch):
+    cell, model, data = setting()
+    there = []
+
+    def write(path, content):
+        there.append(path)
+        if len(there) == 1:  # the other one took what was half written for a leftover, and is at it now
+            raise FileNotFoundError(path)
+        write_atomically(path, content)
+
+    monkeypatch.setattr(features, "write_atomically", write)
+    found = compute(cell, model, data)
+    assert there[0] in there[1:]
+    assert all(found.file(group, None).exists() for group in range(3))
 
 
 def test_damage_is_found_where_it_is_read_and_a_cut_file_is_made_again(setting):
