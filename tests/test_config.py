@@ -27,6 +27,8 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
         ("train.keep_best=dice", "train.keep_best=dice needs validations during training: set train.validate_every"),
         ("train.keep_best=loss", "unknown train.keep_best 'loss'"),
+        ("train.keep_best=precision train.validate_every=5", "no validation measures it; add it to evaluate.metrics"),
+        ("train.keep_best=label_auc train.validate_every=5", "tells no labels apart"),
         ("train.ema=1", "0 (off) to below 1"),
         ("resume_changes=[train.lrr]", "unknown setting in resume_changes 'train.lrr'; did you mean 'train.lr'"),
         (
