@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bushpc.errors import DataError
+from bushpc.errors import ConfigError, DataError
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards import duplicates
@@ -260,7 +260,8 @@ def audit(
 
     folds: whose leaks are looked for: `frozen`, `published` or `grouped`.
     most_bits, least_correlation: as of `bushpc.shards.duplicates.find_pairs`.
-    Raises: DataError for a folder without a readable manifest. What is wrong inside becomes a finding.
+    Raises: ConfigError for a folder that is named twice; DataError for one without a readable manifest. What is wrong
+    inside becomes a finding.
     """
     findings: list[Finding] = []
     datasets = _open(folders, folds, findings)
@@ -453,6 +454,9 @@ def _finding(kind: str, packed: Packed, record: Record, said: str) -> Finding:
 
 def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list[Packed]:
     """The datasets with their folds; what is wrong with folds and patients goes to `findings`."""
+    again = [folder for number, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:number])]
+    if again:
+        raise ConfigError(f"data={again[0]} stands there twice: every scan would be a copy of itself. Name it once")
     manifests = [Manifest.load(folder) for folder in folders]
     names = Counter(manifest.dataset for manifest in manifests)
     datasets = []

@@ -162,10 +162,13 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
     try:
         path = find_folds(manifest, folder, "frozen")
         load_folds(path, manifest.records, manifest.excerpt, normals=synthetic)
-    except DataError:
+    except DataError as error:
         path = Path(folder) / FILE_BY_SOURCE["frozen"]
         if path.exists() and not synthetic:
-            raise
+            raise DataError(
+                f"{error}\nThe scans are packed. If the folds are of another packing, such as of an excerpt, move the "
+                "file away and run the same command again: new ones are drawn."
+            ) from error
         write_folds(path, manifest.records, make_folds(manifest.records))
     return path
 

@@ -6,7 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bushpc.config import compose
@@ -22,6 +22,7 @@ def scans(*labels: str, each: int = 1):
     ]
 
 
+@settings(deadline=None)
 @given(
     benign=st.integers(1, 40), malignant=st.integers(0, 40), each=st.integers(1, 3), seed=st.integers(0, 99),
     share=st.sampled_from([0.1, 0.2, 0.5]),

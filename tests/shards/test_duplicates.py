@@ -152,6 +152,7 @@ def pairs_of(drawn):
     return [Pair(i, j, True, False, 1.0) for i, j in drawn]
 
 
+@settings(deadline=None)
 @given(edges)
 def test_copies_of_copies_are_of_one_group(drawn):
     graph = networkx.Graph(drawn)

@@ -38,6 +38,9 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         if rows_by_id.setdefault(name, row) != row:
             problems.append(f"{table}, row {row}: {name} is in row {rows_by_id[name]} already")
         if excerpt and not (folder / image).exists():
+            if (folder / mask).exists():
+                problems.append(f"{mask} is the mask of no image")
+                files.append(mask)
             continue
         faults = raw.absent(folder, (image, mask))
         if cells["Pathology"] not in card.counts:

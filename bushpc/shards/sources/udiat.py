@@ -34,6 +34,9 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         key = f"{int(number):06d}"  # the cell may hold 1 where the file is 000001.png
         image, mask = f"{images}/{key}.png", f"{masks}/{key}.png"
         if excerpt and not (folder / image).exists():
+            if (folder / mask).exists():
+                problems.append(f"{mask} is the mask of no image")
+                files.append(mask)
             continue
         faults = raw.absent(folder, (image, mask))
         if label not in card.counts:

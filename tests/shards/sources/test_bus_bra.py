@@ -88,6 +88,14 @@ def test_what_does_not_fit_is_named_and_nothing_is_packed(bus_bra, harm, message
     assert bus_bra.packed_nothing()
 
 
+def test_a_mask_whose_image_an_excerpt_lacks_is_named(bus_bra):
+    (bus_bra.folder / "Images/bus_0007-s.png").unlink()
+    with pytest.raises(DataError, match=r"Masks/mask_0007-s\.png is the mask of no image$"):
+        bus_bra.pack(LABELS, excerpt=True)
+    (bus_bra.folder / "Masks/mask_0007-s.png").unlink()
+    assert len(bus_bra.pack(LABELS, excerpt=True).records) == 2
+
+
 def test_the_real_excerpt_packs_with_its_patients_facts_and_folds(real_data, tmp_path):
     raw = real_data / "busbra_excerpt" / "BUSBRA"
     workers = min(2, len(os.sched_getaffinity(0)))
