@@ -23,7 +23,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.iterations=abc", "train.iterations='abc' is a str; allowed: int"),
         ("train.iterations=0", "allowed is 1 or more"),
         ("prompts=gt", "Valid: first_pass, none, oracle, shuffled_attributes, wrong_quadrant, wrong_size"),
-        ("folds=mine", "Valid: frozen, published"),
+        ("folds=mine", "Valid: frozen, grouped, published"),
         ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
         ("train.keep_best=dice", "train.keep_best=dice needs validations during training: set train.validate_every"),
         ("train.keep_best=loss", "unknown train.keep_best 'loss'"),

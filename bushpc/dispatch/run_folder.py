@@ -307,7 +307,7 @@ def _run_json(
             "rows": [{**vars(row), "model": models[row.name]} for row in grid.rows],
         },
         "cells": [
-            {"name": name, "fold": cell.fold, "hash": cell.hash}
+            {"name": name, "fold": cell.fold, "hash": cell.hash, "iterations": cell.train.iterations}
             | ({"row": plan.row_of[name]} if name in plan.row_of else {})
             for name, cell in plan.cells.items()
         ],

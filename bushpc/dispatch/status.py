@@ -125,14 +125,12 @@ class RunStatus:
     def totals(self) -> dict[str, t.Any]:
         """Over all cells: how many in each state, steps, steps per second, seconds left, GPU hours.
 
-        left_s: at the present rate, for all that is not done; None where nothing trains, or where it is not known
-        how long a cell is that has not begun.
+        left_s: at the present rate, for all that is not done; None where nothing trains.
         """
         counts = Counter(cell.state for cell in self.cells)
         cells = {cell.folder: cell for cell in self.cells}.values()  # two rows may be one cell
-        longest = max((cell.total for cell in cells), default=0)
-        done = sum(cell.total or longest if cell.state == "done" else cell.step for cell in cells)
-        steps = sum(cell.total or longest for cell in cells)
+        done = sum(cell.total if cell.state == "done" else cell.step for cell in cells)
+        steps = sum(cell.total for cell in cells)
         rate = sum(cell.rate for cell in cells if cell.left_s is not None and cell.rate)
         return {
             "states": {state: counts[state] for state in STYLES if counts[state]},
@@ -162,8 +160,8 @@ def read_status(run_dir: Path) -> RunStatus:
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
     queue = job_states([job for job in open_jobs if job])
-    hashes = {entry["name"]: entry.get("hash") for entry in run["cells"]}
-    cells = [_cell_status(run_dir, name, jobs[name], queue, hashes[name]) for name in names]
+    entries = {entry["name"]: entry for entry in run["cells"]}
+    cells = [_cell_status(run_dir, entries[name], jobs[name], queue) for name in names]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
 
 
@@ -338,8 +336,9 @@ def cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
 
 
 def _cell_status(
-    run_dir: Path, name: str, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob], config_hash: t.Any
+    run_dir: Path, entry: dict[str, t.Any], job: dict[str, t.Any] | None, queue: dict[str, QueuedJob]
 ) -> CellStatus:
+    name, config_hash = entry["name"], entry.get("hash")
     cell_dir = run_dir / "cells" / name
     heartbeat = _read_heartbeat(cell_dir / "state.json")
     state, phase, reason = _state(cell_dir, job, queue, heartbeat)
@@ -351,13 +350,14 @@ def _cell_status(
         state = "stale" if cell_dir.exists() else "missing"
         reason = f"it was that of {folder}, which {'has other settings now' if cell_dir.exists() else 'is gone'}"
         reason += "; submit again"
+    total = heartbeat.get("total") or entry.get("iterations", 0)
     return CellStatus(
         name=name,
         folder=folder,
         state=state,
         phase=phase,
         step=heartbeat.get("step", 0),
-        total=heartbeat.get("total", 0),
+        total=heartbeat.get("step", total) if state == "done" else total,  # an early stop makes it shorter
         metric=heartbeat.get("metric", {}),
         rate=heartbeat.get("rate"),
         node=heartbeat.get("node", ""),

@@ -18,10 +18,11 @@ from bushpc.lease import process_start
 
 @pytest.fixture
 def run_dir(tmp_path) -> Path:
-    """A run of two cells: fold0 was preempted once and is done, fold1 never started."""
+    """A run of two cells: fold0 was preempted once and is done, ended early, fold1 never started."""
     cell_dir = tmp_path / "cells" / "fold0"
     cell_dir.mkdir(parents=True)
-    (tmp_path / "run.json").write_text(json.dumps({"cells": [{"name": "fold0"}, {"name": "fold1"}]}))
+    cells = [{"name": name, "iterations": steps} for name, steps in (("fold0", 120), ("fold1", 110))]
+    (tmp_path / "run.json").write_text(json.dumps({"cells": cells}))
     none = dict.fromkeys(SPENDINGS, 0.0)
     facts = {"job": "7", "host": "n1", "pid": 1, "ranks": 1, "gpus": 1, "submitted": 1000.0}
     first = {"number": 0, "restart": 0, "began": 1100.0, "from_step": 0, "step": 50, "seconds": none | {"step": 100.0}}
@@ -35,7 +36,7 @@ def run_dir(tmp_path) -> Path:
     }
     first, second = Attempt(**facts, **first, end=""), Attempt(**facts, **second, end="done")
     (cell_dir / "attempts.jsonl").write_text(first.to_json() + "\n")
-    state = {"phase": "done", "step": 90, "total": 90, "restarts": 1, "attempt": asdict(second)}
+    state = {"phase": "done", "step": 90, "total": 120, "restarts": 1, "attempt": asdict(second)}
     (cell_dir / "state.json").write_text(json.dumps(state))
     (cell_dir / "DONE").write_text("{}")
     return tmp_path
@@ -46,8 +47,8 @@ def test_status_shows_goodput_and_restarts(run_dir, capsys):
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.split()}
     assert rows["cell"] == ["cell", "state", "step", "restarts", "goodput"]
     assert rows["fold0"] == ["fold0", "done", "90/90", "1", "45", "%"]  # 180 of 400 s
-    assert rows["fold1"] == ["fold1", "missing"]
-    assert rows["2"] == ["2", "cells:", "1", "done,", "1", "missing;", "90/180", "steps;", "0.1", "GPU", "hours"]
+    assert rows["fold1"] == ["fold1", "missing", "0/110"]
+    assert rows["2"] == ["2", "cells:", "1", "done,", "1", "missing;", "90/200", "steps;", "0.1", "GPU", "hours"]
 
 
 def test_status_gives_machines_the_whole_account(run_dir, capsys):
