@@ -153,7 +153,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "run": {key: content.get(key) for key in ("name", "commit", "created")} | {"row": run.row},
         "model": model,
-        "parameters": sum(p.numel() for p in members[0].model.parameters()),
+        "parameters": members[0].model.parameter_count(),
         "makes": sorted(config.model_class.makes),
         "reads_prompts": sorted(needs & {"spatial_prompts", "attribute_prompts"}),
         "labels": list(LABELS),

@@ -89,6 +89,10 @@ class Model(nn.Module):
         """Frozen modules that are kept out of `state_dict`, and so of checkpoints; an export must hold them too."""
         return {}
 
+    def parameter_count(self) -> int:
+        """All parameters, trained or frozen, those of `outside_state` included."""
+        return sum(p.numel() for module in (self, *self.outside_state().values()) for p in module.parameters())
+
     @classmethod
     def feature_settings(cls, config: ModelConfig) -> dict[str, t.Any]:
         """What the outputs of `features` depend on besides images and the tensors of `outside_state`.

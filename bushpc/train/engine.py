@@ -63,7 +63,7 @@ class Engine:
         self.cell, self.config, self.model = cell, cell.engine, model
         if resumed:
             _load_model(model, resumed)
-        self.parameters = sum(p.numel() for p in model.parameters())
+        self.parameters = model.parameter_count()
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         # Before ZeRO-3 takes the parameters apart; predictions then load it with whole ones.
         self._replica = copy.deepcopy(model) if cell.train.ema or self.config.kind == "zero3" else None
