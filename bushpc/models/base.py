@@ -46,6 +46,16 @@ class WeightFile(t.NamedTuple):
     hub_file: str
     revision: str
 
+    @classmethod
+    def of_timm(cls, network: str, revision: str = "main") -> WeightFile:
+        """timm's own weights of a network. Raises: ConfigError when there are none."""
+        import timm  # here: it takes seconds, and most of those who read this page do without
+
+        config = timm.get_pretrained_cfg(network)
+        if config is None or not config.hf_hub_id:
+            raise ConfigError(f"timm has no pretrained weights of '{network}'; choose another, or pretrained=false.")
+        return cls(f"{network}.safetensors", config.hf_hub_id, "model.safetensors", revision)
+
 
 class Model(nn.Module):
     """Base class of all models. Written as if for one device; no model calls torch.distributed.

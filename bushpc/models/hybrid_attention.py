@@ -15,11 +15,8 @@ n attention heads; D the length d_k of a query.
 
 from __future__ import annotations
 
-import difflib
-import typing as t
 from dataclasses import dataclass
 
-import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.densenet import DenseBlock
@@ -31,6 +28,7 @@ from bushpc import weights
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import bce_loss, jaccard_loss
 from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.encoder import feature_extractor
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -93,7 +91,7 @@ class HybridAttentionConfig(ModelConfig):
                 "and one of them must be above 0."
             )
         with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
-            _build_encoder(self.encoder)
+            feature_extractor(self.encoder, ENCODER_STRIDES)
 
 
 class HybridAttention(Model):
@@ -107,7 +105,7 @@ class HybridAttention(Model):
     def __init__(self, config: HybridAttentionConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
         self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        self.encoder, (*skips, deepest) = _build_encoder(config.encoder)
+        self.encoder, (*skips, deepest) = feature_extractor(config.encoder, ENCODER_STRIDES)
         for file in self.weight_files(config):
             _load_encoder(self.encoder, weights.load_staged(HybridAttention, file, weights_dir), file)
         c, *stages, last = config.decoder_channels
@@ -139,19 +137,7 @@ class HybridAttention(Model):
         assert isinstance(config, HybridAttentionConfig)
         if not config.pretrained:
             return []
-        pretrained_cfg = timm.get_pretrained_cfg(config.encoder)
-        if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
-            raise ConfigError(
-                f"timm has no pretrained weights of encoder '{config.encoder}'; choose another, or pretrained=false."
-            )
-        return [
-            WeightFile(
-                name=f"{config.encoder}.safetensors",
-                hub_repo=pretrained_cfg.hf_hub_id,
-                hub_file="model.safetensors",
-                revision="main",  # `weights pull` resolves it to a commit and records that with the file's hash
-            )
-        ]
+        return [WeightFile.of_timm(config.encoder)]
 
     def cam_layer(self) -> nn.Module:
         """The last decoder stage; behind the convolution that follows it, the map would be the logits themselves."""
@@ -323,24 +309,6 @@ def _conv(channels: int, out_channels: int, bias: bool = True, stride: int = 1) 
 
 def _doubled(F_BChw: torch.Tensor) -> torch.Tensor:
     return F.interpolate(F_BChw, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def _build_encoder(name: str) -> tuple[nn.Module, list[int]]:
-    """timm's features at ENCODER_STRIDES and their channels; what lies deeper is left out. Raises: ConfigError."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")
-    try:
-        encoder: t.Any = timm.create_model(name, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
-        strides = encoder.feature_info.reduction()
-    except Exception as error:  # timm raises anything from AttributeError to RuntimeError here
-        raise ConfigError(f"timm cannot make a feature extractor of encoder '{name}': {error}") from error
-    if strides != ENCODER_STRIDES:
-        raise ConfigError(
-            f"encoder '{name}' gives features at strides {strides}; needed are {ENCODER_STRIDES}, "
-            "as timm's DenseNets and ResNets have them."
-        )
-    return encoder, list(encoder.feature_info.channels())
 
 
 def _load_encoder(encoder: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -> None:

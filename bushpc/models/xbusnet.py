@@ -15,12 +15,10 @@ width r, E width d of a sentence embedding.
 
 from __future__ import annotations
 
-import difflib
 import typing as t
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import timm
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import resize_pos_embed
@@ -35,6 +33,7 @@ from bushpc import weights
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.nn.encoder import feature_extractor
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -44,8 +43,8 @@ CLIP_VIT_B16 = WeightFile(
     hub_file="open_clip_model.safetensors",
     revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
 )
-ENCODER_REVISIONS = {"timm/resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
-ENCODER_STRIDE = 32  # of enc5 to the image; every skip connection fits only if it divides the image
+ENCODER_REVISIONS = {"resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
+ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connections fit if the last divides it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +144,13 @@ class XBusNetConfig(ModelConfig):
             )
 
     def _check_local_branch(self) -> None:
-        _check_divides("the encoder's stride", ENCODER_STRIDE, "image_size", self.image_size)
+        _check_divides("the encoder's stride", ENCODER_STRIDES[-1], "image_size", self.image_size)
         if len(self.decoder_channels) != 4:
             raise ConfigError(
                 f"decoder_channels={list(self.decoder_channels)}; four are needed: dec4, dec3, dec2, dec1."
             )
         with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
-            _, channels = _build_encoder(self.encoder, None)
+            _, channels = feature_extractor(self.encoder, ENCODER_STRIDES)
         heads = self.attention_heads
         if heads < 1 or channels[3] % heads or channels[4] % heads:
             raise ConfigError(
@@ -424,7 +423,10 @@ class LocalFeatureExtractor(nn.Module):
     def __init__(self, config: XBusNetConfig, encoder_state: dict[str, torch.Tensor] | None) -> None:
         super().__init__()
         self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        self.encoder, channels = _build_encoder(config.encoder, encoder_state)
+        self.encoder, channels = feature_extractor(config.encoder, ENCODER_STRIDES)
+        if encoder_state is not None:
+            features = {k: v for k, v in encoder_state.items() if not k.startswith("fc.")}
+            _load(self.encoder, features, _encoder_file(config.encoder))
         enc1, enc2, enc3, enc4, enc5 = channels
         dec4, dec3, dec2, dec1 = config.decoder_channels
         self.transformer4 = TransformerBlock(enc4, config.attention_heads)
@@ -545,42 +547,9 @@ def _conv_bn_relu(channels: int, out_channels: int) -> list[nn.Module]:
     ]
 
 
-def _build_encoder(name: str, state: dict[str, torch.Tensor] | None) -> tuple[nn.Module, list[int]]:
-    """timm's feature extractor and the channels of its enc1 to enc5. Raises: ConfigError, WeightsError."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")
-    try:
-        encoder: t.Any = timm.create_model(name, features_only=True, pretrained=False)
-        strides = encoder.feature_info.reduction()
-    except Exception as error:  # timm raises anything from AttributeError to RuntimeError here
-        raise ConfigError(f"timm cannot make a feature extractor of encoder '{name}': {error}") from error
-    if strides != [2, 4, 8, 16, 32]:
-        raise ConfigError(
-            f"encoder '{name}' gives features at strides {strides}; needed are [2, 4, 8, 16, 32], "
-            "as timm's ResNets have them."
-        )
-    if state is not None:
-        _load(
-            encoder,
-            {k: v for k, v in state.items() if not k.startswith("fc.")},
-            _encoder_file(name),
-        )
-    return encoder, list(encoder.feature_info.channels())
-
-
 def _encoder_file(name: str) -> WeightFile:
     """timm's own weights of `name`. Raises: ConfigError when there are none."""
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
-        raise ConfigError(f"timm has no pretrained weights of encoder '{name}'; choose another, or pretrained=false.")
-    repo = pretrained_cfg.hf_hub_id
-    return WeightFile(
-        name=f"{name}.safetensors",
-        hub_repo=repo,
-        hub_file="model.safetensors",
-        revision=ENCODER_REVISIONS.get(repo, "main"),
-    )
+    return WeightFile.of_timm(name, ENCODER_REVISIONS.get(name, "main"))
 
 
 def _load(module: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -> None:
