@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, Composer, config_names
 from bushpc.dispatch.grid import Plan, grid_plan, load_grid
 from bushpc.dispatch.run_folder import read_plan, write_run
 from bushpc.dispatch.status import read_status, report_is_current
@@ -141,9 +141,16 @@ def test_a_missing_grid_is_named_with_those_that_there_are(capsys):
     assert main(["grid", "grid=xbusnet_component"]) == 2
     assert "did you mean 'xbusnet_components'" in capsys.readouterr().err
     assert main(["grid"]) == 2
-    assert "Valid: xbusnet_components, xbusnet_prompt_corruption" in capsys.readouterr().err
+    assert f"Valid: {', '.join(config_names('grid'))}" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be read"):
         load_grid("no/such.yaml")
+
+
+@pytest.mark.parametrize("name", config_names("grid"))
+def test_every_row_of_a_grid_in_the_tree_can_be_composed_and_is_another_cell(name):
+    grid = load_grid(name)
+    composer = Composer([*grid.base, "data=phantom"])
+    assert len({composer(row.settings).hash for row in grid.rows}) == len(grid.rows)
 
 
 def test_table_4_and_the_prompt_grids_share_what_they_have_in_common(where):

@@ -26,7 +26,7 @@ def test_the_papers_strata_weighted_by_measured_counts_give_its_overall_dice() -
         ("breast", "xbusnet", True),
         ("breast", "xbusnet_small", True),
         ("phantom", "xbusnet", False),
-        ("breast", "vit_diffusion", False),
+        ("breast", "hybrid_attention", False),
         ("breast", "xbusnetwork", False),
     ],
 )
@@ -39,3 +39,18 @@ def test_a_paper_is_shown_for_its_own_dataset_and_model_family_only(
 def test_a_baseline_of_the_paper_sees_its_tables_but_not_xbusnets_folds() -> None:
     assert find_published("breast", "unet", "overall").rows["UNet"]["dice"] == [0.604, 0.038]
     assert find_published("breast", "unet", "fold_wise") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "printed"),
+    [
+        ("busi", "Ours (w/ Full Samp.)", {"dice": 0.80, "iou": 0.76}),
+        ("breast", "Ours (w/ Aux. Head)", {"dice": 0.90, "iou": 0.86}),
+        ("bus_uclm", "Ours (w/ Aux. Head)", {"dice": 0.97, "iou": 0.95}),
+        ("refuge2", "Ours, cup", {"dice": 0.869, "iou": 0.751}),
+        ("isic2018", "Ours", {"dice": 0.941, "iou": 0.865}),
+        ("brats2021", "Ours", {"dice": 0.897, "iou": 0.843}),
+    ],
+)
+def test_a_paper_of_six_datasets_is_shown_for_each_with_that_ones_figures(data: str, row: str, printed: dict) -> None:
+    assert find_published(data, "vit_diffusion", "overall").rows[row] == printed
