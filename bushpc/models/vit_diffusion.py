@@ -21,10 +21,8 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import adapt_input_conv
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -544,7 +542,7 @@ class EncoderStage(nn.Module):
     def __init__(self, width: int, after: int, depth: int, time_width: int) -> None:
         super().__init__()
         self.blocks = _residual_blocks(width, width, depth, time_width)
-        self.down = Downsample2D(width, use_conv=True, out_channels=after)
+        self.down = nn.Conv2d(width, after, 3, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor, e_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """B x width x h x w to the skip, as large, and B x after x h/2 x w/2."""
@@ -558,7 +556,7 @@ class DecoderStage(nn.Module):
 
     def __init__(self, before: int, width: int, depth: int, time_width: int, token_width: int) -> None:
         super().__init__()
-        self.up = Upsample2D(before, use_conv=True, out_channels=width)
+        self.up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(before, width, 3, padding=1))
         self.blocks = _residual_blocks(2 * width, width, depth, time_width)
         if token_width:
             self.bridge = AdaptiveConditioningBridge(width, token_width, time_width)
