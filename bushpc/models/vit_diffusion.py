@@ -235,7 +235,7 @@ class VitDiffusion(Model):
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
         """The ViT's weights, if there is one. Raises: ConfigError when timm has none."""
         assert isinstance(config, VitDiffusionConfig)
-        return [_vit_file(config.vit)] if config.pretrained and config.acb else []
+        return [WeightFile.of_timm(config.vit)] if config.pretrained and config.acb else []
 
     def cam_layer(self) -> nn.Module | None:
         """The decoder's last stage; none in generative mode, where a gradient would go through every step."""
@@ -456,7 +456,7 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
         VisionTransformer, timm.create_model(config.vit, img_size=size, in_chans=config.channels, num_classes=0)
     )
     if config.pretrained:
-        file = _vit_file(config.vit)
+        file = WeightFile.of_timm(config.vit)
         state = weights.load_staged(VitDiffusion, file, weights_dir)
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
         try:
@@ -468,19 +468,6 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
                 f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(VitDiffusion)}"
             ) from error
     return vit
-
-
-def _vit_file(name: str) -> WeightFile:
-    """timm's own weights of `name`. Raises: ConfigError when there are none."""
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    if pretrained_cfg is None or not pretrained_cfg.hf_hub_id:
-        raise ConfigError(f"timm has no pretrained weights of model.vit={name}; choose another, or pretrained=false")
-    return WeightFile(
-        name=f"{name}.safetensors",
-        hub_repo=pretrained_cfg.hf_hub_id,
-        hub_file="model.safetensors",
-        revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
-    )
 
 
 class DiffusionUNet(nn.Module):
