@@ -580,7 +580,10 @@ class AdaptiveConditioningBridge(nn.Module):
         """x plus what was read: B x D x h x w; D is the width of map and of c'."""
         gamma_B1D, beta_B1D = self.modulation(e_t)
         z_BND = self.query(self.norm(x)).flatten(2).transpose(1, 2)
-        read_BND = F.scaled_dot_product_attention(z_BND * gamma_B1D, enhanced_BND, enhanced_BND)
+        # One head, but as a dimension, and with each position's numbers side by side in memory: otherwise the kernels
+        # that hold no N x N map are passed over.
+        q_B1ND, kv_B1ND = (z_BND * gamma_B1D).contiguous()[:, None], enhanced_BND[:, None]
+        read_BND = F.scaled_dot_product_attention(q_B1ND, kv_B1ND, kv_B1ND)[:, 0]
         read_BND = gamma_B1D * read_BND + beta_B1D
         return x + self.out(read_BND.transpose(1, 2).unflatten(2, x.shape[2:]))
 
