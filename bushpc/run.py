@@ -214,12 +214,8 @@ def _images(data: FoldData) -> str:
     """How many images each part has, for the log."""
     draws = sum(data.repeats)
     train = f"{len(data.train)} training" + (f" (drawn {draws} times an epoch)" if draws > len(data.train) else "")
-    held = f"{len(data.holdout)} held-out training and " if data.holdout else ""
-    return (
-        f"{train}, {held}{len(data.validation)} validation images"
-        if held
-        else (f"{train} and {len(data.validation)} validation images")
-    )
+    held = f", {len(data.holdout)} held-out training" if data.holdout else ""
+    return f"{train}{held} and {len(data.validation)} validation images"
 
 
 def decode(cell: CellConfig, data: FoldData, keep_going: Callable[[], bool], say: Callable[[str], None]) -> None:

@@ -23,11 +23,6 @@ class Augment:
         self.variants = config.variants
         self._by_label = {label: _transform(config, getattr(config.strength, label)) for label in LABELS}
 
-    @property
-    def changes(self) -> bool:
-        """Whether it changes anything at all."""
-        return any(self._by_label.values())
-
     def variant(self, turn: int) -> int:
         """Which of a sample's changes it gets when it was drawn `turn` times before."""
         return turn % self.variants if self.variants else turn

@@ -241,11 +241,10 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
 
 def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
     """What training does to decoded pixels. A spatial prompt costs a draw, so none is made that no model reads."""
-    augment = Augment(cell.augment)
     return Preparation(
         data.bins,
         mask_classes=len(data.manifest.mask_classes),
-        augment=augment if augment.changes else None,
+        augment=Augment(cell.augment) if cell.augment.changes else None,
         seed=cell.seed,
         spatial="spatial_prompts" in cell.model_class.needs(cell.model),
         spatial_dropout=cell.prompting.spatial_dropout,

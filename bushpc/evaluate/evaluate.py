@@ -21,7 +21,7 @@ from bushpc.metrics.label import label_metrics
 from bushpc.metrics.mask import confusion, mask_metrics, surface_metrics
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.models.base import Model
-from bushpc.sample import LABELS, Batch, Prediction
+from bushpc.sample import LABELS, Batch, Prediction, label_index
 from bushpc.shards.manifest import Record
 
 COLUMNS = (
@@ -119,7 +119,7 @@ def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
     found = {name: float(np.nanmean(values)) for name, values in image.items() if not np.isnan(values).all()}
     if _prob(LABELS[0]) in rows[0]:
         prob_NL = np.array([[row[_prob(label)] for label in LABELS] for row in rows])
-        label_N = np.array([LABELS.index(row["label"]) if row["label"] in LABELS else -1 for row in rows])
+        label_N = np.array([label_index(row["label"]) for row in rows])
         found |= {name: value for name, value in label_metrics(prob_NL, label_N).items() if not np.isnan(value)}
     return found
 

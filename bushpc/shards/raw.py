@@ -1,4 +1,4 @@
-"""Reading what publishers ship: pictures, masks and tables. Shared by the sources; every fault names its file.
+"""Reading pictures, masks and tables, as publishers ship them and folds lie; every fault names its file.
 
     raw folder ─plan reads tables→ Scan recipes ─load reads pictures→ samples
 
@@ -163,4 +163,7 @@ def hashes(folder: Path, files: Iterable[str]) -> dict[str, str]:
 def _check_columns(path: Path, columns: Sequence[str], header: Sequence[str], where: str = "") -> None:
     missing = [column for column in columns if column not in header]
     if missing:
-        raise DataError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{where}.")
+        raise DataError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{where}; "
+            f"it has: {', '.join(header) or 'none'}."
+        )

@@ -24,6 +24,7 @@ from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.files import write_atomically
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record
+from bushpc.shards.raw import csv_rows
 
 FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"}
 COLUMNS = ("key", "patient", "label", "fold")
@@ -260,23 +261,12 @@ def _image_keys(path: Path) -> list[str]:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with its line number in an editor."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = reader.fieldnames or []
-            if missing := [column for column in columns if column not in header]:
-                raise DataError(f"{path} lacks the column {', '.join(missing)}; it has: {', '.join(header) or 'none'}.")
-            for cells in reader:
-                if any(cells[column] is None for column in columns):
-                    raise DataError(f"{path}, row {reader.line_num}: cut off; {', '.join(columns)} are needed.")
-                yield reader.line_num, cells
-    except FileNotFoundError:
+    """The rows of a fold file, each with its line number in an editor."""
+    if not path.exists():
         raise DataError(
             f"{path} does not exist. Pack the dataset to have its folds made: bushpc pack data={path.parent.name}"
-        ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+        )
+    yield from csv_rows(path, columns)
 
 
 def _fold_number(path: Path, row: int, text: str) -> int:

@@ -53,8 +53,8 @@ def test_labels_are_changed_as_strongly_as_they_are_told(label):
     assert changed[label] == 0
     assert changed["normal"] == 200
     assert 70 < changed["malignant"] < 130
-    assert augment.changes
-    assert not Augment(dataclasses.replace(ALL, strength=StrengthConfig(benign=0, malignant=0, normal=0))).changes
+    assert dataclasses.replace(NONE, hflip=1.0, strength=strength).changes
+    assert not dataclasses.replace(ALL, strength=StrengthConfig(benign=0, malignant=0, normal=0)).changes
 
 
 def test_image_and_mask_move_together():
