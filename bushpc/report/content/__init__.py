@@ -10,6 +10,7 @@ from bushpc.report.content.labels import label_comparison_table, labels_table, n
 from bushpc.report.content.outcome import (
     ablation_table,
     calibration_table,
+    classes_table,
     difference_table,
     folds_table,
     headline_table,
@@ -29,6 +30,7 @@ def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dic
     """Every table of the report by name, in its order; those that there is nothing to say in are left out."""
     tables = [
         headline_table(summary),
+        classes_table(summary),
         ablation_table(summary),
         comparison_table(summary),
         fold_comparison_table(summary),
