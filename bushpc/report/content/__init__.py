@@ -10,6 +10,7 @@ from bushpc.report.content.labels import label_comparison_table, labels_table, n
 from bushpc.report.content.outcome import (
     ablation_table,
     calibration_table,
+    classes_of,
     classes_table,
     difference_table,
     folds_table,
@@ -23,7 +24,7 @@ from bushpc.report.study import Study
 from bushpc.report.tables import Table
 from bushpc.shards.manifest import Manifest
 
-__all__ = ["Summary", "all_tables", "folds_phrase", "folds_table", "overview_table", "several", "titled"]
+__all__ = ["Summary", "all_tables", "classes_of", "folds_phrase", "folds_table", "overview_table", "several", "titled"]
 
 
 def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dict[str, Table]:
