@@ -213,8 +213,8 @@ def _views(arm: Arm, shards: Shards, key: str, fold: int, k: int, label: str, ed
     if (folder / "uncertainty" / f"{key}.png").is_file():
         map_HW = _read_gray(folder / "uncertainty", key)
         most = f"at most {map_HW.max() / 255 * MOST_DEVIATION:.2f}"
-        said = f"{label}, standard deviation" if label else "standard deviation"
-        found.append(View(said, deviation(map_HW, _size(mask_HW, edge)), most, deviation=True))
+        named = f"{label}, SD" if label else "SD"
+        found.append(View(named, deviation(map_HW, _size(mask_HW, edge)), most, deviation=True))
     return found
 
 

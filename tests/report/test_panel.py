@@ -67,21 +67,21 @@ def test_the_overlay_is_drawn_at_the_runs_own_threshold() -> None:
 def test_the_deviation_of_a_model_that_samples_is_one_more_picture_with_its_scale(realistic) -> None:
     shown = build_panel(realistic.path).cases[0]
     assert [view.deviation for view in shown.views] == [False]
-    assert "standard deviation at each pixel" not in build_report(realistic.path).html.read_text()
+    assert "standard deviation (SD) at each pixel" not in build_report(realistic.path).html.read_text()
     folder = realistic.cell(shown.fold) / "predictions" / "first_pass" / "uncertainty"
     folder.mkdir()
     half = np.zeros((64, 64), np.uint8)
     half[:, 32:] = 204  # a deviation of 0.4
     Image.fromarray(half).save(folder / f"{shown.key}.png")
     errors, found = build_panel(realistic.path).cases[0].views
-    assert (found.label, found.said) == ("standard deviation", "at most 0.40")
+    assert (found.label, found.said) == ("SD", "at most 0.40")
     picture = _pixels(found.picture)
     assert picture.shape == _pixels(errors.picture).shape
     assert picture[100, 50].max() < 20
     assert picture[100, 350].max() > 220
     page = build_report(realistic.path).html.read_text()
-    assert "standard deviation at each pixel" in page
-    assert "<figcaption>standard deviation, at most 0.40</figcaption>" in page
+    assert "standard deviation (SD) at each pixel" in page
+    assert "<figcaption>SD, at most 0.40</figcaption>" in page
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def _wrong(overlay: np.ndarray) -> float:
 
 def test_each_mask_class_has_its_own_errors_and_the_ground_truth_shows_all_contours(fundus) -> None:
     (case,) = build_panel(fundus.path).cases
-    views = ["disc", "disc, standard deviation", "cup", "cup, standard deviation"]
+    views = ["disc", "disc, SD", "cup", "cup, SD"]
     assert [view.label for view in case.views] == views
     disc, _, cup, _ = (_pixels(view.picture) for view in case.views)
     assert disc.shape == (400, 400, 3)
