@@ -38,7 +38,7 @@ from torch import nn
 
 from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
-from bushpc.files import flush_file, flush_folder, sha256_of, write_atomically
+from bushpc.files import flush_file, flush_folder, sha256_of, share_file, write_atomically
 
 SEAL, META, LATE_VALIDATION = "seal.json", "meta.json", "validation.json"
 NAME = re.compile(r"step_(\d{8,})")
@@ -255,6 +255,31 @@ def steps(folder: Path) -> list[int]:
         raise ResumeError(f"whether there are checkpoints in {folder} cannot be found out: {error}") from error
 
 
+def newest_whole(folder: Path) -> int | None:
+    """The step of the newest checkpoint that its seal says is whole; None without any."""
+    try:
+        return next((step for step, path in reversed(_paths(folder).items()) if _is_whole(path)), None)
+    except OSError:
+        return None
+
+
+def share(path: Path, folder: Path) -> None:
+    """Put a sealed checkpoint of another cell below `folder` as well; both then have it, whatever becomes of the other.
+
+    Nothing of a sealed one is ever written to again, so files are shared where the file system can.
+    Raises: OSError; then nothing is there but what `retain` deletes.
+    """
+    for leftover in folder.glob(".step_*"):
+        _delete(leftover)
+    aside = folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
+    aside.mkdir(parents=True)
+    for file in sorted(path.iterdir()):
+        share_file(file, aside / file.name)
+    flush_folder(aside)
+    aside.rename(folder / path.name)
+    flush_folder(folder)
+
+
 class Saver:
     """Writes checkpoints in the background on the main rank: the loop waits only for the copy out of the device.
 
@@ -302,7 +327,7 @@ class Saver:
             error, self._error = self._error, None
             if not isinstance(error, OSError):
                 raise error
-            there = _newest_whole(self.folder)
+            there = newest_whole(self.folder)
             raise ResumeError(
                 f"the last checkpoint could not be written to {self.folder} ({error}); "
                 + ("" if there is None else f"step {there} is whole and is what a restart goes on from. ")
@@ -331,7 +356,7 @@ class Saver:
             write(self.folder, step, parts, meta, self.still_ours)
         except OSError as error:
             self._error = error
-            there = _newest_whole(self.folder)
+            there = newest_whole(self.folder)
             self.log(
                 f"checkpoint of step {step} could not be written: {error}; "
                 + ("" if there is None else f"step {there} stays, ")
@@ -410,13 +435,6 @@ def _score(path: Path, metric: str) -> float | None:
     except READING_FAILS:
         return None
     return value if math.isfinite(value) else None
-
-
-def _newest_whole(folder: Path) -> int | None:
-    try:
-        return next((step for step, path in reversed(_paths(folder).items()) if _is_whole(path)), None)
-    except OSError:
-        return None
 
 
 def _is_whole(path: Path) -> bool:

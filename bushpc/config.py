@@ -46,7 +46,11 @@ NOT_HASHED = (
     *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
     *("train.validate_every", "train.track", "engine.recompute", "engine.hang_s", "data.stream"),
     "resume_changes",
+    # Only weights are taken whose training had the very settings of the cell that takes them.
+    "train.weights_from",
 )
+# Predictions depend on these and on a model's `prediction_fields`; what training comes to does not.
+OF_PREDICTION = ("prompts", "also_prompts", "prompting.tau", "evaluate")
 # Which samples a step takes follows from these, and a checkpoint stands at a step: no run may go on with others.
 ORDER = ("seed", "train.batch_size", "loader.lanes")
 
@@ -87,6 +91,7 @@ class TrainConfig:
     log_every: int
     track: tuple[str, ...]
     validate_every: int
+    weights_from: str | None
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "accumulate", "save_every", "keep", "log_every"):
@@ -450,6 +455,24 @@ class CellConfig:
         # Where epochs are counted, each fold's number of steps follows from them.
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
+    @property
+    def training_hash(self) -> str:
+        """As `hash`, over what the trained weights depend on: cells in which it is the same may share a training."""
+        of_training = {key: value for key, value in self.settings.items() if not self._is_of_prediction(key)}
+        return hashlib.sha256(json.dumps(of_training, sort_keys=True).encode()).hexdigest()[:12]
+
+    def unlike(self, trained: t.Mapping[str, t.Any]) -> list[str]:
+        """In what this cell's training differs from one with these `settings`: `train.lr: 0.0001 → 0.0003` each."""
+        return [line for line in _changes(trained, self.settings) if not self._is_of_prediction(line.partition(":")[0])]
+
+    def _is_of_prediction(self, key: str) -> bool:
+        group, _, name = key.partition(".")
+        return (
+            key in OF_PREDICTION
+            or group in OF_PREDICTION
+            or (group == "model" and name in self.model_class.prediction_fields)
+        )
+
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
         out = _plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_class"})
@@ -617,9 +640,13 @@ def differences(ours: CellConfig, theirs: CellConfig) -> list[str]:
 
     Those that `theirs.resume_changes` names may differ.
     """
-    a, b = ours.settings, theirs.settings
-    changed = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in theirs.resume_changes]
-    return [f"{key}: {a.get(key)} → {b.get(key)}" for key in changed]
+    changed = _changes(ours.settings, theirs.settings)
+    return [line for line in changed if line.partition(":")[0] not in theirs.resume_changes]
+
+
+def _changes(then: t.Mapping[str, t.Any], now: t.Mapping[str, t.Any]) -> list[str]:
+    changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    return [f"{key}: {then.get(key)} → {now.get(key)}" for key in changed]
 
 
 def way_on(names: t.Sequence[str]) -> str:
@@ -688,6 +715,7 @@ def _resolve(cell: CellConfig) -> CellConfig:
     return dataclasses.replace(
         cell,
         engine=engine,
+        train=dataclasses.replace(cell.train, weights_from=_absolute(cell.train.weights_from)),
         data=dataclasses.replace(cell.data, root=str(cell.data.folder), stream=_absolute_stream(cell.data.stream)),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import stat
 import typing as t
@@ -63,6 +64,28 @@ def read_json(path: Path) -> dict[str, t.Any] | None:
             f"{path} holds a {type(content).__name__} where an object is needed. Restore it or move it away"
         )
     return content
+
+
+def share_file(source: Path, target: Path) -> None:
+    """Have `source`, which nobody writes to any more, as `target`, too: a hard link, or else a copy on the disk.
+
+    A target that is there already is left alone.
+    """
+    if target.exists():
+        return
+    aside = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # another file system, or one without links, or somebody else's file
+        try:
+            shutil.copyfile(source, aside)
+            flush_file(aside)
+            aside.rename(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def flush_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
     <cell>/attempts.jsonl   a line per start of the cell, once that start has ended
     <cell>/state.json       the heartbeat; its `attempt` is the start that runs now, or that died last
+    <cell>/taken_over.json  only where the cell trained nothing: whose weights it has, and where that time is told of
 
 Every moment from the first submission to the last sign of life has exactly one cause, so causes sum to the wall time.
 What an attempt did after its last sign of life nobody knows: that time counts as waiting for the next attempt.
@@ -32,6 +33,8 @@ CAUSES = {
     "requeue": "requeue",
     "idle": "not submitted",
 }
+# The note of a cell that took its weights over (bushpc.train.take_over).
+TAKEN_OVER = "taken_over.json"
 # No count and no number of seconds of a real attempt comes near it; a damaged one may be beyond what floats hold.
 MOST = 1e12
 
@@ -180,6 +183,12 @@ def newest_saved(cell_dir: Path) -> int:
     """Step of the newest sealed checkpoint, by its name; 0 without one."""
     steps = (path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*"))
     return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def trained_in(cell_dir: Path) -> str:
+    """Folder of the cell whose weights a cell took over, as it was then; "" for one that trains by itself."""
+    folder = read_note(cell_dir / TAKEN_OVER).get("trained_in", "")
+    return folder if isinstance(folder, str) else ""
 
 
 def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:

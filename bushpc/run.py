@@ -10,6 +10,7 @@ runs/<name>/cells/<cell>/
   hang/            every thread's stack, of a rank that made no progress
   ledger/          which samples each step consumed, per rank
   checkpoints/     sealed checkpoints
+  taken_over.json  whose weights, ledger and curves these are, where they are another cell's (train.weights_from)
   calibration.csv  how well the predicted probabilities match, over all validation pixels
   evaluated/       which images an evaluation is through with, until all are
   per_image.csv    metrics of every validation image, written when complete
@@ -33,7 +34,7 @@ from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData
-from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
+from bushpc.dist import World, any_rank, barrier, from_main, from_main_or_raise, leave, seed_everything
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
@@ -49,6 +50,7 @@ from bushpc.train.loop import Job, Stopped, train
 from bushpc.train.mirrors import Mirrors
 from bushpc.train.optim import Schedule
 from bushpc.train.preempt import StopFlag
+from bushpc.train.take_over import take_over
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
 
@@ -115,10 +117,14 @@ def _train_and_evaluate(
     model = build_model(cell)
     frozen = checkpoint.store_frozen(store, frozen_parameters(model)) if world.is_main else None
     barrier()  # a stored file that was damaged is whole again now
+    if cell.train.weights_from:
+        from_main_or_raise(lambda: take_over(cell, cell_dir, tracker.say))
     resumed = checkpoint.newest(folder, store, tracker.say)
     if resumed:
         _refuse_other_settings(cell, resumed)
         tracker.say(f"resumed from {resumed.path.name}")
+    elif cell.train.weights_from:
+        raise ResumeError(f"the weights that were taken over cannot be read from {folder}; mend that and resume")
     start = resumed.step if resumed else 0
     tracker.resumed(start)
     if world.is_main:
@@ -228,14 +234,10 @@ def decode(cell: CellConfig, data: FoldData, keep_going: Callable[[], bool], say
 
 
 def _refuse_other_settings(cell: CellConfig, found: Checkpoint) -> None:
-    then, now = found.meta.get("settings"), cell.settings
+    then = found.meta.get("settings")
     if not isinstance(then, dict):
         raise ResumeError(f"{found.path} was written by another version of bushpc; start anew under another name=…")
-    changed = [
-        f"{key}: {then.get(key)} → {now.get(key)}"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key not in cell.resume_changes
-    ]
+    changed = [line for line in cell.unlike(then) if line.partition(":")[0] not in cell.resume_changes]
     if changed:
         names = [line.partition(":")[0] for line in changed]
         raise ResumeError(f"{found.path} was written with other settings: {'; '.join(changed)}; {way_on(names)}")

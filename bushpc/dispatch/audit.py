@@ -21,7 +21,7 @@ import yaml
 from bushpc.data.parts import hold_out, repeats
 from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
-from bushpc.goodput import read_note
+from bushpc.goodput import read_note, trained_in
 from bushpc.shards.manifest import Manifest
 from bushpc.train.ledger import Line, read_ledger
 
@@ -41,7 +41,8 @@ class CellAudit:
 
     steps: that count, from 0 without a gap. epochs: complete ones. samples: consumed in those steps. attempts: with
     lines in the ledger. replayed: steps that an attempt did and a later one did again. violations: the first
-    MOST_KEPT of `violation_count`, in words.
+    MOST_KEPT of `violation_count`, in words. trained_in: folder of the cell whose steps these are, where it took its
+    weights over, and "" else.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CellAudit:
     replayed: int
     violations: tuple[str, ...]
     violation_count: int
+    trained_in: str
 
     @property
     def verdict(self) -> str:
@@ -110,6 +112,7 @@ def audit_cell(cell_dir: Path, scans: list[Scan], fold: int) -> CellAudit:
         replayed=replayed,
         violations=tuple(findings.kept),
         violation_count=findings.count,
+        trained_in=trained_in(cell_dir),
     )
 
 
@@ -128,6 +131,8 @@ def audit_table(audit: RunAudit) -> Group:
         style = "red" if cell.violation_count else "green" if cell.steps else "dim"
         counts = (cell.steps, cell.epochs, cell.samples, cell.attempts, cell.replayed)
         table.add_row(Text(cell.name), *map(str, counts), Text(cell.verdict, style=style))
+        if cell.trained_in:
+            lines.append(Text(f"{cell.name}: these are the steps of {cell.trained_in}, whose weights it took", "dim"))
         lines += [Text(f"{cell.name}: {violation}", style="red") for violation in cell.violations[:MOST_SHOWN]]
         if cell.violation_count > MOST_SHOWN:
             lines.append(Text(f"{cell.name}: and {cell.violation_count - MOST_SHOWN} more (--json)", style="red"))

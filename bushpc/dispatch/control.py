@@ -24,7 +24,9 @@ from bushpc.dispatch.status import CellStatus, read_run_json, read_status
 from bushpc.dispatch.submit import Submission, adopt, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.files import read_json, write_atomically
+from bushpc.goodput import newest_saved
 from bushpc.lease import process_start
+from bushpc.train.take_over import Source
 
 # States that `--only` may name: those from which a cell does not go on by itself.
 RESUMABLE = ("failed", "stopped", "stale", "missing")
@@ -64,6 +66,7 @@ def resume(
     if only is not None:
         states = {cell.name: cell.state for cell in read_status(plan.first.run_dir).cells}
         plan = dataclasses.replace(plan, wanted=[name for name in plan.wanted if states[name] == only])
+    _require_weights(plan)
     return submit(plan, command)
 
 
@@ -86,9 +89,26 @@ def retry(run_dir: Path, names: Sequence[str], command: Sequence[str], *, fresh:
                 raise ConfigError(
                     f"{cell.name} is done; --fresh trains it anew, and keeps this one in {run_dir}/replaced"
                 )
+        _require_weights(dataclasses.replace(plan, wanted=[cell.name for cell in status]), fresh=fresh)
         for cell in status if fresh else []:
             start_anew(run_dir, cell.name)
     return submit(dataclasses.replace(plan, wanted=[cell.name for cell in status]), command)
+
+
+def _require_weights(plan: Plan, *, fresh: bool = False) -> None:
+    """Refuse to submit cells whose weights are to be taken over from a run that has them no more.
+
+    fresh: also those that have taken them. Raises: ConfigError.
+    """
+    run_dir = plan.first.run_dir
+    sources: dict[str, Source] = {}
+    for name in plan.wanted:
+        run, folder = plan.cells[name].train.weights_from, run_dir / "cells" / name
+        has_them = (folder / "DONE").exists() or newest_saved(folder) > 0
+        if run and (fresh or not has_them):
+            if run not in sources:
+                sources[run] = Source(Path(run), read_run_json(run_dir))
+            sources[run].cell_for(plan.cells[name])
 
 
 def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:

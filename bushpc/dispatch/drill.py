@@ -190,6 +190,7 @@ def shorten(cell: CellConfig, folder: Path, name: str, each: int, ways: int) -> 
         keep_best=None,
         log_every=1,
         validate_every=0,
+        weights_from=None,
     )
     times = shlex.quote(str(folder / "times"))
     lines = [f"echo start $(date +%s.%N) >>{times}"]

@@ -27,6 +27,7 @@ from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import Folds, find_folds, load_folds
+from bushpc.train.take_over import Source
 
 if t.TYPE_CHECKING:
     from rich.table import Table
@@ -214,7 +215,7 @@ def _refuse_overridden_axes(grid: Grid, words: Sequence[str], given: str) -> Non
 class _Data:
     """The packed dataset that all cells of a run share, checked. Reads and hashes every shard that is here.
 
-    count: of folds. hash: over samples and folds. Raises: DataError, ConfigError.
+    count: of folds. facts: as in run.json. hash: over samples and folds. Raises: DataError, ConfigError.
     """
 
     def __init__(self, config: CellConfig) -> None:
@@ -227,24 +228,47 @@ class _Data:
         else:
             verify(folder, self.manifest, deep=True)
         self._file = find_folds(self.manifest, folder, config.folds)
-        self.hash = self.manifest.hash + sha256_of(self._file)
+        self.facts = data_facts(self.manifest, config.folds, self._file)
+        self.hash = self.facts["manifest_sha256"] + self.facts["folds"]["sha256"]
         self._folds: dict[bool, Folds] = {}
+        self._sources: dict[str, Source] = {}
         folds = self._with(config.data.normals)
         if config.fold is not None:
             folds.validation(config.fold)  # refuses a fold that does not exist
         self.count = folds.count
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
-        """`config` for one fold, as many steps long as its epochs come to there."""
+        """`config` for one fold, as many steps long as its epochs come to there.
+
+        Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there.
+        """
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
         train = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
         iterations = steps(train, config.train, config.seed)
-        return dataclasses.replace(config, fold=fold, train=dataclasses.replace(config.train, iterations=iterations))
+        cell = dataclasses.replace(config, fold=fold, train=dataclasses.replace(config.train, iterations=iterations))
+        return self._taking_over(cell) if config.fold in (None, fold) else cell
+
+    def _taking_over(self, cell: CellConfig) -> CellConfig:
+        """The cell, where it is to take weights over that are there, or trains."""
+        run = cell.train.weights_from
+        if run is None:
+            return cell
+        if run not in self._sources:
+            self._sources[run] = Source(Path(run), self.facts)
+        trained = self._sources[run].cell_for(cell).config
+        # What its weights went on with other settings is no clean twin of anything, and neither is what takes them.
+        changes = dict.fromkeys((*trained.resume_changes, *cell.resume_changes))
+        return dataclasses.replace(cell, resume_changes=tuple(changes))
 
     def _with(self, normals: bool) -> Folds:
         if normals not in self._folds:
             self._folds[normals] = load_folds(self._file, self.manifest.records, self.manifest.excerpt, normals=normals)
         return self._folds[normals]
+
+
+def data_facts(manifest: Manifest, source: str, folds_file: Path) -> dict[str, t.Any]:
+    """What makes results comparable: the same samples, and the same folds. source: where these are from."""
+    return {"manifest_sha256": manifest.hash, "folds": {"source": source, "sha256": sha256_of(folds_file)}}
 
 
 def _digest(*parts: str) -> str:

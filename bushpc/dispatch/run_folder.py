@@ -34,10 +34,11 @@ from pathlib import Path
 
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
-from bushpc.dispatch.grid import Grid, GridRow, Plan
+from bushpc.dispatch.grid import Grid, GridRow, Plan, data_facts
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
+from bushpc.goodput import newest_saved, trained_in
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import find_folds
 
@@ -56,12 +57,13 @@ def alone_in(run_dirs: Iterable[Path]) -> Iterator[None]:
 def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
     """Create the run directory, or bring the one that is there up to date. Call it under its lock.
 
-    A grid whose rows were edited keeps what fits: cells with other settings go to `stale/`, and start anew.
+    A grid whose rows were edited keeps what fits: cells with other settings go to `stale/`, and start anew. So do
+    cells that are not done and began to train, where they are to take weights over now, and the other way round.
     Raises: ConfigError when it was started on other data, when a cell that runs was edited, or when a
     cross-validation has other settings.
     """
     known = read_run_json(run_dir) if (run_dir / "run.json").exists() else {}
-    facts = _data_facts(plan.first)
+    facts = data_facts(Manifest.load(plan.first.data.folder), plan.first.folds, find_folds_of(plan.first))
     for key, value in facts.items():
         if known and known[key] != value:
             raise ConfigError(
@@ -73,6 +75,7 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
     dropped = {entry["name"] for entry in known.get("cells", [])} - plan.cells.keys()
     before = _frozen_cells(run_dir, plan)
     edited, stale = _edited(run_dir, plan, before)
+    stale += [name for name in before if name not in stale and _has_other_weights(run_dir, name, plan.cells[name])]
     if changing := {*edited, *stale, *dropped}:
         running = [cell.name for cell in read_status(run_dir).cells if cell.live and cell.name in changing]
         if running:
@@ -180,16 +183,6 @@ def find_folds_of(cell: CellConfig) -> Path:
     return find_folds(Manifest.load(folder), folder, cell.folds)
 
 
-def _data_facts(cell: CellConfig) -> dict[str, t.Any]:
-    """What makes results comparable: the same samples, and the same folds."""
-    manifest = Manifest.load(cell.data.folder)
-    folds_file = find_folds(manifest, cell.data.folder, cell.folds)
-    return {
-        "manifest_sha256": manifest.hash,
-        "folds": {"source": cell.folds, "sha256": sha256_of(folds_file)},
-    }
-
-
 def _frozen_cells(run_dir: Path, plan: Plan) -> dict[str, CellConfig]:
     """The settings that lie in the folders of the plan's cells; links to what a cell is not any more are cut."""
     found = {}
@@ -197,10 +190,19 @@ def _frozen_cells(run_dir: Path, plan: Plan) -> dict[str, CellConfig]:
         folder = run_dir / "cells" / name
         if (folder / "config.yaml").exists():
             found[name] = _frozen(folder / "config.yaml", owner_of(run_dir, name))
-        if folder.is_symlink() and (name not in found or found[name].hash != cell.hash):
+        if folder.is_symlink() and (
+            name not in found or found[name].hash != cell.hash or _has_other_weights(run_dir, name, cell)
+        ):
             folder.unlink()  # the run that had it is gone, or one of the two was edited
             found.pop(name, None)
     return found
+
+
+def _has_other_weights(run_dir: Path, name: str, cell: CellConfig) -> bool:
+    """Whether a cell that is not done has trained where it is to take weights over, or the other way round."""
+    folder = run_dir / "cells" / name
+    taken, begun = bool(trained_in(folder)), newest_saved(folder) > 0
+    return not (folder / "DONE").exists() and (taken or begun) and taken != bool(cell.train.weights_from)
 
 
 def _edited(run_dir: Path, plan: Plan, before: Mapping[str, CellConfig]) -> tuple[list[str], list[str]]:
@@ -236,7 +238,7 @@ def _set_aside(run_dir: Path, name: str, where: Path) -> None:
 def _twins(run_dir: Path, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, Path]:
     """Config hash → folder of a cell beside this run that trains, or trained, the same on the same data and folds."""
     wanted = {
-        cell.hash
+        cell.hash: cell
         for name, cell in plan.cells.items()
         # Who cross-validates the same again under another name wants to see it again.
         if plan.kind == "grid" and not (run_dir / "cells" / name).exists() and not cell.resume_changes
@@ -260,7 +262,12 @@ def _twins(run_dir: Path, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, P
                 continue  # found where it really lies; a colleague's cell that fails could not be run again by us
             with contextlib.suppress(ConfigError):  # of another version: no twin
                 cell = CellConfig.load(folder / "config.yaml")
-                if cell.hash in wanted and not cell.resume_changes and _is_better(folder, found.get(cell.hash)):
+                if cell.hash not in wanted or cell.resume_changes:
+                    continue
+                # Who is to take weights over does not wait for another's training, and one that waits for weights to
+                # take over is nothing to wait for.
+                trains = not (cell.train.weights_from or wanted[cell.hash].train.weights_from)
+                if (trains or (folder / "DONE").exists()) and _is_better(folder, found.get(cell.hash)):
                     found[cell.hash] = folder
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bushpc.errors import DataError, DispatchError
 from bushpc.files import read_json
-from bushpc.goodput import MOST, Goodput, goodput, newest_saved, read_attempts, read_note
+from bushpc.goodput import MOST, Goodput, goodput, newest_saved, read_attempts, read_note, trained_in
 from bushpc.lease import process_start
 
 if t.TYPE_CHECKING:
@@ -78,6 +78,7 @@ class CellStatus:
 
     folder: where it really lies, which may be in another run. node: where it runs, or ran last. rate: steps per second.
     goodput: where its time went up to its last sign of life; None before its first start.
+    trained_in: folder of the cell whose weights it took over; "" where it trains by itself, or has not started.
     reason: why it failed, stopped, or stays in the queue where it will not leave it by itself.
     """
 
@@ -92,6 +93,7 @@ class CellStatus:
     node: str
     restarts: int
     goodput: Goodput | None
+    trained_in: str
     reason: str
     log: str
     job_id: str
@@ -264,6 +266,8 @@ def totals_line(status: RunStatus) -> str:
         parts.append(f"{totals['rate']:.3g} steps/s, about {_duration(totals['left_s'])} left at that")
     if totals["gpu_hours"]:
         parts.append(f"{totals['gpu_hours']:.1f} GPU hours")
+    if taken := [Path(cell.trained_in).parent.parent for cell in status.cells if cell.trained_in]:
+        parts.append(f"{len(taken)} trained in {', '.join(map(str, dict.fromkeys(taken)))}, and only evaluated here")
     return "; ".join(parts)
 
 
@@ -363,6 +367,7 @@ def _cell_status(
         node=heartbeat.get("node", ""),
         restarts=heartbeat.get("restarts", 0),
         goodput=goodput(read_attempts(cell_dir, heartbeat), newest_saved(cell_dir) if state in DEAD else None),
+        trained_in=trained_in(cell_dir),
         reason=reason,
         log=job["log"] if job else "",
         job_id=job["job_id"] if job else "",

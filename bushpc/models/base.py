@@ -62,11 +62,13 @@ class Model(nn.Module):
 
     makes: the `Prediction` fields that `predict` fills.
     blocks: types of the modules that activation checkpointing (engine.recompute) computes again.
+    prediction_fields: of `Config`, those that change what `predict` makes, and neither weights nor training.
     """
 
     Config: t.ClassVar[type[ModelConfig]]
     makes: t.ClassVar[frozenset[str]]
     blocks: t.ClassVar[tuple[type[nn.Module], ...]] = ()
+    prediction_fields: t.ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
         """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""

@@ -197,6 +197,9 @@ class VitDiffusion(Model):
 
     Config = VitDiffusionConfig
     makes = frozenset({"prob_BKHW"})
+    prediction_fields = frozenset(
+        {"inference", "auxiliary_t", "auxiliary_input", "sampler", "steps", "samples", "sampling_seed"}
+    )
 
     config: VitDiffusionConfig
 

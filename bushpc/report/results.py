@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from bushpc.errors import DataError, unknown_name
-from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts
+from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, trained_in
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.sample import LABELS
 
@@ -72,7 +72,8 @@ class Cell:
     classes an image metric is the mean over these, and has a column of each besides, see `of_class`.
     calibration: rows of `calibration.csv`; None where the evaluation wrote none.
     step, parameters: from `DONE`; None while the cell is incomplete, or where it does not say. attempts: its starts.
-    goodput: where its time went; None before its first start. config: text of the cell's composed config, or None where
+    goodput: where its time went; None before its first start. trained_in: folder of the cell whose weights, and curve,
+    these are; "" where it trained by itself. config: text of the cell's composed config, or None where
     it was never written.
     settings: the config, flat: `train.lr` → value; empty where it cannot be read, as no figure depends on it.
     """
@@ -89,6 +90,7 @@ class Cell:
     parameters: int | None
     attempts: Sequence[Attempt]
     goodput: Goodput | None
+    trained_in: str
     config: str | None
     settings: dict[str, t.Any]
 
@@ -309,6 +311,7 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
         parameters=done.get("parameters"),
         attempts=attempts,
         goodput=goodput(attempts, newest_saved(folder) if reason else None),
+        trained_in=trained_in(folder),
         config=config,
         settings=settings,
     )

@@ -109,7 +109,8 @@ def _group(study: Study, arm: Arm) -> str:
 
 
 def cells_table(study: Study) -> Table:
-    """State of every cell: complete, or why not."""
+    """State of every cell: complete, or why not; and whose weights it has, where it trained none."""
+    elsewhere = any(cell.trained_in for arm in study.arms for cell in arm.cells)
     rows = [
         Row(
             values=(
@@ -118,6 +119,7 @@ def cells_table(study: Study) -> Table:
                 "complete" if cell.complete else f"missing: {cell.reason}",
                 "—" if cell.step is None else cell.step,
                 cell.hash,
+                *([cell.trained_in or "—"] if elsewhere else []),
             ),
             group=_group(study, arm),
         )
@@ -133,8 +135,15 @@ def cells_table(study: Study) -> Table:
             Column(key="state", header="State", numeric=False),
             Column(key="step", header="Step"),
             Column(key="config_hash", header="Config hash", numeric=False),
+            *([Column(key="trained_in", header="Trained in", numeric=False)] if elsewhere else []),
         ),
         rows=tuple(rows),
+        notes=(
+            "Cells that were trained in another run were only evaluated in this one: weights and curves are those of "
+            "that training, and what it cost is told there.",
+        )
+        if elsewhere
+        else (),
     )
 
 

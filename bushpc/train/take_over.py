@@ -1,0 +1,142 @@
+"""One training, many evaluations: a cell with `train.weights_from` takes over what a cell of that run has learnt.
+
+    <run>/cells/<the one with this training>/ ─last checkpoint, ledger, curves─→ <cell>/, which then only evaluates
+
+Looked for on the login node, before anything is queued, and again by the job, which takes what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import typing as t
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bushpc.config import CellConfig, load_frozen
+from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
+from bushpc.files import read_json, share_file, write_atomically
+from bushpc.goodput import TAKEN_OVER, read_note, trained_in
+from bushpc.train import ledger
+
+# In a run's run.json: what has to be the same for a training to be of the same samples.
+FACTS = ("manifest_sha256", "folds")
+
+
+class Trained(t.NamedTuple):
+    """A cell that is done. folder: its own, which in a grid may be another run's. step: its last."""
+
+    folder: Path
+    config: CellConfig
+    step: int
+
+
+class Source:
+    """The run that `train.weights_from` names. Its cells are read once, however many ask."""
+
+    def __init__(self, run_dir: Path, facts: Mapping[str, t.Any]) -> None:
+        """facts: of the data of those who ask, as in their run.json.
+
+        Raises: ConfigError for what is no run, or was trained on other samples or folds.
+        """
+        self.run_dir, self._said = run_dir, f"train.weights_from={run_dir}"
+        self._cells: dict[int, dict[str, list[tuple[Path, CellConfig]]]] = {}
+        try:
+            run = read_json(run_dir / "run.json")
+            if run is None:
+                raise ConfigError(
+                    f"{self._said} is no run folder: it has no run.json. Give the folder that `bushpc cv` or `grid` "
+                    f"made; see `ls {run_dir.parent}`"
+                )
+            self._names = {entry["name"]: entry["fold"] for entry in run["cells"]}
+        except (DataError, LookupError, TypeError) as error:
+            raise ConfigError(f"{self._said}: its run.json is damaged ({error})") from error
+        for name in FACTS:
+            if run.get(name) != facts.get(name):
+                raise ConfigError(
+                    f"{self._said} was trained on other data: its {name} is {run.get(name)}, and here it is "
+                    f"{facts.get(name)}. Choose a run on the same packed data and folds, or leave it out to train"
+                )
+
+    def cell_for(self, cell: CellConfig) -> Trained:
+        """The cell that had the training of `cell`. Raises: ConfigError where there is none, or it is not done."""
+        assert cell.fold is not None
+        by_training = self._of_fold(cell.fold)
+        alike = by_training.get(cell.training_hash, [])
+        if not alike:
+            others = [other for group in by_training.values() for other in group]
+            nearest, theirs = min(others, key=lambda other: len(cell.unlike(other[1].settings)))
+            raise ConfigError(
+                f"{self._said}: no cell there had this training. {nearest.name} differs in (there → here) "
+                f"{'; '.join(cell.unlike(theirs.settings))}. Only what predictions alone depend on may differ: set "
+                "these as there, or leave train.weights_from out to train"
+            )
+        for folder, config in alike:
+            done = read_note(folder / "DONE")
+            if done.get("config") == config.hash and isinstance(done.get("step"), int):
+                return Trained(folder=folder, config=config, step=done["step"])
+        raise ConfigError(
+            f"{self._said}: {alike[0][0].name} is not done there; see `bushpc status {self.run_dir}`, and submit this "
+            "when it is"
+        )
+
+    def _of_fold(self, fold: int) -> dict[str, list[tuple[Path, CellConfig]]]:
+        """training_hash → folders and settings of a fold's cells."""
+        if fold not in self._cells:
+            found: dict[str, list[tuple[Path, CellConfig]]] = {}
+            for name in (name for name, of in self._names.items() if of == fold):
+                folder = (self.run_dir / "cells" / name).resolve()
+                if (folder / "config.yaml").exists():  # not where a link leads to a run that is gone
+                    try:
+                        config = load_frozen(folder / "config.yaml", self.run_dir, f"resume {self.run_dir}")
+                    except ConfigError as error:
+                        raise ConfigError(f"{self._said}: {error}") from error
+                    found.setdefault(config.training_hash, []).append((folder, config))
+            if not found:
+                valid = ", ".join(map(str, sorted(set(self._names.values()))))
+                raise ConfigError(f"{self._said} has no cell of fold {fold}; valid: {valid}")
+            self._cells[fold] = found
+        return self._cells[fold]
+
+
+def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> None:
+    """Give the cell weights and record of its training, unless it has them. Rank 0 calls it, which holds the lease.
+
+    The note of whose they are comes first and the checkpoint last, each written aside and then renamed: before that
+    is there nothing counts, and all is taken again. The time of the training stays with the cell that spent it.
+    Raises: ResumeError where the source is not what it was when this was submitted, or cannot be read.
+    """
+    from bushpc import checkpoint  # here: it imports torch, and a login node only looks
+
+    assert cell.train.weights_from is not None
+    folder, run_dir = cell_dir / "checkpoints", cell_dir.parent.parent
+    if checkpoint.newest_whole(folder) is not None:
+        return
+    try:
+        source = Source(Path(cell.train.weights_from), read_note(run_dir / "run.json")).cell_for(cell)
+        sealed = source.folder / "checkpoints" / f"step_{source.step:08d}"
+        checkpoint.verify(sealed)
+        # Who took its weights over itself says where they are from.
+        note = {"trained_in": trained_in(source.folder) or str(source.folder), "step": source.step}
+        write_atomically(cell_dir / TAKEN_OVER, json.dumps(note))
+        checkpoint.set_aside_after(folder, -1)  # none of them is whole
+        _copy_record(source.folder, cell_dir)
+        if frozen := read_note(sealed / checkpoint.META).get("frozen"):
+            (run_dir / "frozen").mkdir(exist_ok=True)
+            name = f"{frozen}.safetensors"
+            share_file(source.folder.parent.parent / "frozen" / name, run_dir / "frozen" / name)
+        checkpoint.share(sealed, folder)
+    except (BushpcError, OSError) as error:
+        raise ResumeError(
+            f"the weights cannot be taken over: {error}. They were there when this was submitted: bring them back and "
+            "resume, or submit again with another train.weights_from, or without one to train here"
+        ) from error
+    say(f"nothing is trained here: the weights after step {source.step} are those of {note['trained_in']}")
+
+
+def _copy_record(source: Path, cell_dir: Path) -> None:
+    """Curves and ledger, of which no file may be shared: a writer appends to them."""
+    shutil.rmtree(cell_dir / ledger.FOLDER, ignore_errors=True)
+    (cell_dir / ledger.FOLDER).mkdir()
+    for path in (source / "metrics.jsonl", *sorted((source / ledger.FOLDER).glob("rank*.csv"))):
+        write_atomically(cell_dir / path.relative_to(source), path.read_bytes())
