@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything else is `bushpc --help`.
 PYTHON ?= python3
 VENV := .venv
+# Tests run in so many processes; tests of Slurm in one of them, see tests/conftest.py.
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 # make demo DATA=<BrEaST folder> runs the demo on the real dataset instead of the synthetic one.
 # Its text goes to the script through the environment as it is: make and the shell expand nothing in it.
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 	@bash tools/demo.sh
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

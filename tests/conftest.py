@@ -7,7 +7,28 @@ from pathlib import Path
 
 import pytest
 
+SLURM = Path(__file__).parent / "slurm"
 REQUIRE_REAL = os.environ.get("BUSHPC_REQUIRE_REAL") == "1"
+
+
+def pytest_configure(config):
+    """A worker of several (`pytest -n 2`) takes one core: more threads than cores make every test slower."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """With `--dist=loadgroup` a file's tests stay together, and tests/slurm too: they share one Slurm, and come first.
+
+    First, because together they take longest, and the other workers go through the rest meanwhile.
+    """
+    items.sort(key=lambda item: SLURM not in item.path.parents)
+    for item in items:
+        group = "slurm" if SLURM in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(hookwrapper=True)

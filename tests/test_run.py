@@ -62,8 +62,16 @@ def test_a_model_without_prompts_runs_through_the_same_door(make_cell):
     assert {row["prompts"] for row in rows_of(cell_dir)} == {"none"}
 
 
-def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_cell, monkeypatch):
-    undisturbed, disturbed = make_cell("undisturbed"), make_cell("disturbed")
+# Noise in training and in predictions, averaged weights, and a loss that follows the epochs.
+DIFFUSION = (
+    *("model=vit_diffusion_small", "model.image_size=32", "model.widths=[8,16]", "model.topo_weight=0.1"),
+    *("model.topo_ramp=1", "model.inference=generative", "model.sampler=ddpm", "model.steps=2", "model.samples=2"),
+)
+
+
+@pytest.mark.parametrize("overrides", [(), DIFFUSION], ids=["xbusnet", "diffusion"])
+def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_cell, monkeypatch, overrides):
+    undisturbed, disturbed = make_cell("undisturbed", *overrides), make_cell("disturbed", *overrides)
     run_cell(undisturbed, World())
     log_step = Tracker.train
 
@@ -80,6 +88,7 @@ def test_a_stop_signal_saves_and_the_next_start_ends_with_the_same_weights(make_
     assert json.loads((disturbed / "state.json").read_text())["phase"] == "stopped"
     assert run_cell(disturbed, World()) is None
     assert_same_weights(undisturbed, disturbed)
+    assert rows_of(undisturbed) == rows_of(disturbed)
 
 
 def child(cell_dir: Path) -> None:
