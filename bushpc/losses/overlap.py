@@ -19,8 +19,11 @@ def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: f
     with an empty mask the term still pushes probabilities down, because of `smooth`.
     """
     # Sums over 10^5 pixels lose all their digits in bfloat16, hence float() even under autocast.
-    prob_BKHW = logits_BKHW.float().sigmoid()
-    mask_BKHW = mask_BKHW.float()
+    return dice_loss(logits_BKHW.float().sigmoid(), mask_BKHW.float(), smooth)
+
+
+def dice_loss(prob_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """`soft_dice_loss` of what is a probability already: float32 in [0, 1]."""
     intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
     size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
     return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
