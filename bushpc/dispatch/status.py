@@ -239,7 +239,7 @@ def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
         "rate": f"{cell.rate:.3g}/s" if cell.rate and cell.state == "running" else "",
         "left": "" if cell.left_s is None else _duration(cell.left_s),
         "restarts": str(cell.restarts or ""),
-        "goodput": _percent(cell.goodput),
+        "goodput": "" if cell.trained_in else _percent(cell.goodput),
         "log": os.path.relpath(cell.log, run_dir) if cell.log else "",
     }
 
