@@ -5,32 +5,39 @@
 
 The model as its yaml has it, with random weights, on made-up images. DDIMPipeline and DDPMPipeline know nothing of what
 an image decides once and for all, so their network is ViT, feature enhancers and UNet together. Both ways draw the same
-noise, and what they make is compared before a time is believed. They take turns. Times are seconds of wall clock and of
-the processor over all threads, which other programs disturb less. Words are overrides, such as model.samples=4.
+noise, and what they make is compared before a time is believed. Both run in fp32 and in bfloat16 as the evaluation does
+with engine.precision=bf16; all take turns. Times are seconds of wall clock and of the processor over all threads, which
+other programs disturb less. A second table says what a step is made of, and how long its multiplications alone would
+take. Words are overrides, such as model.samples=4.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import time
 import types
 import typing as t
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from common import machine, write_result
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from torch.utils.flop_counter import FlopCounterMode
 
 from bushpc.config import compose
-from bushpc.models.vit_diffusion import BETA_SCHEDULES, VitDiffusion
+from bushpc.models.vit_diffusion import BETA_SCHEDULES, DiffusionUNet, VitDiffusion
 from bushpc.run import build_model
 from bushpc.sample import Batch
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ours → diffusers'
-SAME = 1e-3  # largest difference of two probabilities that is put down to rounding
+PLAIN = "pipeline, fp32"
+SAME = 1e-3  # largest difference of two probabilities that is put down to rounding in fp32
+
+Seconds = dict[str, list[float]]  # of every turn, by name
 
 
 def main() -> None:
@@ -43,8 +50,14 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = {**machine(), "threads": torch.get_num_threads()}
     rows = [measure(sampler, arguments) for sampler in ("ddim", "ddpm")]
+    result = {
+        "images": arguments.images,
+        "overrides": arguments.overrides,
+        "samplers": rows,
+        "one_step": one_step(arguments),
+        "machine": facts,
+    }
     facts["load_after"] = os.getloadavg()[0]
-    result = {"images": arguments.images, "overrides": arguments.overrides, "samplers": rows, "machine": facts}
     report = table(result)
     print(report)
     if arguments.out:
@@ -52,7 +65,111 @@ def main() -> None:
 
 
 def measure(sampler: str, arguments: argparse.Namespace) -> dict[str, t.Any]:
-    """Seconds of both ways, their ratio of each turn, and what a step is made of."""
+    """Seconds of every way, how much faster it is than the plain one, and what it makes."""
+    model = make_model(sampler, arguments)
+    batch = made_up(model, arguments.images)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        PLAIN: lambda: by_pipeline(model, batch),
+        "bushpc, fp32": lambda: ours(model, batch),
+        "pipeline, bf16": autocast(lambda: by_pipeline(model, batch)),
+        "bushpc, bf16": autocast(lambda: ours(model, batch)),
+    }
+    with torch.no_grad():  # the pipelines' own decorator
+        probs = {name: way() for name, way in ways.items()}  # which also warms them up
+        off = {name: (prob_BKHW - probs[PLAIN]).abs() for name, prob_BKHW in probs.items()}
+        if off["bushpc, fp32"].max() > SAME:
+            raise SystemExit(
+                f"{sampler}: the ways differ by {off['bushpc, fp32'].max():.2g}, so their times say nothing"
+            )
+        wall, cpu = in_turns(ways, arguments.repeats)
+    return {
+        "sampler": sampler,
+        "steps": arguments.steps,
+        "samples": model.config.samples,
+        "image_size": model.config.image_size,
+        "inside": float(((probs[PLAIN] > 0) & (probs[PLAIN] < 1)).float().mean()),
+        "ways": {
+            name: {
+                "s": statistics.median(wall[name]),
+                "cpu_s": statistics.median(cpu[name]),
+                "faster": median_ratio(wall[PLAIN], wall[name]),
+                "cpu_faster": median_ratio(cpu[PLAIN], cpu[name]),
+                "largest_off": float(off[name].max()),
+                "mean_off": float(off[name].mean()),
+            }
+            for name in ways
+        },
+    }
+
+
+def one_step(arguments: argparse.Namespace) -> dict[str, t.Any]:
+    """What a step is made of, in processor seconds: the parts that take turns, and the multiplications alone."""
+    model = make_model("ddim", arguments)
+    batch = made_up(model, arguments.images)
+    sampled = copy.deepcopy(model.unet).to(memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    map_BDhw = torch.randn(1, 64, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        condition = model.condition(batch.image_BCHW).repeated(model.config.samples)
+        x_T, _ = model.draw(batch)
+
+        def one_pass(unet: DiffusionUNet) -> torch.Tensor:
+            return t.cast(torch.Tensor, unet.noise_head(unet(x_T, torch.tensor([0]), condition)))
+
+        parts: dict[str, Callable[[], torch.Tensor]] = {
+            "ViT and enhancers": lambda: model.condition(batch.image_BCHW).stem_BChw,
+            "UNet as in training": lambda: one_pass(model.unet),
+            "UNet in channels_last": lambda: one_pass(sampled),
+            "a convolution": lambda: conv(map_BDhw),
+        }
+        parts |= {f"{name}, bf16": autocast(part) for name, part in parts.items()}
+        for part in parts.values():
+            part()
+        _, cpu = in_turns(parts, 15)
+        work = {"UNet": flops(lambda: one_pass(model.unet)), "a convolution": flops(parts["a convolution"])}
+    seconds = {name: statistics.median(each) for name, each in cpu.items()}
+    for more in ("", ", bf16"):
+        seconds[f"UNet's multiplications{more}"] = (
+            work["UNet"] / work["a convolution"] * seconds[f"a convolution{more}"]
+        )
+    return {"cpu_s": seconds, "gflop": {name: each / 1e9 for name, each in work.items()}}
+
+
+def ours(model: VitDiffusion, batch: Batch) -> torch.Tensor:
+    return t.cast(torch.Tensor, model.predict(batch).prob_BKHW)
+
+
+def autocast(way: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """As the evaluation with engine.precision=bf16."""
+
+    def wrapped() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return way()
+
+    return wrapped
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], repeats: int) -> tuple[Seconds, Seconds]:
+    """Wall-clock and processor seconds of every turn of every way."""
+    wall: Seconds = {name: [] for name in ways}
+    cpu: Seconds = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began, worked = time.perf_counter(), time.process_time()
+            way()
+            wall[name].append(time.perf_counter() - began)
+            cpu[name].append(time.process_time() - worked)
+    return wall, cpu
+
+
+def flops(way: Callable[[], object]) -> int:
+    """Floating-point operations, a multiplication and its addition being two."""
+    with FlopCounterMode(display=False) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+def make_model(sampler: str, arguments: argparse.Namespace) -> VitDiffusion:
     cell = compose(
         [
             *("model=vit_diffusion", "data=phantom", "engine=cpu", "model.pretrained=false"),
@@ -60,43 +177,7 @@ def measure(sampler: str, arguments: argparse.Namespace) -> dict[str, t.Any]:
             *arguments.overrides,
         ]
     )
-    model = t.cast(VitDiffusion, build_model(cell).eval())
-    batch = made_up(model, arguments.images)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        "ours": lambda: t.cast(torch.Tensor, model.predict(batch).prob_BKHW),
-        "pipeline": lambda: by_pipeline(model, batch),
-    }
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    cpu: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.no_grad():  # the pipelines' own decorator
-        ours, plain = ways["ours"](), ways["pipeline"]()  # which also warms both up
-        off = float((ours - plain).abs().max())
-        if off > SAME:
-            raise SystemExit(f"{sampler}: the two ways differ by up to {off:.2g}, so their times say nothing")
-        for _ in range(arguments.repeats):
-            for name, way in ways.items():
-                wall_s, cpu_s = timed(way)
-                wall[name].append(wall_s)
-                cpu[name].append(cpu_s)
-        condition = model.condition(batch.image_BCHW).repeated(model.config.samples)
-        x_T, _ = model.draw(batch)
-        step = torch.tensor([0])
-        once_s = [timed(lambda: model.condition(batch.image_BCHW))[1] for _ in range(5)]
-        unet_s = [timed(lambda: model.unet.noise_head(model.unet(x_T, step, condition)))[1] for _ in range(5)]
-    return {
-        "sampler": sampler,
-        "steps": arguments.steps,
-        "samples": model.config.samples,
-        "image_size": model.config.image_size,
-        "off": off,
-        "inside": float(((ours > 0) & (ours < 1)).float().mean()),
-        **{f"{name}_s": statistics.median(seconds) for name, seconds in wall.items()},
-        **{f"{name}_cpu_s": statistics.median(seconds) for name, seconds in cpu.items()},
-        "ratio": median_ratio(wall),
-        "cpu_ratio": median_ratio(cpu),
-        "once_cpu_s": statistics.median(once_s),
-        "unet_cpu_s": statistics.median(unet_s),
-    }
+    return t.cast(VitDiffusion, build_model(cell).eval())
 
 
 def made_up(model: VitDiffusion, images: int) -> Batch:
@@ -163,39 +244,46 @@ def _fresh(model: VitDiffusion, batch: Batch) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(generator.initial_seed()) for generator in generators]
 
 
-def timed(do: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the wall and of the processor."""
-    began, worked = time.perf_counter(), time.process_time()
-    do()
-    return time.perf_counter() - began, time.process_time() - worked
-
-
-def median_ratio(seconds: dict[str, list[float]]) -> float:
+def median_ratio(plain: list[float], way: list[float]) -> float:
     """Of each turn its own ratio: what slows the machine for a while slows both sides of it."""
-    turns = zip(seconds["pipeline"], seconds["ours"], strict=True)
-    return statistics.median(plain / ours for plain, ours in turns)
+    return statistics.median(one / other for one, other in zip(plain, way, strict=True))
 
 
 def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     rows = [
-        f"| {row['sampler']} | {row['steps']} | {row['pipeline_s']:.2f} | {row['ours_s']:.2f} | {row['ratio']:.2f} | "
-        f"{row['pipeline_cpu_s']:.2f} | {row['ours_cpu_s']:.2f} | {row['cpu_ratio']:.2f} | {row['once_cpu_s']:.3f} | "
-        f"{row['unet_cpu_s']:.3f} | {row['off']:.0e} | {row['inside']:.0%} |"
+        f"| {row['sampler']}, {row['steps']} steps | {name} | {way['s']:.2f} | {way['faster']:.2f} "
+        f"| {way['cpu_s']:.2f} | {way['cpu_faster']:.2f} | {way['largest_off']:.0e} | {way['mean_off']:.0e} |"
         for row in result["samplers"]
+        for name, way in row["ways"].items()
     ]
-    first = result["samplers"][0]
+    parts = result["one_step"]["cpu_s"]
+    steps = [
+        f"| {name} | {seconds * 1000:.1f} | {parts[f'{name}, bf16'] * 1000:.1f} |"
+        for name, seconds in parts.items()
+        if not name.endswith(", bf16")
+    ]
+    first, work = result["samplers"][0], result["one_step"]["gflop"]
+    inside = ", ".join(f"{row['inside']:.0%} with {row['sampler']}" for row in result["samplers"])
     facts = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     return "\n".join(
         [
-            f"ViT-conditioned diffusion, {first['image_size']} x {first['image_size']}, fp32 on the CPU, "
-            f"{result['images']} image(s), {first['samples']} sample(s) of each; overrides: "
-            f"{' '.join(result['overrides']) or 'none'}. Seconds for the batch.",
+            f"ViT-conditioned diffusion, {first['image_size']} x {first['image_size']}, on the CPU, {result['images']} "
+            f"image(s), {first['samples']} sample(s) of each; overrides: {' '.join(result['overrides']) or 'none'}. "
+            f"Seconds for the batch; times faster than the {PLAIN}; differences of probabilities to it.",
             "",
-            "| sampler | steps | pipeline, s | bushpc, s | ratio | pipeline, CPU s | bushpc, CPU s | ratio of CPU "
-            "| ViT and enhancers once, CPU s | UNet once, CPU s | largest difference | pixels neither 0 nor 1 |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| sampler | way | s | faster | CPU s | faster, CPU | largest difference | mean difference |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
+            "",
+            f"Pixels whose probability is neither 0 nor 1: {inside}.",
+            "",
+            "| once | CPU ms, fp32 | CPU ms, bf16 |",
+            "| --- | --- | --- |",
+            *steps,
+            "",
+            f"A pass of the UNet has {work['UNet']:.2f} GFLOP, the convolution (64 channels, 64 x 64) "
+            f"{work['a convolution']:.2f}; the UNet's multiplications are its time at that convolution's speed.",
             "",
             f"Machine: {facts}.",
             "",
