@@ -398,6 +398,14 @@ def test_the_vit_runs_once_however_many_steps_and_samples_follow(diffusion_confi
     assert calls == {"vit": 1, "enhance": 2, "step": 4}
 
 
+def test_sampling_leaves_the_weights_in_the_order_of_memory_that_training_goes_on_with(tiny, make_batch):
+    model = tiny(inference="generative")
+    before = {name: (p.stride(), p.data_ptr()) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        model.predict(make_batch(size=16))
+    assert {name: (p.stride(), p.data_ptr()) for name, p in model.named_parameters()} == before
+
+
 def test_prediction_touches_no_mask(tiny, make_batch):
     poisoned = make_batch(size=16, mask_BKHW=torch.full((4, 1, 16, 16), math.nan))
     with torch.no_grad():
