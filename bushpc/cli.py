@@ -244,7 +244,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         manifest = pack(
             name, src, out, excerpt=excerpt == "true", workers=workers, progress=show, parameters=parameters
         )
-    ensure_folds(out, manifest)
+    if not manifest.synthetic:
+        ensure_folds(out, manifest)
     labels = [record.label for record in manifest.records]
     counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
     shards = f"{len(manifest.shards)} shards, manifest {manifest.hash[:12]}"
@@ -298,13 +299,14 @@ def _shards_folds(arguments: argparse.Namespace) -> None:
     from bushpc.shards.duplicates import tie_patients
     from bushpc.shards.manifest import Manifest
     from bushpc.shards.progress import progress
-    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds
+    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds, refuse_synthetic
 
     given = _words(arguments.words)
     folder = _shards_folder(given.pop("data", ""))
     if given != {"duplicates": "group"}:
         raise ConfigError(f"{' '.join(arguments.words)}: write bushpc shards folds data=… duplicates=group")
     manifest = Manifest.load(folder)
+    refuse_synthetic(manifest, folder)
     with progress(f"compare {manifest.dataset}") as show:
         pairs = find_duplicates(folder, manifest, show)
     tied = tie_patients(manifest.records, pairs)

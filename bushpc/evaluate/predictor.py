@@ -166,6 +166,7 @@ class Predictor:
             label_B=torch.zeros(len(images), dtype=torch.int64),
             spatial_prompts=[""] * len(images),
             attribute_prompts=[each.attribute_prompt for each in known],
+            captions=[""] * len(images),
         ).to(self.device)
         passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
         prob_BHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None]).mean(0)

@@ -70,7 +70,7 @@ def pack(
 ) -> Manifest:
     """Pack dataset `name` from the raw folder `src` into the folder `out`; returns the manifest.
 
-    src: the publisher's folder; None for a synthetic dataset.
+    src: the publisher's folder; None for a dataset that is made here.
     excerpt: `src` is knowingly a part of the dataset: its counts are not held against the card.
     workers: processes that decode and encode; the result does not depend on it.
     shard_samples: samples in a tar, at most.
@@ -119,6 +119,7 @@ def pack(
             dataset=name,
             packer_version=PACKER_VERSION,
             excerpt=excerpt,
+            synthetic=card.synthetic,
             mask_classes=card.mask_classes,
             channels=card.channels,
             shards=[info for info, _ in finished.values()],
@@ -138,8 +139,8 @@ def _silent(done: int, total: int, message: str = "") -> None:
 
 
 def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
-    if card.synthetic:
-        return None if src is None else Path(src)  # a synthetic source says itself that it takes no src
+    if card.made_here:
+        return None if src is None else Path(src)  # such a source says itself that it takes no src
     if src is None:
         raise ConfigError(
             f"data={card.name} needs src=FOLDER: {card.title} as downloaded from {card.where} ({card.licence}); "
@@ -251,7 +252,7 @@ def _already_packed(
     same = (
         manifest.dataset == card.name
         and manifest.packer_version == PACKER_VERSION
-        and manifest.excerpt == excerpt
+        and (manifest.excerpt, manifest.synthetic) == (excerpt, card.synthetic)
         and (manifest.mask_classes, manifest.channels) == (card.mask_classes, card.channels)
         and manifest.sources == plan.sources
         and [(shard.file, shard.samples) for shard in manifest.shards]
