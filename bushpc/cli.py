@@ -184,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     _choose_model(predict)
     predict.add_argument("--tta", action="store_true", help="average with the prediction of the mirrored image")
     predict.add_argument("--prob", action="store_true", help="write probability maps too")
+    predict.add_argument("--uncertainty", action="store_true", help="write the deviation over folds and samples too")
     predict.add_argument("--overlay", action="store_true", help="write the images with the masks' contours too")
     predict.add_argument("--prompts", type=Path, metavar="CSV", help="sentences or attributes of images, by file name")
     predict.add_argument("--pixel-mm", type=float, metavar="MM", help="edge of a pixel, where nothing else says it")
@@ -481,6 +482,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     wanted = Wanted(
         prob=arguments.prob,
+        uncertainty=arguments.uncertainty,
         overlay=arguments.overlay,
         prompts=arguments.prompts,
         pixel_mm=arguments.pixel_mm,

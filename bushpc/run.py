@@ -11,6 +11,7 @@ runs/<name>/cells/<cell>/
   ledger/          which samples each step consumed, per rank
   checkpoints/     sealed checkpoints
   calibration.csv  how well the predicted probabilities match, over all validation pixels
+  evaluated/       which images an evaluation is through with, until all are
   per_image.csv    metrics of every validation image, written when complete
   predictions/     probability maps
   explain/         Grad-CAM maps of a few images
@@ -36,6 +37,7 @@ from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everyth
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
+from bushpc.evaluate.journal import forget
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
 from bushpc.lease import Lease, StoppedWaiting
@@ -193,7 +195,7 @@ def _train_and_evaluate(
         return ended
     tracker.phase("evaluating", ended)
     with engine.predictor() as final, tracker.spending("evaluate"):
-        rows = evaluate(cell, final, data, cell_dir, how, world, tracker.say)
+        rows = evaluate(cell, final, data, cell_dir, ended, how, world, tracker.say)
         if rows is not None and world.is_main:
             explain(cell, final, data, cell_dir, how, tracker.say)
     if rows is None:
@@ -206,6 +208,7 @@ def _train_and_evaluate(
         done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": ended}
         done |= {"config": cell.hash, "rows": len(rows), "parameters": engine.parameters}
         write_atomically(cell_dir / "DONE", json.dumps(done))
+        forget(cell_dir)
         tracker.phase("done", ended)
     return None
 

@@ -152,10 +152,12 @@ class Prediction:
     prob_BKHW: float32 in [0, 1], at the batch's own height and width.
     uncertainty_BKHW: of models that sample: standard deviation of the samples whose mean prob_BKHW is.
     class_prob_BL: float32, B x number of labels, rows sum to 1.
+    scores: figures that the model itself computes of each image, B each, by the name of an image metric.
     spatial_prompts: the sentences that were really used (those of the second pass where there was one).
     """
 
     prob_BKHW: torch.Tensor | None = None
     uncertainty_BKHW: torch.Tensor | None = None
     class_prob_BL: torch.Tensor | None = None
+    scores: dict[str, torch.Tensor] | None = None
     spatial_prompts: list[str] | None = None

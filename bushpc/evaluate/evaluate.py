@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import time
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,11 @@ from PIL import Image
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, validation_batches
 from bushpc.data.prompts import FROM_MASK
-from bushpc.dist import World, any_rank, gather
+from bushpc.dist import World, any_rank, from_main, gather
+from bushpc.evaluate.journal import Journal, Line
 from bushpc.files import write_atomically
 from bushpc.metrics.label import label_metrics
-from bushpc.metrics.mask import confusion, mask_metrics, surface_metrics
+from bushpc.metrics.mask import Confusion, betti_error, confusion, mask_metrics, surface_metrics
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.models.base import Model
 from bushpc.sample import LABELS, Batch, Prediction, label_index
@@ -31,6 +34,7 @@ COLUMNS = (
 CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 # Bounds of the bins of predicted probability; a bin holds its lower one, the last its upper one, too.
 BOUNDS = np.linspace(0, 1, 16, dtype=np.float32)
+SAY_EVERY_S = 60.0  # so often the log hears how far an evaluation is that takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ def evaluate(
     model: Model,
     data: FoldData,
     cell_dir: Path,
+    step: int,
     how: Predicting,
     world: World,
     say: t.Callable[[str], None],
@@ -59,26 +64,35 @@ def evaluate(
 
     Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4); distances are in
     millimetres or original pixels nevertheless, as each pixel of the network's image has its own height and width in
-    these. `nan` where a metric is not defined. Models that tell labels apart add a probability of each. calibration.csv
-    counts all pixels in 15 equal bins of the predicted probability: how many there are, the sum of their probabilities,
-    and how many are lesion. So sum(|prob_sum - lesion_pixels|) / sum(pixels) is the expected calibration error (Guo et
-    al. 2017).
-    Returns all rows, on every rank; None where a stop signal came between two batches, and nothing is written then.
+    these. `nan` where a metric is not defined, or not made by the model. With several mask classes a metric is the mean
+    over those in which it is defined, and has a column `<metric>:<class>` of each; counts of pixels are sums. Models
+    that tell labels apart add a probability of each. calibration.csv counts all pixels in 15 equal bins of the
+    predicted probability: how many there are, the sum of their probabilities, and how many are lesion. So
+    sum(|prob_sum - lesion_pixels|) / sum(pixels) is the expected calibration error (Guo et al. 2017).
+    step: of the weights. Returns all rows, on every rank; None where a stop signal came between two batches: then
+    nothing is written but the journal, and a later call goes on from there.
     """
     rows: list[dict[str, t.Any]] = []
     calibration: list[dict[str, t.Any]] = []
     for source in cell.prompt_sources:
-        maps = _Maps(cell_dir / "predictions" / source)
-        mine = _score_part(cell, model, data, source, how, world, maps)
+        journal = Journal(cell_dir, source, world.rank, weights=f"{cell.hash} {step}")
+        done = from_main(journal.read() if world.is_main else {})
+        if done:
+            say(f"{len(done)} of {len(data.validation)} images were evaluated before, with prompts={source}")
+        part = _Part(cell, model, data, source, how, world, say)
+        mine = part.lines(done, _Maps(cell_dir / "predictions" / source, data.manifest.mask_classes), journal)
         if mine is None:
             return None
-        part = gather(mine)
-        rows += sorted(part, key=lambda row: row["key"])
-        calibration += _calibration_rows(source, sum(gather([maps.bins])))
+        lines = done | {line["row"]["key"]: line for line in gather(mine)}
+        of_source = [lines[key]["row"] for key in sorted(lines)]
+        rows += of_source
+        if "prob_BKHW" in type(model).makes:
+            calibration += _calibration_rows(source, np.sum([lines[key]["bins"] for key in sorted(lines)], axis=0))
         label = f"{source} (uses the ground-truth mask)" if source in FROM_MASK else source
-        say(f"evaluated {len(part)} images with prompts={label}: " + summary_line(part))
+        say(f"evaluated {len(of_source)} images with prompts={label}: " + summary_line(of_source))
     if world.is_main:
-        write_atomically(cell_dir / "calibration.csv", _to_csv(calibration, CALIBRATION_COLUMNS))
+        if calibration:
+            write_atomically(cell_dir / "calibration.csv", _to_csv(calibration, CALIBRATION_COLUMNS))
         write_atomically(cell_dir / "per_image.csv", _to_csv(rows, tuple(rows[0])))
     return rows
 
@@ -90,8 +104,8 @@ def validation_metrics(
 
     None where a stop signal came between two batches.
     """
-    mine = _score_part(cell, model, data, cell.prompt_sources[0], how, world, None)
-    return None if mine is None else means(gather(mine))
+    mine = _Part(cell, model, data, cell.prompt_sources[0], how, world).lines()
+    return None if mine is None else means([line["row"] for line in gather(mine)])
 
 
 def tuning_loss(cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World) -> float | None:
@@ -136,32 +150,59 @@ def _prob(label: str) -> str:
     return f"prob_{label}"
 
 
-def _score_part(
-    cell: CellConfig,
-    model: Model,
-    data: FoldData,
-    source: str,
-    how: Predicting,
-    world: World,
-    maps: _Maps | None,
-) -> list[dict[str, t.Any]] | None:
-    """This rank's rows; None where a stop signal came. maps: takes the probability maps."""
-    model.eval()
-    rows: list[dict[str, t.Any]] = []
-    try:
-        for batch in _together(validation_batches(cell, data, source, world), how):
-            with torch.inference_mode(), how.autocast():
-                prediction = model.predict(batch.to(how.device))
-            assert prediction.prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
-            prob_BHW = prediction.prob_BKHW[:, 0].float().cpu().numpy()
-            for i, key in enumerate(batch.keys):
-                rows.append(_row(cell, data, batch, prediction, i, source, prob_BHW[i]))
-                if maps:
-                    maps.add(key, prob_BHW[i], batch.mask_BKHW[i, 0].cpu().numpy())
-            how.alive(f"evaluated {len(rows)} images with prompts={source}")
-    except _ToldToLeave:
-        return None
-    return rows
+@dataclass(frozen=True)
+class _Part:
+    """The validation part under one prompt source, to be scored. say: told how far it got, where that takes long."""
+
+    cell: CellConfig
+    model: Model
+    data: FoldData
+    source: str
+    how: Predicting
+    world: World
+    say: t.Callable[[str], None] = lambda line: None
+
+    def lines(
+        self, done: t.Collection[str] = (), maps: _Maps | None = None, journal: Journal | None = None
+    ) -> list[Line] | None:
+        """This rank's images but those of the batches that are `done`; None where a stop signal came.
+
+        maps: takes the probability maps, journal: each batch when these are saved.
+        """
+        self.model.eval()
+        lines: list[Line] = []
+        began = said = time.monotonic()
+        batches = validation_batches(self.cell, self.data, self.source, self.world)
+        todo = (batch for batch in batches if not all(key in done for key in batch.keys))
+        try:
+            for batch in _together(todo, self.how):
+                with torch.inference_mode(), self.how.autocast():
+                    prediction = self.model.predict(batch.to(self.how.device))
+                of_batch = [self._line(batch, prediction, i, maps) for i in range(len(batch.keys))]
+                if journal:
+                    journal.note(of_batch)
+                lines += of_batch
+                self.how.alive(f"evaluated {len(lines)} images with prompts={self.source}")
+                if time.monotonic() - said > SAY_EVERY_S:
+                    said = time.monotonic()
+                    mine = len(range(self.world.rank, len(self.data.validation), self.world.size))
+                    self.say(
+                        f"evaluated {len(lines)} of this rank's {mine} images with prompts={self.source}, "
+                        f"{(said - began) / len(lines):.3g} s each"
+                    )
+        except _ToldToLeave:
+            return None
+        return lines
+
+    def _line(self, batch: Batch, prediction: Prediction, i: int, maps: _Maps | None) -> Line:
+        mask_KHW = batch.mask_BKHW[i].cpu().numpy()
+        prob_KHW = None if prediction.prob_BKHW is None else prediction.prob_BKHW[i].float().cpu().numpy()
+        line: Line = {"row": _row(self.cell, self.data, batch, prediction, i, self.source, prob_KHW, mask_KHW)}
+        if maps and prob_KHW is not None:
+            deviation_BKHW = prediction.uncertainty_BKHW
+            maps.save(batch.keys[i], prob_KHW, None if deviation_BKHW is None else deviation_BKHW[i].float().cpu())
+            line["bins"] = _calibration_bins(prob_KHW, mask_KHW).tolist()
+        return line
 
 
 class _ToldToLeave(Exception):
@@ -185,31 +226,67 @@ def _together(batches: t.Iterator[Batch], how: Predicting) -> t.Iterator[Batch]:
 
 
 def _row(
-    cell: CellConfig, data: FoldData, batch: Batch, prediction: Prediction, i: int, source: str, prob_HW: np.ndarray
+    cell: CellConfig,
+    data: FoldData,
+    batch: Batch,
+    prediction: Prediction,
+    i: int,
+    source: str,
+    prob_KHW: np.ndarray | None,
+    mask_KHW: np.ndarray,
 ) -> dict[str, t.Any]:
     record = data.manifest.record(batch.keys[i])
-    mask_HW = batch.mask_BKHW[i, 0].cpu().numpy()
     used = prediction.spatial_prompts or batch.spatial_prompts
-    overlap = {name: float(v) for name, v in mask_metrics(prob_HW, mask_HW, cell.evaluate.threshold).items()}
-    measured = overlap | _surfaces(cell, record, prob_HW, mask_HW)
+    classes = data.manifest.mask_classes
+    counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
+    if prob_KHW is not None:
+        counts = confusion(prob_KHW, mask_KHW, cell.evaluate.threshold)
+        by_class = {
+            name: _measure(cell, record, *pair) for name, *pair in zip(classes, prob_KHW, mask_KHW, strict=True)
+        }
+    measured = _mean_of_classes(list(by_class.values()))
+    if prediction.scores is not None:
+        measured |= {name: float(score_B[i]) for name, score_B in prediction.scores.items()}
     row = {
         "key": record.key,
         "patient": record.patient,
         "label": record.label,
         "fold": cell.fold,
         "prompts": source,
-        **{name: measured[name] for name in ALWAYS},
-        **{name: int(value) for name, value in confusion(prob_HW, mask_HW, cell.evaluate.threshold)._asdict().items()},
+        **{name: measured.get(name, float("nan")) for name in ALWAYS},
+        **{name: int(of_class_K.sum()) for name, of_class_K in counts._asdict().items()},
         "length_px": record.lesion_length,
         "spatial_prompt": used[i],
         "attribute_prompt": batch.attribute_prompts[i],
     }
     assert tuple(row) == COLUMNS
     row |= {name: measured[name] for name in cell.evaluate.metrics if name in measured}
+    if len(classes) > 1:
+        shown = [name for name in row if name in measured]
+        row |= {f"{name}:{of_class}": values[name] for of_class, values in by_class.items() for name in shown}
     if prediction.class_prob_BL is not None:
         class_prob_L = prediction.class_prob_BL[i].float().cpu()
         row |= {_prob(label): float(value) for label, value in zip(LABELS, class_prob_L, strict=True)}
     return row
+
+
+def _measure(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
+    """Every image metric of one class that was asked for, and some more."""
+    threshold = cell.evaluate.threshold
+    measured = {name: float(value) for name, value in mask_metrics(prob_HW, mask_HW, threshold).items()}
+    measured |= _surfaces(cell, record, prob_HW, mask_HW)
+    if "betti_error" in cell.evaluate.metrics:
+        measured["betti_error"] = betti_error(prob_HW, mask_HW, threshold)
+    return measured
+
+
+def _mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the classes in which a metric is defined; of one class its own numbers."""
+    means = {}
+    for name in of_classes[0] if of_classes else ():
+        defined = [measured[name] for measured in of_classes if not math.isnan(measured[name])]
+        means[name] = math.fsum(defined) / len(defined) if defined else float("nan")
+    return means
 
 
 def _surfaces(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
@@ -236,21 +313,29 @@ def save_probability(prob_HW: np.ndarray, path: Path) -> None:
 
 
 class _Maps:
-    """Where the probability maps of one prompt source go.
+    """Where the probability maps of one prompt source go: <key>.png of the first class, <class>/<key>.png of others.
 
-    bins: 3 x bins of BOUNDS, of all maps so far: pixels, the sum of their probabilities, and lesion pixels.
+    Below uncertainty/ of each lies the deviation of a model that samples, 255 = 0.5, the most that a probability has.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.bins = folder, np.zeros((3, len(BOUNDS) - 1))
+    def __init__(self, folder: Path, classes: t.Sequence[str]) -> None:
+        self.folders = [folder, *(folder / name for name in classes[1:])]
+        for each in self.folders:
+            each.mkdir(parents=True, exist_ok=True)
 
-    def add(self, key: str, prob_HW: np.ndarray, mask_HW: np.ndarray) -> None:
-        """Save one map, and count its pixels before they are rounded to 8 bits."""
-        save_probability(prob_HW, self.folder / f"{key}.png")
-        bin_of_pixel = np.digitize(prob_HW.ravel(), BOUNDS[1:-1])
-        for row, weights in enumerate((None, prob_HW.ravel(), mask_HW.ravel())):
-            self.bins[row] += np.bincount(bin_of_pixel, weights, minlength=len(BOUNDS) - 1)
+    def save(self, key: str, prob_KHW: np.ndarray, deviation_KHW: torch.Tensor | None) -> None:
+        for k, folder in enumerate(self.folders):
+            save_probability(prob_KHW[k], folder / f"{key}.png")
+            if deviation_KHW is not None:
+                (folder / "uncertainty").mkdir(exist_ok=True)
+                save_probability(2 * deviation_KHW[k].numpy(), folder / "uncertainty" / f"{key}.png")
+
+
+def _calibration_bins(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """3 x bins of BOUNDS, of all pixels of an image: pixels, the sum of their probabilities, and lesion pixels."""
+    bin_of_pixel = np.digitize(prob.ravel(), BOUNDS[1:-1])
+    weighted = (None, prob.ravel(), mask.ravel())
+    return np.stack([np.bincount(bin_of_pixel, weights, minlength=len(BOUNDS) - 1) for weights in weighted])
 
 
 def _calibration_rows(source: str, bins: np.ndarray) -> list[dict[str, t.Any]]:

@@ -43,7 +43,7 @@ COLUMNS = (
     *("class", *(f"prob_{label}" for label in LABELS), "spatial_prompt", "attribute_prompt", "sha256"),
 )
 OK, REJECTED = "ok", "rejected"
-MASKS, PROBABILITIES, OVERLAYS = "masks", "probabilities", "overlays"
+MASKS, PROBABILITIES, OVERLAYS, UNCERTAINTY = "masks", "probabilities", "overlays", "uncertainty"
 CONTOUR_RGB = (255, 196, 0)
 CONTOUR_SHARE = 300  # the contour's width is the image's shorter side divided by this
 
@@ -63,6 +63,7 @@ class Wanted:
     """
 
     prob: bool = False
+    uncertainty: bool = False
     overlay: bool = False
     prompts: Path | None = None
     pixel_mm: float | None = None
@@ -78,7 +79,7 @@ class Wanted:
     @property
     def kinds(self) -> list[str]:
         """The folders of pictures."""
-        return [MASKS, *[PROBABILITIES] * self.prob, *[OVERLAYS] * self.overlay]
+        return [MASKS, *[PROBABILITIES] * self.prob, *[UNCERTAINTY] * self.uncertainty, *[OVERLAYS] * self.overlay]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
 
     A file that cannot be read is noted in the CSV, told to `show`, and tried again by the next call.
     Raises: DataError without any image, and for a prompt table that does not fit; ConfigError if `out` holds the
-    predictions of another model, of other images or with other settings, or if another process is at it.
+    predictions of another model, of other images or with other settings, if another process is at it, or if
+    uncertainty is wanted of a model that predicts an image but once.
     """
     files = _find(source, out)
     _refuse_collisions(files)
@@ -113,6 +115,12 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
         show(0, len(files), "this model reads no spatial prompts: those in the table have no effect")
     if any(known.attribute_prompt for known in table.values()) and "attribute_prompts" not in predictor.needs:
         show(0, len(files), "this model reads no attribute prompts: those in the table have no effect")
+    if wanted.uncertainty and not _has_uncertainty(predictor):
+        raise ConfigError(
+            "--uncertainty is the standard deviation over several predictions of an image, and this is one sample of "
+            "one fold. Leave --fold out to take all folds, add --tta for the mirror image, or choose a model that was "
+            "trained with model.samples above 1"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / LOCK_FILE) as alone:
@@ -122,6 +130,15 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
             return _predict(predictor, files, table, out, wanted, show)
     except OSError as error:  # of the output: trouble with an image is a reject
         raise DataError(f"{out} cannot be written ({error}). Mend that; the same command then goes on") from error
+
+
+def _has_uncertainty(predictor: Predictor) -> bool:
+    """Whether there are several predictions of an image. Only a prediction tells whether the model samples, so it is
+    asked for one of nothing where one fold is alone.
+    """
+    if len(predictor.members) * (1 + predictor.tta) > 1:
+        return True
+    return predictor.predict([np.zeros((8, 8, 3), np.uint8)], [Known()])[0].uncertainty_HW is not None
 
 
 class _Done:
@@ -268,6 +285,7 @@ def _settings(
         "threshold": predictor.recipe.threshold,
         "tta": predictor.tta,
         "prob": wanted.prob,
+        "uncertainty": wanted.uncertainty,
         "overlay": wanted.overlay,
         "pixel_mm": wanted.pixel_mm,
         "prompts": hashlib.sha256(json.dumps(known).encode()).hexdigest() if table else None,
@@ -299,6 +317,7 @@ def _write_pictures(out: Path, job: _Job, result: Result, wanted: Wanted) -> Non
     drawn: dict[str, Callable[[], np.ndarray]] = {
         MASKS: lambda: result.mask_HW * np.uint8(255),
         PROBABILITIES: lambda: np.round(result.prob_HW * 255).astype(np.uint8),
+        UNCERTAINTY: lambda: _deviation_png(result),
         OVERLAYS: lambda: overlay(job.image_HWC, result.mask_HW),
     }
     for kind in wanted.kinds:
@@ -307,6 +326,12 @@ def _write_pictures(out: Path, job: _Job, result: Result, wanted: Wanted) -> Non
         buffer = io.BytesIO()
         Image.fromarray(drawn[kind]()).save(buffer, format="PNG")
         write_atomically(path, buffer.getvalue())
+
+
+def _deviation_png(result: Result) -> np.ndarray:
+    """8-bit gray, 255 = 0.5, the most that probabilities can deviate; as the evaluator writes it."""
+    assert result.uncertainty_HW is not None, "asked before anything was predicted"
+    return np.round(result.uncertainty_HW * 2 * 255).astype(np.uint8)
 
 
 def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:

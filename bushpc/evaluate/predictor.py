@@ -92,6 +92,8 @@ class Result(Measures):
     """A prediction at the image's own size, measured.
 
     mask_HW: uint8, 1 inside the lesion. prob_HW: float32 in [0, 1].
+    uncertainty_HW: standard deviation of the probability over everything whose mean it is: samples, folds and mirror
+        images; None of one sample of one fold.
     mean_prob: mean probability inside the mask, the confidence in what was found; None for an empty mask. max_prob: in
         the whole image.
     class_prob: label → probability, where the model classifies. label: the most probable one.
@@ -101,6 +103,7 @@ class Result(Measures):
 
     mask_HW: np.ndarray
     prob_HW: np.ndarray
+    uncertainty_HW: np.ndarray | None
     mean_prob: float | None
     max_prob: float
     class_prob: dict[str, float] | None
@@ -159,7 +162,8 @@ class Predictor:
         size = self.members[0].model.config.image_size
         pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
         batch = Batch(
-            keys=[str(i) for i in range(len(images))],
+            # Models that draw noise do so by key: by what the image is, not by where it stands or how it is called.
+            keys=[hashlib.sha256(image_HWC.tobytes()).hexdigest() for image_HWC in images],
             epochs=[0] * len(images),
             image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
             mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
@@ -169,14 +173,20 @@ class Predictor:
             captions=[""] * len(images),
         ).to(self.device)
         passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
-        prob_BHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None]).mean(0)
+        prob_PBHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None])
+        variances = [p.uncertainty_BKHW[:, 0].float().cpu() ** 2 for p in passes if p.uncertainty_BKHW is not None]
+        deviation_BHW = None
+        if variances or len(passes) > 1:  # within the passes and between them
+            within = torch.stack(variances).mean(0) if variances else 0.0
+            deviation_BHW = (within + prob_PBHW.var(0, correction=0)).sqrt()
         classes = [p.class_prob_BL.float().cpu() for p in passes if p.class_prob_BL is not None]
         class_prob_BL = torch.stack(classes).mean(0) if classes else None
         return [
             self._result(
                 image_HWC,
                 each,
-                prob_BHW[i],
+                prob_PBHW.mean(0)[i],
+                None if deviation_BHW is None else deviation_BHW[i],
                 None if class_prob_BL is None else class_prob_BL[i],
                 list(dict.fromkeys(p.spatial_prompts[i] for p in passes if p.spatial_prompts)),
             )
@@ -195,10 +205,19 @@ class Predictor:
                 with torch.inference_mode(), self._precision():
                     made = member.model.predict(view)
                 assert made.prob_BKHW is not None, f"{type(member.model).__name__}.makes promises it"
+                if made.prob_BKHW.shape[1] > 1:
+                    raise ConfigError(
+                        f"{type(member.model).__name__} was trained on masks of {made.prob_BKHW.shape[1]} classes, and "
+                        "images are predicted for one; the maps of the validation part are in its cells' predictions/"
+                    )
+                deviation_BKHW = made.uncertainty_BKHW
+                if mirror and deviation_BKHW is not None:
+                    deviation_BKHW = deviation_BKHW.flip(-1)
                 used = made.spatial_prompts
                 yield dataclasses.replace(
                     made,
                     prob_BKHW=made.prob_BKHW.flip(-1) if mirror else made.prob_BKHW,
+                    uncertainty_BKHW=deviation_BKHW,
                     spatial_prompts=[mirrored(sentence) for sentence in used] if used and mirror else used,
                 )
 
@@ -214,12 +233,16 @@ class Predictor:
         image_HWC: np.ndarray,
         known: Known,
         prob_SS: torch.Tensor,
+        deviation_SS: torch.Tensor | None,
         class_prob_L: torch.Tensor | None,
         spatial_prompts: list[str],
     ) -> Result:
-        size = image_HWC.shape[:2]
-        prob = F.interpolate(prob_SS[None, None], size, mode="bilinear", antialias=True, align_corners=False)
-        prob_HW = prob[0, 0].clamp(0, 1).numpy()
+        def enlarged(map_SS: torch.Tensor) -> np.ndarray:
+            size = image_HWC.shape[:2]
+            larger = F.interpolate(map_SS[None, None], size, mode="bilinear", antialias=True, align_corners=False)
+            return larger[0, 0].clamp(0, 1).numpy()
+
+        prob_HW = enlarged(prob_SS)
         mask_HW = (prob_HW >= self.recipe.threshold).astype(np.uint8)
         measures = measure(mask_HW, known.pixel_mm)
         class_prob = None if class_prob_L is None else dict(zip(LABELS, class_prob_L.tolist(), strict=False))
@@ -227,6 +250,7 @@ class Predictor:
             **vars(measures),
             mask_HW=mask_HW,
             prob_HW=prob_HW,
+            uncertainty_HW=None if deviation_SS is None else enlarged(deviation_SS),
             mean_prob=float(prob_HW[mask_HW > 0].mean()) if measures.area_px else None,
             max_prob=float(prob_HW.max()),
             class_prob=class_prob,

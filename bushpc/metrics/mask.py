@@ -1,4 +1,4 @@
-"""Mask metrics of one image at a time: overlap as XBusNet (section 2.4) defines it, and distances of surfaces.
+"""Mask metrics of one image at a time: overlap as XBusNet (section 2.4) defines it, distances of surfaces, topology.
 
 Prediction.prob_BKHW, Batch.mask_BKHW → per-image numbers → the evaluator's CSV
 """
@@ -9,6 +9,7 @@ import typing as t
 import warnings
 
 import numpy as np
+from scipy import ndimage
 
 EPSILON = 1e-8  # in every denominator, section 2.4
 LEAST_PROB = 1e-7  # within the logarithm: one pixel of probability 0 would make the mean infinite
@@ -124,6 +125,29 @@ def surface_metrics(
         hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=list(pixel))
         nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=list(pixel))
     return float(hd95), float(nsd)
+
+
+def betti_error(prob_HW: np.ndarray, mask_HW: np.ndarray, threshold: float = 0.5) -> float:
+    """|b0(found) - b0(mask)| + |b1(found) - b1(mask)|: pieces plus holes that are too many or too few.
+
+    Zero where both are empty. It counts and does not locate: a piece at the wrong place costs nothing, and one stray
+    pixel as much as a second lesion.
+    """
+    found, actual = (betti_numbers(pixels) for pixels in (np.asarray(prob_HW) >= threshold, mask_HW))
+    return float(sum(abs(ours - theirs) for ours, theirs in zip(found, actual, strict=True)))
+
+
+def betti_numbers(mask_HW: np.ndarray) -> tuple[int, int]:
+    """(b0, b1): pieces and holes of a mask.
+
+    Foreground pixels that touch at a corner are one piece (8-connectivity), background pixels are not (4), so that a
+    closed line one pixel wide has an inside; gudhi's complexes of top-dimensional cells and the topology loss count
+    alike. Outside of the image is background: what is open to the image's border is no hole.
+    """
+    padded = np.pad(np.asarray(mask_HW).astype(bool), 1)
+    _, pieces = ndimage.label(padded, structure=np.ones((3, 3)))
+    _, background = ndimage.label(~padded)
+    return int(pieces), int(background) - 1
 
 
 def _bce(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:

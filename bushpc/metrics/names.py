@@ -20,7 +20,7 @@ class Metric(t.NamedTuple):
 
 INFINITE = float("inf")
 
-# Of one image each: `mask_metrics` and `surface_metrics`.
+# Of one image each: `mask_metrics`, `surface_metrics` and `betti_error`.
 IMAGE_METRICS = {
     "dice": Metric("Dice", "", True, 0.0, 1.0),
     "iou": Metric("IoU", "", True, 0.0, 1.0),
@@ -35,6 +35,7 @@ IMAGE_METRICS = {
     "hd95_px": Metric("HD95", "px", False, 0.0, INFINITE),
     "nsd_mm": Metric("NSD, tolerance in mm", "", True, 0.0, 1.0),
     "nsd_px": Metric("NSD, tolerance in px", "", True, 0.0, 1.0),
+    "betti_error": Metric("Betti error", "", False, 0.0, INFINITE),
 }
 # Every per_image.csv has these, whatever else was asked for.
 ALWAYS = ("dice", "iou", "fpr", "fnr")

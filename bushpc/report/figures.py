@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bushpc.goodput import CAUSES
@@ -64,6 +66,11 @@ _MOST_STEPS = 1000
 MOST_ARMS = 20  # in one chart: more cannot be told apart, and the tables have them all
 _PLOTS_A_ROW = 3  # of labels: as many as there are
 _MOST_VALIDATIONS = 200  # each is a dot of its own
+
+
+# Maps of the standard deviation: no two of a probability's values are further from their mean.
+MOST_DEVIATION = 0.5
+DEVIATION_COLOURS = "magma"  # evenly lighter with the value, for every eye and in grey print
 
 
 class Boxes(t.NamedTuple):
@@ -296,6 +303,15 @@ def _told(study: Study) -> list[tuple[str, pd.DataFrame]]:
     entries = study.entries[:MOST_ARMS]
     found = [(entry.label, label_stats.labelled(entry.arm.rows(entry.source))) for entry in entries]
     return [(label, rows) for label, rows in found if len(rows)]
+
+
+def deviation_scale() -> str:
+    """What the colours of a map of the standard deviation mean. SVG text."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.0, 0.75), layout="constrained")
+        colours = ScalarMappable(Normalize(0, MOST_DEVIATION), DEVIATION_COLOURS)
+        figure.colorbar(colours, cax=figure.subplots(), orientation="horizontal", label="standard deviation")
+        return _svg(figure)
 
 
 def smooth(loss: pd.Series) -> pd.Series:

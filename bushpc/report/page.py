@@ -120,6 +120,8 @@ def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], sh
         panel=None if many else build_panel(study.arms[0], shards),
         gallery=build_gallery(study, shards) if many else None,
         maps=build_maps(study, shards),
+        deviation_scale=figures.deviation_scale(),
+        classes=content.classes_of(summary),
         ranks=RANKS,
         commands=[shlex.join(str(part) for part in run.run["command"]) for run in study.runs],
         config=(baseline.name, baseline.config) if baseline else None,

@@ -1,4 +1,4 @@
-"""Shards, predictions and Grad-CAM maps → pictures on the page.
+"""Shards, predictions, their uncertainty and Grad-CAM maps → pictures on the page.
 
 The only part of the report that looks outside the run directory. Shards may have been moved or packed anew since,
 so whatever cannot be shown becomes a sentence on the page and never an error: the numbers do not depend on it.
@@ -20,7 +20,8 @@ from PIL import Image
 from scipy import ndimage
 
 from bushpc.errors import DataError
-from bushpc.report.results import Arm, Run
+from bushpc.report.figures import DEVIATION_COLOURS, MOST_DEVIATION
+from bushpc.report.results import Arm, Run, of_class
 from bushpc.report.stats import STRATA
 from bushpc.report.study import Study
 from bushpc.shards.manifest import Manifest, read_image, read_mask
@@ -40,9 +41,25 @@ _OPACITY = 0.75
 _HEAT = 0.55  # weight of the heat map where it is hottest
 
 
+class View(t.NamedTuple):
+    """What one arm makes of an image, or of one mask class of it.
+
+    picture: data URI, None where it is missing. said: what is known of it, as its Dice. deviation: whether it is a map
+    of the standard deviation.
+    """
+
+    label: str
+    picture: str | None
+    said: str
+    deviation: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One validation image on the page. contour, overlay: data URIs."""
+    """One validation image on the page. contour: data URI of the image with its ground truth.
+
+    views: of each mask class the errors, then the deviation where the model samples; not named where there is but one.
+    """
 
     rank: str
     key: str
@@ -51,7 +68,7 @@ class Case:
     spatial_prompt: str
     attribute_prompt: str
     contour: str
-    overlay: str
+    views: list[View]
 
 
 class Panel(t.NamedTuple):
@@ -60,13 +77,10 @@ class Panel(t.NamedTuple):
     cases: list[Case]
     problems: list[str]
 
-
-class View(t.NamedTuple):
-    """What one arm makes of an image. picture: data URI, None where it is missing. said: its Dice, if known."""
-
-    label: str
-    picture: str | None
-    said: str
+    @property
+    def deviation(self) -> bool:
+        """Whether there are maps of the standard deviation."""
+        return any(view.deviation for case in self.cases for view in case.views)
 
 
 class Strip(t.NamedTuple):
@@ -83,6 +97,11 @@ class Strips(t.NamedTuple):
 
     strips: list[Strip]
     problems: list[str]
+
+    @property
+    def deviation(self) -> bool:
+        """Whether there are maps of the standard deviation."""
+        return any(view.deviation for strip in self.strips for view in strip.views)
 
 
 class Shards(t.NamedTuple):
@@ -115,8 +134,12 @@ def build_panel(arm: Arm, shards: Shards) -> Panel:
     cases, problems = [], []
     for rank, row in choose(arm.rows(arm.headline)):
         try:
-            prob_HW = _read_gray(_folder(arm, row["fold"]) / "predictions" / arm.headline, row["key"])
-            contour, overlay = draw(*_scan(shards, row["key"]), prob_HW, arm.threshold)
+            views = [
+                view
+                for k, name in enumerate(arm.classes or ("",))
+                for view in _views(arm, shards, row["key"], row["fold"], k, name, _EDGE)
+            ]
+            contour = contour_of(*_scan(shards, row["key"]), _EDGE)
         except DataError as error:
             problems.append(f"{rank} case {row['key']} of fold {row['fold']} cannot be shown: {error}")
             continue
@@ -129,15 +152,15 @@ def build_panel(arm: Arm, shards: Shards) -> Panel:
                 spatial_prompt=row["spatial_prompt"],
                 attribute_prompt=row["attribute_prompt"],
                 contour=contour,
-                overlay=overlay,
+                views=views,
             )
         )
     return Panel(cases, problems)
 
 
 def build_gallery(study: Study, shards: Shards) -> Strips:
-    """The same images under every arm, errors in colour: two of each lesion size, drawn by a hash of their keys, so
-    that nobody chose them and no score did.
+    """The same images under every arm, errors in colour, of the first of several mask classes: two of each lesion size,
+    drawn by a hash of their keys, so that nobody chose them and no score did.
     """
     arms = [arm for arm in study.arms if arm.per_image is not None][:MOST_ARMS]
     if not arms:
@@ -152,13 +175,12 @@ def build_gallery(study: Study, shards: Shards) -> Strips:
     if not keys:
         return Strips([], ["The arms have no validation image in common, so none is shown side by side."])
 
-    def view(arm: Arm, key: str, fold: int) -> View:
-        prob_HW = _read_gray(_folder(arm, fold) / "predictions" / arm.headline, key)
-        _, overlay = draw(*_scan(shards, key), prob_HW, arm.threshold, _SMALL_EDGE)
-        dice = rows[arm.name].loc[key, "dice"]
-        return View(arm.label, overlay, "" if pd.isna(dice) else f"Dice {dice:.4f}")
+    def views(arm: Arm, key: str, fold: int) -> list[View]:
+        errors, *deviation = _views(arm, shards, key, fold, 0, arm.label, _SMALL_EDGE)
+        dice = rows[arm.name].loc[key, of_class("dice", arm.classes[0]) if arm.classes else "dice"]
+        return [errors._replace(said="" if pd.isna(dice) else f"Dice {dice:.4f}"), *deviation]
 
-    return _strips(arms, shards, [(key, int(first.loc[key, "fold"])) for key in keys], view)
+    return _strips(arms, shards, [(key, int(first.loc[key, "fold"])) for key in keys], views)
 
 
 def build_maps(study: Study, shards: Shards) -> Strips | None:
@@ -172,15 +194,32 @@ def build_maps(study: Study, shards: Shards) -> Strips | None:
     if not keys:
         return Strips([], ["The arms have no Grad-CAM map of the same image, so none is shown side by side."])
 
-    def view(arm: Arm, key: str, fold: int) -> View:
+    def views(arm: Arm, key: str, fold: int) -> list[View]:
         image_HWC, _ = _scan(shards, key)
-        return View(arm.label, heat(image_HWC, _read_gray(_folder(arm, fold) / "explain", key)), "")
+        return [View(arm.label, heat(image_HWC, _read_gray(_folder(arm, fold) / "explain", key)), "")]
 
-    return _strips(arms, shards, [(key, found[0][1][key]) for key in keys], view)
+    return _strips(arms, shards, [(key, found[0][1][key]) for key in keys], views)
+
+
+def _views(arm: Arm, shards: Shards, key: str, fold: int, k: int, label: str, edge: int) -> list[View]:
+    """The errors of the arm's headline prompt source in mask class k, and their deviation, where there is a map of it.
+
+    Raises: DataError.
+    """
+    folder = _folder(arm, fold) / "predictions" / arm.headline / (arm.classes[k] if k else "")
+    prob_HW = _read_gray(folder, key)
+    image_HWC, mask_HW = _scan(shards, key)
+    found = [View(label, draw(image_HWC, mask_HW >> k & 1, prob_HW, arm.threshold, edge), "")]
+    if (folder / "uncertainty" / f"{key}.png").is_file():
+        map_HW = _read_gray(folder / "uncertainty", key)
+        most = f"at most {map_HW.max() / 255 * MOST_DEVIATION:.2f}"
+        named = f"{label}, SD" if label else "SD"
+        found.append(View(named, deviation(map_HW, _size(mask_HW, edge)), most, deviation=True))
+    return found
 
 
 def _strips(
-    arms: list[Arm], shards: Shards, images: list[tuple[str, int]], view: t.Callable[[Arm, str, int], View]
+    arms: list[Arm], shards: Shards, images: list[tuple[str, int]], of_arm: t.Callable[[Arm, str, int], list[View]]
 ) -> Strips:
     """images: key and fold of each."""
     if shards.manifest is None:
@@ -195,7 +234,7 @@ def _strips(
         views = []
         for arm in arms:
             try:
-                views.append(view(arm, key, fold))
+                views += of_arm(arm, key, fold)
             except DataError as error:
                 views.append(View(arm.label, None, "not there"))
                 problems.append(f"{key} of fold {fold} cannot be shown for {arm.label}: {error}")
@@ -218,7 +257,7 @@ def _folder(arm: Arm, fold: int) -> Path:
 
 
 def _scan(shards: Shards, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(image HWC, mask HW) at original size. Raises: DataError."""
+    """(image HWC, mask HW) at original size; bit k of the mask is class k. Raises: DataError."""
     assert shards.manifest is not None, "asked before"
     record = shards.manifest.record(key)
     return read_image(shards.folder, record)[..., :3], read_mask(shards.folder, record)  # of four channels, three show
@@ -254,10 +293,8 @@ def _read_gray(folder: Path, key: str) -> np.ndarray:
         ) from error
 
 
-def draw(
-    image_HWC: np.ndarray, mask_HW: np.ndarray, prob_HW: np.ndarray, threshold: float, edge: int = _EDGE
-) -> tuple[str, str]:
-    """(image with ground-truth contour, image with errors in colour) as data URIs, at the image's own aspect.
+def draw(image_HWC: np.ndarray, mask_HW: np.ndarray, prob_HW: np.ndarray, threshold: float, edge: int = _EDGE) -> str:
+    """The image with errors in colour, at its own aspect, as a data URI.
 
     The prediction was made on an image squeezed to a square, so it is stretched back before it is laid over.
     """
@@ -267,15 +304,16 @@ def draw(
     overlay = _resized(image_HWC, size).astype(float)
     for wrong, colour in ((found & ~truth, _FALSE_POSITIVE), (truth & ~found, _FALSE_NEGATIVE)):
         overlay[wrong] = (1 - _OPACITY) * overlay[wrong] + _OPACITY * np.array(colour)
-    return contour_of(image_HWC, mask_HW, edge), _jpeg(overlay.astype(np.uint8))
+    return _jpeg(overlay.astype(np.uint8))
 
 
 def contour_of(image_HWC: np.ndarray, mask_HW: np.ndarray, edge: int) -> str:
-    """The image with its ground-truth contour, as a data URI."""
+    """The image with the ground-truth contour of each mask class (bit of the mask), as a data URI."""
     size = _size(mask_HW, edge)
-    truth = _truth(mask_HW, size)
     contour = _resized(image_HWC, size).copy()
-    contour[ndimage.binary_dilation(truth) & ~ndimage.binary_erosion(truth, iterations=1)] = _CONTOUR
+    for k in range(int(mask_HW.max()).bit_length()):
+        truth = _truth(mask_HW >> k & 1, size)
+        contour[ndimage.binary_dilation(truth) & ~ndimage.binary_erosion(truth, iterations=1)] = _CONTOUR
     return _jpeg(contour)
 
 
@@ -287,6 +325,15 @@ def heat(image_HWC: np.ndarray, cam_HW: np.ndarray) -> str:
     weight_HW1 = _HEAT * cam[..., None]
     image = _resized(image_HWC, size)
     return _jpeg((image * (1 - weight_HW1) + colour_HWC * weight_HW1).astype(np.uint8))
+
+
+def deviation(map_HW: np.ndarray, size: tuple[int, int]) -> str:
+    """A map of the standard deviation in colours whose scale is the same on every page, as a data URI.
+
+    map_HW: uint8, 255 = MOST_DEVIATION.
+    """
+    larger = np.asarray(Image.fromarray(map_HW).resize(size, Image.Resampling.BILINEAR)) / 255
+    return _jpeg((255 * matplotlib.colormaps[DEVIATION_COLOURS](larger)[..., :3]).astype(np.uint8))
 
 
 def _size(mask_HW: np.ndarray, edge: int) -> tuple[int, int]:

@@ -68,7 +68,8 @@ class Cell:
     """One fold of an arm. `per_image` is None and `reason` says why, or the cell is complete.
 
     folder: of the cell. per_image: one row per key and prompt source, columns as in the file, with one for every image
-    metric and label probability, NaN where the evaluation wrote none or it is not defined.
+    metric and label probability, NaN where the evaluation wrote none or it is not defined. Of data with several mask
+    classes an image metric is the mean over these, and has a column of each besides, see `of_class`.
     calibration: rows of `calibration.csv`; None where the evaluation wrote none.
     step, parameters: from `DONE`; None while the cell is incomplete, or where it does not say. attempts: its starts.
     goodput: where its time went; None before its first start. config: text of the cell's composed config, or None where
@@ -106,6 +107,7 @@ class Arm:
     headline: the prompt source that the arm is judged by.
     threshold: on the probability map, above or at which a pixel counts as lesion; 0.5 in the paper (2.4).
     metrics: names of those that were chosen to be shown, in their order (`evaluate.metrics`).
+    classes: names of the mask classes that were measured each by itself; empty where there is but one.
     tolerance: of the normalised surface distance, by metric: nsd_mm and nsd_px, where the config states it.
     per_image: rows of all complete cells, None if there is none.
     """
@@ -120,6 +122,7 @@ class Arm:
     headline: str
     threshold: float
     metrics: tuple[str, ...]
+    classes: tuple[str, ...]
     tolerance: dict[str, float]
     per_image: pd.DataFrame | None
 
@@ -217,6 +220,7 @@ def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entri
         headline=_headline(run_dir, _first_setting(cells, "prompts", run["prompts"]), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         metrics=_chosen_metrics(cells),
+        classes=_common_classes(run_dir, cells),
         tolerance={
             name: float(given)
             for name in ("nsd_mm", "nsd_px")
@@ -231,6 +235,11 @@ def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:
     if not any(cell.settings for cell in cells):
         return ()
     return tuple(name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS)
+
+
+def of_class(metric: str, mask_class: str) -> str:
+    """The column of an image metric that holds it for one mask class alone."""
+    return f"{metric}:{mask_class}"
 
 
 def source_label(source: str, sources: list[str]) -> str:
@@ -380,6 +389,10 @@ def read_per_image(path: Path, fold: int) -> pd.DataFrame:
     for column, metric in IMAGE_METRICS.items():
         undefined = {"dice": no_lesion, "iou": no_lesion, "fnr": no_lesion, "fpr": no_background}.get(column)
         _read_numbers(path, frame, column, metric.low, metric.high, undefined)
+    for column in frame.columns:
+        name, of_one_class, _ = column.partition(":")
+        if of_one_class and name in IMAGE_METRICS:
+            _read_numbers(path, frame, column, IMAGE_METRICS[name].low, IMAGE_METRICS[name].high, None)
     for column in PROB_COLUMNS:
         _read_numbers(path, frame, column, 0, 1, None)
     _refuse(path, frame, frame["fold"] != fold, f"the row is not of fold {fold}, whose cell this is")
@@ -462,6 +475,25 @@ def _common_sources(run_dir: Path, cells: list[Cell]) -> list[str]:
                 f"with {', '.join(sorted(found[other]))}. Delete the per_image.csv and DONE of one of them, run again."
             )
     return [source for source in SOURCE_LABELS if source in found[first]]
+
+
+def _common_classes(run_dir: Path, cells: list[Cell]) -> tuple[str, ...]:
+    """Mask classes in the order of the columns."""
+    dice = of_class("dice", "")
+    found = {
+        cell.name: tuple(column.removeprefix(dice) for column in cell.per_image.columns if column.startswith(dice))
+        for cell in cells
+        if cell.per_image is not None
+    }
+    for name, classes in found.items():
+        first, expected = next(iter(found.items()))
+        if classes != expected:
+            raise DataError(
+                f"{run_dir}: cell {first} has figures of the mask classes {', '.join(expected) or '(none)'}, cell "
+                f"{name} of {', '.join(classes) or '(none)'}. They were evaluated by different versions: delete the "
+                "per_image.csv and DONE of one of them, run again."
+            )
+    return next(iter(found.values()), ())
 
 
 def _headline(run_dir: Path, asked: str, sources: list[str]) -> str:

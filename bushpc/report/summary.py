@@ -14,7 +14,7 @@ import pandas as pd
 from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import Cost, cost_of
-from bushpc.report.results import USES_GROUND_TRUTH, Arm, source_label
+from bushpc.report.results import USES_GROUND_TRUTH, Arm, of_class, source_label
 from bushpc.report.study import Entry, Study
 from bushpc.sample import LABELS
 
@@ -84,6 +84,8 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         },
         "images": {str(cell.fold): _images(cell.per_image) for cell in arm.complete_cells},
         "metrics": {source: _metrics(study, arm, source, source in shown) for source in arm.sources},
+        "mask_classes": list(arm.classes),
+        "by_class": {source: _by_class(study, arm, source) for source in arm.sources},
         "strata": {source: _strata(study, arm, source) for source in arm.sources},
         "normals": {source: _normals(arm, source) for source in arm.sources},
         "labels": {source: _labels(arm, source) if source in shown else None for source in arm.sources},
@@ -117,17 +119,21 @@ def _interval(found: stats.Interval | None, complete: bool) -> dict[str, t.Any]:
     return {"ci95": bounds if complete else None, "partial_ci95": None if complete else bounds}
 
 
+def _figure(per_fold: dict[str, float | None], complete: bool) -> dict[str, t.Any]:
+    """Mean and SD over the folds that have a value."""
+    values = [value for value in per_fold.values() if value is not None]
+    mean, sd = stats.mean_and_sd(values) if values else (None, None)
+    return {**_whole_or_partial(mean, complete), "sd": sd if complete else None}
+
+
 def _metrics(study: Study, arm: Arm, source: str, shown: bool) -> dict[str, t.Any]:
     """Intervals only for what the tables show: a thousand cells have many sources that nobody reads intervals of."""
     rows = arm.rows(source)
     intervals = stats.intervals(rows, _defined(rows, study.measured)) if shown else {}
     summary = {}
     for metric, per_fold in _per_fold(rows, study.measured).items():
-        values = [value for value in per_fold.values() if value is not None]
-        mean, sd = stats.mean_and_sd(values) if values else (None, None)
         summary[metric] = {
-            **_whole_or_partial(mean, arm.complete),
-            "sd": sd if arm.complete else None,
+            **_figure(per_fold, arm.complete),
             **(_interval(intervals.get(metric), arm.complete) if shown and metric in IMAGE_METRICS else {}),
             "per_fold": per_fold,
             **({"images": int(rows[metric].notna().sum())} if metric in IMAGE_METRICS else {}),
@@ -147,6 +153,22 @@ def _per_fold(rows: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, flo
         else {str(fold): label.get(fold, of_label)[metric] for fold in image.index}
         for metric in metrics
     }
+
+
+def _by_class(study: Study, arm: Arm, source: str) -> dict[str, t.Any]:
+    """Mask class → image metric → as in `_metrics`; metrics that were not measured by class are left out."""
+    rows = arm.rows(source)
+    summary: dict[str, t.Any] = {}
+    for name in arm.classes:
+        columns = {metric: of_class(metric, name) for metric in study.image_metrics}
+        columns = {metric: column for metric, column in columns.items() if column in rows}
+        means = stats.fold_means(rows, list(columns.values()))
+        summary[name] = {}
+        for metric, column in columns.items():
+            per_fold = {str(fold): _or_none(value) for fold, value in means[column].items()}
+            images = int(rows[column].notna().sum())
+            summary[name][metric] = {**_figure(per_fold, arm.complete), "per_fold": per_fold, "images": images}
+    return summary
 
 
 def _or_none(value: float) -> float | None:
@@ -177,13 +199,8 @@ def _normals(arm: Arm, source: str) -> dict[str, t.Any] | None:
     found = stats.fold_means(normal.assign(alarmed=(normal["fp"] > 0).astype(float)), ["fpr", "alarmed"])
     summary: dict[str, t.Any] = {"n": len(normal)}
     for name in ("fpr", "alarmed"):
-        per_fold = {str(fold): float(value) for fold, value in found[name].items()}
-        mean, sd = stats.mean_and_sd(list(per_fold.values()))
-        summary[name] = {
-            **_whole_or_partial(mean, arm.complete),
-            "sd": sd if arm.complete else None,
-            "per_fold": per_fold,
-        }
+        per_fold: dict[str, float | None] = {str(fold): float(value) for fold, value in found[name].items()}
+        summary[name] = {**_figure(per_fold, arm.complete), "per_fold": per_fold}
     return summary
 
 

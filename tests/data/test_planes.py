@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
+from torchmetrics.functional.classification import binary_f1_score
 
 from bushpc.config import CellConfig, compose
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.dist import World
 from bushpc.errors import DataError
+from bushpc.run import run_cell
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards.card import PROJECT_SHARDS
 from bushpc.shards.manifest import Manifest, read_image, read_mask
@@ -95,6 +100,46 @@ def test_tars_and_batches_hold_every_class_and_channel_as_the_source_gave_them(c
             assert record.lesion_length == 18
             seen.add(key)
     assert seen == {record.key for record in manifest.records}
+
+
+def test_every_class_is_scored_by_its_own_map_and_their_mean_stands_for_all(classes, tmp_path):
+    tiny = ("patch=4", "widths=[8,8]", "depth=1", "acb=false", "steps=2", "samples=2")
+    modes = ("inference=generative", "sampler=ddim", "channels=4", "mask_classes=3")
+    config, _ = open_cell(
+        *(classes, tmp_path, "model=vit_diffusion_small", *(f"model.{word}" for word in (*tiny, *modes))),
+        *(
+            "evaluate.metrics=[dice,hd95_px,betti_error]",
+            "evaluate.explain=0",
+            "train.iterations=2",
+            "train.epochs=null",
+        ),
+    )
+    cell_dir = tmp_path / "run" / "cells" / "fold0"
+    cell_dir.mkdir(parents=True)
+    (cell_dir / "config.yaml").write_text(replace(config, name="run").to_yaml())
+    shutil.copy(classes / "folds.csv", tmp_path / "run" / "folds.csv")
+    assert run_cell(cell_dir, World()) is None
+
+    manifest, maps = Manifest.load(classes), cell_dir / "predictions" / "none"
+    rows = pd.read_csv(cell_dir / "per_image.csv")
+    assert len(rows) >= 2
+    for _, row in rows.iterrows():
+        planes = np.unpackbits(read_mask(classes, manifest.record(row["key"]))[None], axis=0, bitorder="little")[:3]
+        found = [np.asarray(Image.open(maps / name / f"{row['key']}.png")) >= 128 for name in ("", "rim", "whole")]
+        dices = [
+            binary_f1_score(torch.from_numpy(ours).int(), torch.from_numpy(plane).int()).item()
+            for ours, plane in zip(found, planes, strict=True)
+        ]
+        assert [row[f"dice:{name}"] for name in CLASSES] == pytest.approx(dices)
+        assert row["dice"] == pytest.approx(np.mean(dices))
+        assert row["hd95_px"] == pytest.approx(np.mean([row[f"hd95_px:{name}"] for name in CLASSES]))
+        assert row["betti_error"] == pytest.approx(np.mean([row[f"betti_error:{name}"] for name in CLASSES]))
+        assert row["tp"] == sum((ours & (plane > 0)).sum() for ours, plane in zip(found, planes, strict=True))
+        for name in ("", "rim", "whole"):
+            deviation = np.asarray(Image.open(maps / name / "uncertainty" / f"{row['key']}.png"))
+            assert deviation.any()  # two samples differ somewhere
+    pixels = pd.read_csv(cell_dir / "calibration.csv")["pixels"].sum()
+    assert pixels == len(rows) * 3 * SIZE * SIZE
 
 
 def test_a_model_gets_floats_of_them(classes, tmp_path):

@@ -19,7 +19,9 @@ from bushpc.cli import main
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, ResumeError
 from bushpc.evaluate import predict
-from bushpc.evaluate.predictor import Predictor, load
+from bushpc.evaluate.predictor import Member, Predictor, load
+from bushpc.models.base import Model, ModelConfig
+from bushpc.sample import Prediction
 from bushpc.shards.manifest import Manifest, read_image
 
 SPATIAL = "a large lesion in the upper inner quadrant of the breast"
@@ -199,6 +201,54 @@ def test_masks_come_out_at_original_size_under_the_names_of_the_images(run, fold
             assert float(row["mean_prob"]) == pytest.approx(result.prob_HW[result.mask_HW > 0].mean(), rel=1e-4)
         assert [row["spatial_prompt"]] == result.spatial_prompts
     assert any(int(row["area_px"]) for row in rows.values()), "the case is degenerate"
+
+
+def test_uncertainty_is_the_deviation_over_folds_and_mirror_images(run, folder, tmp_path, both, monkeypatch):
+    monkeypatch.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: both)
+    status, said = run(folder / "a.png", tmp_path / "out", "--uncertainty")
+    assert status == 0, said
+    found = pixels_of(tmp_path / "out" / "uncertainty" / "a.png") / 255 / 2
+    alone = [Predictor([member], both.recipe)(folder / "a.png").prob_HW for member in both.members]
+    assert found.max() > 0.01, "the case is degenerate"
+    # Of two numbers half their difference, but for where the difference changes its sign before it is enlarged.
+    apart = np.abs(alone[0] - alone[1]) / 2
+    assert np.abs(found - apart).mean() < 0.002
+    both_ways = Predictor(both.members[:1], both.recipe, tta=True)
+    monkeypatch.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: both_ways)
+    assert run(folder / "a.png", tmp_path / "tta", "--uncertainty")[0] == 0
+
+
+def test_the_uncertainty_of_one_sample_of_one_fold_is_refused_before_anything_is_written(run, folder, tmp_path):
+    status, said = run(folder, tmp_path / "out", "--uncertainty")
+    assert (status, "one sample of one fold. Leave --fold out" in " ".join(said.split())) == (2, True), said
+    assert not (tmp_path / "out").exists()
+
+
+class Sampling(Model):
+    """A model that says of each pixel how red it is, and of one column that its samples differ as far as they can."""
+
+    makes = frozenset({"prob_BKHW"})
+
+    @classmethod
+    def needs(cls, config):
+        return frozenset({"image_BCHW"})
+
+    def predict(self, batch):
+        red_B1HW = batch.image_BCHW[:, :1].float()
+        deviation_B1HW = torch.zeros_like(red_B1HW)
+        deviation_B1HW[..., 3] = 0.5
+        return Prediction(prob_BKHW=red_B1HW, uncertainty_BKHW=deviation_B1HW)
+
+
+def test_one_fold_of_a_model_that_samples_has_an_uncertainty_of_its_own(run, tmp_path, one, monkeypatch):
+    model = Sampling(ModelConfig(image_size=8, pretrained=False))
+    member = Member(name="fold0", model=model, bins=None, sha256="0" * 64)
+    monkeypatch.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: Predictor([member], one.recipe))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", tmp_path / "out", "--uncertainty")[0] == 0
+    found = pixels_of(tmp_path / "out" / "uncertainty" / "a.png")
+    assert found[:, 3].tolist() == [255] * 8
+    assert found.sum() == 8 * 255
 
 
 def test_an_overlay_changes_the_contour_alone():

@@ -1,5 +1,6 @@
-"""Mask metrics against torchmetrics and MONAI, and cases worked by hand."""
+"""Mask metrics against torchmetrics, MONAI and gudhi, and cases worked by hand."""
 
+import gudhi
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchmetrics.functional.classification import (
     binary_stat_scores,
 )
 
-from bushpc.metrics.mask import confusion, lesion_length, mask_metrics, surface_metrics
+from bushpc.metrics.mask import betti_error, betti_numbers, confusion, lesion_length, mask_metrics, surface_metrics
 
 
 @pytest.fixture
@@ -155,3 +156,48 @@ def test_a_missed_lesion_is_as_far_away_as_the_image_is_long_and_a_normal_scan_h
     nothing = np.zeros((48, 64))
     assert surface_metrics(nothing, square(10), pixel=(0.5, 0.5), tolerance=1.0) == (40.0, 0.0)
     assert np.isnan(surface_metrics(nothing, nothing, pixel=(1.0, 1.0), tolerance=1.0)).all()
+
+
+def gudhi_betti(mask_HW):
+    """Of the closed pixels of the foreground: what is there at filtration value 0."""
+    complex_ = gudhi.CubicalComplex(top_dimensional_cells=np.where(mask_HW, 0.0, 1.0))
+    complex_.compute_persistence()
+    found = complex_.persistent_betti_numbers(0.0, 0.5)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
+def test_pieces_and_holes_are_those_that_gudhi_finds(share):
+    random = np.random.default_rng(8)
+    for size in ((3, 3), (12, 9), (31, 40)):
+        mask_HW = random.random(size) < share
+        assert betti_numbers(mask_HW) == gudhi_betti(mask_HW)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pieces", "holes"),
+    [
+        (["....", "....", "...."], 0, 0),
+        (["####", "####", "####"], 1, 0),
+        (["#...", ".#..", "..##"], 1, 0),  # corners connect the foreground
+        ([".#..", "#.#.", ".#.."], 1, 1),  # and so close a ring around one pixel
+        (["###.", "#..#", "####"], 1, 1),  # whose inside leaves by no corner
+        (["####", "#..#", "#..#"], 1, 0),  # open to the border
+        (["#.##", "..##", "#..."], 3, 0),
+        (["#####", "#.#.#", "#####"], 1, 2),
+    ],
+)
+def test_pieces_and_holes_worked_by_hand(rows, pieces, holes):
+    assert betti_numbers(np.array([[pixel == "#" for pixel in row] for row in rows])) == (pieces, holes)
+
+
+def test_betti_error_counts_wrong_pieces_and_wrong_holes_of_the_thresholded_map():
+    mask, prob = square(10), 0.6 * square(10).astype(float)
+    assert betti_error(prob, mask) == 0
+    prob[15:17, 15:17] = 0.4  # a hole
+    prob[2, 2] = prob[5, 60] = prob[40, 40] = 0.55  # three stray pixels
+    assert betti_error(prob, mask) == 3 + 1
+    assert betti_error(prob, mask, threshold=0.3) == 3
+    assert betti_error(prob, mask, threshold=0.7) == 1  # nothing is found
+    assert betti_error(np.zeros((48, 64)), np.zeros((48, 64))) == 0
+    assert betti_error(prob, np.zeros((48, 64))) == 4 + 1

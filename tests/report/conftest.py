@@ -304,15 +304,17 @@ def _save(path: Path, gray_HW: np.ndarray) -> None:
 
 
 def write_shards(folder: Path, samples: list[tuple[str, np.ndarray, np.ndarray]]) -> Manifest:
-    """One file with all PNGs one after the other, which is all that reading by offset needs of a tar."""
+    """One file with all PNGs one after the other, which is all that reading by offset needs of a tar. Of a mask bit k
+    is class k.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records, at = [], 0
     with (folder / "lesion-000000.tar").open("wb") as tar:
         for key, image_HWC, mask_HW in samples:
-            sizes = [tar.write(_png(array)) for array in (image_HWC, mask_HW * 255)]
+            sizes = [tar.write(_png(array)) for array in (image_HWC, mask_HW)]
             facts = {"key": key, "patient": key, "label": "benign", "attributes": {}, "pixel_mm": None}
             extent = {"height": mask_HW.shape[0], "width": mask_HW.shape[1]}
-            lesion = {"lesion_pixels": int(mask_HW.sum()), "lesion_length": _length(mask_HW)}
+            lesion = {"lesion_pixels": int((mask_HW > 0).sum()), "lesion_length": _length(mask_HW)}
             image = {"image_offset": at, "image_bytes": sizes[0]}
             mask = {"mask_offset": at + sizes[0], "mask_bytes": sizes[1]}
             records.append(Record(**facts, **extent, **lesion, **image, **mask, shard="lesion-000000.tar"))
@@ -321,6 +323,11 @@ def write_shards(folder: Path, samples: list[tuple[str, np.ndarray, np.ndarray]]
     manifest = Manifest(dataset="breast", packer_version=1, excerpt=False, shards=[shard], sources={}, records=records)
     manifest.save(folder)
     return manifest
+
+
+@pytest.fixture(scope="session")
+def shards() -> t.Callable[..., Manifest]:
+    return write_shards
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -119,6 +119,17 @@ def test_images_without_a_value_are_left_out_and_counted(builder, two_tasks) -> 
     assert not re.search(r"\bnan\b", (result.html.parent / "report.md").read_text())
 
 
+def test_the_betti_error_stands_in_the_tables_with_its_definition(builder, row) -> None:
+    builder.metrics = ("betti_error", "dice")
+    rows = {k: [row(f"f{k}i{i}", k, betti_error=float(i + k)) for i in range(3)] for k in range(5)}
+    result = build_report(builder.complete(rows).path)
+    line = _csv(result, "headline")[0]
+    assert float(line["betti_error"]) == pytest.approx(1 + 2)
+    page = result.html.read_text()
+    assert "Betti error\N{NO-BREAK SPACE}↓" in page
+    assert "Betti error: pieces and holes of the predicted mask too many or too few" in page
+
+
 def test_a_fold_in_which_no_image_has_a_metric_has_a_dash_and_the_mean_is_over_the_others(builder, row) -> None:
     builder.metrics = ("dice", "hd95_mm")
     builder.complete({k: [row(f"f{k}", k, hd95_mm=np.nan if k == 2 else 4.0 + k)] for k in range(5)})

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bushpc.report import panel
-from bushpc.report.panel import choose, draw, open_shards
+from bushpc.report import build_report, panel
+from bushpc.report.panel import choose, contour_of, draw, open_shards
 from bushpc.report.results import read_run
+from bushpc.report.study import study_of
 
 
 def build_panel(path) -> panel.Panel:
@@ -44,7 +45,7 @@ def test_false_positives_are_blue_and_false_negatives_red_at_the_images_own_aspe
     truth, prob = np.zeros((100, 200), np.uint8), np.zeros((50, 50), np.uint8)
     truth[20:80, 40:120] = 1  # left and middle
     prob[10:40, 20:40] = 255  # on the stretched square: columns 80 to 160, so middle and right
-    contour, overlay = (_pixels(uri) for uri in draw(image, truth, prob, 0.5))
+    contour, overlay = _pixels(contour_of(image, truth, 400)), _pixels(draw(image, truth, prob, 0.5))
     assert overlay.shape == contour.shape == (200, 400, 3)
     missed, found, invented, outside = (overlay[100, x] for x in (120, 200, 280, 380))
     assert missed[0] > missed[2] + 100
@@ -60,8 +61,74 @@ def test_the_overlay_is_drawn_at_the_runs_own_threshold() -> None:
     image, truth = np.full((40, 40, 3), 90, np.uint8), np.zeros((40, 40), np.uint8)
     faint = np.full((40, 40), 77, np.uint8)  # a probability of 0.30
     for threshold, invented in ((0.3, True), (0.31, False)):
-        _, overlay = draw(image, truth, faint, threshold)
-        assert (np.ptp(_pixels(overlay)[20, 20]) > 50) == invented
+        assert (np.ptp(_pixels(draw(image, truth, faint, threshold))[20, 20]) > 50) == invented
+
+
+def test_the_deviation_of_a_model_that_samples_is_one_more_picture_with_its_scale(realistic) -> None:
+    shown = build_panel(realistic.path).cases[0]
+    assert [view.deviation for view in shown.views] == [False]
+    assert "standard deviation (SD) at each pixel" not in build_report(realistic.path).html.read_text()
+    folder = realistic.cell(shown.fold) / "predictions" / "first_pass" / "uncertainty"
+    folder.mkdir()
+    half = np.zeros((64, 64), np.uint8)
+    half[:, 32:] = 204  # a deviation of 0.4
+    Image.fromarray(half).save(folder / f"{shown.key}.png")
+    errors, found = build_panel(realistic.path).cases[0].views
+    assert (found.label, found.said) == ("SD", "at most 0.40")
+    picture = _pixels(found.picture)
+    assert picture.shape == _pixels(errors.picture).shape
+    assert picture[100, 50].max() < 20
+    assert picture[100, 350].max() > 220
+    page = build_report(realistic.path).html.read_text()
+    assert "standard deviation (SD) at each pixel" in page
+    assert "<figcaption>SD, at most 0.40</figcaption>" in page
+
+
+@pytest.fixture
+def fundus(builder, row, shards):
+    """A scan with a disc and a cup in it, of which all of the disc was found, and half of the cup."""
+    image, mask = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64), np.uint8)
+    mask[8:56, 8:56] = 1
+    mask[24:40, 24:40] = 3
+    manifest = shards(builder.path.parent / "shards", [("eye", image, mask)])
+    builder.write_run_json(prompts="none", manifest_sha256=manifest.hash)
+    folder = builder.cell(0) / "predictions" / "none"
+    for name, bit, found in (("", 0, slice(64)), ("cup", 1, slice(32))):
+        prob = np.zeros((64, 64), np.uint8)
+        prob[found] = (mask[found] >> bit & 1) * 255
+        (folder / name / "uncertainty").mkdir(parents=True)
+        Image.fromarray(prob).save(folder / name / "eye.png")
+        Image.fromarray(prob).save(folder / name / "uncertainty" / "eye.png")
+    of_class = {"dice:disc": 1.0, "dice:cup": 0.6667}
+    return builder.complete({0: [row("eye", 0, "none", dice=0.8333, **of_class)]})
+
+
+def _wrong(overlay: np.ndarray) -> float:
+    """The share of a grey scan's pixels that are coloured."""
+    return float((np.ptp(overlay, axis=2) > 50).mean())
+
+
+def test_each_mask_class_has_its_own_errors_and_the_ground_truth_shows_all_contours(fundus) -> None:
+    (case,) = build_panel(fundus.path).cases
+    views = ["disc", "disc, SD", "cup", "cup, SD"]
+    assert [view.label for view in case.views] == views
+    disc, _, cup, _ = (_pixels(view.picture) for view in case.views)
+    assert disc.shape == (400, 400, 3)
+    assert _wrong(disc) < 0.03  # all is found, but for what two ways to enlarge make of its rim
+    missed = np.argwhere(cup[..., 0] > cup[..., 2] + 100)
+    assert missed.min(0).tolist() == pytest.approx([200, 150], abs=3)
+    assert missed.max(0).tolist() == pytest.approx([250, 250], abs=3)
+    contour = _pixels(case.contour)
+    for y, x in ((50, 200), (150, 200)):  # the upper edges of disc and cup
+        assert contour[y, x, 0] > contour[y, x, 2] + 80
+
+
+def test_arms_are_shown_side_by_side_by_their_first_mask_class(fundus) -> None:
+    study = study_of(fundus.path)
+    (strip,) = panel.build_gallery(study, open_shards(study.runs[0])).strips
+    errors, deviation = strip.views
+    assert (errors.said, deviation.said) == ("Dice 1.0000", "at most 0.50")
+    assert _wrong(_pixels(errors.picture)) < 0.03
 
 
 def test_the_panel_shows_the_headline_source_of_all_folds(realistic) -> None:

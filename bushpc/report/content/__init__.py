@@ -10,6 +10,8 @@ from bushpc.report.content.labels import label_comparison_table, labels_table, n
 from bushpc.report.content.outcome import (
     ablation_table,
     calibration_table,
+    classes_of,
+    classes_table,
     difference_table,
     folds_table,
     headline_table,
@@ -22,13 +24,14 @@ from bushpc.report.study import Study
 from bushpc.report.tables import Table
 from bushpc.shards.manifest import Manifest
 
-__all__ = ["Summary", "all_tables", "folds_phrase", "folds_table", "overview_table", "several", "titled"]
+__all__ = ["Summary", "all_tables", "classes_of", "folds_phrase", "folds_table", "overview_table", "several", "titled"]
 
 
 def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dict[str, Table]:
     """Every table of the report by name, in its order; those that there is nothing to say in are left out."""
     tables = [
         headline_table(summary),
+        classes_table(summary),
         ablation_table(summary),
         comparison_table(summary),
         fold_comparison_table(summary),

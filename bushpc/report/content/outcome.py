@@ -1,7 +1,10 @@
-"""Tables of what was measured: overall, by switch, by prompt source, by fold, by lesion size, calibration."""
+"""Tables of what was measured: overall, by switch, by mask class, by prompt source, by fold, by lesion size,
+calibration.
+"""
 
 from __future__ import annotations
 
+import typing as t
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -206,19 +209,11 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
 def _definition_notes(summary: Summary) -> list[str]:
     """What a figure does not cover, and what cannot be read from its name."""
     shown, notes = summary["shown_metrics"], []
-    by_count: dict[str, list[str]] = {}
-    for metric in (metric for metric in shown if metric in IMAGE_METRICS):
-        found = [
-            (figures[metric]["images"], sum(line.arm["images"].values()))
-            for line in lines(summary)
-            if metric in (figures := line.figures())
-        ]
-        if any(images < all_images for images, all_images in found):
-            images, all_images = ({pair[i] for pair in found} for i in (0, 1))
-            said = f"{_range(images)} of {_range(all_images)} images; the others have no lesion"
-            said += " or no known pixel size" if metric.endswith("_mm") else ""
-            by_count.setdefault(said, []).append(titled(metric))
-    notes += [f"{listed(names)}: of {said}." for said, names in by_count.items()]
+    classes = classes_of(summary)
+    if classes:
+        notes.append(f"Of an image the mean over the mask classes {listed(classes)}; see the results by mask class.")
+    of_images = [metric for metric in shown if metric in IMAGE_METRICS]
+    notes += _coverage(of_images, [(line.arm, line.figures()) for line in lines(summary)], "lesion")
     by_reason: dict[str, list[str]] = {}
     for metric in summary["undefined_metrics"]:
         by_reason.setdefault(_why_undefined(metric), []).append(titled(metric))
@@ -233,11 +228,31 @@ def _definition_notes(summary: Summary) -> list[str]:
             "HD95: 95th percentile of the Hausdorff distance; where a lesion is there and nothing was found, the "
             "image's diagonal."
         )
+    if "betti_error" in shown:
+        notes.append("Betti error: pieces and holes of the predicted mask too many or too few, wherever they are.")
     tolerances = summary["arms"][0]["tolerance"]
     nsd = [f"{tolerances[metric]:g} {metric[-2:]}" for metric in shown if metric in tolerances]
     if nsd:
         notes.append(f"NSD (surface Dice): share of both contours that lie within {listed(nsd)} of the other.")
     return notes
+
+
+def _coverage(metrics: list[str], of_arms: list[tuple[Summary, Summary]], what: str) -> list[str]:
+    """Of how many images a metric is, where it is not of all.
+
+    of_arms: each arm with its figures by metric. what: is to be found in an image, and missing in the others.
+    """
+    by_count: dict[str, list[str]] = {}
+    for metric in metrics:
+        found = [
+            (figures[metric]["images"], sum(arm["images"].values())) for arm, figures in of_arms if metric in figures
+        ]
+        if any(images < all_images for images, all_images in found):
+            images, all_images = ({pair[i] for pair in found} for i in (0, 1))
+            said = f"{_range(images)} of {_range(all_images)} images; the others have no {what}"
+            said += " or no known pixel size" if metric.endswith("_mm") else ""
+            by_count.setdefault(said, []).append(titled(metric))
+    return [f"{listed(names)}: of {said}." for said, names in by_count.items()]
 
 
 def _range(counts: set[int]) -> str:
@@ -509,6 +524,66 @@ def sources_table(summary: Summary) -> Table | None:
 def _source_test(test: Summary) -> tuple[Number, Number, Number]:
     effect = Number(test.get("effect"), decimals=2)
     return Number(test.get("mean")), effect, Number(test.get("p_holm"), is_p=True)
+
+
+def classes_of(summary: Summary) -> list[str]:
+    """Mask classes that some arm was measured by, in their order; none where there is but one."""
+    return list(dict.fromkeys(name for arm in summary["arms"] for name in arm["mask_classes"]))
+
+
+def classes_table(summary: Summary) -> Table | None:
+    """Mean ± SD over fold means of each entry for each mask class by itself; the paper's table below each."""
+    entries, classes = lines(summary), classes_of(summary)
+    metrics = [metric for metric in summary["shown_metrics"] if metric in IMAGE_METRICS]
+    if not classes or not metrics:
+        return None
+    paper = published(summary, "by_class")
+    counted = not same_folds(summary)
+    rows = []
+    for name in classes:
+        rows += [
+            Row(
+                values=(
+                    line.label,
+                    *((folds_count(line.arm),) if counted else ()),
+                    *(figure(found[metric]) if metric in found else Number(None) for metric in metrics),
+                ),
+                group=f"{name}: {_headline_group(summary)}",
+                ranked=line.ranked,
+            )
+            for line in entries
+            for found in [line.arm["by_class"][line.source].get(name, {})]
+        ]
+        if paper:
+            rows += [
+                Row(
+                    values=(method, *(("—",) if counted else ()), *printed(paper, figures.get(name, {}), metrics)),
+                    group=f"{name}: {paper.heading}",
+                    quoted=True,
+                )
+                for method, figures in paper.rows.items()
+            ]
+    return Table(
+        name="classes",
+        caption=f"Results by mask class at {_threshold(summary)} on validation images",
+        columns=(METHOD, *((FOLDS,) if counted else ()), *metric_columns(summary, metrics, over="")),
+        rows=tuple(rows),
+        notes=tuple(_class_notes(summary, classes, metrics, paper)),
+    )
+
+
+def _class_notes(
+    summary: Summary, classes: list[str], metrics: list[str], paper: PublishedTable | None
+) -> t.Iterator[str]:
+    yield from lower_is_better(metrics)
+    for name in classes:
+        of_class = [(line.arm, line.arm["by_class"][line.source].get(name, {})) for line in lines(summary)]
+        yield from (f"{name}: {said}" for said in _coverage(metrics, of_class, name))
+    if not summary["complete"]:
+        yield "Folds are missing: there these are means over the complete ones only, without SD, and no final result."
+    if paper:
+        yield f"The paper's rows were not computed here: {paper.citation}."
+    yield bold_note(summary)
 
 
 def folds_table(summary: Summary, with_paper: bool = True) -> Table:

@@ -3,13 +3,14 @@
 The form of these files:
   citation, short   the paper, in full and as tables say it
   data              the dataset, as `data=` names it
-  overall | strata | fold_wise | ablation
+  overall | by_class | strata | fold_wise | ablation
                     the paper's tables, each with
     table           its number there
     models          the models, and with them their variants (`xbusnet_…`), whose runs it is shown for
     decimals        how many the paper prints; one number, or metric → number
     percent         metrics that the paper prints in percent; ours are fractions, so they are shown as such
     rows            the paper's name → figures by metric (metrics/names.py; `parameters`): a mean, or [mean, SD].
+                    By class and by stratum these stand one level below the class or stratum.
                     Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
                     or `row`, the grid's own name for it.
 """
@@ -57,7 +58,7 @@ class PublishedTable(t.NamedTuple):
 
 
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
-    """The paper's table of this kind (overall, strata, fold_wise, ablation), if one fits the dataset and model."""
+    """The paper's table of this kind (overall, by_class, strata …) that fits the dataset and model, if there is one."""
     return next((table for table in tables_of(model, kind) if table.data == data), None)
 
 
@@ -94,7 +95,7 @@ def _table(paper: dict[str, t.Any], table: dict[str, t.Any]) -> PublishedTable:
 
 
 def _figures_of(row: dict[str, t.Any]) -> t.Iterator[str]:
-    """The metrics of a row, which of a table by strata stand one level below."""
+    """The metrics of a row, which of a table by class or stratum stand one level below."""
     for name, value in row.items():
         if isinstance(value, dict):
             yield from _figures_of(value)
