@@ -42,13 +42,17 @@ PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant"
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
+    "data.synthetic",  # where its images lie; what they are is data.synthetic_sha256
     "evaluate.explain",
     *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
     *("train.validate_every", "train.track", "engine.recompute", "engine.hang_s", "data.stream"),
     "resume_changes",
 )
 # Which samples a step takes follows from these, and a checkpoint stands at a step: no run may go on with others.
-ORDER = ("seed", "train.batch_size", "loader.lanes")
+ORDER = (
+    *("seed", "train.batch_size", "loader.lanes"),
+    *("data.synthetic_sha256", "data.synthetic_ratio", "data.real"),
+)
 
 
 # What reading YAML that is not what it should be raises.
@@ -219,14 +223,42 @@ class DataConfig:
     root: str | None
     stream: str | None
     normals: bool
+    synthetic: str | None
+    synthetic_sha256: str | None
+    synthetic_ratio: float | None
+    real: bool
 
     def __post_init__(self) -> None:
         _require(self.stream != "", "data.stream=''", "a URL, a folder with '/' at its end, a pipe: command, or null")
+        _require(self.synthetic != "", "data.synthetic=''", "a folder that `bushpc generate` wrote, or null")
+        ratio = self.synthetic_ratio
+        _require(ratio is None or 0 <= ratio < math.inf, f"data.synthetic_ratio={ratio}", "0 or more")
+        if ratio and self.synthetic is None:
+            raise ConfigError(
+                f"data.synthetic_ratio={ratio:g} without data.synthetic: set that to a folder that `bushpc generate` "
+                "wrote"
+            )
+        if not self.real and not self.mixed:
+            raise ConfigError(
+                f"data.real=false with data.synthetic={self.synthetic or 'null'} and data.synthetic_ratio={ratio}: "
+                "nothing is left to train on; set data.synthetic to a folder that `bushpc generate` wrote and the "
+                "ratio above 0, or data.real=true"
+            )
+        if self.mixed and self.stream:
+            raise ConfigError(
+                "data.synthetic with data.stream: a stream delivers one dataset; read the shards from data.root "
+                "instead, or set data.synthetic=null"
+            )
 
     @property
     def folder(self) -> Path:
         """The folder with card, folds, tars and manifest."""
         return Path(self.root).expanduser().resolve() if self.root else ROOT / "shards" / self.name
+
+    @property
+    def mixed(self) -> bool:
+        """Whether synthetic scans train."""
+        return self.synthetic is not None and self.synthetic_ratio != 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +390,12 @@ class CellConfig:
         self._check_keep_best()
         if self.loader.features:
             self._check_features()
+        if self.train.tuned and not self.data.real:
+            raise ConfigError(
+                f"data.real=false with train.holdout={self.train.holdout}: the held-out scans are real ones, and this "
+                "model is to see none; take a schedule that follows no loss (train.schedule=cosine, "
+                "train.stop_patience=0, train.holdout=0)"
+            )
         if self.data.stream:
             if self.train.balance:
                 raise ConfigError(
@@ -447,6 +485,8 @@ class CellConfig:
         hashed = {k: v for k, v in flat.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
         hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
+        if not self.data.mixed:
+            hashed |= {"data.synthetic_sha256": None, "data.synthetic_ratio": None}
         # Where epochs are counted, each fold's number of steps follows from them.
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
@@ -688,7 +728,13 @@ def _resolve(cell: CellConfig) -> CellConfig:
     return dataclasses.replace(
         cell,
         engine=engine,
-        data=dataclasses.replace(cell.data, root=str(cell.data.folder), stream=_absolute_stream(cell.data.stream)),
+        data=dataclasses.replace(
+            cell.data,
+            root=str(cell.data.folder),
+            stream=_absolute_stream(cell.data.stream),
+            synthetic=_absolute(cell.data.synthetic),
+            synthetic_ratio=float(cell.data.mixed) if cell.data.synthetic_ratio is None else cell.data.synthetic_ratio,
+        ),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
         loader=dataclasses.replace(

@@ -33,6 +33,7 @@ from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData
+from bushpc.data.mixture import PREFIX
 from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everything
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
@@ -215,8 +216,9 @@ def _train_and_evaluate(
 
 def _images(data: FoldData) -> str:
     """How many images each part has, for the log."""
-    draws = sum(data.repeats)
-    train = f"{len(data.train)} training" + (f" (drawn {draws} times an epoch)" if draws > len(data.train) else "")
+    draws, synthetic = sum(data.repeats), sum(record.key.startswith(PREFIX) for record in data.train)
+    train = f"{len(data.train)} training" + (f" ({synthetic} synthetic)" if synthetic else "")
+    train += f" (drawn {draws} times an epoch)" if draws > len(data.train) else ""
     held = f", {len(data.holdout)} held-out training" if data.holdout else ""
     return f"{train}{held} and {len(data.validation)} validation images"
 

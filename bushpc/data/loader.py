@@ -25,6 +25,7 @@ from bushpc.data import parts
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.captions import NO_CAPTION, caption
+from bushpc.data.mixture import open_synthetic
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.process import STOP_SIGNALS, end_with_parent
@@ -40,6 +41,7 @@ if t.TYPE_CHECKING:  # which builds on this module
 class FoldData:
     """The parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes.
 
+    manifest: of the dataset, and of the synthetic scans that train besides, where data.synthetic asks for some.
     repeats: how often an epoch draws each of `train`. holdout: of the training part, held out for the schedule.
     features: what was computed of them before (bushpc.data.features), where `loader.features` asks for it.
     """
@@ -60,10 +62,13 @@ class FoldData:
         manifest = Manifest.load(folder)
         refuse_synthetic(manifest, folder)
         folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=cell.data.normals)
-        train, holdout = parts.hold_out(
-            [manifest.record(key) for key in folds.train(fold)], cell.train.holdout, cell.seed
-        )
+        real = [manifest.record(key) for key in folds.train(fold)]
         validation = [manifest.record(key) for key in folds.validation(fold)]
+        synthetic = []
+        if cell.data.mixed:
+            added = open_synthetic(t.cast(str, cell.data.synthetic), fold, cell.data.synthetic_sha256)
+            synthetic, manifest = added.records(cell.data.normals), added.added_to(manifest)
+        train, holdout = parts.training_part(cell, real, synthetic)
         lesions = [record for record in train if record.lesion_pixels]
         shares = [record.lesion_pixels / (record.height * record.width) for record in lesions]
         bins = SizeBins.from_training(shares, cell.prompting.size_quantiles)

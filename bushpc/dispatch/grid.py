@@ -21,8 +21,9 @@ from pathlib import Path
 import yaml
 
 from bushpc import weights
-from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, config_names
-from bushpc.data.parts import steps
+from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, config_names
+from bushpc.data.mixture import Synthetic, open_synthetic
+from bushpc.data.parts import steps, training_part
 from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
@@ -89,7 +90,7 @@ def cv_plan(config: CellConfig) -> Plan:
     data = _Data(config)
     weights.require(config.model_class, config.model, config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
-    digest = _digest(whole.hash, data.hash)
+    digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(config))
     # The same settings on the same data always land in the same run folder.
     name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
     named = dataclasses.replace(config, name=name)
@@ -110,7 +111,8 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     composer = Composer([*grid.base, *words])
     base = composer({})
     data = _Data(base)
-    name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data.hash)}"
+    digest = _digest(dataclasses.replace(base, fold=None).hash, data.hash, *data.synthetic_hashes(base))
+    name = base.name or f"{grid.name}-{base.data.name}-{digest}"
     rows, problems, staged = {}, [], set()
     for row in grid.rows:
         try:
@@ -229,17 +231,43 @@ class _Data:
         self._file = find_folds(self.manifest, folder, config.folds)
         self.hash = self.manifest.hash + sha256_of(self._file)
         self._folds: dict[bool, Folds] = {}
+        self._synthetic: dict[Path, Synthetic] = {}
         folds = self._with(config.data.normals)
         if config.fold is not None:
             folds.validation(config.fold)  # refuses a fold that does not exist
         self.count = folds.count
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
-        """`config` for one fold, as many steps long as its epochs come to there."""
+        """`config` for one fold, as many steps long as its epochs come to there, and with its own synthetic scans."""
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
-        train = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
-        iterations = steps(train, config.train, config.seed)
-        return dataclasses.replace(config, fold=fold, train=dataclasses.replace(config.train, iterations=iterations))
+        real = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
+        synthetic, of_fold = [], config.data
+        if config.data.mixed:
+            added = self._added(config.data, fold)
+            synthetic = added.records(config.data.normals)
+            of_fold = dataclasses.replace(
+                config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash
+            )
+        train, _ = training_part(config, real, synthetic)
+        iterations = steps(train, config.train)
+        return dataclasses.replace(
+            config, fold=fold, data=of_fold, train=dataclasses.replace(config.train, iterations=iterations)
+        )
+
+    def synthetic_hashes(self, config: CellConfig) -> list[str]:
+        """Of the synthetic scans of each fold; none where none train."""
+        if not config.data.mixed:
+            return []
+        return [self._added(config.data, fold).manifest.hash for fold in range(self.count)]
+
+    def _added(self, data: DataConfig, fold: int) -> Synthetic:
+        """The synthetic scans of a fold, checked as the real ones are."""
+        found = open_synthetic(t.cast(str, data.synthetic), fold, data.synthetic_sha256)
+        if found.folder not in self._synthetic:
+            found.added_to(self.manifest)  # refuses what cannot train together
+            verify(found.folder, found.manifest, deep=True)
+            self._synthetic[found.folder] = found
+        return self._synthetic[found.folder]
 
     def _with(self, normals: bool) -> Folds:
         if normals not in self._folds:
