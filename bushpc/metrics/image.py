@@ -50,7 +50,7 @@ def frechet_distance(one_ND: np.ndarray, other_MD: np.ndarray) -> float:
     one_ND, other_MD = _centred(one_ND), _centred(other_MD)
     spread = (one_ND**2).sum() + (other_MD**2).sum()
     if min(len(one_ND), len(other_MD)) > one_ND.shape[1]:
-        one_ND, other_MD = np.linalg.qr(one_ND, mode="r"), np.linalg.qr(other_MD, mode="r")
+        one_ND, other_MD = (np.asarray(np.linalg.qr(each, mode="r")) for each in (one_ND, other_MD))
     return max(0.0, float(gap_D @ gap_D + spread - 2 * np.linalg.norm(one_ND @ other_MD.T, "nuc")))
 
 
