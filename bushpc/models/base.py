@@ -6,8 +6,10 @@ keys are the fields of the class's `Config`. See CONTRIBUTING.md, "Add a model".
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,6 +33,10 @@ class ModelConfig:
         """Refuse impossible values. Raises: ConfigError."""
         if self.image_size < 1:
             raise ConfigError(f"model.image_size={self.image_size}: allowed is 1 or more")
+
+    def standalone(self) -> t.Self:
+        """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
+        return dataclasses.replace(self, pretrained=False)
 
 
 class WeightFile(t.NamedTuple):
@@ -117,6 +123,13 @@ class Model(nn.Module):
         `forward` and `predict` read `batch.features` where there are some, and call this by themselves otherwise.
         """
         raise NotImplementedError
+
+    def save_pretrained(self, folder: Path) -> str | None:
+        """Write the model into an export's folder of a fold as another library opens it; returns how, for its card.
+
+        None where no other library would.
+        """
+        return None
 
     def cam_layer(self) -> nn.Module | None:
         """The module whose output, B x channels x h x w, Grad-CAM maps are made of; None: there are no maps.
