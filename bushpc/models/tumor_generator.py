@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UniPCMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
@@ -95,8 +95,8 @@ class TumorGeneratorConfig(ModelConfig):
     text_width, text_layers, text_heads: CLIP's text encoder.
     mask_channels: of the convolutions that bring a mask to the latents' size, halving it from each to the next.
     groups: of GroupNorm in all of them.
-    sampler, steps, guidance: `ddim` (eta = 0) or `unipc`, in so many steps, with this scale of classifier-free guidance;
-        1 switches it off.
+    sampler, steps, guidance: `ddim` (eta = 0) or `unipc`, in so many steps, with this scale of classifier-free
+        guidance; 1 switches it off.
     """
 
     stage: str
@@ -167,7 +167,8 @@ class TumorGeneratorConfig(ModelConfig):
             channels = getattr(self, name)
             if len(channels) < fewest or any(count < 1 or count % self.groups for count in channels):
                 raise ConfigError(
-                    f"model.{name}={list(channels)}: {fewest} or more multiples of model.groups={self.groups} are needed"
+                    f"model.{name}={list(channels)}: {fewest} or more multiples of model.groups={self.groups} are "
+                    "needed"
                 )
         if len(self.mask_channels) != len(self.vae_channels) or min(self.mask_channels) < 1:
             raise ConfigError(
@@ -647,8 +648,8 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
             value = list(value) if isinstance(value, tuple) else value
             if key not in _MAY_DIFFER and theirs.get(key, value) != value:
                 raise ConfigError(
-                    f"model.base={folder}: its {name} has {key} {theirs[key]}, and these settings make {value}; set the "
-                    "model's fields to those of the run that made it"
+                    f"model.base={folder}: its {name} has {key} {theirs[key]}, and these settings make {value}; set "
+                    "the model's fields to those of the run that made it"
                 )
     return there
 
