@@ -31,6 +31,7 @@ from bushpc.sample import LABELS
 if t.TYPE_CHECKING:
     from bushpc.models.base import Model, ModelConfig
 
+Settings = t.TypeVar("Settings")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
@@ -63,6 +64,7 @@ YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # So deep a file may be nested at most for libyaml, which takes the process with it where its stack ends.
 DEEP = 500
 MOST_INT = 2**63
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 # Characters of a wrong value in a message.
 MOST_SHOWN = 200
 
@@ -189,8 +191,16 @@ class EvaluateConfig:
     nsd_px: float
     batch_size: int
     explain: int
+    external: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        names = self.external_names
+        for name in names:
+            if not re.fullmatch(FOLDER_NAME, name) or names.count(name) > 1:
+                raise ConfigError(
+                    f"evaluate.external={list(self.external)}: the last part of each is its name in the tables, of "
+                    "letters, digits, '.', '_' and '-', and each name stands for one dataset"
+                )
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ConfigError(unknown_name("metric in evaluate.metrics", metric, METRICS))
@@ -200,6 +210,11 @@ class EvaluateConfig:
         _require(0 < self.threshold < 1, f"evaluate.threshold={self.threshold}", "between 0 and 1")
         _require(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size}", "1 or more")
         _require(self.explain >= 0, f"evaluate.explain={self.explain}", "0 (off) or more")
+
+    @property
+    def external_names(self) -> list[str]:
+        """What the datasets of `external` are called."""
+        return [Path(given).name for given in self.external]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +378,7 @@ class CellConfig:
     choices: dict[str, str]
 
     def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        if self.name is not None and not re.fullmatch(FOLDER_NAME, self.name):
             raise ConfigError(f"name={self.name!r}: a folder name of letters, digits, '.', '_' and '-' is needed")
         if self.folds not in ("frozen", "published", "grouped"):
             raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published", "grouped")))
@@ -481,12 +496,13 @@ class CellConfig:
     @property
     def settings(self) -> dict[str, t.Any]:
         """Every setting that determines the result, as `train.lr` → value."""
-        flat = _flat(self.to_dict())
-        hashed = {k: v for k, v in flat.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
+        settings = flat(self.to_dict())
+        hashed = {k: v for k, v in settings.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
         hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
         if not self.data.mixed:
             hashed |= {"data.synthetic_sha256": None, "data.synthetic_ratio": None}
+        hashed["evaluate.external"] = self.evaluate.external_names  # wherever they lie
         # Where epochs are counted, each fold's number of steps follows from them.
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
@@ -636,6 +652,21 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
     return changed
 
 
+def compose_command(cls: type[Settings], name: str, overrides: t.Sequence[str]) -> Settings:
+    """`configs/<name>.yaml` with overrides: the settings of a command that trains nothing. Raises: ConfigError."""
+    content = yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text())
+    valid = _leaf_keys(content)
+    for word in overrides:
+        *path, last = word.partition("=")[0].split(".")
+        if ".".join([*path, last]) not in valid:
+            raise ConfigError(unknown_name("setting", word.partition("=")[0], valid))
+        group = content
+        for key in path:
+            group = group[key]
+        group[last] = _parsed(word)
+    return t.cast("Settings", _build_instance(cls, content, ""))
+
+
 def _parsed(word: str) -> t.Any:
     """The value of one override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -737,12 +768,24 @@ def _resolve(cell: CellConfig) -> CellConfig:
         ),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
+        evaluate=dataclasses.replace(
+            cell.evaluate, external=tuple(str(shards_folder(given)) for given in cell.evaluate.external)
+        ),
         loader=dataclasses.replace(
             cell.loader,
             cache_dir=_absolute(cell.loader.cache_dir),
             features_dir=_absolute(cell.loader.features_dir),
         ),
     )
+
+
+def shards_folder(data: str) -> Path:
+    """The folder of a packed dataset, given by its name or itself. Raises: ConfigError."""
+    if data in config_names("data"):
+        return ROOT / "shards" / data
+    if data and Path(data).expanduser().is_dir():
+        return Path(data).expanduser().resolve()
+    raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))
 
 
 def _absolute(folder: str | None) -> str | None:
@@ -845,15 +888,16 @@ def _plain(value: t.Any) -> t.Any:
     return value
 
 
-def _flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+def flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+    """Nested settings by their dotted names: {"train": {"lr": 1}} → {"train.lr": 1}."""
     out: dict[str, t.Any] = {}
     for key, value in content.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
+        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
     return out
 
 
 def _leaf_keys(content: t.Mapping[str, t.Any]) -> set[str]:
-    return set(_flat(content)) - {"model._target_"}
+    return set(flat(content)) - {"model._target_"}
 
 
 def _require(holds: bool, given: str, allowed: str) -> None:

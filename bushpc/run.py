@@ -13,6 +13,7 @@ runs/<name>/cells/<cell>/
   calibration.csv  how well the predicted probabilities match, over all validation pixels
   evaluated/       which images an evaluation is through with, until all are
   per_image.csv    metrics of every validation image, written when complete
+  external/        the same of every image of other datasets
   predictions/     probability maps
   explain/         Grad-CAM maps of a few images
   DONE | FAILED    how it ended; neither while it is running, queued or stopped
@@ -38,6 +39,7 @@ from bushpc.dist import World, any_rank, barrier, from_main, leave, seed_everyth
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
+from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
@@ -197,6 +199,8 @@ def _train_and_evaluate(
     tracker.phase("evaluating", ended)
     with engine.predictor() as final, tracker.spending("evaluate"):
         rows = evaluate(cell, final, data, cell_dir, ended, how, world, tracker.say)
+        if rows is not None and not evaluate_external(cell, final, data, cell_dir, ended, how, world, tracker.say):
+            rows = None
         if rows is not None and world.is_main:
             explain(cell, final, data, cell_dir, how, tracker.say)
     if rows is None:

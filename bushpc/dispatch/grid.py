@@ -22,6 +22,7 @@ import yaml
 
 from bushpc import weights
 from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, config_names
+from bushpc.data.external import open_external
 from bushpc.data.mixture import Synthetic, open_synthetic
 from bushpc.data.parts import steps, training_part
 from bushpc.errors import BushpcError, ConfigError, unknown_name
@@ -39,7 +40,10 @@ MOST_CELLS = 20_000
 MOST_PROBLEMS = 10
 LONGEST_NAME = 120
 # Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
-RUN_WIDE = ("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes")
+RUN_WIDE = (
+    *("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes"),
+    "evaluate.external",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +240,8 @@ class _Data:
         if config.fold is not None:
             folds.validation(config.fold)  # refuses a fold that does not exist
         self.count = folds.count
+        for other in map(Path, config.evaluate.external):
+            verify(other, open_external(other, self.manifest), deep=True)
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
         """`config` for one fold, as many steps long as its epochs come to there, and with its own synthetic scans."""
