@@ -8,15 +8,17 @@ one under keys of their own. No torch: the login node and `bushpc audit` read th
 
 from __future__ import annotations
 
-import typing as t
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bushpc.errors import DataError
+from bushpc.files import read_json
 from bushpc.shards.manifest import FILE_NAME, Manifest, Record
 
 # Before the key of every synthetic scan that trains. No real key has a slash: keys are names of files in tars.
 PREFIX = "synthetic/"
+# Beside the shards that `bushpc generate` wrote.
+GENERATED = "generate.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class Synthetic:
         records = self.records(normals=True)
         return replace(real, shards=[*real.shards, *shards], records=[*real.records, *records])
 
+    def refuse_seen(self, manifest_sha256: str, folds_sha256: str, fold: int) -> None:
+        """Raises: DataError where the generator trained on scans that this fold of this dataset is validated on.
+
+        `bushpc generate` notes the data, folds and fold of every run that made the images in GENERATED.
+        """
+        for trained in (read_json(self.folder / GENERATED) or {}).get("trained_on", []):
+            same_data = trained["manifest_sha256"] == manifest_sha256
+            if same_data and (trained["folds_sha256"], trained["fold"]) != (folds_sha256, fold):
+                raise DataError(
+                    f"data.synthetic={self.folder} comes from a generator that trained on scans of fold {fold}'s "
+                    f"validation part: it was that of fold {trained['fold']}"
+                    + (" of other folds" if trained["folds_sha256"] != folds_sha256 else "")
+                    + ". What it remembers of them would be trained on. Generate with each fold's own generator into "
+                    f"fold0, fold1 … of one folder and give that, or train fold={trained['fold']} alone"
+                )
+
     def _place(self, file: str) -> str:
         """The absolute path of a shard, which stays what it is below any folder."""
         return str(self.folder / file)
@@ -72,7 +90,7 @@ def open_synthetic(folder: str | Path, fold: int, sha256: str | None = None) -> 
     if sha256 not in (None, manifest.hash):
         raise DataError(
             f"data.synthetic={folder} has another manifest ({manifest.hash[:12]}) than data.synthetic_sha256 says "
-            f"({t.cast(str, sha256)[:12]}): its scans were made anew. Restore the folder, or start a run under another "
+            f"({sha256[:12]}): its scans were made anew. Restore the folder, or start a run under another "
             "name=…"
         )
     return Synthetic(manifest, folder.resolve())

@@ -233,7 +233,8 @@ class _Data:
         else:
             verify(folder, self.manifest, deep=True)
         self._file = find_folds(self.manifest, folder, config.folds)
-        self.hash = self.manifest.hash + sha256_of(self._file)
+        self._folds_sha256 = sha256_of(self._file)
+        self.hash = self.manifest.hash + self._folds_sha256
         self._folds: dict[bool, Folds] = {}
         self._synthetic: dict[Path, Synthetic] = {}
         folds = self._with(config.data.normals)
@@ -246,10 +247,13 @@ class _Data:
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
         """`config` for one fold, as many steps long as its epochs come to there, and with its own synthetic scans."""
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
+        config.model_class.check_run(config)
         real = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
         synthetic, of_fold = [], config.data
         if config.data.mixed:
             added = self._added(config.data, fold)
+            if config.fold in (None, fold):  # the others are planned, and not trained now
+                added.refuse_seen(self.manifest.hash, self._folds_sha256, fold)
             synthetic = added.records(config.data.normals)
             of_fold = dataclasses.replace(
                 config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash

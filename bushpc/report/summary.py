@@ -146,14 +146,15 @@ def _metrics(study: Study, arm: Arm, source: str, shown: bool) -> dict[str, t.An
 
 def _per_fold(rows: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, float | None]]:
     """Metric → fold → value; None where no image of the fold has it."""
-    image = stats.fold_means(rows, [metric for metric in metrics if metric in IMAGE_METRICS])
+    of_images = [metric for metric in metrics if metric in IMAGE_METRICS]
+    image = stats.fold_means(rows, of_images) if of_images else {}
     told = label_stats.labelled(rows)
     label = {fold: label_stats.point_values(part) for fold, part in told.groupby("fold")}
     of_label = dict.fromkeys(LABEL_METRICS)
     return {
         metric: {str(fold): _or_none(value) for fold, value in image[metric].items()}
         if metric in IMAGE_METRICS
-        else {str(fold): label.get(fold, of_label)[metric] for fold in image.index}
+        else {str(fold): label.get(fold, of_label)[metric] for fold in sorted(rows["fold"].unique())}
         for metric in metrics
     }
 
@@ -432,9 +433,8 @@ def _external_comparison(study: Study, entry: Entry, reference: Entry, name: str
     folds = common_folds([entry, reference])
     ours, theirs = (_over_folds(each.arm.external[name], folds) for each in (entry, reference))
     differences = stats.paired_differences(ours, theirs, study.tested)
-    defined = _defined(differences, study.tested)
     metrics: dict[str, dict[str, t.Any]] = {}
-    for metric, found in (stats.intervals(differences, defined) if defined else {}).items():
+    for metric, found in stats.intervals(differences, _defined(differences, study.tested)).items():
         metrics[metric] = {"mean": found.mean, **_interval(found, True), **_ranks(metric, differences[metric])}
     told = [label_stats.labelled(rows).set_index("key") for rows in (ours, theirs)]
     common = told[0].index.intersection(told[1].index)

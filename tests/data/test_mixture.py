@@ -132,6 +132,29 @@ def test_each_fold_takes_the_generators_that_trained_on_it(phantom_folder, synth
         cv_plan(compose(words(phantom_folder, f"data.synthetic={tmp_path / 'of_folds'}")))
 
 
+def test_no_fold_trains_on_what_a_generator_remembers_of_its_validation_part(
+    phantom_folder, synthetic_folder, tmp_path
+):
+    made = tmp_path / "made"
+    shutil.copytree(synthetic_folder, made)
+    trained = {
+        "manifest_sha256": Manifest.load(phantom_folder).hash,
+        "folds_sha256": hashlib.sha256((phantom_folder / "folds.csv").read_bytes()).hexdigest(),
+        "fold": 2,
+    }
+
+    def plan(*more, **changes):
+        (made / "generate.json").write_text(json.dumps({"trained_on": [{**trained, **changes}]}))
+        return cv_plan(compose(words(phantom_folder, f"data.synthetic={made}", *more)))
+
+    with pytest.raises(DataError, match=r"fold 0's validation part: it was that of fold 2\."):
+        plan()
+    assert plan("fold=2").wanted == ["fold2"]
+    with pytest.raises(DataError, match=r"it was that of fold 2 of other folds"):
+        plan("fold=2", folds_sha256="0" * 64)
+    assert len(plan(manifest_sha256="0" * 64).wanted) == 5  # trained on another dataset
+
+
 def test_epochs_count_what_trains(phantom_folder, synthetic_folder):
     counted = words(phantom_folder, "train.epochs=2", "train.batch_size=1")
     alone, both = (
