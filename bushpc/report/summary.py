@@ -72,6 +72,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "settings": _settings(study, arm),
         "parameters": next((cell.parameters for cell in arm.cells if cell.parameters), None),
         "complete": arm.complete,
+        "synthetic": _synthetic(arm),
         "folds": {
             "source": arm.run["folds"]["source"],
             "expected": len(arm.cells),
@@ -106,6 +107,20 @@ def _settings(study: Study, arm: Arm) -> dict[str, t.Any]:
     stated = dict.fromkeys(key for other in study.arms for key in other.given)
     composed = next((cell.settings for cell in arm.cells if cell.settings), {})
     return {key: arm.given.get(key, composed.get(key)) for key in stated}
+
+
+def _synthetic(arm: Arm) -> dict[str, t.Any] | None:
+    """What synthetic scans the arm trained on; None without any. sha256: of their manifest, by fold."""
+    cells = [
+        cell for cell in arm.cells if cell.settings.get("data.synthetic") and cell.settings["data.synthetic_ratio"]
+    ]
+    if not cells:
+        return None
+    return {
+        "ratio": cells[0].settings["data.synthetic_ratio"],
+        "real": cells[0].settings["data.real"],
+        "sha256": {str(cell.fold): cell.settings["data.synthetic_sha256"] for cell in cells},
+    }
 
 
 def _images(per_image: pd.DataFrame | None) -> int:

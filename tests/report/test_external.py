@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import yaml
 
 from bushpc.report import build_report
 from bushpc.sample import LABELS
@@ -90,6 +91,20 @@ def test_rows_are_tested_image_by_image_on_the_mean_over_folds(downstream):
     page = (run.path / "report" / "index.html").read_text()
     assert 'id="external"' in page
     assert "30 images of near, 30 images of far" in page
+
+
+def test_the_page_says_who_trained_on_synthetic_scans(downstream):
+    run = downstream("synthetic", masks=True)
+    for fold in range(3):
+        path = run.of("r1").cell(fold) / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["data"] |= {"synthetic": "made", "synthetic_sha256": f"{fold}", "real": False}
+        path.write_text(yaml.safe_dump(config))
+    real_only, r1 = build_report(run.path).summary["arms"]
+    assert real_only["synthetic"] is None
+    assert r1["synthetic"] == {"ratio": 1.0, "real": False, "sha256": {"0": "0", "1": "1", "2": "2"}}
+    page = (run.path / "report" / "index.html").read_text()
+    assert "Trained on synthetic scans: r1 (1 for each real one, which do not train)." in page
 
 
 def test_a_page_of_labels_alone_speaks_of_no_mask(downstream):

@@ -183,6 +183,12 @@ def _threshold(summary: Summary) -> str:
 
 def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
     notes = [*lower_is_better(summary["shown_metrics"]), *_definition_notes(summary)]
+    if made := [(arm["label"], found) for arm in summary["arms"] if (found := arm["synthetic"])]:
+        said = [
+            f"{label} ({found['ratio']:g} for each real one{'' if found['real'] else ', which do not train'})"
+            for label, found in made
+        ]
+        notes.append(f"Trained on synthetic scans: {listed(said)}. All are validated on real scans alone.")
     most_folds = max(arm["folds"]["expected"] for arm in summary["arms"])
     if summary["complete"] and most_folds > 1:
         notes.append("Each image counts once within its fold, each fold once; SD is the sample SD over folds (ddof=1).")
