@@ -17,6 +17,9 @@ from torch import nn
 from bushpc.errors import ConfigError
 from bushpc.sample import Batch, Losses, Prediction
 
+if t.TYPE_CHECKING:
+    from bushpc.config import CellConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -68,11 +71,13 @@ class Model(nn.Module):
 
     makes: the `Prediction` fields that `predict` fills.
     blocks: types of the modules that activation checkpointing (engine.recompute) computes again.
+    trainer: module whose `train` stands in for our own loop, where a package brings its own; None for all others.
     """
 
     Config: t.ClassVar[type[ModelConfig]]
     makes: t.ClassVar[frozenset[str]]
     blocks: t.ClassVar[tuple[type[nn.Module], ...]] = ()
+    trainer: t.ClassVar[str | None] = None
 
     def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
         """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""
@@ -95,6 +100,10 @@ class Model(nn.Module):
                 f"{cls.__name__} segments one class in images of three channels; this dataset has the mask classes "
                 f"{', '.join(mask_classes)} and the channels {', '.join(channels)}. Choose another dataset or model"
             )
+
+    @classmethod
+    def check_run(cls, cell: CellConfig) -> None:
+        """Refuse a run with other settings that this model cannot follow. On the login node. Raises: ConfigError."""
 
     @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
