@@ -17,6 +17,7 @@ if t.TYPE_CHECKING:
     from bushpc.dispatch.doctor import Check
     from bushpc.dispatch.status import RunStatus
     from bushpc.dispatch.submit import Submission
+    from bushpc.shards.manifest import Manifest
 
 WATCH_S = 1.0
 WATCH_SLURM_S = 10.0
@@ -208,6 +209,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
+    generate = commands.add_parser(
+        "generate",
+        help="synthetic scans with masks and labels, as shards, on any number of ranks: "
+        "bushpc generate RUN out=FOLDER n=500",
+    )
+    generate.add_argument("run_dir", type=Path, metavar="RUN", help="run folder of a trained generator")
+    generate.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="out=, n=, seed=, adapter=RUN (of the same base), fold=, row=, and all of configs/generate.yaml",
+    )
+    generate.set_defaults(run=_generate)
+
     weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
     weights.add_argument("action", choices=("pull", "check"))
     weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -245,7 +260,12 @@ def _pack(arguments: argparse.Namespace) -> None:
         manifest = pack(
             name, src, out, excerpt=excerpt == "true", workers=workers, progress=show, parameters=parameters
         )
-    ensure_folds(out, manifest)
+    if not manifest.synthetic:
+        ensure_folds(out, manifest)
+    _say_packed(out, manifest)
+
+
+def _say_packed(out: Path, manifest: Manifest) -> None:
     labels = [record.label for record in manifest.records]
     counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
     shards = f"{len(manifest.shards)} shards, manifest {manifest.hash[:12]}"
@@ -299,13 +319,14 @@ def _shards_folds(arguments: argparse.Namespace) -> None:
     from bushpc.shards.duplicates import tie_patients
     from bushpc.shards.manifest import Manifest
     from bushpc.shards.progress import progress
-    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds
+    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds, refuse_synthetic
 
     given = _words(arguments.words)
     folder = _shards_folder(given.pop("data", ""))
     if given != {"duplicates": "group"}:
         raise ConfigError(f"{' '.join(arguments.words)}: write bushpc shards folds data=… duplicates=group")
     manifest = Manifest.load(folder)
+    refuse_synthetic(manifest, folder)
     with progress(f"compare {manifest.dataset}") as show:
         pairs = find_duplicates(folder, manifest, show)
     tied = tie_patients(manifest.records, pairs)
@@ -518,6 +539,43 @@ def _export(arguments: argparse.Namespace) -> None:
     )
     names = ", ".join(fold["name"] for fold in content["folds"])
     print(f"{arguments.out}: {names}; use it with `bushpc predict {arguments.out} INPUT OUT`, or bushpc.load in Python")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from bushpc.config import compose_command
+    from bushpc.dist import World
+    from bushpc.generate.generate import SHEET_FILE, GenerateConfig, generate
+    from bushpc.shards.progress import progress
+
+    given = _words(arguments.words)
+    if "out" not in given:
+        raise ConfigError("say where to: bushpc generate RUN out=FOLDER n=500")
+    out = Path(given.pop("out")).expanduser()
+    fold = _number("fold", given.pop("fold")) if "fold" in given else None
+    if isinstance(fold, float):
+        raise ConfigError(f"fold={fold}: a whole number is needed")
+    adapter, row = given.pop("adapter", None), given.pop("row", None)
+    config = compose_command(GenerateConfig, "generate", [f"{key}={value}" for key, value in given.items()])
+    world = World.from_environment()
+    try:
+        with progress("generate") as show:
+            manifest = generate(
+                arguments.run_dir,
+                out,
+                config,
+                adapter=Path(adapter).expanduser() if adapter else None,
+                fold=fold,
+                row=row,
+                world=world,
+                show=show,
+            )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    if manifest:
+        _say_packed(out, manifest)
+        print(f"contact sheet: {out / SHEET_FILE}")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from bushpc.sample import LABELS
 if t.TYPE_CHECKING:
     from bushpc.models.base import Model, ModelConfig
 
+Settings = t.TypeVar("Settings")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = ROOT / "configs"
 GROUPS = ("data", "model", "engine", "cluster")
@@ -42,6 +43,7 @@ PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant"
 # What a cell learns does not depend on these, so they are not part of its hash and may change on resume.
 NOT_HASHED = (
     *("name", "runs_dir", "weights_dir", "cluster", "loader", "choices", "data.root", "evaluate.batch_size"),
+    "data.synthetic",  # where its images lie; what they are is data.synthetic_sha256
     "evaluate.explain",
     *("train.save_every", "train.keep", "train.keep_every", "train.keep_best", "train.log_every"),
     *("train.validate_every", "train.track", "engine.recompute", "engine.hang_s", "data.stream"),
@@ -52,7 +54,10 @@ NOT_HASHED = (
 # Predictions depend on these and on a model's `prediction_fields`; what training comes to does not.
 OF_PREDICTION = ("prompts", "also_prompts", "prompting.tau", "evaluate")
 # Which samples a step takes follows from these, and a checkpoint stands at a step: no run may go on with others.
-ORDER = ("seed", "train.batch_size", "loader.lanes")
+ORDER = (
+    *("seed", "train.batch_size", "loader.lanes"),
+    *("data.synthetic_sha256", "data.synthetic_ratio", "data.real"),
+)
 
 
 # What reading YAML that is not what it should be raises.
@@ -63,6 +68,7 @@ YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # So deep a file may be nested at most for libyaml, which takes the process with it where its stack ends.
 DEEP = 500
 MOST_INT = 2**63
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 # Characters of a wrong value in a message.
 MOST_SHOWN = 200
 
@@ -190,8 +196,16 @@ class EvaluateConfig:
     nsd_px: float
     batch_size: int
     explain: int
+    external: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        names = self.external_names
+        for name in names:
+            if not re.fullmatch(FOLDER_NAME, name) or names.count(name) > 1:
+                raise ConfigError(
+                    f"evaluate.external={list(self.external)}: the last part of each is its name in the tables, of "
+                    "letters, digits, '.', '_' and '-', and each name stands for one dataset"
+                )
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ConfigError(unknown_name("metric in evaluate.metrics", metric, METRICS))
@@ -201,6 +215,11 @@ class EvaluateConfig:
         _require(0 < self.threshold < 1, f"evaluate.threshold={self.threshold}", "between 0 and 1")
         _require(self.batch_size >= 1, f"evaluate.batch_size={self.batch_size}", "1 or more")
         _require(self.explain >= 0, f"evaluate.explain={self.explain}", "0 (off) or more")
+
+    @property
+    def external_names(self) -> list[str]:
+        """What the datasets of `external` are called."""
+        return [Path(given).name for given in self.external]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +243,42 @@ class DataConfig:
     root: str | None
     stream: str | None
     normals: bool
+    synthetic: str | None
+    synthetic_sha256: str | None
+    synthetic_ratio: float | None
+    real: bool
 
     def __post_init__(self) -> None:
         _require(self.stream != "", "data.stream=''", "a URL, a folder with '/' at its end, a pipe: command, or null")
+        _require(self.synthetic != "", "data.synthetic=''", "a folder that `bushpc generate` wrote, or null")
+        ratio = self.synthetic_ratio
+        _require(ratio is None or 0 <= ratio < math.inf, f"data.synthetic_ratio={ratio}", "0 or more")
+        if ratio and self.synthetic is None:
+            raise ConfigError(
+                f"data.synthetic_ratio={ratio:g} without data.synthetic: set that to a folder that `bushpc generate` "
+                "wrote"
+            )
+        if not self.real and not self.mixed:
+            raise ConfigError(
+                f"data.real=false with data.synthetic={self.synthetic or 'null'} and data.synthetic_ratio={ratio}: "
+                "nothing is left to train on; set data.synthetic to a folder that `bushpc generate` wrote and the "
+                "ratio above 0, or data.real=true"
+            )
+        if self.mixed and self.stream:
+            raise ConfigError(
+                "data.synthetic with data.stream: a stream delivers one dataset; read the shards from data.root "
+                "instead, or set data.synthetic=null"
+            )
 
     @property
     def folder(self) -> Path:
         """The folder with card, folds, tars and manifest."""
         return Path(self.root).expanduser().resolve() if self.root else ROOT / "shards" / self.name
+
+    @property
+    def mixed(self) -> bool:
+        """Whether synthetic scans train."""
+        return self.synthetic is not None and self.synthetic_ratio != 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +383,7 @@ class CellConfig:
     choices: dict[str, str]
 
     def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        if self.name is not None and not re.fullmatch(FOLDER_NAME, self.name):
             raise ConfigError(f"name={self.name!r}: a folder name of letters, digits, '.', '_' and '-' is needed")
         if self.folds not in ("frozen", "published", "grouped"):
             raise ConfigError(unknown_name("folds", self.folds, ("frozen", "published", "grouped")))
@@ -363,6 +410,12 @@ class CellConfig:
         self._check_keep_best()
         if self.loader.features:
             self._check_features()
+        if self.train.tuned and not self.data.real:
+            raise ConfigError(
+                f"data.real=false with train.holdout={self.train.holdout}: the held-out scans are real ones, and this "
+                "model is to see none; take a schedule that follows no loss (train.schedule=cosine, "
+                "train.stop_patience=0, train.holdout=0)"
+            )
         if self.data.stream:
             if self.train.balance:
                 raise ConfigError(
@@ -448,10 +501,13 @@ class CellConfig:
     @property
     def settings(self) -> dict[str, t.Any]:
         """Every setting that determines the result, as `train.lr` → value."""
-        flat = _flat(self.to_dict())
-        hashed = {k: v for k, v in flat.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
+        settings = flat(self.to_dict())
+        hashed = {k: v for k, v in settings.items() if k not in NOT_HASHED and k.split(".")[0] not in NOT_HASHED}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
         hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
+        if not self.data.mixed:
+            hashed |= {"data.synthetic_sha256": None, "data.synthetic_ratio": None}
+        hashed["evaluate.external"] = self.evaluate.external_names  # wherever they lie
         # Where epochs are counted, each fold's number of steps follows from them.
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
@@ -619,6 +675,21 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
     return changed
 
 
+def compose_command(cls: type[Settings], name: str, overrides: t.Sequence[str]) -> Settings:
+    """`configs/<name>.yaml` with overrides: the settings of a command that trains nothing. Raises: ConfigError."""
+    content = yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text())
+    valid = _leaf_keys(content)
+    for word in overrides:
+        *path, last = word.partition("=")[0].split(".")
+        if ".".join([*path, last]) not in valid:
+            raise ConfigError(unknown_name("setting", word.partition("=")[0], valid))
+        group = content
+        for key in path:
+            group = group[key]
+        group[last] = _parsed(word)
+    return t.cast("Settings", _build_instance(cls, content, ""))
+
+
 def _parsed(word: str) -> t.Any:
     """The value of one override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -716,15 +787,33 @@ def _resolve(cell: CellConfig) -> CellConfig:
         cell,
         engine=engine,
         train=dataclasses.replace(cell.train, weights_from=_absolute(cell.train.weights_from)),
-        data=dataclasses.replace(cell.data, root=str(cell.data.folder), stream=_absolute_stream(cell.data.stream)),
+        data=dataclasses.replace(
+            cell.data,
+            root=str(cell.data.folder),
+            stream=_absolute_stream(cell.data.stream),
+            synthetic=_absolute(cell.data.synthetic),
+            synthetic_ratio=float(cell.data.mixed) if cell.data.synthetic_ratio is None else cell.data.synthetic_ratio,
+        ),
         runs_dir=_absolute(cell.runs_dir) or str(ROOT / "runs"),
         weights_dir=_absolute(cell.weights_dir) or str(ROOT / "weights"),
+        evaluate=dataclasses.replace(
+            cell.evaluate, external=tuple(str(shards_folder(given)) for given in cell.evaluate.external)
+        ),
         loader=dataclasses.replace(
             cell.loader,
             cache_dir=_absolute(cell.loader.cache_dir),
             features_dir=_absolute(cell.loader.features_dir),
         ),
     )
+
+
+def shards_folder(data: str) -> Path:
+    """The folder of a packed dataset, given by its name or itself. Raises: ConfigError."""
+    if data in config_names("data"):
+        return ROOT / "shards" / data
+    if data and Path(data).expanduser().is_dir():
+        return Path(data).expanduser().resolve()
+    raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))
 
 
 def _absolute(folder: str | None) -> str | None:
@@ -827,15 +916,16 @@ def _plain(value: t.Any) -> t.Any:
     return value
 
 
-def _flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+def flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+    """Nested settings by their dotted names: {"train": {"lr": 1}} → {"train.lr": 1}."""
     out: dict[str, t.Any] = {}
     for key, value in content.items():
-        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
+        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
     return out
 
 
 def _leaf_keys(content: t.Mapping[str, t.Any]) -> set[str]:
-    return set(_flat(content)) - {"model._target_"}
+    return set(flat(content)) - {"model._target_"}
 
 
 def _require(holds: bool, given: str, allowed: str) -> None:

@@ -6,13 +6,16 @@ nor port is fixed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import time
 import typing as t
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -100,6 +103,31 @@ def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
             f"give {told['host']} a name that resolves to its network address (/etc/hosts or DNS)"
         )
     os.environ.update(MASTER_ADDR=told["address"], MASTER_PORT=str(told["port"]))
+
+
+@contextlib.contextmanager
+def meeting(world: World, folder: Path) -> Iterator[None]:
+    """For the ranks of a launcher, which `join` inside: they know where, by its word or by a file below `folder`.
+
+    srun says nothing, so there rank 0 writes the file. folder: visible to all ranks. Raises: TrainingError.
+    """
+    if world.size > 1 and "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise TrainingError(
+            "RANK is set, but not where the ranks meet: set MASTER_ADDR and MASTER_PORT, too, or unset RANK: under "
+            "srun, bushpc finds the rest by itself"
+        )
+    if world.size == 1 or "RANK" in os.environ:
+        yield
+        return
+    names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    attempt = "-".join(os.environ.get(name, "0") for name in names)
+    place = folder / f".meeting-{attempt}"
+    if world.is_main:
+        place.mkdir(parents=True, exist_ok=True)
+    meet(world, place, attempt, os.environ.get("SLURMD_NODENAME", ""))
+    yield
+    if world.is_main:  # the group is whole, so everyone has read it
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> None:

@@ -14,6 +14,7 @@ runs/<name>/cells/<cell>/
   calibration.csv  how well the predicted probabilities match, over all validation pixels
   evaluated/       which images an evaluation is through with, until all are
   per_image.csv    metrics of every validation image, written when complete
+  external/        the same of every image of other datasets
   predictions/     probability maps
   explain/         Grad-CAM maps of a few images
   DONE | FAILED    how it ended; neither while it is running, queued or stopped
@@ -34,10 +35,12 @@ from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData
+from bushpc.data.mixture import PREFIX
 from bushpc.dist import World, any_rank, barrier, from_main, from_main_or_raise, leave, seed_everything
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
+from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
 from bushpc.files import write_atomically
 from bushpc.goodput import newest_saved
@@ -202,6 +205,8 @@ def _train_and_evaluate(
     tracker.phase("evaluating", ended)
     with engine.predictor() as final, tracker.spending("evaluate"):
         rows = evaluate(cell, final, data, cell_dir, ended, how, world, tracker.say)
+        if rows is not None and not evaluate_external(cell, final, data, cell_dir, ended, how, world, tracker.say):
+            rows = None
         if rows is not None and world.is_main:
             explain(cell, final, data, cell_dir, how, tracker.say)
     if rows is None:
@@ -221,8 +226,9 @@ def _train_and_evaluate(
 
 def _images(data: FoldData) -> str:
     """How many images each part has, for the log."""
-    draws = sum(data.repeats)
-    train = f"{len(data.train)} training" + (f" (drawn {draws} times an epoch)" if draws > len(data.train) else "")
+    draws, synthetic = sum(data.repeats), sum(record.key.startswith(PREFIX) for record in data.train)
+    train = f"{len(data.train)} training" + (f" ({synthetic} synthetic)" if synthetic else "")
+    train += f" (drawn {draws} times an epoch)" if draws > len(data.train) else ""
     held = f", {len(data.holdout)} held-out training" if data.holdout else ""
     return f"{train}{held} and {len(data.validation)} validation images"
 

@@ -68,6 +68,8 @@ class Batch:
     label_B: int64, index into LABELS; -1 where the dataset has no labels.
     spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
     attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
+    captions: B sentences on the lesion's class, echogenicity and boundary, which generators draw by; "" for models that
+        read none.
     reprompt: given at evaluation where spatial prompts come from a first pass (`prompts=first_pass`): a model that
         uses spatial prompts first predicts with the ones above (all ""), then asks this for better ones and predicts
         again.
@@ -81,6 +83,7 @@ class Batch:
     label_B: torch.Tensor
     spatial_prompts: list[str]
     attribute_prompts: list[str]
+    captions: list[str]
     reprompt: Reprompter | None = None
     features: dict[str, torch.Tensor] | None = None
 
@@ -100,7 +103,8 @@ class Batch:
         assert rest == 0, f"{len(self.keys)} samples in {parts} parts"
         if parts == 1:
             return [self]
-        per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B", "spatial_prompts", "attribute_prompts")
+        sentences = ("spatial_prompts", "attribute_prompts", "captions")
+        per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B", *sentences)
         return [
             replace(
                 self,

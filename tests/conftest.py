@@ -60,6 +60,18 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 other synthetic scans, packed with the mark of a trained generator's images."""
+    from bushpc.cli import main
+    from bushpc.shards.card import PROJECT_SHARDS
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    (folder / "card.yaml").write_text((PROJECT_SHARDS / "phantom" / "card.yaml").read_text() + "synthetic: true\n")
+    assert main(["pack", "data=phantom", f"out={folder}", "count=20", "seed=1", "workers=1"]) == 0
+    return folder
+
+
 TINY = (
     *("model=xbusnet_small", "data=phantom", "cluster=local", "model.image_size=64"),
     *("train.iterations=6", "train.batch_size=4", "train.save_every=2", "train.log_every=1", "prompts=first_pass"),

@@ -24,12 +24,14 @@ from bushpc.config import CellConfig
 from bushpc.data import parts
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
+from bushpc.data.captions import NO_CAPTION, caption
+from bushpc.data.mixture import open_synthetic
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import Batch, Reprompter, label_index
 from bushpc.shards.manifest import Manifest, Record
-from bushpc.shards.split import load_folds
+from bushpc.shards.split import load_folds, refuse_synthetic
 
 if t.TYPE_CHECKING:  # which builds on this module
     from bushpc.data.features import Features
@@ -39,6 +41,7 @@ if t.TYPE_CHECKING:  # which builds on this module
 class FoldData:
     """The parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes.
 
+    manifest: of the dataset, and of the synthetic scans that train besides, where data.synthetic asks for some.
     repeats: how often an epoch draws each of `train`. holdout: of the training part, held out for the schedule.
     features: what was computed of them before (bushpc.data.features), where `loader.features` asks for it.
     """
@@ -57,11 +60,15 @@ class FoldData:
         """Read manifest and folds. Raises: DataError, ConfigError for a fold that does not exist."""
         folder = cell.data.folder
         manifest = Manifest.load(folder)
+        refuse_synthetic(manifest, folder)
         folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=cell.data.normals)
-        train, holdout = parts.hold_out(
-            [manifest.record(key) for key in folds.train(fold)], cell.train.holdout, cell.seed
-        )
+        real = [manifest.record(key) for key in folds.train(fold)]
         validation = [manifest.record(key) for key in folds.validation(fold)]
+        synthetic = []
+        if cell.data.mixed:
+            added = open_synthetic(t.cast(str, cell.data.synthetic), fold, cell.data.synthetic_sha256)
+            synthetic, manifest = added.records(cell.data.normals), added.added_to(manifest)
+        train, holdout = parts.training_part(cell, real, synthetic)
         lesions = [record for record in train if record.lesion_pixels]
         shares = [record.lesion_pixels / (record.height * record.width) for record in lesions]
         bins = SizeBins.from_training(shares, cell.prompting.size_quantiles)
@@ -120,6 +127,7 @@ class Preparation:
 
     mask_classes: planes that a mask's bits are laid out in. augment: None leaves the pixels as they are. spatial:
     whether there are spatial prompts; "" otherwise. spatial_dropout: share of samples without one all the same.
+    captions: whether there are captions; "" otherwise.
     """
 
     def __init__(
@@ -131,9 +139,10 @@ class Preparation:
         seed: int = 0,
         spatial: bool = True,
         spatial_dropout: float = 0.0,
+        captions: bool = False,
     ) -> None:
         self.bins, self.mask_classes, self.augment, self.seed = bins, mask_classes, augment, seed
-        self.spatial, self.spatial_dropout = spatial, spatial_dropout
+        self.spatial, self.spatial_dropout, self.captions = spatial, spatial_dropout, captions
         # What every epoch would find again: attribute prompts, and the spatial prompts of masks as they are.
         self._attribute_prompts: dict[str, str] = {}
         self._spatial_prompts: dict[str, str] = {}
@@ -168,6 +177,7 @@ class Preparation:
             label_B=torch.tensor([label_index(record.label) for record in records]),
             spatial_prompts=spatial_prompts,
             attribute_prompts=[self._attribute(record) for record in records],
+            captions=[caption(r.label, r.attributes) if self.captions else NO_CAPTION for r in records],
         )
 
     def _spatial(self, turn: int, record: Record, mask_HW: np.ndarray) -> str:
@@ -248,6 +258,17 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
         seed=cell.seed,
         spatial="spatial_prompts" in cell.model_class.needs(cell.model),
         spatial_dropout=cell.prompting.spatial_dropout,
+        captions="captions" in cell.model_class.needs(cell.model),
+    )
+
+
+def validation_preparation(cell: CellConfig, data: FoldData) -> Preparation:
+    """The same for validation: pixels as they are, and spatial prompts only from the source that is asked for."""
+    return Preparation(
+        data.bins,
+        mask_classes=len(data.manifest.mask_classes),
+        spatial=False,
+        captions="captions" in cell.model_class.needs(cell.model),
     )
 
 
@@ -329,7 +350,7 @@ def _leave_at_parents_word(parent: int) -> None:
 
 def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
-    prepare = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
+    prepare = validation_preparation(cell, data)
     samples = Samples(part, cache, prepare, data.features)
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):

@@ -31,7 +31,7 @@ from webdataset.gopen import Pipe, gopen
 
 from bushpc.config import CellConfig
 from bushpc.data.cache import fit
-from bushpc.data.loader import FoldData, Preparation, in_workers, training_preparation
+from bushpc.data.loader import FoldData, Preparation, in_workers, training_preparation, validation_preparation
 from bushpc.dist import World, keyed_seed
 from bushpc.errors import DataError
 from bushpc.sample import Batch
@@ -136,7 +136,7 @@ def validation_batches(cell: CellConfig, data: FoldData, world: World, records: 
     A share is a run of neighbours, as those lie in the same shards. Raises: DataError, as `training_batches`.
     """
     mine = records[world.rank * len(records) // world.size : (world.rank + 1) * len(records) // world.size]
-    prepare = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
+    prepare = validation_preparation(cell, data)
     with contextlib.closing(_Lane(_stream_of(cell), ((0, *part) for part in _by_shard(data.manifest, mine)))) as lane:
         for first in range(0, len(mine), cell.evaluate.batch_size):
             size = min(cell.evaluate.batch_size, len(mine) - first)

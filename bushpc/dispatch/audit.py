@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from bushpc.data.parts import hold_out, repeats
+from bushpc.data.mixture import open_synthetic
+from bushpc.data.parts import hold_out, mix, repeats
 from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
 from bushpc.goodput import read_note, trained_in
@@ -346,7 +347,9 @@ def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         batch_size, seed = int(config["train"]["batch_size"]), int(config.get("seed", 0))
         share, balance = float(config["train"].get("holdout", 0)), bool(config["train"].get("balance", False))
-        normals = bool(config.get("data", {}).get("normals", False))
+        data = config.get("data", {})
+        normals, ratio = bool(data.get("normals", False)), float(data.get("synthetic_ratio") or 0)
+        folder, sha256, keep_real = data.get("synthetic"), data.get("synthetic_sha256"), bool(data.get("real", True))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
     wanted = [scan for scan in scans if normals or scan.label != "normal"]
@@ -354,6 +357,11 @@ def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
     others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
     others |= {scan.key: "of the validation part" for scan in wanted}
     others |= {scan.key: "held out of training for the schedule" for scan in held_out}
+    if folder and ratio:
+        synthetic = open_synthetic(folder, fold, sha256).records(normals)
+        others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
+        others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in train}
+        train = mix(train, synthetic, ratio, keep_real)
     times = zip(train, repeats(train, balance), strict=True)
     return _Parts(Counter({scan.key: often for scan, often in times}), others), batch_size
 

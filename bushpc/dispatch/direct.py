@@ -13,7 +13,6 @@ import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -118,27 +117,12 @@ def _require_world(world: World, config: CellConfig) -> None:
 
 def _meet(world: World, config: CellConfig) -> None:
     """Open the process group: where the launcher says, or, as srun says nothing, through a file in the runs folder."""
-    from bushpc.dist import meet
+    from bushpc.dist import meeting
     from bushpc.train.engine import start_ranks
 
-    if world.size > 1 and "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise TrainingError(
-            "RANK is set, but not where the ranks meet: set MASTER_ADDR and MASTER_PORT, too, or unset RANK: under "
-            "srun, bushpc finds the rest by itself"
-        )
-    if world.size == 1 or "RANK" in os.environ:
-        start_ranks(config, world)
-        return
-    names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    attempt = "-".join(os.environ.get(name, "0") for name in names)
     assert config.runs_dir is not None, "composition sets it"
-    folder = Path(config.runs_dir) / f".meeting-{attempt}"
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    meet(world, folder, attempt, os.environ.get("SLURMD_NODENAME", ""))
-    start_ranks(config, world)
-    if world.is_main:  # the group is whole, so everyone has read it
-        shutil.rmtree(folder, ignore_errors=True)
+    with meeting(world, Path(config.runs_dir)):
+        start_ranks(config, world)
 
 
 def _cell_from_rank_0(world: World, config: CellConfig, command: Sequence[str], run_file: Path | None) -> Path | None:

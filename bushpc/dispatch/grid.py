@@ -21,8 +21,10 @@ from pathlib import Path
 import yaml
 
 from bushpc import weights
-from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, config_names
-from bushpc.data.parts import steps
+from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, config_names
+from bushpc.data.external import open_external
+from bushpc.data.mixture import Synthetic, open_synthetic
+from bushpc.data.parts import steps, training_part
 from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.shards.manifest import Manifest, verify
@@ -39,7 +41,10 @@ MOST_CELLS = 20_000
 MOST_PROBLEMS = 10
 LONGEST_NAME = 120
 # Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
-RUN_WIDE = ("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes")
+RUN_WIDE = (
+    *("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes"),
+    "evaluate.external",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ def cv_plan(config: CellConfig) -> Plan:
     data = _Data(config)
     weights.require(config.model_class, config.model, config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
-    digest = _digest(whole.hash, data.hash)
+    digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(config))
     # The same settings on the same data always land in the same run folder.
     name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
     named = dataclasses.replace(config, name=name)
@@ -111,7 +116,8 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     composer = Composer([*grid.base, *words])
     base = composer({})
     data = _Data(base)
-    name = base.name or f"{grid.name}-{base.data.name}-{_digest(dataclasses.replace(base, fold=None).hash, data.hash)}"
+    digest = _digest(dataclasses.replace(base, fold=None).hash, data.hash, *data.synthetic_hashes(base))
+    name = base.name or f"{grid.name}-{base.data.name}-{digest}"
     rows, problems, staged = {}, [], set()
     for row in grid.rows:
         try:
@@ -229,23 +235,40 @@ class _Data:
             verify(folder, self.manifest, deep=True)
         self._file = find_folds(self.manifest, folder, config.folds)
         self.facts = data_facts(self.manifest, config.folds, self._file)
-        self.hash = self.facts["manifest_sha256"] + self.facts["folds"]["sha256"]
+        self._folds_sha256 = self.facts["folds"]["sha256"]
+        self.hash = self.facts["manifest_sha256"] + self._folds_sha256
         self._folds: dict[bool, Folds] = {}
         self._sources: dict[str, Source] = {}
+        self._synthetic: dict[Path, Synthetic] = {}
         folds = self._with(config.data.normals)
         if config.fold is not None:
             folds.validation(config.fold)  # refuses a fold that does not exist
         self.count = folds.count
+        for other in map(Path, config.evaluate.external):
+            verify(other, open_external(other, self.manifest), deep=True)
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
-        """`config` for one fold, as many steps long as its epochs come to there.
+        """`config` for one fold: as many steps long as its epochs come to there, and with its own synthetic scans.
 
         Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there.
         """
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
-        train = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
-        iterations = steps(train, config.train, config.seed)
-        cell = dataclasses.replace(config, fold=fold, train=dataclasses.replace(config.train, iterations=iterations))
+        config.model_class.check_run(config)
+        real = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
+        synthetic, of_fold = [], config.data
+        if config.data.mixed:
+            added = self._added(config.data, fold)
+            if config.fold in (None, fold):  # the others are planned, and not trained now
+                added.refuse_seen(self.manifest.hash, self._folds_sha256, fold)
+            synthetic = added.records(config.data.normals)
+            of_fold = dataclasses.replace(
+                config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash
+            )
+        train, _ = training_part(config, real, synthetic)
+        iterations = steps(train, config.train)
+        cell = dataclasses.replace(
+            config, fold=fold, data=of_fold, train=dataclasses.replace(config.train, iterations=iterations)
+        )
         return self._taking_over(cell) if config.fold in (None, fold) else cell
 
     def _taking_over(self, cell: CellConfig) -> CellConfig:
@@ -259,6 +282,21 @@ class _Data:
         # What its weights went on with other settings is no clean twin of anything, and neither is what takes them.
         changes = dict.fromkeys((*trained.resume_changes, *cell.resume_changes))
         return dataclasses.replace(cell, resume_changes=tuple(changes))
+
+    def synthetic_hashes(self, config: CellConfig) -> list[str]:
+        """Of the synthetic scans of each fold; none where none train."""
+        if not config.data.mixed:
+            return []
+        return [self._added(config.data, fold).manifest.hash for fold in range(self.count)]
+
+    def _added(self, data: DataConfig, fold: int) -> Synthetic:
+        """The synthetic scans of a fold, checked as the real ones are."""
+        found = open_synthetic(t.cast(str, data.synthetic), fold, data.synthetic_sha256)
+        if found.folder not in self._synthetic:
+            found.added_to(self.manifest)  # refuses what cannot train together
+            verify(found.folder, found.manifest, deep=True)
+            self._synthetic[found.folder] = found
+        return self._synthetic[found.folder]
 
     def _with(self, normals: bool) -> Folds:
         if normals not in self._folds:

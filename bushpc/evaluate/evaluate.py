@@ -79,7 +79,7 @@ def evaluate(
         done = from_main(journal.read() if world.is_main else {})
         if done:
             say(f"{len(done)} of {len(data.validation)} images were evaluated before, with prompts={source}")
-        part = _Part(cell, model, data, source, how, world, say)
+        part = Part(cell, model, data, source, how, world, say)
         mine = part.lines(done, _Maps(cell_dir / "predictions" / source, data.manifest.mask_classes), journal)
         if mine is None:
             return None
@@ -92,8 +92,8 @@ def evaluate(
         say(f"evaluated {len(of_source)} images with prompts={label}: " + summary_line(of_source))
     if world.is_main:
         if calibration:
-            write_atomically(cell_dir / "calibration.csv", _to_csv(calibration, CALIBRATION_COLUMNS))
-        write_atomically(cell_dir / "per_image.csv", _to_csv(rows, tuple(rows[0])))
+            write_atomically(cell_dir / "calibration.csv", to_csv(calibration, CALIBRATION_COLUMNS))
+        write_atomically(cell_dir / "per_image.csv", to_csv(rows, tuple(rows[0])))
     return rows
 
 
@@ -104,7 +104,7 @@ def validation_metrics(
 
     None where a stop signal came between two batches.
     """
-    mine = _Part(cell, model, data, cell.prompt_sources[0], how, world).lines()
+    mine = Part(cell, model, data, cell.prompt_sources[0], how, world).lines()
     return None if mine is None else means([line["row"] for line in gather(mine)])
 
 
@@ -151,7 +151,7 @@ def _prob(label: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The validation part under one prompt source, to be scored. say: told how far it got, where that takes long."""
 
     cell: CellConfig
@@ -353,7 +353,7 @@ def _calibration_rows(source: str, bins: np.ndarray) -> list[dict[str, t.Any]]:
     ]
 
 
-def _to_csv(rows: list[dict[str, t.Any]], columns: tuple[str, ...]) -> str:
+def to_csv(rows: list[dict[str, t.Any]], columns: tuple[str, ...]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,8 @@
 """Checkpoints → Grad-CAM maps of a few validation images, as in XBusNet's Figure 3: which places spoke for the mask.
 
 Selvaraju et al. 2017, carried over to segmentation as in Vinogradova et al. 2020 (Seg-Grad-CAM): what is explained is
-the sum of the logits inside the predicted mask. A view of the model, no proof of anything (XBusNet 3.3).
+the sum of the logits inside the predicted mask; of models that make none, the most probable label. A view of the model,
+no proof of anything (XBusNet 3.3).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bushpc.data.loader import FoldData, validation_batches
 from bushpc.dist import World
 from bushpc.evaluate.evaluate import Predicting, save_probability
 from bushpc.models.base import Model
-from bushpc.sample import Batch
+from bushpc.sample import Batch, Prediction
 from bushpc.shards.manifest import Record
 
 
@@ -67,29 +68,35 @@ def grad_cam(
     """The map of a batch of one image, H x W float32 in [0, 1], 1 at its greatest; all 0 where nothing spoke for it.
 
     ReLU(sum over k of a_k A_k), with A the output of `layer` and a_k the mean gradient of the target over A's places.
-    The target is the sum of the logits where the predicted probability reaches `threshold`; of all, where none does.
+    The target is the sum of the logits where the predicted probability reaches `threshold`; of all, where none does. Of
+    a model without masks it is the logit of the most probable label.
     """
     from captum.attr import LayerGradCam
 
     with torch.no_grad(), autocast():
         prediction = model.predict(batch)
-    prob_BKHW = prediction.prob_BKHW
-    assert prob_BKHW is not None, f"{type(model).__name__}.makes lacks prob_BKHW"
-    inside_BKHW = prob_BKHW >= threshold
-    if not inside_BKHW.any():
-        inside_BKHW = torch.ones_like(inside_BKHW)
+    prob = _explained(prediction)
+    inside = prob == prob.amax() if prediction.prob_BKHW is None else prob >= threshold
+    if not inside.any():
+        inside = torch.ones_like(inside)
     # The second pass alone, with the sentences that it used: those are found without gradients.
     batch = replace(batch, spatial_prompts=prediction.spatial_prompts or batch.spatial_prompts, reprompt=None)
 
     def target(image_BCHW: torch.Tensor) -> torch.Tensor:
         with autocast():
-            prob_BKHW = model.predict(replace(batch, image_BCHW=image_BCHW)).prob_BKHW
-        assert prob_BKHW is not None
+            prob = _explained(model.predict(replace(batch, image_BCHW=image_BCHW)))
         # Back to logits: a certain pixel's probability hardly has a gradient.
-        logits_BKHW = torch.logit(prob_BKHW.float(), eps=torch.finfo(torch.float32).eps)
-        return (logits_BKHW * inside_BKHW).sum(dim=(1, 2, 3))
+        logits = torch.logit(prob.float(), eps=torch.finfo(torch.float32).eps)
+        return (logits * inside).flatten(1).sum(dim=1)
 
     image_BCHW = batch.image_BCHW.clone().requires_grad_()
     cam_B1hw = LayerGradCam(target, layer).attribute(image_BCHW, relu_attributions=True).detach().float()
     cam_HW = F.interpolate(cam_B1hw, size=image_BCHW.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     return (cam_HW / cam_HW.max().clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
+
+
+def _explained(prediction: Prediction) -> torch.Tensor:
+    """B x K x H x W probabilities of the mask, or B x L of the labels."""
+    found = prediction.class_prob_BL if prediction.prob_BKHW is None else prediction.prob_BKHW
+    assert found is not None, "only models that make one of them name a layer"
+    return found

@@ -217,6 +217,7 @@ class _Graph(nn.Module):
             label_B=torch.zeros_like(image_BCHW[:, 0, 0, 0], dtype=torch.int64),
             spatial_prompts=[],
             attribute_prompts=[],
+            captions=[],
         )
         prob_BKHW = self.model.predict(batch).prob_BKHW
         assert prob_BKHW is not None

@@ -159,18 +159,7 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray], known: Sequence[Known]) -> list[Result]:
         """A batch of images (uint8, H x W x 3, of any sizes), and what is known of each."""
-        size = self.members[0].model.config.image_size
-        pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
-        batch = Batch(
-            # Models that draw noise do so by key: by what the image is, not by where it stands or how it is called.
-            keys=[hashlib.sha256(image_HWC.tobytes()).hexdigest() for image_HWC in images],
-            epochs=[0] * len(images),
-            image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
-            mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
-            label_B=torch.zeros(len(images), dtype=torch.int64),
-            spatial_prompts=[""] * len(images),
-            attribute_prompts=[each.attribute_prompt for each in known],
-        ).to(self.device)
+        batch = batch_of(images, known, self.members[0].model.config.image_size).to(self.device)
         passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
         prob_PBHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None])
         variances = [p.uncertainty_BKHW[:, 0].float().cpu() ** 2 for p in passes if p.uncertainty_BKHW is not None]
@@ -257,6 +246,22 @@ class Predictor:
             spatial_prompts=spatial_prompts,
             attribute_prompt=known.attribute_prompt if "attribute_prompts" in self.needs else "",
         )
+
+
+def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], size: int) -> Batch:
+    """Images (uint8, H x W x 3, of any sizes) as the loader would give them to a network of this input size."""
+    pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
+    return Batch(
+        # Models that draw noise do so by key: by what the image is, not by where it stands or how it is called.
+        keys=[hashlib.sha256(image_HWC.tobytes()).hexdigest() for image_HWC in images],
+        epochs=[0] * len(images),
+        image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
+        mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
+        label_B=torch.zeros(len(images), dtype=torch.int64),
+        spatial_prompts=[""] * len(images),
+        attribute_prompts=[each.attribute_prompt for each in known],
+        captions=[""] * len(images),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ IMAGE_METRICS = {
     "nsd_mm": Metric("NSD, tolerance in mm", "", True, 0.0, 1.0),
     "nsd_px": Metric("NSD, tolerance in px", "", True, 0.0, 1.0),
     "betti_error": Metric("Betti error", "", False, 0.0, INFINITE),
+    # Of generators, which compute them themselves (`Prediction.scores`).
+    "denoising_mse": Metric("Denoising MSE", "", False, 0.0, INFINITE),
+    "reconstruction_mse": Metric("Reconstruction MSE", "", False, 0.0, INFINITE),
 }
 # Every per_image.csv has these, whatever else was asked for.
 ALWAYS = ("dice", "iou", "fpr", "fnr")

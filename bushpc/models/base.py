@@ -6,14 +6,19 @@ keys are the fields of the class's `Config`. See CONTRIBUTING.md, "Add a model".
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from bushpc.errors import ConfigError
 from bushpc.sample import Batch, Losses, Prediction
+
+if t.TYPE_CHECKING:
+    from bushpc.config import CellConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,10 @@ class ModelConfig:
         """Refuse impossible values. Raises: ConfigError."""
         if self.image_size < 1:
             raise ConfigError(f"model.image_size={self.image_size}: allowed is 1 or more")
+
+    def standalone(self) -> t.Self:
+        """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
+        return dataclasses.replace(self, pretrained=False)
 
 
 class WeightFile(t.NamedTuple):
@@ -93,6 +102,10 @@ class Model(nn.Module):
             )
 
     @classmethod
+    def check_run(cls, cell: CellConfig) -> None:
+        """Refuse a run with other settings that this model cannot follow. On the login node. Raises: ConfigError."""
+
+    @classmethod
     def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
         """The pretrained files that this configuration loads; empty with `pretrained=false`."""
         return []
@@ -119,6 +132,13 @@ class Model(nn.Module):
         `forward` and `predict` read `batch.features` where there are some, and call this by themselves otherwise.
         """
         raise NotImplementedError
+
+    def save_pretrained(self, folder: Path) -> str | None:
+        """Write the model into an export's folder of a fold as another library opens it; returns how, for its card.
+
+        None where no other library would.
+        """
+        return None
 
     def cam_layer(self) -> nn.Module | None:
         """The module whose output, B x channels x h x w, Grad-CAM maps are made of; None: there are no maps.

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.losses.label import labelled_cross_entropy
 from bushpc.losses.overlap import bce_loss, soft_dice_loss
 from bushpc.models.base import Model, ModelConfig, WeightFile
 from bushpc.nn.normalize import Normalize
@@ -239,13 +240,7 @@ class SamMultitask(Model):
         return Prediction(prob_BKHW=prob_BKHW, class_prob_BL=class_logits_BL.float().softmax(dim=1))
 
 
-# --- losses and curriculum --------------------------------------------------------------------------------------
-
-
-def labelled_cross_entropy(logits_BL: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-    """(7), the mean over the samples that have a label (not -1), in float32; 0 if none has."""
-    total = F.cross_entropy(logits_BL.float(), label_B, ignore_index=-1, reduction="sum")
-    return total / (label_B >= 0).sum().clamp(min=1)
+# --- curriculum -------------------------------------------------------------------------------------------------
 
 
 def shows_ground_truth(epochs: list[int], curriculum: tuple[int, ...]) -> torch.Tensor:

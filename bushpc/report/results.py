@@ -71,6 +71,7 @@ class Cell:
     metric and label probability, NaN where the evaluation wrote none or it is not defined. Of data with several mask
     classes an image metric is the mean over these, and has a column of each besides, see `of_class`.
     calibration: rows of `calibration.csv`; None where the evaluation wrote none.
+    external: dataset of `evaluate.external` → rows in the same form; empty while the cell is incomplete.
     step, parameters: from `DONE`; None while the cell is incomplete, or where it does not say. attempts: its starts.
     goodput: where its time went; None before its first start. trained_in: folder of the cell whose weights, and curve,
     these are; "" where it trained by itself. config: text of the cell's composed config, or None where
@@ -84,6 +85,7 @@ class Cell:
     folder: Path
     per_image: pd.DataFrame | None
     calibration: pd.DataFrame | None
+    external: dict[str, pd.DataFrame]
     reason: str | None
     curve: Curve
     step: int | None
@@ -152,6 +154,13 @@ class Arm:
             cell.calibration.assign(fold=cell.fold) for cell in self.complete_cells if cell.calibration is not None
         ]
         return pd.concat(frames, ignore_index=True) if frames and len(frames) == len(self.complete_cells) else None
+
+    @property
+    def external(self) -> dict[str, pd.DataFrame]:
+        """Dataset → rows of all complete cells, `fold` being that of the model; of datasets that all of them have."""
+        cells = self.complete_cells
+        names = [name for name in (cells[0].external if cells else ()) if all(name in cell.external for cell in cells)]
+        return {name: pd.concat([cell.external[name] for cell in cells], ignore_index=True) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -293,7 +302,8 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
     config_path = folder / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     settings = _settings(config)
-    reason = _why_incomplete(folder, curve, settings.get("train.iterations"))
+    external = [Path(given).name for given in settings.get("evaluate.external") or ()]
+    reason = _why_incomplete(folder, curve, settings.get("train.iterations"), external)
     done = {} if reason else _read_json(folder / "DONE")
     if done.get("config", cell["hash"]) != cell["hash"]:  # of a run that shared the cell, and was edited
         reason = "done with other settings than the run has now"
@@ -305,6 +315,9 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
         folder=folder,
         per_image=None if reason else read_per_image(folder / "per_image.csv", cell["fold"]),
         calibration=None if reason else _read_calibration(folder / "calibration.csv"),
+        external={}
+        if reason
+        else {name: read_per_image(folder / "external" / f"{name}.csv", cell["fold"]) for name in external},
         reason=reason,
         curve=curve,
         step=done.get("step"),
@@ -317,9 +330,11 @@ def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
     )
 
 
-def _why_incomplete(folder: Path, curve: Curve, iterations: t.Any) -> str | None:
+def _why_incomplete(folder: Path, curve: Curve, iterations: t.Any, external: list[str]) -> str | None:
     if (folder / "DONE").is_file():
-        return None if (folder / "per_image.csv").is_file() else "marked DONE, but per_image.csv is not there"
+        files = ["per_image.csv", *(f"external/{name}.csv" for name in external)]
+        missing = next((file for file in files if not (folder / file).is_file()), None)
+        return missing and f"marked DONE, but {missing} is not there"
     if (folder / "FAILED").is_file():
         first, *_traceback = (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         return first.strip() or "failed"

@@ -135,6 +135,8 @@ def intervals(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> dict[str, 
     Whole patients are drawn, not images: images of one patient are no independent evidence. A single patient gives
     no interval. Asked only for metrics that are defined for an image.
     """
+    if not metrics:
+        return {}
     by_patient = rows.groupby("patient")[list(metrics)]
     bounds = _bootstrap_bounds(by_patient.sum().to_numpy(float), by_patient.count().to_numpy(float))
     return {metric: Interval(float(rows[metric].mean()), *bounds[m]) for m, metric in enumerate(metrics)}

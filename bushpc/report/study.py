@@ -80,9 +80,11 @@ class Study:
     @property
     def tested(self) -> list[str]:
         """The image metrics in which arms are compared: all but rates of pixels, which a threshold trades one for the
-        other, so that a better one by itself says nothing (XBusNet 3.1 tests Dice and IoU).
+        other, so that a better one by itself says nothing (XBusNet 3.1 tests Dice and IoU). None of models that give
+        labels alone.
         """
-        return [name for name in self.image_metrics if name not in _PIXEL_RATES] or ["dice"]
+        found = [name for name in self.image_metrics if name not in _PIXEL_RATES]
+        return found or (["dice"] if self.image_metrics or not self.metrics else [])
 
     @property
     def measured(self) -> list[str]:
@@ -92,9 +94,19 @@ class Study:
     @property
     def headline_metric(self) -> str:
         """The one of which intervals and ranks are given: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1),
-        else the first that is tested.
+        else the first that is tested, else of labels the first that is shown.
         """
-        return "dice" if "dice" in self.tested else self.tested[0]
+        return "dice" if "dice" in self.tested else [*self.tested, *self.metrics][0]
+
+    @property
+    def segments(self) -> bool:
+        """Whether any arm has masks to show, or may still come to have some."""
+        return not self.entries or any(_is_defined("fpr", entry.arm.rows(entry.source)) for entry in self.entries)
+
+    @property
+    def external(self) -> list[str]:
+        """Other datasets on which arms were scored as well."""
+        return list(dict.fromkeys(name for arm in self.arms for name in arm.external))
 
     @property
     def reference(self) -> Entry | None:

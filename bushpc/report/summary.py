@@ -14,7 +14,7 @@ import pandas as pd
 from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import Cost, cost_of
-from bushpc.report.results import USES_GROUND_TRUTH, Arm, of_class, source_label
+from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, of_class, source_label
 from bushpc.report.study import Entry, Study
 from bushpc.sample import LABELS
 
@@ -55,6 +55,8 @@ def summarise(study: Study) -> dict[str, t.Any]:
         ],
         "comparisons": _comparisons(study),
         "label_comparisons": _label_comparisons(study),
+        "external": study.external,
+        "external_comparisons": _external_comparisons(study),
         "friedman": _friedman(study),
         "arms": arms,
     }
@@ -70,6 +72,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "settings": _settings(study, arm),
         "parameters": next((cell.parameters for cell in arm.cells if cell.parameters), None),
         "complete": arm.complete,
+        "synthetic": _synthetic(arm),
         "folds": {
             "source": arm.run["folds"]["source"],
             "expected": len(arm.cells),
@@ -89,6 +92,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "strata": {source: _strata(study, arm, source) for source in arm.sources},
         "normals": {source: _normals(arm, source) for source in arm.sources},
         "labels": {source: _labels(arm, source) if source in shown else None for source in arm.sources},
+        "external": {name: _external(study, arm, rows) for name, rows in arm.external.items()},
         "tolerance": arm.tolerance,
         "calibration": _calibration(arm),
         # What its sources differ in: one arm has room for all metrics, and its tests are its comparisons.
@@ -103,6 +107,20 @@ def _settings(study: Study, arm: Arm) -> dict[str, t.Any]:
     stated = dict.fromkeys(key for other in study.arms for key in other.given)
     composed = next((cell.settings for cell in arm.cells if cell.settings), {})
     return {key: arm.given.get(key, composed.get(key)) for key in stated}
+
+
+def _synthetic(arm: Arm) -> dict[str, t.Any] | None:
+    """What synthetic scans the arm trained on; None without any. sha256: of their manifest, by fold."""
+    cells = [
+        cell for cell in arm.cells if cell.settings.get("data.synthetic") and cell.settings["data.synthetic_ratio"]
+    ]
+    if not cells:
+        return None
+    return {
+        "ratio": cells[0].settings["data.synthetic_ratio"],
+        "real": cells[0].settings["data.real"],
+        "sha256": {str(cell.fold): cell.settings["data.synthetic_sha256"] for cell in cells},
+    }
 
 
 def _images(per_image: pd.DataFrame | None) -> int:
@@ -143,14 +161,15 @@ def _metrics(study: Study, arm: Arm, source: str, shown: bool) -> dict[str, t.An
 
 def _per_fold(rows: pd.DataFrame, metrics: list[str]) -> dict[str, dict[str, float | None]]:
     """Metric → fold → value; None where no image of the fold has it."""
-    image = stats.fold_means(rows, [metric for metric in metrics if metric in IMAGE_METRICS])
+    of_images = [metric for metric in metrics if metric in IMAGE_METRICS]
+    image = stats.fold_means(rows, of_images) if of_images else {}
     told = label_stats.labelled(rows)
     label = {fold: label_stats.point_values(part) for fold, part in told.groupby("fold")}
     of_label = dict.fromkeys(LABEL_METRICS)
     return {
         metric: {str(fold): _or_none(value) for fold, value in image[metric].items()}
         if metric in IMAGE_METRICS
-        else {str(fold): label.get(fold, of_label)[metric] for fold in image.index}
+        else {str(fold): label.get(fold, of_label)[metric] for fold in sorted(rows["fold"].unique())}
         for metric in metrics
     }
 
@@ -176,7 +195,7 @@ def _or_none(value: float) -> float | None:
 
 
 def _strata(study: Study, arm: Arm, source: str) -> dict[str, t.Any]:
-    metrics = [metric for metric in study.metrics if metric in STRATIFIED] or [study.headline_metric]
+    metrics = [metric for metric in study.metrics if metric in STRATIFIED] or study.tested[:1]
     summary = {}
     for name, row in stats.stratum_means(arm.rows(source), metrics).to_dict("index").items():
         means = {metric: _or_none(row[metric]) for metric in metrics}
@@ -188,13 +207,13 @@ def _strata(study: Study, arm: Arm, source: str) -> dict[str, t.Any]:
 
 
 def _normals(arm: Arm, source: str) -> dict[str, t.Any] | None:
-    """False alarms on scans without a lesion, which have no overlap to measure; None without any.
+    """False alarms on scans without a lesion, which have no overlap to measure; None without any, or without masks.
 
     alarmed: share of them with a predicted pixel.
     """
     rows = arm.rows(source)
     normal = rows[rows["label"] == "normal"]
-    if normal.empty:
+    if normal["fpr"].isna().all():
         return None
     found = stats.fold_means(normal.assign(alarmed=(normal["fp"] > 0).astype(float)), ["fpr", "alarmed"])
     summary: dict[str, t.Any] = {"n": len(normal)}
@@ -219,6 +238,21 @@ def _labels(arm: Arm, source: str) -> dict[str, t.Any] | None:
             if found is None
             else {**_whole_or_partial(found.mean, arm.complete), **_interval(found, arm.complete)}
             for name, found in label_stats.label_intervals(rows).items()
+        },
+    }
+
+
+def _external(study: Study, arm: Arm, rows: pd.DataFrame) -> dict[str, t.Any]:
+    """Metrics over all images of another dataset, a figure for each fold's model; as in `_metrics`, without intervals.
+
+    rows: of all complete cells.
+    """
+    return {
+        "images": int(rows["key"].nunique()),
+        "patients": int(rows["patient"].nunique()),
+        "metrics": {
+            metric: {**_figure(per_fold, arm.complete), "per_fold": per_fold}
+            for metric, per_fold in _per_fold(rows, study.measured).items()
         },
     }
 
@@ -276,7 +310,7 @@ def _source_tests(study: Study, arm: Arm) -> dict[str, t.Any]:
     metric = study.headline_metric
     found = {}
     for source in arm.sources:
-        if source != arm.headline:
+        if source != arm.headline and metric in study.tested:
             differences = stats.paired_differences(arm.rows(source), arm.rows(arm.headline), [metric])[metric]
             found[source] = {"mean": _or_none(differences.mean()), **_ranks(metric, differences)}
     return found
@@ -299,10 +333,10 @@ def _cost(cost: Cost | None) -> dict[str, t.Any] | None:
 
 
 def _comparisons(study: Study) -> dict[str, t.Any] | None:
-    """Every entry against the reference, image by image and fold by fold; None without two entries."""
+    """Every entry against the reference, image by image and fold by fold; None without two entries, or any masks."""
     reference = study.reference
     others = [entry for entry in study.entries if entry is not reference]
-    if reference is None or not others:
+    if reference is None or not others or not study.tested:
         return None
     rows = [_comparison(study, entry, reference) for entry in others]
     for test in ("images", "folds"):  # a family each: they are two answers to the same questions
@@ -390,6 +424,60 @@ def _label_comparison(entry: Entry, reference: Entry) -> dict[str, t.Any] | None
     }
 
 
+def _external_comparisons(study: Study) -> dict[str, t.Any] | None:
+    """Every entry against the reference on each other dataset that both were scored on; None without any.
+
+    Each image counts once, with the mean of what the models of the common folds make of it.
+    """
+    reference = study.reference
+    if reference is None:
+        return None
+    rows = [
+        _external_comparison(study, entry, reference, name)
+        for name in study.external
+        for entry in study.entries
+        if entry is not reference and name in entry.arm.external and name in reference.arm.external
+    ]
+    if not rows:
+        return None
+    _adjust([test for row in rows for test in row["metrics"].values() if "p" in test])
+    return {"against": reference.label, "rows": rows}
+
+
+def _external_comparison(study: Study, entry: Entry, reference: Entry, name: str) -> dict[str, t.Any]:
+    folds = common_folds([entry, reference])
+    ours, theirs = (_over_folds(each.arm.external[name], folds) for each in (entry, reference))
+    differences = stats.paired_differences(ours, theirs, study.tested)
+    metrics: dict[str, dict[str, t.Any]] = {}
+    for metric, found in stats.intervals(differences, _defined(differences, study.tested)).items():
+        metrics[metric] = {"mean": found.mean, **_interval(found, True), **_ranks(metric, differences[metric])}
+    told = [label_stats.labelled(rows).set_index("key") for rows in (ours, theirs)]
+    common = told[0].index.intersection(told[1].index)
+    if len(common):
+        told = [rows.loc[common] for rows in told]
+        for metric, each in label_stats.label_differences(*told).items():
+            if each is not None and metric in study.metrics:
+                metrics[metric] = {"mean": each.mean, **_interval(each, True)}
+                if metric == "label_accuracy":
+                    metrics[metric] |= {"p": label_stats.mcnemar(*told).p}
+    return {
+        "label": entry.label,
+        "arm": entry.arm.name,
+        "data": name,
+        "folds": folds,
+        "expected": max(len(entry.arm.cells), len(reference.arm.cells)),
+        "images": len(differences),
+        "metrics": metrics,
+    }
+
+
+def _over_folds(rows: pd.DataFrame, folds: list[int]) -> pd.DataFrame:
+    """A row an image: its metrics and label probabilities are means over the models of these folds."""
+    by_key = rows[rows["fold"].isin(folds)].groupby("key", sort=False)
+    means = by_key[[*IMAGE_METRICS, *PROB_COLUMNS]].mean()
+    return by_key[["patient", "label", "fold"]].first().join(means).reset_index()
+
+
 def _on(entry: Entry, folds: list[int]) -> pd.DataFrame:
     rows = entry.arm.rows(entry.source)
     return rows[rows["fold"].isin(folds)]
@@ -401,9 +489,9 @@ def common_folds(entries: list[Entry]) -> list[int]:
 
 
 def _friedman(study: Study) -> dict[str, t.Any] | None:
-    """The headline metric of all entries on the images that all of them have; None for fewer than three."""
+    """The headline metric of all entries on the images that all of them have; None for fewer than three, or labels."""
     entries = study.entries
-    if len(entries) < 3:
+    if len(entries) < 3 or not study.tested:
         return None
     folds = common_folds(entries)
     metric = study.headline_metric

@@ -29,7 +29,7 @@ class Card:
     name: as in `data=<name>`; also the name of its source module and of its folder below shards/.
     title, what: the publisher's title, and one paragraph on what it contains.
     licence, citation: what a user must respect and cite.
-    where: page or DOI where a human downloads it; empty for a synthetic dataset.
+    where: page or DOI where a human downloads it; empty for a dataset that is made here.
     layout: names of the parts of the raw folder that the source looks for, and what they are.
     mask_classes: what the masks delineate, one to eight names; they may overlap. Bit k of a mask is class k.
     channels: what the images' channels are, three or four names.
@@ -38,8 +38,9 @@ class Card:
     columns: columns that the spreadsheet must have.
     notes: oddities of the raw files, and how the source resolves each.
     folds: where `folds.csv` and `folds_published.csv` come from.
-    parameters: settings of the source, such as a synthetic dataset's; `bushpc pack` can override them.
+    parameters: settings of the source, such as the phantom's; `bushpc pack` can override them.
     verified: whether source and card have been run on the publisher's real files.
+    synthetic: its images are a trained generator's (`bushpc generate`): they may train, and are never in a fold.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Card:
     notes: list[str] = dataclasses.field(default_factory=list)
     folds: dict[str, str] = dataclasses.field(default_factory=dict)
     parameters: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    synthetic: bool = False
 
     @classmethod
     def load(cls, folder: str | Path) -> Card:
@@ -105,7 +107,7 @@ class Card:
         return card
 
     @property
-    def synthetic(self) -> bool:
+    def made_here(self) -> bool:
         """Made from parameters instead of downloaded."""
         return not self.where
 

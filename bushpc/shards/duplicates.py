@@ -103,7 +103,7 @@ def find_pairs(
     if not looks:
         return []
     small_NHW = np.stack([look.small_HW for look in looks])
-    upright_NHW = _local_contrast(small_NHW)
+    upright_NHW = local_contrast(small_NHW)
     is_picture = small_NHW.min(axis=(1, 2)) < small_NHW.max(axis=(1, 2))
     found = {(i, j): Pair(i, j, True, False, 1.0) for i, j in _identical(looks) if is_picture[i]}
     hashes, mirrored_hashes = perceptual_hash(small_NHW), perceptual_hash(small_NHW[:, :, ::-1])
@@ -233,7 +233,7 @@ def _moved(picture_HW: np.ndarray, stretch: np.ndarray, shift: np.ndarray) -> np
     return ndimage.affine_transform(picture_HW, stretch, middle - stretch * middle + shift, order=1, mode="nearest")
 
 
-def _local_contrast(small_NHW: np.ndarray) -> np.ndarray:
+def local_contrast(small_NHW: np.ndarray) -> np.ndarray:
     """float32: detail over its local standard deviation, as vectors of length 1; zero for a constant picture."""
     contrast_NHW = np.empty(small_NHW.shape, np.float32)
     for start in range(0, len(small_NHW), _ROWS):

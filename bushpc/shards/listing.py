@@ -109,12 +109,11 @@ def _entry(name: str, folder: Path, deep: bool) -> Entry:
 
 def _facts(entry: Entry) -> tuple[str, str, str, str, str]:
     """Images, licence, where, verified and packed, in words."""
-    synthetic = not entry.where
     return (
         _by_label(entry.counts) or "as many as its parameters say",
         entry.licence,
         entry.where or "made here",
-        "synthetic" if synthetic else "yes" if entry.verified else "not yet",
+        "synthetic" if not entry.where else "yes" if entry.verified else "not yet",
         {"no": "no", "damaged": f"damaged: {entry.fault}"}.get(
             entry.packed, f"{entry.packed}: {_by_label(entry.scans)}; manifest {(entry.manifest or '')[:12]}"
         ),

@@ -80,6 +80,7 @@ class Manifest:
     dataset: name of the source, as in `data=<name>`.
     packer_version: of the code that wrote the tars; another version repacks.
     excerpt: packed from a part of the dataset, on the user's word; its numbers are not the dataset's.
+    synthetic: as in the card: the images are a trained generator's, which may train and are never in a fold.
     mask_classes, channels: as in the card: what the masks' bits and the images' channels are.
     sources: SHA-256 as hex of every raw file, by its path relative to the raw folder.
     records: lesions first, then normals; by key within each.
@@ -88,6 +89,7 @@ class Manifest:
     dataset: str
     packer_version: int
     excerpt: bool
+    synthetic: bool = False
     mask_classes: list[str] = field(default_factory=lambda: ["lesion"])
     channels: list[str] = field(default_factory=lambda: ["red", "green", "blue"])
     shards: list[ShardInfo] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Manifest:
         try:
             content = json.loads(text)
             stated = content.pop("hash")
+            content.setdefault("synthetic", False)
             content["shards"] = [_build(ShardInfo, shard) for shard in content["shards"]]
             content["records"] = [_build(Record, record) for record in content["records"]]
             manifest = _build(cls, content)
@@ -122,15 +125,22 @@ class Manifest:
 
     def save(self, folder: str | Path) -> None:
         """Write `folder`/manifest.json whole or not at all; the same manifest always gives the same bytes."""
-        content = {**asdict(self), "hash": self.hash}
+        content = {**self._content(), "hash": self.hash}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(Path(folder) / FILE_NAME, text)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 as hex over the whole content, the tars' hashes included: the identity of the packed data."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(self._content(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _content(self) -> dict[str, t.Any]:
+        """What is saved and hashed. Real data carry no mark, so manifests from before there was one keep their hash."""
+        content = asdict(self)
+        if not self.synthetic:
+            del content["synthetic"]
+        return content
 
     @property
     def lesions(self) -> list[Record]:

@@ -131,11 +131,23 @@ def freeze_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[
     write_folds(path, records, fold_by_key)
 
 
+def refuse_synthetic(manifest: Manifest, folder: str | Path) -> None:
+    """Called wherever data would be divided into folds. Raises: DataError for a trained generator's images."""
+    if manifest.synthetic:
+        raise DataError(
+            f"{folder} holds synthetic images of a trained generator (card.yaml: synthetic: true). They have no folds: "
+            "what is learnt would be tested on what was made up. Give a real dataset as data=…, and this folder as "
+            "data.synthetic=… to train on it besides."
+        )
+
+
 def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     """The fold file beside the shards in `folder`, else the one that the project ships for the dataset.
 
-    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError when there is no file.
+    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError when there is no file,
+    and for synthetic data, which have no folds.
     """
+    refuse_synthetic(manifest, folder)
     if source not in FILE_BY_SOURCE:
         raise ConfigError(unknown_name("folds", source, FILE_BY_SOURCE))
     folder, name = Path(folder), FILE_BY_SOURCE[source]
@@ -143,7 +155,7 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     if (folder / name).exists():
         return folder / name
     if (
-        shipped.exists() and not Card.find(manifest.dataset, folder).synthetic
+        shipped.exists() and not Card.find(manifest.dataset, folder).made_here
     ):  # those differ from one packing to another
         return shipped
     raise DataError(
@@ -156,16 +168,16 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
 def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
     """The frozen fold file of a freshly packed dataset, drawn with seed 0 into `folder` where there is none.
 
-    Folds of a synthetic dataset are drawn again when they are of another packing. Raises: DataError for frozen
-    folds of a real dataset that do not fit it.
+    Folds of a dataset that is made here are drawn again when they are of another packing. Raises: DataError for
+    frozen folds of any other that do not fit it.
     """
-    synthetic = Card.find(manifest.dataset, folder).synthetic
+    made_here = Card.find(manifest.dataset, folder).made_here
     try:
         path = find_folds(manifest, folder, "frozen")
-        load_folds(path, manifest.records, manifest.excerpt, normals=synthetic)
+        load_folds(path, manifest.records, manifest.excerpt, normals=made_here)
     except DataError as error:
         path = Path(folder) / FILE_BY_SOURCE["frozen"]
-        if path.exists() and not synthetic:
+        if path.exists() and not made_here:
             raise DataError(
                 f"{error}\nThe scans are packed. If the folds are of another packing, such as of an excerpt, move the "
                 "file away and run the same command again: new ones are drawn."

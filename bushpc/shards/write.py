@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import multiprocessing
@@ -46,6 +47,9 @@ PNG_LEVEL = 3  # zlib level: packing is bound by PNG encoding, and higher levels
 WORK_FOLDER = ".packing"
 LOCK_FILE = "lock"
 
+# What makes a sample of an item, as every source does.
+Load = t.Callable[[sources.Item], Sample]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoded:
@@ -70,7 +74,7 @@ def pack(
 ) -> Manifest:
     """Pack dataset `name` from the raw folder `src` into the folder `out`; returns the manifest.
 
-    src: the publisher's folder; None for a synthetic dataset.
+    src: the publisher's folder; None for a dataset that is made here.
     excerpt: `src` is knowingly a part of the dataset: its counts are not held against the card.
     workers: processes that decode and encode; the result does not depend on it.
     shard_samples: samples in a tar, at most.
@@ -84,7 +88,6 @@ def pack(
     if workers < 1 or shard_samples < 1:
         raise ConfigError(f"workers={workers} shard_samples={shard_samples}: whole numbers from 1 on are needed.")
     out = Path(out)
-    say = progress or _silent
     card = Card.find(name, out).override(parameters or {})
     src = _raw_folder(src, card)
     if src is not None:
@@ -92,6 +95,27 @@ def pack(
     plan = source.plan(src, card, excerpt=excerpt)
     if src is not None and not excerpt:
         _check_counts(src, card, plan)
+    return write_shards(
+        card, out, plan, source.load, excerpt=excerpt, workers=workers, progress=progress, shard_samples=shard_samples
+    )
+
+
+def write_shards(
+    card: Card,
+    out: Path,
+    plan: sources.Plan,
+    load: Load,
+    *,
+    excerpt: bool = False,
+    workers: int = 1,
+    progress: Show | None = None,
+    shard_samples: int = 64,
+) -> Manifest:
+    """The samples that `load` makes of the plan's items, as shards in `out`; all else as in `pack`.
+
+    load: with several workers a function of a module, as it is looked up in their processes by its name.
+    """
+    say = progress or _silent
     shards = _divide(plan.items, shard_samples)
 
     with _alone_in(out) as work:
@@ -110,15 +134,16 @@ def pack(
                     say(done, len(plan.items), f"{file} kept from an earlier attempt")
                     continue
                 encoded = []
-                for sample in encode(card, items):
+                for sample in encode(card, load, items):
                     encoded.append(sample)
                     done += 1
                     say(done, len(plan.items))
                 finished[file] = _write_shard(work, file, encoded)
         manifest = Manifest(
-            dataset=name,
+            dataset=card.name,
             packer_version=PACKER_VERSION,
             excerpt=excerpt,
+            synthetic=card.synthetic,
             mask_classes=card.mask_classes,
             channels=card.channels,
             shards=[info for info, _ in finished.values()],
@@ -138,8 +163,8 @@ def _silent(done: int, total: int, message: str = "") -> None:
 
 
 def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
-    if card.synthetic:
-        return None if src is None else Path(src)  # a synthetic source says itself that it takes no src
+    if card.made_here:
+        return None if src is None else Path(src)  # such a source says itself that it takes no src
     if src is None:
         raise ConfigError(
             f"data={card.name} needs src=FOLDER: {card.title} as downloaded from {card.where} ({card.licence}); "
@@ -251,7 +276,7 @@ def _already_packed(
     same = (
         manifest.dataset == card.name
         and manifest.packer_version == PACKER_VERSION
-        and manifest.excerpt == excerpt
+        and (manifest.excerpt, manifest.synthetic) == (excerpt, card.synthetic)
         and (manifest.mask_classes, manifest.channels) == (card.mask_classes, card.channels)
         and manifest.sources == plan.sources
         and [(shard.file, shard.samples) for shard in manifest.shards]
@@ -363,16 +388,16 @@ def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> t.Iterator[t.Callable[[Card, list[sources.Item]], t.Iterable[_Encoded]]]:
+def _pool(workers: int) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[_Encoded]]]:
     """A function that encodes items in order: here with one worker, else in that many processes."""
     if workers == 1:
-        yield lambda card, items: (_encode(card, item) for item in items)
+        yield lambda card, load, items: (_encode(card, load, item) for item in items)
         return
     # Spawned, not forked: the caller may hold threads, locks or a CUDA context, which a fork would copy half.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
         try:
-            yield lambda card, items: pool.map(_encode, [card] * len(items), items)
+            yield lambda card, load, items: pool.map(functools.partial(_encode, card, load), items)
         except BrokenProcessPool:
             raise DataError(
                 f"One of the {workers} packing processes was ended from outside, most often for want of memory. "
@@ -395,9 +420,9 @@ def _leave_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _encode(card: Card, item: sources.Item) -> _Encoded:
+def _encode(card: Card, load: Load, item: sources.Item) -> _Encoded:
     try:
-        sample = sources.source(card.name).load(item)
+        sample = load(item)
     except BushpcError:
         raise
     except Exception as error:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import resize
+from bushpc.data.captions import caption
 from bushpc.data.loader import FoldData, StepSampler, in_workers, training_batches, validation_batches
 from bushpc.data.prompts import FROM_MASK, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
@@ -192,6 +193,20 @@ def test_spatial_prompts_are_made_only_for_models_that_read_them(make_cell):
     cell = CellConfig.load(cell_dir / "config.yaml")
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     assert {prompt for batch in training_batches(cell, data, World(), 0) for prompt in batch.spatial_prompts} == {""}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_captions_are_made_for_models_that_read_them_in_training_and_validation(make_cell, monkeypatch, reads):
+    cell_dir = make_cell("loader", "model=unet_small")
+    cell = CellConfig.load(cell_dir / "config.yaml")
+    if reads:
+        monkeypatch.setattr(cell.model_class, "needs", classmethod(lambda cls, config: frozenset({"captions"})))
+    data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
+    batches = [*training_batches(cell, data, World(), 0), *validation_batches(cell, data, "none", World())]
+    for batch in batches:
+        records = [data.manifest.record(key) for key in batch.keys]
+        assert batch.captions == [caption(r.label, r.attributes) if reads else "" for r in records]
+        assert batch.split(2)[1].captions == batch.captions[len(records) // 2 :]
 
 
 class Slow(Dataset[int]):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bushpc.config import compose
-from bushpc.data.parts import hold_out, repeats, steps
+from bushpc.data.parts import hold_out, repeats, steps, training_part
 from bushpc.errors import ConfigError
 
 
@@ -72,10 +72,11 @@ def test_balance_draws_rare_labels_about_as_often():
 )
 def test_epochs_are_counted_in_steps(words, expected):
     config = compose(["model=unet_small", "data=phantom", "train.iterations=70", "train.batch_size=8", *words])
-    assert steps(scans(*["benign"] * 15, *["malignant"] * 5), config.train, seed=0) == expected
+    train, _ = training_part(config, scans(*["benign"] * 15, *["malignant"] * 5), [])
+    assert steps(train, config.train) == expected
 
 
 def test_a_share_that_holds_out_nobody_is_refused_before_anything_runs():
     words = ["model=unet_small", "data=phantom", "train.holdout=0.01", "train.stop_patience=2"]
     with pytest.raises(ConfigError, match=r"train\.holdout=0\.01: of the fold's 40 training scans"):
-        steps(scans(*["benign"] * 40), compose(words).train, seed=0)
+        training_part(compose(words), scans(*["benign"] * 40), [])

@@ -149,7 +149,7 @@ def test_a_missing_grid_is_named_with_those_that_there_are(capsys):
 @pytest.mark.parametrize("name", config_names("grid"))
 def test_every_row_of_a_grid_in_the_tree_can_be_composed_and_is_another_cell(name):
     grid = load_grid(name)
-    composer = Composer([*grid.base, "data=phantom"])
+    composer = Composer([*grid.base, "data=phantom", "data.synthetic=made"])
     assert len({composer(row.settings).hash for row in grid.rows}) == len(grid.rows)
 
 

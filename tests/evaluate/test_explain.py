@@ -42,7 +42,7 @@ def batch_of(image_1CHW: torch.Tensor) -> Batch:
     empty = torch.zeros(1, 1, *image_1CHW.shape[-2:])
     return Batch(
         keys=["a"], epochs=[0], image_BCHW=image_1CHW, mask_BKHW=empty, label_B=torch.zeros(1, dtype=torch.int64),
-        spatial_prompts=[""], attribute_prompts=[""],
+        spatial_prompts=[""], attribute_prompts=[""], captions=[""],
     )  # fmt: skip
 
 

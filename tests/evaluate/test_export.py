@@ -171,6 +171,7 @@ def test_the_graphs_of_an_image_model_give_its_probabilities(tmp_path, phantom_f
         label_B=torch.zeros(5, dtype=torch.int64),
         spatial_prompts=[""] * 5,
         attribute_prompts=[""] * 5,
+        captions=[""] * 5,
     )
     with torch.inference_mode():
         expected = model.predict(batch).prob_BKHW

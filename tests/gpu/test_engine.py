@@ -72,6 +72,7 @@ def test_the_loss_on_the_gpu_is_the_cpus(make_cell):
         label_B=torch.zeros(2, dtype=torch.long),
         spatial_prompts=["a small lesion in the upper inner quadrant of the breast", ""],
         attribute_prompts=["oval shape", "irregular shape"],
+        captions=[""] * 2,
     )
     with torch.no_grad():
         expected = model(batch).total

@@ -36,6 +36,7 @@ def test_a_step_at_full_size_takes_less_than_40_gb(encoder):
         label_B=torch.arange(8) % 3,
         spatial_prompts=[""] * 8,
         attribute_prompts=[""] * 8,
+        captions=[""] * 8,
     )
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the second one has the optimizer's state

@@ -14,6 +14,10 @@ from bushpc.sample import Batch
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SPATIAL = ["a small lesion in the upper inner quadrant of the breast", "a large lesion in the lower outer quadrant", ""]
 ATTRIBUTES = ["irregular shape, indistinct margin, BI-RADS 5", "oval shape, circumscribed margin, BI-RADS 2"]
+CAPTIONS = [
+    "breast ultrasound image of benign tumor with homogeneous echogenicity and clear boundary",
+    "breast ultrasound image of malignant tumor with heterogeneous echogenicity and unclear boundary",
+]
 
 
 def _config(model_class, name, changes):
@@ -74,6 +78,7 @@ def make_batch():
             "label_B": torch.zeros(count, dtype=torch.int64),
             "spatial_prompts": [SPATIAL[i % 3] for i in range(count)],
             "attribute_prompts": [ATTRIBUTES[i % 2] for i in range(count)],
+            "captions": [CAPTIONS[i % 2] for i in range(count)],
         }
         return Batch(**{**content, **fields})
 

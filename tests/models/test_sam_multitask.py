@@ -15,12 +15,12 @@ from torch import nn
 
 from bushpc.config import compose
 from bushpc.errors import ConfigError, WeightsError
+from bushpc.losses.label import labelled_cross_entropy
 from bushpc.models import sam_multitask
 from bushpc.models.sam_multitask import (
     SAM_VIT_B,
     SamMultitask,
     build_encoder,
-    labelled_cross_entropy,
     shows_ground_truth,
 )
 from bushpc.nn.recompute import recompute

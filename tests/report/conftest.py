@@ -49,7 +49,8 @@ class RunBuilder:
     """Writes `path` piece by piece. folds: expected folds of the run; only those added become complete.
 
     rows: of a grid, name → settings, the first being the baseline; `of` chooses the row that is written to.
-    metrics: as `evaluate.metrics` has them; none for a run of before they could be chosen.
+    metrics: as `evaluate.metrics` has them; none for a run of before they could be chosen. external: as
+    `evaluate.external` has them.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class RunBuilder:
     row: str = ""
     model: str = "xbusnet"
     metrics: Sequence[str] = ()
+    external: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.path.mkdir(parents=True)
@@ -110,6 +112,8 @@ class RunBuilder:
         }  # fmt: skip
         if self.metrics:
             config["evaluate"] |= {"metrics": list(self.metrics), "nsd_mm": 1.0, "nsd_px": 5.0}
+        if self.external:
+            config["evaluate"] |= {"external": [f"shards/{name}" for name in self.external]}
         for key, value in self.rows.get(self.row, {}).items():
             group, _, name = key.rpartition(".")
             (config.setdefault(group, {}) if group else config)[name] = value
@@ -146,6 +150,11 @@ class RunBuilder:
         if done:
             (self.cell(fold) / "DONE").write_text(json.dumps({"finished": "2026-11-20T11:00:00+00:00", "step": 1000}))
         return path
+
+    def elsewhere(self, fold: int, name: str, rows: list[Row]) -> None:
+        """external/<name>.csv: what the fold's model makes of another dataset."""
+        (self.cell(fold) / "external").mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_csv(self.cell(fold) / "external" / f"{name}.csv", index=False, na_rep="nan")
 
     def failed(self, fold: int, why: str) -> None:
         (self.cell(fold) / "FAILED").write_text(why)

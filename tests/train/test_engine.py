@@ -37,6 +37,7 @@ def global_batch(step: int, size: int = 4) -> Batch:
         label_B=torch.zeros(size, dtype=torch.long),
         spatial_prompts=["a small lesion in the upper inner quadrant of the breast", "", "", ""][:size],
         attribute_prompts=["oval shape", "irregular shape", "", "round shape"][:size],
+        captions=[""] * size,
     )
 
 

@@ -104,6 +104,7 @@ def one_step(engine: Engine, image_size: int) -> None:
             label_B=torch.zeros(2, dtype=torch.long),
             spatial_prompts=["a small lesion in the upper inner quadrant of the breast", ""],
             attribute_prompts=["oval shape", ""],
+            captions=[""] * 2,
         )
     )
     engine.update(1e-4)

@@ -191,6 +191,7 @@ def made_up(model: VitDiffusion, images: int) -> Batch:
         label_B=torch.full((images,), -1),
         spatial_prompts=[""] * images,
         attribute_prompts=[""] * images,
+        captions=[""] * images,
     )
 
 

@@ -141,6 +141,7 @@ def made_up(count: int) -> Batch:
         label_B=torch.zeros(count, dtype=torch.int64),
         spatial_prompts=[""] * count,
         attribute_prompts=[""] * count,
+        captions=[""] * count,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bushpc.report.content.common import Summary, folds_phrase, several, titled
 from bushpc.report.content.comparisons import comparison_table, fold_comparison_table, nemenyi_table
+from bushpc.report.content.external import external_comparison_table, external_table
 from bushpc.report.content.labels import label_comparison_table, labels_table, normals_table
 from bushpc.report.content.outcome import (
     ablation_table,
@@ -36,6 +37,8 @@ def all_tables(study: Study, summary: Summary, manifest: Manifest | None) -> dic
         comparison_table(summary),
         fold_comparison_table(summary),
         nemenyi_table(summary),
+        external_table(summary),
+        external_comparison_table(summary),
         labels_table(summary),
         label_comparison_table(summary),
         normals_table(summary),

@@ -67,7 +67,7 @@ def headline_table(summary: Summary) -> Table | None:
                     line.label,
                     *((folds_count(line.arm),) if counted else ()),
                     *figures_of(figures, metrics),
-                    *bounds(figures[headline]),
+                    *_interval_of(line, headline),
                     *((Number(test.get("effect"), decimals=2), Number(test.get("p_holm"), is_p=True)) if tests else ()),
                 ),
                 group=_headline_group(summary),
@@ -111,7 +111,9 @@ def headline_table(summary: Summary) -> Table | None:
         ]
     return Table(
         name="headline",
-        caption=f"Segmentation at {_threshold(summary)} on validation images",
+        caption=f"Segmentation at {_threshold(summary)} on validation images"
+        if summary["tested_metrics"]
+        else "Classification of validation images",
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(_headline_notes(summary, paper)),
@@ -122,7 +124,7 @@ def overview_table(summary: Summary) -> Table | None:
     """The same for a terminal, which has no room for every column; None for one arm, whose folds are shown there."""
     if not several(summary):
         return None
-    tests = _tests(summary)
+    tests, tested = _tests(summary), bool(summary["tested_metrics"])
     metrics = _few(summary)
     rows = [
         Row(
@@ -130,7 +132,7 @@ def overview_table(summary: Summary) -> Table | None:
                 line.label,
                 folds_count(line.arm),
                 *figures_of(line.figures(), metrics),
-                Number(tests.get(line.label, {}).get("p_holm"), is_p=True),
+                *([Number(tests.get(line.label, {}).get("p_holm"), is_p=True)] if tested else []),
             ),
             ranked=line.ranked,
         )
@@ -138,9 +140,12 @@ def overview_table(summary: Summary) -> Table | None:
     ]
     return Table(
         name="overview",
-        caption=f"{summary['title']}: mean ± SD over folds; p (Holm) of {titled(summary['headline_metric'])} against "
-        f"{_against(summary)}",
-        columns=(METHOD, FOLDS, *metric_columns(summary, metrics, over=""), Column(key="p", header="p")),
+        caption=f"{summary['title']}: mean ± SD over folds"
+        + (f"; p (Holm) of {titled(summary['headline_metric'])} against {_against(summary)}" if tested else ""),
+        columns=(
+            *(METHOD, FOLDS, *metric_columns(summary, metrics, over="")),
+            *([Column(key="p", header="p")] if tested else []),
+        ),
         rows=tuple(rows),
     )
 
@@ -150,7 +155,7 @@ def _few(summary: Summary) -> list[str]:
     label = [metric for metric in summary["shown_metrics"] if metric in LABEL_METRICS]
     tested = [metric for metric in summary["tested_metrics"] if metric in summary["shown_metrics"]]
     tested.sort(key=lambda metric: metric != summary["headline_metric"])
-    return [*label[:1], *tested[: 1 if label else 2]]
+    return [*label[: 1 if tested else 2], *tested[: 1 if label else 2]]
 
 
 def _against(summary: Summary) -> str:
@@ -178,6 +183,12 @@ def _threshold(summary: Summary) -> str:
 
 def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
     notes = [*lower_is_better(summary["shown_metrics"]), *_definition_notes(summary)]
+    if made := [(arm["label"], found) for arm in summary["arms"] if (found := arm["synthetic"])]:
+        said = [
+            f"{label} ({found['ratio']:g} for each real one{'' if found['real'] else ', which do not train'})"
+            for label, found in made
+        ]
+        notes.append(f"Trained on synthetic scans: {listed(said)}. All are validated on real scans alone.")
     most_folds = max(arm["folds"]["expected"] for arm in summary["arms"])
     if summary["complete"] and most_folds > 1:
         notes.append("Each image counts once within its fold, each fold once; SD is the sample SD over folds (ddof=1).")
@@ -195,7 +206,8 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
             "over patients."
         )
     elif not turned(summary):
-        notes.append("95 % interval: of the mean over images, percentile bootstrap over patients.")
+        of = "the mean over images" if summary["tested_metrics"] else "all images together"
+        notes.append(f"95 % interval: of {of}, percentile bootstrap over patients.")
     if summary["comparisons"] and not turned(summary):
         notes.append(
             f"Baseline: {summary['comparisons']['against']}. Effect size r and p: paired Wilcoxon signed-rank test "
@@ -280,7 +292,7 @@ def ablation_table(summary: Summary) -> Table | None:
     paper = published(summary, "ablation")
     theirs = _by_row(summary, paper, settings)
     paper = paper if theirs else None
-    metrics = _ablation_metrics(summary)
+    metrics = _ablation_metrics(summary, settings)
     if turned(summary):
         return turned_table(
             summary,
@@ -444,10 +456,11 @@ def _interval_of(line: Line, metric: str) -> tuple[Number, Number]:
     return bounds(found or {})
 
 
-def _ablation_metrics(summary: Summary) -> list[str]:
-    """What the paper's table prints, whatever dataset its figures are of; else what is tested, and of labels all."""
+def _ablation_metrics(summary: Summary, settings: list[str]) -> list[str]:
+    """What the paper's table of these rows prints, whatever its dataset; else what is tested, and of labels all."""
     shown = summary["shown_metrics"]
-    shapes = [table for arm in summary["arms"] for table in tables_of(arm["model"], "ablation")]
+    tables = [table for arm in summary["arms"] for table in tables_of(arm["model"], "ablation")]
+    shapes = [table for table in tables if _by_row(summary, table, settings)]
     shape = [metric for metric in (shapes[0].metrics if shapes else ()) if metric in shown]
     return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary["tested_metrics"]]
 
@@ -664,6 +677,8 @@ def strata_table(summary: Summary) -> Table | None:
     alike = all(count == counts[0] for count in counts)
     columns = [METHOD]
     metrics = [name for name in next(iter(entries[0].arm["strata"][entries[0].source].values())) if name != "n"]
+    if not metrics:  # of masks, where models give labels alone
+        return None
     for name, n in counts[0].items():
         over = f"{name.replace('-', _EN_DASH)} px" + (f" (n = {n})" if alike else "")
         columns += [replace(c, key=f"{name}_{c.key}") for c in metric_columns(summary, metrics, over=over)]

@@ -3,14 +3,15 @@
 The form of these files:
   citation, short   the paper, in full and as tables say it
   data              the dataset, as `data=` names it
-  overall | by_class | strata | fold_wise | ablation
+  overall | by_class | strata | fold_wise | ablation | external
                     the paper's tables, each with
     table           its number there
     models          the models, and with them their variants (`xbusnet_…`), whose runs it is shown for
     decimals        how many the paper prints; one number, or metric → number
     percent         metrics that the paper prints in percent; ours are fractions, so they are shown as such
     rows            the paper's name → figures by metric (metrics/names.py; `parameters`): a mean, or [mean, SD].
-                    By class and by stratum these stand one level below the class or stratum.
+                    By class, by stratum and of other datasets (external) these stand one level below the class,
+                    stratum or dataset.
                     Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
                     or `row`, the grid's own name for it.
 """

@@ -1,0 +1,65 @@
+"""Checkpoints → CSV of other datasets: every scan of each that `evaluate.external` names, once per fold's model.
+
+Nobody trained on them or chose anything by them, so that each model of a run is scored on the whole of each.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+from pathlib import Path
+
+from bushpc.config import CellConfig
+from bushpc.data.cache import DecodingStopped, open_cache
+from bushpc.data.external import external_part
+from bushpc.data.loader import FoldData
+from bushpc.dist import World, any_rank, from_main, gather
+from bushpc.evaluate.evaluate import Part, Predicting, summary_line, to_csv
+from bushpc.evaluate.journal import Journal
+from bushpc.files import write_atomically
+from bushpc.models.base import Model
+
+FOLDER = "external"
+
+
+def evaluate_external(
+    cell: CellConfig,
+    model: Model,
+    data: FoldData,
+    cell_dir: Path,
+    step: int,
+    how: Predicting,
+    world: World,
+    say: t.Callable[[str], None],
+) -> bool:
+    """Write external/<dataset>.csv of each dataset, in the form of per_image.csv, under the headline prompt source.
+
+    data: of the cell's fold. step: of the weights. Returns False where a stop signal came: a later call goes on there.
+    """
+    source = cell.prompt_sources[0]
+    cell = replace(cell, data=replace(cell.data, stream=None))  # they lie in folders, whatever the cell's own data do
+    for name, folder in zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True):
+        there = external_part(folder, data, cell.data.normals)
+        try:
+            open_cache(
+                *(there.manifest, folder, cell.model.image_size, cell.loader),
+                keep_going=lambda: not how.stop(),
+                log=say,
+            )
+        except DecodingStopped:
+            assert how.stop(), "nothing else ends the decoding"
+        if any_rank(how.stop())[0]:
+            return False
+        weights = f"{cell.hash} {step} {there.manifest.hash}"
+        journal = Journal(cell_dir, f"{FOLDER}-{name}-{source}", world.rank, weights)
+        done = from_main(journal.read() if world.is_main else {})
+        mine = Part(cell, model, there, source, how, world, say).lines(done, journal=journal)
+        if mine is None:
+            return False
+        lines = done | {line["row"]["key"]: line for line in gather(mine)}
+        rows = [lines[key]["row"] for key in sorted(lines)]
+        if world.is_main:
+            (cell_dir / FOLDER).mkdir(exist_ok=True)
+            write_atomically(cell_dir / FOLDER / f"{name}.csv", to_csv(rows, tuple(rows[0])))
+        say(f"evaluated all {len(rows)} images of {name} with prompts={source}: {summary_line(rows)}")
+    return True

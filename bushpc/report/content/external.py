@@ -1,0 +1,114 @@
+"""Tables of other datasets, on all of whose images every fold's model was scored (`evaluate.external`)."""
+
+from __future__ import annotations
+
+from bushpc.metrics.names import LABEL_METRICS
+from bushpc.report.content.common import (
+    FOLDS,
+    METHOD,
+    Summary,
+    bold_note,
+    figures_of,
+    folds_count,
+    lines,
+    metric_columns,
+    printed,
+    published,
+    titled,
+)
+from bushpc.report.content.comparisons import common_folds
+from bushpc.report.tables import Column, Number, Row, Table
+
+
+def external_table(summary: Summary) -> Table | None:
+    """Mean ± SD over the folds' models of each arm on each other dataset; the paper's figures below each."""
+    if not summary["external"]:
+        return None
+    shown = summary["shown_metrics"]
+    paper = published(summary, "external")
+    rows, counts = [], []
+    for name in summary["external"]:
+        judged = [line for line in lines(summary) if line.source == line.arm["headline"]]
+        found = [(line, line.arm["external"][name]) for line in judged if name in line.arm["external"]]
+        counts.append(f"{found[0][1]['images']} images of {name}")
+        rows += [
+            Row(
+                values=(
+                    line.arm["label"],
+                    folds_count(line.arm),
+                    *figures_of(there["metrics"], shown),
+                ),
+                group=name,
+                ranked=line.ranked,
+            )
+            for line, there in found
+        ]
+        quoted = {said: figures[name] for said, figures in (paper.rows if paper else {}).items() if name in figures}
+        rows += [
+            Row(values=(said, "—", *printed(paper, figures, shown)), group=f"{name}: {paper.heading}", quoted=True)
+            for said, figures in quoted.items()
+            if paper
+        ]
+    notes = [
+        f"{', '.join(counts)}. Every fold's model is scored on all of them, and none trained on any: mean ± SD over "
+        "the models, which says how far trainings differ and not how far images do. Under the headline prompts.",
+        bold_note(summary),
+    ]
+    if paper:
+        notes.append(f"The paper's rows were not computed here, and are of its test part alone: {paper.citation}.")
+    return Table(
+        name="external",
+        caption="On other datasets",
+        columns=(METHOD, FOLDS, *metric_columns(summary)),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def external_comparison_table(summary: Summary) -> Table | None:
+    """Each arm against the baseline on the images of each other dataset."""
+    found = summary["external_comparisons"]
+    if found is None:
+        return None
+    rows = [
+        Row(
+            values=(
+                row["label"],
+                common_folds(row),
+                row["images"],
+                Number(test["mean"]),
+                *(Number(bound) for bound in test["ci95"] or (None, None)),
+                Number(test.get("effect"), decimals=2),
+                Number(test.get("p"), is_p=True),
+                Number(test.get("p_holm"), is_p=True),
+            ),
+            group=f"{name}: {titled(metric)}",
+        )
+        for name in summary["external"]
+        for metric in [*summary["tested_metrics"], *LABEL_METRICS]
+        for row in found["rows"]
+        if row["data"] == name and (test := row["metrics"].get(metric))
+    ]
+    return Table(
+        name="external_comparisons",
+        caption=f"On other datasets, against {found['against']}",
+        columns=(
+            METHOD,
+            FOLDS,
+            Column(key="images", header="Images"),
+            Column(key="mean_difference", header="Mean difference"),
+            Column(key="ci95_low", header="low", over="95 % interval"),
+            Column(key="ci95_high", header="high", over="95 % interval"),
+            Column(key="effect", header="effect r"),
+            Column(key="p", header="p"),
+            Column(key="p_holm", header="p (Holm)"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "An image counts once, with the mean over the folds' models of its metric; of classification with the mean "
+            "of their probabilities, so that these are differences of the models together.",
+            "Interval: paired percentile bootstrap over patients. p: of masks the paired Wilcoxon signed-rank test "
+            "over images, of accuracy McNemar's exact test; F1, AUC and CE have their intervals. p (Holm): adjusted "
+            "for all tests of this table.",
+        ),
+    )
