@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from bushpc.data.mixture import open_synthetic
+from bushpc.data.parts import Scan as Drawn
 from bushpc.data.parts import hold_out, mix, repeats
 from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
@@ -354,6 +355,7 @@ def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
     wanted = [scan for scan in scans if normals or scan.label != "normal"]
     train, held_out = hold_out([scan for scan in wanted if scan.fold != fold], share, seed)
+    drawn: t.Sequence[Drawn] = train
     others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
     others |= {scan.key: "of the validation part" for scan in wanted}
     others |= {scan.key: "held out of training for the schedule" for scan in held_out}
@@ -361,8 +363,8 @@ def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
         synthetic = open_synthetic(folder, fold, sha256).records(normals)
         others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
         others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in train}
-        train = mix(train, synthetic, ratio, keep_real)
-    times = zip(train, repeats(train, balance), strict=True)
+        drawn = mix(drawn, synthetic, ratio, keep_real)
+    times = zip(drawn, repeats(drawn, balance), strict=True)
     return _Parts(Counter({scan.key: often for scan, often in times}), others), batch_size
 
 

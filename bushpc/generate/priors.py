@@ -110,13 +110,14 @@ class Priors:
         label = "malignant" if rng.random() < self.config.malignant_share else "benign"
         prior: ClassPrior = getattr(self.config, label)
         size = list(self.config.sizes_mm)[rng.integers(len(self.config.sizes_mm))]
-        longer, shorter = self._semi_axes(rng.uniform(*self.config.sizes_mm[size]), rng.uniform(*prior.aspect))
+        length_mm, aspect = (_uniform(rng, between) for between in (self.config.sizes_mm[size], prior.aspect))
+        longer, shorter = self._semi_axes(length_mm, aspect)
         a, b = (longer, shorter) if label == "benign" else (shorter, longer)  # wider than tall, or taller than wide
-        sigma = round(rng.uniform(*prior.sigma), 4)
+        sigma = round(_uniform(rng, prior.sigma), 4)
         heterogeneous, unclear = rng.random() < prior.heterogeneous, rng.random() < prior.unclear
         shape_YX = deformed_ellipse(a, b, sigma, rng)
-        rows, down, y0 = self._place(shape_YX.any(axis=1), b, rng)
-        columns, across, x0 = self._place(shape_YX.any(axis=0), a, rng)
+        rows, down, y0 = self._place(np.asarray(shape_YX.any(axis=1)), b, rng)
+        columns, across, x0 = self._place(np.asarray(shape_YX.any(axis=0)), a, rng)
         mask_SS = np.zeros((self.size, self.size), np.uint8)
         mask_SS[down, across] = shape_YX[rows, columns]
         attributes: dict[str, str | float | None] = {
@@ -141,6 +142,11 @@ class Priors:
         before, after = len(filled) // 2 - first, last - len(filled) // 2
         centre = int(rng.integers(max(semi_axis, before), self.size - max(semi_axis, after + 1), endpoint=True))
         return slice(first, last + 1), slice(centre - before, centre + after + 1), centre
+
+
+def _uniform(rng: np.random.Generator, between: tuple[float, ...]) -> float:
+    low, high = between
+    return float(rng.uniform(low, high))
 
 
 def deformed_ellipse(a: int, b: int, sigma: float, rng: np.random.Generator) -> np.ndarray:

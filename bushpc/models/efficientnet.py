@@ -6,6 +6,7 @@ Tan and Le's EfficientNet-B0 (ICML 2019), from timm. It makes no mask.
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import dataclass
 
 import timm
@@ -58,7 +59,7 @@ class EfficientNet(Model):
     def __init__(self, config: EfficientNetConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
         self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        self.net = timm.create_model(config.network, pretrained=False, num_classes=len(LABELS))
+        self.net: nn.Module = timm.create_model(config.network, pretrained=False, num_classes=len(LABELS))
         for file in self.weight_files(config):
             staged = weights.load_staged(EfficientNet, file, weights_dir)
             own = {name: value for name, value in self.net.state_dict().items() if name.startswith("classifier.")}
@@ -70,7 +71,7 @@ class EfficientNet(Model):
         return frozenset({"image_BCHW", "label_B"})
 
     @classmethod
-    def check_data(cls, config: ModelConfig, mask_classes: tuple[str, ...], channels: tuple[str, ...]) -> None:
+    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
         """Refuse images that have not three channels. Raises: ConfigError."""
         if len(channels) != 3:
             raise ConfigError(
@@ -86,8 +87,7 @@ class EfficientNet(Model):
 
     def cam_layer(self) -> nn.Module:
         """The last features, whose mean the label follows from."""
-        last: nn.Module = self.net.bn2
-        return last
+        return t.cast(nn.Module, self.net.bn2)
 
     def forward(self, batch: Batch) -> Losses:
         """Cross-entropy over the scans that have a label; term "ce"."""

@@ -140,8 +140,8 @@ class TumorGeneratorConfig(ModelConfig):
             raise ConfigError(f"model.latent_scale={self.latent_scale}: allowed is a number above 0")
         if self.steps > TIMESTEPS or (self.sampler == "ddim" and TIMESTEPS % self.steps):
             # diffusers' DDIM steps from t to t - T // steps: with a remainder that is not the next t.
-            valid = [n for n in range(1, TIMESTEPS + 1) if TIMESTEPS % n == 0]
-            allowed = f"one of {', '.join(map(str, valid))}" if self.sampler == "ddim" else f"1 to {TIMESTEPS}"
+            divisors = [str(n) for n in range(1, TIMESTEPS + 1) if TIMESTEPS % n == 0]
+            allowed = f"one of {', '.join(divisors)}" if self.sampler == "ddim" else f"1 to {TIMESTEPS}"
             raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is {allowed}")
         self._check_shapes()
         self._check_start()
