@@ -19,7 +19,7 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
     """With `--dist=loadgroup` a file's tests stay together, and tests/slurm too: they share one Slurm, and come first.
 
