@@ -19,16 +19,9 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
-    """With `--dist=loadgroup` a file's tests stay together, and tests/slurm too: they share one Slurm, and come first.
-
-    First, because together they take longest, and the other workers go through the rest meanwhile.
-    """
+    """Tests of Slurm come first: they take longest, most of it waiting, and other processes do the rest meanwhile."""
     items.sort(key=lambda item: SLURM not in item.path.parents)
-    for item in items:
-        group = "slurm" if SLURM in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(hookwrapper=True)
