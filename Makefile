@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything else is `bushpc --help`.
 PYTHON ?= python3
 VENV := .venv
-# Tests run in so many processes, each a file at a time.
+# Tests run in so many processes, each a file at a time; those of Slurm by themselves, as they watch the clock.
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 # make demo DATA=<BrEaST folder> runs the demo on the real dataset instead of the synthetic one.
@@ -15,7 +15,8 @@ demo: $(VENV)/.installed
 	@bash tools/demo.sh
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --ignore=tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

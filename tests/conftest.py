@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-SLURM = Path(__file__).parent / "slurm"
 REQUIRE_REAL = os.environ.get("BUSHPC_REQUIRE_REAL") == "1"
 
 
@@ -17,11 +16,6 @@ def pytest_configure(config):
         import torch
 
         torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items):
-    """Tests of Slurm come first: they take longest, most of it waiting, and other processes do the rest meanwhile."""
-    items.sort(key=lambda item: SLURM not in item.path.parents)
 
 
 @pytest.hookimpl(hookwrapper=True)
