@@ -144,7 +144,7 @@ class TumorGeneratorConfig(ModelConfig):
             allowed = f"one of {', '.join(divisors)}" if self.sampler == "ddim" else f"1 to {TIMESTEPS}"
             raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is {allowed}")
         self._check_shapes()
-        self._check_start()
+        self._check_size()
         if self.base is not None:  # jobs run in another folder
             object.__setattr__(self, "base", str(Path(self.base).expanduser().resolve()))
 
@@ -188,12 +188,7 @@ class TumorGeneratorConfig(ModelConfig):
                 f"level; the nearest that is: {max(1, round(self.image_size / deepest)) * deepest}"
             )
 
-    def _check_start(self) -> None:
-        if self.pretrained and self.stage in ("lora", "full") and self.base is None:
-            raise ConfigError(
-                f"model.stage={self.stage} with model.base=null: it adapts a trained generator, whose ControlNet has "
-                "learnt what a mask means. Export one (bushpc export RUN OUT) and set model.base=OUT/fold0"
-            )
+    def _check_size(self) -> None:
         names = ("vae_channels", "vae_layers", "latent_channels", "unet_channels", "unet_layers", "unet_heads")
         shape = tuple(getattr(self, name) for name in (*names, "text_width", "text_layers", "text_heads", "groups"))
         sd = ((128, 256, 512, 512), 2, 4, (320, 640, 1280, 1280), 2, 8, 768, 12, 12, 32)
@@ -292,12 +287,12 @@ class TumorGenerator(Model):
             return self._vae_losses(batch.image_BCHW)
         features = batch.features or self.features(batch.image_BCHW)
         mu, log_omega2 = split_moments(features["moments"])
-        z_0 = self.config.latent_scale * sampled(mu, log_omega2, torch.randn_like(mu))
+        z_0 = self.config.latent_scale * sampled(mu, log_omega2, noise_like(mu))
         # On the CPU, where the schedule is; torch's generator there is seeded by step and rank too.
         t_B = torch.randint(TIMESTEPS, (len(z_0),))
         left_out = torch.rand(len(z_0)) < self.config.caption_dropout
         captions = ["" if out else caption for caption, out in zip(batch.captions, left_out.tolist(), strict=True)]
-        noise = torch.randn_like(z_0)
+        noise = noise_like(z_0)
         predicted = self._predicted_noise(self.noised(z_0, noise, t_B), t_B, captions, batch.mask_BKHW)
         mse = F.mse_loss(predicted, noise)
         return Losses(total=mse, terms={"mse": mse.detach()})
@@ -310,7 +305,7 @@ class TumorGenerator(Model):
         """
         x = 2 * image_BCHW - 1
         mu, log_omega2 = split_moments(self.vae.encode(x).latent_dist.parameters.float())
-        z_0 = sampled(mu, log_omega2, torch.randn_like(mu))
+        z_0 = sampled(mu, log_omega2, noise_like(mu))
         reconstruction = F.mse_loss(self.vae.decode(z_0).sample.float(), x)
         kl = kl_divergence(mu, log_omega2).mean() / x[0].numel()
         return Losses(
@@ -483,6 +478,11 @@ def split_moments(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mu, log_omega2.clamp(-30, 20)
 
 
+def noise_like(values: torch.Tensor) -> torch.Tensor:
+    """Drawn in the order of the dimensions, however the values lie in memory: convolutions may turn that about."""
+    return torch.randn(values.shape, device=values.device)
+
+
 def sampled(mu: torch.Tensor, log_omega2: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """(1)."""
     return mu + (log_omega2 / 2).exp() * noise
@@ -624,8 +624,13 @@ _MAY_DIFFER = ("sample_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def _check_base(config: TumorGeneratorConfig) -> list[str]:
-    """The components that `base` has. Raises: ConfigError where it has none, or others than these settings make."""
+    """The components that `base` has. Raises: ConfigError where it lacks what it must have, or has others."""
     if config.base is None:
+        if config.pretrained and config.stage in ("lora", "full"):
+            raise ConfigError(
+                f"model.stage={config.stage} with model.base=null: it adapts a trained generator, whose ControlNet has "
+                "learnt what a mask means. Export one (bushpc export RUN OUT) and set model.base=OUT/fold0"
+            )
         return []
     folder = Path(config.base)
     there = [name for name in config.components if (folder / name / FILES[name]).is_file()]
