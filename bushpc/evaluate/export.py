@@ -46,6 +46,7 @@ from bushpc.evaluate.predictor import (
     load,
     load_cell,
     open_run,
+    trained_on,
 )
 from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.names import METRICS
@@ -175,6 +176,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
                 "tensors_sha256": member.sha256,
                 "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
                 "scores": _scores(cell),
+                "trained_on": trained_on(run, cell),
             }
             for cell, member in zip(run.cells, members, strict=True)
         ],

@@ -369,6 +369,23 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
 
 
+def trained_on(run: TrainedRun, cell: TrainedCell) -> list[dict[str, t.Any]]:
+    """Data, folds and fold of every training that the cell's weights come from: its own, then those of its base.
+
+    A base that `bushpc export` did not write is left out: nobody knows.
+    """
+    folds = run.content.get("folds") or {}
+    own = {
+        "manifest_sha256": run.content.get("manifest_sha256"),
+        "folds_sha256": folds.get("sha256"),
+        "fold": cell.fold,
+    }
+    base = getattr(cell.config.model, "base", None)  # of models that go on from an export, its folder of a fold
+    exported = read_json(Path(base).parent / EXPORT_FILE) if base else None
+    before = [fold for fold in (exported or {}).get("folds", []) if fold["name"] == Path(base or "").name]
+    return [own, *(each for fold in before for each in fold.get("trained_on", []))]
+
+
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
     rows = [each["name"] for each in (content.get("grid") or {}).get("rows", [])]
     if not rows and row is not None:
