@@ -6,6 +6,7 @@
     OUT/fold0/model.safetensors  every tensor, frozen ones and the text tower included
     OUT/fold0/model.pt2          with format torch: torch.export, image → probability map
     OUT/fold0/model.onnx         with format onnx: the same
+    OUT/fold0/…                  what another library opens, of models that have such a form (Model.save_pretrained)
 
 The folder is written aside and renamed when it is whole, and every file in it has been read back and compared.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -43,9 +45,10 @@ from bushpc.evaluate.predictor import (
     TrainedCell,
     TrainedRun,
     all_tensors,
-    load,
     load_cell,
+    load_export,
     open_run,
+    trained_on,
 )
 from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.names import METRICS
@@ -116,23 +119,25 @@ def _write(folder: Path, run: TrainedRun, members: list[Member], content: dict[s
         path = folder / entry["weights"]
         path.parent.mkdir(parents=True)
         save_file(all_tensors(member.model), path)
-        shutil.copymode(folder, path)  # safetensors' own leaves out the group, whatever the umask
-        path.chmod(path.stat().st_mode & ~0o111)
-        flush_file(path)
+        entry["opens_with"] = member.model.save_pretrained(path.parent)
+        for file in filter(Path.is_file, path.parent.rglob("*")):
+            shutil.copymode(folder, file)  # safetensors' own leaves out the group, whatever the umask
+            file.chmod(file.stat().st_mode & ~0o111)
+            flush_file(file)
         entry["sha256"] = sha256_of(path)
         entry["graphs"] = {}
         for kind in content["graphs"]:
             graph = path.with_name(FILES[kind])
             deviation = _write_graph(member.model, kind, graph)
             entry["graphs"][kind] = {"file": f"{member.name}/{graph.name}", "largest_deviation": deviation}
-    write_atomically(folder / "config.yaml", _portable(run.cells[0].config).to_yaml())
+    write_atomically(folder / "config.yaml", _portable(run.cells[0].config))
     write_atomically(folder / "README.md", _model_card(content))
     write_atomically(folder / EXPORT_FILE, json.dumps(content, indent=1))
 
 
 def _compare(folder: Path, members: list[Member]) -> None:
     """Load what was written, as its users will, and hold every tensor to the run's."""
-    loaded = load(folder, device="cpu").members
+    loaded, _ = load_export(folder)
     differ = [mine.name for mine, theirs in zip(members, loaded, strict=True) if mine.sha256 != theirs.sha256]
     if differ:
         raise DataError(f"{', '.join(differ)} came back changed from {folder}: is the disk full, or broken?")
@@ -143,7 +148,6 @@ def _compare(folder: Path, members: list[Member]) -> None:
 
 def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict[str, t.Any]:
     config = run.cells[0].config
-    model = config.to_dict()["model"]
     content = run.content
     card = Card.find(config.data.name, config.data.folder)
     needs = config.model_class.needs(config.model)
@@ -152,7 +156,8 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "bushpc": version("bushpc"),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "run": {key: content.get(key) for key in ("name", "commit", "created")} | {"row": run.row},
-        "model": model,
+        "model": _portable_model(config),
+        "about": (config.model_class.__doc__ or "").partition("\n")[0],
         "parameters": members[0].model.parameter_count(),
         "makes": sorted(config.model_class.makes),
         "reads_prompts": sorted(needs & {"spatial_prompts", "attribute_prompts"}),
@@ -175,6 +180,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
                 "tensors_sha256": member.sha256,
                 "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
                 "scores": _scores(cell),
+                "trained_on": trained_on(run, cell),
             }
             for cell, member in zip(run.cells, members, strict=True)
         ],
@@ -294,7 +300,7 @@ def _onnx_session(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _model_card(content: Mapping[str, t.Any]) -> str:
     """README.md: what the model is, what it was trained on, how good it was there, and what it is not for."""
-    run, data, recipe, folds = (content[key] for key in ("run", "data", "recipe", "folds"))
+    run, data, folds = (content[key] for key in ("run", "data", "folds"))
     name = content["model"]["_target_"].rpartition(".")[2]
     of = f", row {run['row']}" if run["row"] else ""
     excerpt = " **An excerpt of it only: these numbers are not the dataset's.**" if data["excerpt"] else ""
@@ -305,34 +311,16 @@ def _model_card(content: Mapping[str, t.Any]) -> str:
         f"{max(fold['graphs'][kind]['largest_deviation'] for fold in folds):.1g} from the model\n"
         for kind in content["graphs"]
     )
-    label = ", result.label, result.class_prob" if "class_prob_BL" in content["makes"] else ""
-    seen = (
-        "scans without a lesion were among them, and it may find one there all the same"
-        if data["normals"]
-        else "images with lesions only, so it may well find one where there is none"
-    )
     return f"""# {name}, trained on {data["title"]}
 
-Segments lesions in breast ultrasound images. Exported from run `{run["name"]}`{of} by bushpc
+{_purpose(content)} Exported from run `{run["name"]}`{of} by bushpc
 {content["bushpc"]} (trained by commit {run["commit"]}).
 
 ## Use
 
-```python
-import bushpc
-predictor = bushpc.load("this folder")
-result = predictor("image.png")
-result.mask_HW, result.prob_HW, result.long_axis_mm{label}
-```
-
-`bushpc predict <this folder> <images> <out>` does it for a folder of images. Neither needs the run, its data or a
-network connection.
-
+{_use(content)}
 - `<fold>/model.safetensors`: all tensors; {content["parameters"]:,} parameters in the network
 {graphs}- `export.json`: everything that loading takes; `config.yaml`: the settings of the training
-
-Input is an RGB image, resized to {content["preprocessing"]["resize"]}; a pixel is lesion from a probability of
-{recipe["threshold"]:g} on.
 
 ## Training data
 
@@ -348,10 +336,49 @@ Each fold's model on its own validation part, which it was not trained on; means
 ## Intended use and limits
 
 For research. It is no medical device, and no clinical decision may rest on it. It was trained on images of the
-scanners, operators and patients of one dataset and will do worse on others;
-{seen}. Where an image holds several lesions, or none,
-look at the probability map. Axes in millimetres are as right as the pixel size that was given.
+scanners, operators and patients of one dataset and will do worse on others{_limits(content)}
 """
+
+
+def _makes_masks(content: Mapping[str, t.Any]) -> bool:
+    return "prob_BKHW" in content["makes"]
+
+
+def _purpose(content: Mapping[str, t.Any]) -> str:
+    return "Segments lesions in breast ultrasound images." if _makes_masks(content) else content["about"]
+
+
+def _use(content: Mapping[str, t.Any]) -> str:
+    if not _makes_masks(content):
+        opens = content["folds"][0]["opens_with"]
+        return f"With `<fold>` as folder: {opens}.\n" if opens else "By `bushpc`, from its run.\n"
+    label = ", result.label, result.class_prob" if "class_prob_BL" in content["makes"] else ""
+    return f"""```python
+import bushpc
+predictor = bushpc.load("this folder")
+result = predictor("image.png")
+result.mask_HW, result.prob_HW, result.long_axis_mm{label}
+```
+
+`bushpc predict <this folder> <images> <out>` does it for a folder of images. Neither needs the run, its data or a
+network connection.
+
+Input is an RGB image, resized to {content["preprocessing"]["resize"]}; a pixel is lesion from a probability of
+{content["recipe"]["threshold"]:g} on.
+"""
+
+
+def _limits(content: Mapping[str, t.Any]) -> str:
+    if not _makes_masks(content):
+        return "."
+    seen = (
+        "scans without a lesion were among them, and it may find one there all the same"
+        if content["data"]["normals"]
+        else "images with lesions only, so it may well find one where there is none"
+    )
+    return f""";
+{seen}. Where an image holds several lesions, or none,
+look at the probability map. Axes in millimetres are as right as the pixel size that was given."""
 
 
 def _ensemble_line(folds: Sequence[Mapping[str, t.Any]], missing: Sequence[str]) -> str:
@@ -396,9 +423,9 @@ Inner and outer are the image's left and right half, not anatomy.
 """
 
 
-def _portable(config: CellConfig) -> CellConfig:
+def _portable(config: CellConfig) -> str:
     """Without folders of this machine, which say nothing elsewhere and should not be published."""
-    return dataclasses.replace(
+    there = dataclasses.replace(
         config,
         fold=None,
         runs_dir=None,
@@ -406,6 +433,13 @@ def _portable(config: CellConfig) -> CellConfig:
         data=dataclasses.replace(config.data, root=None, stream=None),
         loader=dataclasses.replace(config.loader, cache_dir=None, features_dir=None),
     )
+    return yaml.dump({**there.to_dict(), "model": _portable_model(config)}, sort_keys=False)
+
+
+def _portable_model(config: CellConfig) -> dict[str, t.Any]:
+    """The model's settings without folders that it started from; whether it was pretrained stays, for the reader."""
+    alone = dataclasses.replace(config, model=config.model.standalone()).to_dict()["model"]
+    return {**alone, "pretrained": config.model.pretrained}
 
 
 def _scores(cell: TrainedCell) -> dict[str, dict[str, float]]:

@@ -122,7 +122,7 @@ class Predictor:
     def __init__(self, members: Sequence[Member], recipe: Recipe, *, device: str = "auto", tta: bool = False) -> None:
         """Raises: ConfigError for a model that makes no mask, and for a device that is not there."""
         self.members, self.recipe, self.tta = list(members), recipe, tta
-        self.device = _device(device)
+        self.device = choose_device(device)
         first = members[0].model
         if "prob_BKHW" not in first.makes:
             raise ConfigError(f"{type(first).__name__} makes no mask (it makes {', '.join(sorted(first.makes))})")
@@ -292,11 +292,11 @@ def load(
     for a fold that is not done, or no longer whole.
     """
     path = Path(path)
-    _device(device)  # before gigabytes are read
+    choose_device(device)  # before gigabytes are read
     if (path / EXPORT_FILE).exists():
         if row is not None:
             raise ConfigError(f"{path} is an exported model and has no rows; leave row={row} out")
-        members, recipe = _load_export(path, fold)
+        members, recipe = load_export(path, fold)
     else:
         run = open_run(path, fold, row, say)
         members, recipe = [load_cell(cell) for cell in run.cells], Recipe.of(run.cells[0].config)
@@ -369,6 +369,23 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
 
 
+def trained_on(run: TrainedRun, cell: TrainedCell) -> list[dict[str, t.Any]]:
+    """Data, folds and fold of every training that the cell's weights come from: its own, then those of its base.
+
+    A base that `bushpc export` did not write is left out: nobody knows.
+    """
+    folds = run.content.get("folds") or {}
+    own = {
+        "manifest_sha256": run.content.get("manifest_sha256"),
+        "folds_sha256": folds.get("sha256"),
+        "fold": cell.fold,
+    }
+    base = getattr(cell.config.model, "base", None)  # of models that go on from an export, its folder of a fold
+    exported = read_json(Path(base).parent / EXPORT_FILE) if base else None
+    before = [fold for fold in (exported or {}).get("folds", []) if fold["name"] == Path(base or "").name]
+    return [own, *(each for fold in before for each in fold.get("trained_on", []))]
+
+
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
     rows = [each["name"] for each in (content.get("grid") or {}).get("rows", [])]
     if not rows and row is not None:
@@ -397,7 +414,8 @@ def load_cell(cell: TrainedCell) -> Member:
 # --- from an export ---------------------------------------------------------------------------------------------
 
 
-def _load_export(path: Path, fold: int | None) -> tuple[list[Member], Recipe]:
+def load_export(path: Path, fold: int | None = None) -> tuple[list[Member], Recipe]:
+    """The models in a folder that `bushpc export` wrote, whatever they make. Raises: DataError, ConfigError."""
     content = read_json(path / EXPORT_FILE) or {}
     if content.get("format") != EXPORT_FORMAT:
         raise DataError(
@@ -470,7 +488,8 @@ def _read(path: Path, frame: int | None) -> tuple[np.ndarray, PixelSize | None]:
         raise DataError(f"{path}: {error}") from error
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """cpu or cuda, of one of DEVICES. Raises: ConfigError for another name, and for a GPU that is not there."""
     if name not in DEVICES:
         raise ConfigError(unknown_name("device", name, DEVICES))
     there = torch.cuda.is_available()

@@ -32,7 +32,7 @@ import yaml
 from bushpc.config import CellConfig, flat
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, TrainingError
-from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, load_cell, open_run
+from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run, trained_on
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.generate.priors import Drawn, Priors, PriorsConfig
 from bushpc.generate.sheet import MOST, Shown, write_sheet
@@ -75,11 +75,15 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A run's generator, loaded. adapter: taken over from another run, of the same base."""
+    """A run's generator, loaded. adapter: taken over from another run, of the same base.
+
+    trained_on: what either learnt from, see `bushpc.evaluate.predictor.trained_on`.
+    """
 
     cell: TrainedCell
     member: Member
     adapter: Member | None
+    trained_on: list[dict[str, t.Any]]
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -107,14 +111,15 @@ def generate(
     generator's frame, and an `out` that holds anything else; DataError, ResumeError for runs that are not whole.
     """
     world = world or World()
-    cell = find_generator(run_dir, fold, row)
+    run = find_generator(run_dir, fold, row)
     adapting = find_generator(adapter, fold, row) if adapter else None
+    cell = run.cells[0]
     priors = Priors(config.priors, cell.config.model.image_size, config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = out.resolve()
     with meeting(world, out.parent):
         start_ranks(_engine_of(cell.config, device), world)
-    trained = _load(cell, adapting)
+    trained = _load(run, adapting)
     with contextlib.ExitStack() as held:
         missing = from_main_or_raise(lambda: _begin(out, _stated(config, trained), config, held))
         for number in missing[world.rank :: world.size]:
@@ -129,20 +134,20 @@ def generate(
         return _finish(out, config, trained, priors) if world.is_main else None
 
 
-def find_generator(run_dir: Path, fold: int | None, row: str | None) -> TrainedCell:
-    """The trained cell that is meant. Raises: ConfigError for one that makes no images, and without a choice of one."""
-    cells = open_run(run_dir, fold, row, say=lambda line: None).cells
-    cell = cells[0]
+def find_generator(run_dir: Path, fold: int | None, row: str | None) -> TrainedRun:
+    """The run with the one cell that is meant. Raises: ConfigError if it makes no images, or is one of several."""
+    run = open_run(run_dir, fold, row, say=lambda line: None)
+    cell, *others = run.cells
     model_class, config = cell.config.model_class, cell.config.model
     if not hasattr(model_class, "generate") or "captions" not in model_class.needs(config):
         raise ConfigError(
             f"{run_dir} is no generator: {model_class.__name__}, as it was trained there, makes no images. Train one, "
             "`bushpc train model=tumor_generator`, and give its run"
         )
-    if len(cells) > 1:
-        folds = ", ".join(str(each.fold) for each in cells)
+    if others:
+        folds = ", ".join(str(each.fold) for each in run.cells)
         raise ConfigError(f"{run_dir} has several generators, one of each fold: choose one with fold=, of {folds}")
-    return cell
+    return run
 
 
 def noise_seed(seed: int, index: int) -> int:
@@ -159,13 +164,15 @@ def _engine_of(cell: CellConfig, device: str) -> CellConfig:
     return dataclasses.replace(cell, engine=engine)
 
 
-def _load(cell: TrainedCell, adapting: TrainedCell | None) -> Trained:
-    member, adapter = load_cell(cell), load_cell(adapting) if adapting else None
+def _load(run: TrainedRun, adapting: TrainedRun | None) -> Trained:
+    member, adapter = load_cell(run.cells[0]), load_cell(adapting.cells[0]) if adapting else None
     if adapter:
         model: t.Any = member.model
         model.load_adapter(adapter.model, adapter.name)
         model.use_adapter(adapter.name)
-    return Trained(cell=cell, member=member, adapter=adapter)
+    seen = [each for of in (run, adapting) if of for each in trained_on(of, of.cells[0])]
+    distinct = [each for place, each in enumerate(seen) if each not in seen[:place]]
+    return Trained(cell=run.cells[0], member=member, adapter=adapter, trained_on=distinct)
 
 
 def _images(trained: Trained, drawn: list[Drawn], seeds: list[int], device: str) -> np.ndarray:
@@ -199,9 +206,10 @@ def _write_batch(path: Path, image_BSSC: np.ndarray, drawn: list[Drawn]) -> None
 
 
 def _stated(config: GenerateConfig, trained: Trained) -> dict[str, t.Any]:
-    """What the samples depend on, by the words that set it."""
+    """What the samples depend on, by the words that set it; and for `data.synthetic` what the generator has seen."""
     image_size = trained.cell.config.model.image_size
-    return {**trained.hashes, "image_size": image_size, **flat(dataclasses.asdict(config))}
+    settings = flat(dataclasses.asdict(config))
+    return {**trained.hashes, "trained_on": trained.trained_on, "image_size": image_size, **settings}
 
 
 def _begin(out: Path, stated: dict[str, t.Any], config: GenerateConfig, held: contextlib.ExitStack) -> list[int]:

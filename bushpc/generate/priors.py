@@ -25,6 +25,8 @@ INTERVALS = 5
 FARTHEST = 1.5
 # What a deformed pixel keeps of its area, at least. At 0 the field folds, and tears the lesion into pieces.
 LEAST_AREA = 0.2
+# Pixels on the outline itself belong to the lesion, whatever single precision makes of them.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def deformed_ellipse(a: int, b: int, sigma: float, rng: np.random.Generator) -> 
     weights_Y, weights_X = (_spline(np.linspace(0, INTERVALS, 2 * edge + 1)) for edge in (y, x))
     from_y = weights_Y @ ((PLACES[:, None] * spacing_y + moves[0]) / b).astype(np.float32) @ weights_X.T
     from_x = weights_Y @ ((PLACES[None, :] * spacing_x + moves[1]) / a).astype(np.float32) @ weights_X.T
-    return np.asarray(from_x * from_x + from_y * from_y <= 1)
+    return np.asarray(from_x * from_x + from_y * from_y <= 1 + ROUNDING)
 
 
 def _spline(t: np.ndarray, derivative: bool = False) -> np.ndarray:

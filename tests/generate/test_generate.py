@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 
 from bushpc.cli import main
-from bushpc.config import compose_command
+from bushpc.config import compose, compose_command
 from bushpc.data.captions import caption
+from bushpc.dispatch.grid import cv_plan
+from bushpc.errors import DataError
 from bushpc.evaluate.predictor import load_cell
+from bushpc.files import sha256_of
 from bushpc.generate.generate import GenerateConfig, find_generator
 from bushpc.generate.priors import Priors
 from bushpc.models.tumor_generator import TumorGenerator
@@ -37,7 +40,7 @@ def generated(generator_run, tmp_path_factory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_there_are_exactly_n_samples_in_ordinary_shards_that_are_marked(generated):
@@ -54,8 +57,7 @@ def test_there_are_exactly_n_samples_in_ordinary_shards_that_are_marked(generate
 
 def test_a_sample_is_what_its_prior_and_its_noise_make_and_says_so(generated, generator_run):
     manifest = Manifest.load(generated)
-    cell = find_generator(generator_run, None, None)
-    member = load_cell(cell)
+    member = load_cell(find_generator(generator_run, None, None).cells[0])
     priors = Priors(compose_command(GenerateConfig, "generate", []).priors, 32, 3)
     for first, last in ((0, 2), (2, 4), (4, 5)):
         records, drawn = manifest.records[first:last], [priors(index) for index in range(first, last)]
@@ -74,6 +76,17 @@ def test_a_sample_is_what_its_prior_and_its_noise_make_and_says_so(generated, ge
         stored = np.stack([read_image(generated, record) for record in records])
         assert np.abs(stored / 255 - image_BCHW.permute(0, 2, 3, 1).numpy()).max() <= 0.5 / 255 + 1e-6
     assert len({record.attributes["seed"] for record in manifest.records}) == 5
+
+
+def test_only_the_fold_that_trained_the_generator_may_train_on_its_samples(generated, phantom_folder):
+    noted = json.loads((generated / "generate.json").read_text())["trained_on"]
+    folds = sha256_of(phantom_folder / "folds.csv")
+    assert noted == [{"manifest_sha256": Manifest.load(phantom_folder).hash, "folds_sha256": folds, "fold": 0}]
+    words = ["model=unet_small", "data=phantom", f"data.root={phantom_folder}", f"data.synthetic={generated}"]
+    words.append("data.synthetic_ratio=0.25")
+    assert cv_plan(compose([*words, "fold=0"])).wanted == ["fold0"]
+    with pytest.raises(DataError, match="it was that of fold 0"):
+        cv_plan(compose([*words, "fold=1"]))
 
 
 def test_the_contact_sheet_is_a_picture(generated):
@@ -140,7 +153,7 @@ def test_two_ranks_make_the_same_samples_as_one(generated, generator_run, tmp_pa
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in ranks]
+    said = [process.communicate(timeout=600)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
     assert "5 scans" in said[0]
     assert said[1].count("scans") == 0
@@ -165,6 +178,7 @@ def test_an_adapter_of_the_same_base_changes_the_images_and_is_named_in_them(
     assert main(["generate", str(generator_run), f"adapter={adapter}", f"out={out}", *WORDS]) == 0
     adapted, plain = Manifest.load(out), Manifest.load(generated)
     assert {"generator", "adapter", "settings"} == adapted.sources.keys()
+    assert len(json.loads((out / "generate.json").read_text())["trained_on"]) == 1  # one fold for base and adapter
     for ours, theirs in zip(adapted.records, plain.records, strict=True):
         assert ours.attributes["generator"] == theirs.attributes["generator"]
         assert len(ours.attributes["adapter"]) == 16
@@ -244,8 +258,6 @@ def write_done_run(folder: Path, generator_run: Path, folds: int, model: str) ->
 
 
 def test_a_run_that_is_no_generator_is_refused(generator_run, phantom_folder, tmp_path, capsys):
-    from bushpc.config import compose
-
     where = [f"data.root={phantom_folder}", f"runs_dir={tmp_path}"]
     for name, words in (("unet", ["model=unet_small"]), ("vae", ["model=tumor_generator_vae_small"])):
         text = compose(["data=phantom", *where, *words]).to_yaml()

@@ -60,7 +60,9 @@ def test_an_undeformed_lesion_is_the_ellipse_of_6():
         drawn = draw(index)
         a, b, x0, y0 = (drawn.attributes[name] for name in ("a", "b", "x0", "y0"))
         y_SS, x_SS = np.mgrid[:128, :128]
-        assert np.array_equal(drawn.mask_SS, ((x_SS - x0) / a) ** 2 + ((y_SS - y0) / b) ** 2 <= 1)
+        distance_SS = ((x_SS - x0) / a) ** 2 + ((y_SS - y0) / b) ** 2
+        differs_SS = drawn.mask_SS != (distance_SS <= 1)
+        assert (abs(distance_SS[differs_SS] - 1) < 1e-5).all()  # on the very outline, rounding decides
         assert a <= x0 <= 128 - a
         assert b <= y0 <= 128 - b
         assert a > b if drawn.label == "benign" else a < b
@@ -98,7 +100,7 @@ def test_every_size_occurs_equally_often_and_is_as_long_as_it_says(thousand):
     for drawn in thousand:
         by_size.setdefault(drawn.attributes["size"], []).append(max(drawn.attributes["a"], drawn.attributes["b"]))
     assert {name: round(len(found) / 1000, 1) for name, found in by_size.items()} == dict.fromkeys(by_size, 0.3)
-    for name, (low, high) in {"small": (5, 10), "medium": (10, 20), "large": (20, 28)}.items():
+    for name, (low, high) in {"small": (5, 10), "medium": (10, 20), "large": (20, 26)}.items():
         length_mm = 2 * np.array(by_size[name]) / 128 * 42
         assert low - 0.33 <= length_mm.min() <= length_mm.max() <= high + 0.33  # half a pixel either way
 
@@ -130,7 +132,7 @@ def test_the_deformation_is_scipys_cubic_spline_through_the_same_control_points(
     dy, dx = (spline_Y @ (sigma * b * moves) @ spline_X.T for moves in normal)
     y, x = np.mgrid[:height, :width] - np.array([height // 2, width // 2])[:, None, None]
     distance = ((x + dx) / a) ** 2 + ((y + dy) / b) ** 2
-    sure = abs(distance - 1) > 1e-4  # of pixels on the very outline, rounding decides
+    sure = abs(distance - 1) > 1e-4
     assert sure.mean() > 0.99
     assert np.array_equal(found[sure], distance[sure] <= 1)
 
@@ -140,7 +142,7 @@ def test_a_larger_sigma_deforms_more():
         found = []
         for seed in range(40):
             shape = deformed_ellipse(30, 20, sigma, np.random.default_rng(seed))
-            y, x = np.indices(shape) - np.array(shape.shape)[:, None, None] // 2
+            y, x = np.indices(shape.shape) - np.array(shape.shape)[:, None, None] // 2
             ellipse = (x / 30) ** 2 + (y / 20) ** 2 <= 1
             found.append((shape & ellipse).sum() / (shape | ellipse).sum())
         return float(np.mean(found))
@@ -163,7 +165,7 @@ def test_a_larger_sigma_deforms_more():
             r"a benign lesion of 0.2 mm .* has zero size \(semi-axes of 0 and -1 pixels\)",
         ),
         ("priors.sizes_mm.large=[20,60]", "a benign lesion of 60 mm.*outside a frame of 42 mm"),
-        ("priors.malignant.sigma=[0,2]", "a malignant lesion of 28 mm, deformed with sigma 2, can reach"),
+        ("priors.malignant.sigma=[0,2]", "a malignant lesion of 26 mm, deformed with sigma 2, can reach"),
         ("priors.sizes_mm.small=[10,5]", r"priors.sizes_mm.small=\[10.0, 5.0\]: allowed is two rising numbers"),
         ("priors.sizes_mm.small=[-5,5]", "two rising numbers from 0 on"),
         ("priors.benign.aspect=[0.5,2]", "two rising numbers from 1 on"),
@@ -171,7 +173,7 @@ def test_a_larger_sigma_deforms_more():
         ("priors.benign.unclear=1.5", "a share from 0 to 1"),
         ("priors.malignant_share=-0.1", "allowed is 0 to 1"),
         ("priors.frame_mm=0", "millimetres above 0"),
-        ("priors.frame_mm=.nan", "not a number"),
+        ("priors.frame_mm=nan", "not a number"),
         ("priors.benin.unclear=1", "did you mean 'priors.benign.unclear'"),
         ("priors.frame_mm=wide", "is a str; allowed: float"),
         ("n=0", "n=0: allowed is 1"),
