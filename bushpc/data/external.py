@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData
+from bushpc.data.mixture import open_synthetic
 from bushpc.errors import DataError
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
@@ -45,6 +47,17 @@ def open_external(folder: Path, trained: Manifest) -> Manifest:
                 f"{', '.join(ours)}: a model of the one cannot be scored on the other"
             )
     return manifest
+
+
+def seen_by_generator(cell: CellConfig) -> list[str]:
+    """Datasets of `evaluate.external` on whose scans the generator trained that made the cell's synthetic ones."""
+    if not cell.data.mixed:
+        return []
+    assert cell.fold is not None, "dispatch gives every cell its fold"
+    trained = open_synthetic(str(cell.data.synthetic), cell.fold).trained_on()
+    seen = {each["manifest_sha256"] for each in trained}
+    folders = zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True)
+    return [name for name, folder in folders if Manifest.load(folder).hash in seen]
 
 
 def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
+from bushpc.data.external import seen_by_generator
 from bushpc.dispatch.grid import Grid, GridRow, Plan
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
@@ -309,6 +310,7 @@ def _run_json(
         "cells": [
             {"name": name, "fold": cell.fold, "hash": cell.hash, "iterations": cell.train.iterations}
             | ({"row": plan.row_of[name]} if name in plan.row_of else {})
+            | ({"generator_saw": seen} if (seen := seen_by_generator(cell)) else {})
             for name, cell in plan.cells.items()
         ],
     }
