@@ -6,6 +6,7 @@ Tan and Le's EfficientNet-B0 (ICML 2019), from timm. It makes no mask.
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import dataclass
 
 import timm
@@ -70,7 +71,7 @@ class EfficientNet(Model):
         return frozenset({"image_BCHW", "label_B"})
 
     @classmethod
-    def check_data(cls, config: ModelConfig, mask_classes: tuple[str, ...], channels: tuple[str, ...]) -> None:
+    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
         """Refuse images that have not three channels. Raises: ConfigError."""
         if len(channels) != 3:
             raise ConfigError(
@@ -86,8 +87,7 @@ class EfficientNet(Model):
 
     def cam_layer(self) -> nn.Module:
         """The last features, whose mean the label follows from."""
-        last: nn.Module = self.net.bn2
-        return last
+        return t.cast(nn.Module, self.net.bn2)
 
     def forward(self, batch: Batch) -> Losses:
         """Cross-entropy over the scans that have a label; term "ce"."""
