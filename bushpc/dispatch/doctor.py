@@ -29,6 +29,8 @@ from pathlib import Path
 from bushpc import weights
 from bushpc.config import CellConfig, ClusterConfig, compose
 from bushpc.data.cache import places, room
+from bushpc.data.external import open_external
+from bushpc.data.mixture import open_synthetic
 from bushpc.errors import BushpcError, DispatchError, unknown_name
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
@@ -305,6 +307,17 @@ def _shards(config: CellConfig) -> Iterator[Check]:
         verify(config.data.folder, manifest, deep=True)
         found += f" in {len(manifest.shards)} tars, every SHA-256 as packed"
     yield Check(name="shards", verdict=OK, found=found)
+    if config.data.mixed:
+        added = open_synthetic(str(config.data.synthetic), config.fold or 0, config.data.synthetic_sha256)
+        added.added_to(manifest)
+        verify(added.folder, added.manifest, deep=True)
+        found = f"{len(added.manifest.records)} synthetic scans, which may train, every SHA-256 as packed"
+        yield Check(name="synthetic shards", verdict=OK, found=found)
+    for name, folder in zip(config.evaluate.external_names, map(Path, config.evaluate.external), strict=True):
+        external = open_external(folder, manifest)
+        verify(folder, external, deep=True)
+        found = f"{len(external.records)} scans to be scored as well, every SHA-256 as packed"
+        yield Check(name=f"shards of {name}", verdict=OK, found=found)
 
 
 def _folds(config: CellConfig) -> Iterator[Check]:
