@@ -25,6 +25,7 @@ WATCH_RETRIES = 6
 LINE_EVERY_S = 20.0
 MOST_NAMES = 40
 FILE_WIDTH = 160
+LAUNCHER_ENDS_RANKS_S = 5.0
 
 
 def main(argv: t.Sequence[str] | None = None) -> int:
@@ -633,6 +634,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except BushpcError:
+        if not world.is_main:  # rank 0 fails by the same error as a rule: then the launcher ends this one before
+            time.sleep(LAUNCHER_ENDS_RANKS_S)
+        raise
     if manifest:
         _say_packed(out, manifest)
         print(f"contact sheet: {out / SHEET_FILE}")

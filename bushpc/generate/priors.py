@@ -112,13 +112,13 @@ class Priors:
         label = "malignant" if rng.random() < self.config.malignant_share else "benign"
         prior: ClassPrior = getattr(self.config, label)
         size = list(self.config.sizes_mm)[rng.integers(len(self.config.sizes_mm))]
-        longer, shorter = self._semi_axes(rng.uniform(*self.config.sizes_mm[size]), rng.uniform(*prior.aspect))
+        longer, shorter = self._semi_axes(_between(self.config.sizes_mm[size], rng), _between(prior.aspect, rng))
         a, b = (longer, shorter) if label == "benign" else (shorter, longer)  # wider than tall, or taller than wide
-        sigma = round(rng.uniform(*prior.sigma), 4)
+        sigma = round(_between(prior.sigma, rng), 4)
         heterogeneous, unclear = rng.random() < prior.heterogeneous, rng.random() < prior.unclear
         shape_YX = deformed_ellipse(a, b, sigma, rng)
-        rows, down, y0 = self._place(shape_YX.any(axis=1), b, rng)
-        columns, across, x0 = self._place(shape_YX.any(axis=0), a, rng)
+        rows, down, y0 = self._place(np.asarray(shape_YX.any(axis=1)), b, rng)
+        columns, across, x0 = self._place(np.asarray(shape_YX.any(axis=0)), a, rng)
         mask_SS = np.zeros((self.size, self.size), np.uint8)
         mask_SS[down, across] = shape_YX[rows, columns]
         attributes: dict[str, str | float | None] = {
@@ -193,6 +193,11 @@ def _areas(moves_y: np.ndarray, moves_x: np.ndarray, ratio: float) -> np.ndarray
     yy, yx = _SLOPE @ moves_y @ _VALUE.T, _VALUE @ moves_y @ _SLOPE.T * ratio
     xy, xx = _SLOPE @ moves_x @ _VALUE.T / ratio, _VALUE @ moves_x @ _SLOPE.T
     return np.asarray((1 + yy) * (1 + xx) - yx * xy)
+
+
+def _between(bounds: tuple[float, ...], rng: np.random.Generator) -> float:
+    low, high = bounds
+    return rng.uniform(low, high)
 
 
 def _check_range(name: str, bounds: tuple[float, ...], least: float) -> None:
