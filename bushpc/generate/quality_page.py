@@ -23,7 +23,6 @@ from bushpc.shards.manifest import read_image, read_mask
 MOST_PAIRS = 12
 _EDGE = 260  # longest side of a picture, in pixels
 _BINS = 24
-_INTERVAL = "95 % interval"
 
 
 class Pair(t.NamedTuple):
@@ -141,6 +140,7 @@ def _nearness(quality: Quality) -> Table:
         Column(key="twentieth", header="Nearest 5 % from"),
         Column(key="nearest", header="Nearest"),
         Column(key="copies", header="Same picture"),
+        Column(key="beyond", header="Nearer than any held out"),
         Column(key="p", header="p"),
     )
     return Table(
@@ -154,6 +154,7 @@ def _nearness(quality: Quality) -> Table:
                     each.number,
                     *(Number(value, decimals=3) for value in (each.median, each.twentieth, each.nearest)),
                     each.copies,
+                    Number(each.beyond, decimals=0),
                     Number(each.p, is_p=True),
                 ),
                 group=title[each.by],
@@ -163,8 +164,8 @@ def _nearness(quality: Quality) -> Table:
         notes=(
             "Real images that the generator has not seen show how near a new image comes to the training images by "
             "itself.",
-            "p: of a one-sided Mann-Whitney test whether generated images are nearer to them than those (Meehan et al. "
-            "2020).",
+            "p: of as many generated images being nearer than any of those by chance (Rosenbaum's test); where few are "
+            "held out, only many such images make it small.",
         ),
     )
 
@@ -226,9 +227,9 @@ def _set_columns() -> tuple[Column, Column]:
 
 def _estimate_columns(key: str, title: str) -> tuple[Column, ...]:
     return (
-        Column(key=key, header=title),
-        Column(key=f"{key}_low", header="from", over=_INTERVAL),
-        Column(key=f"{key}_high", header="to", over=_INTERVAL),
+        Column(key=key, header="value", over=title),
+        Column(key=f"{key}_low", header="95 % from", over=title),
+        Column(key=f"{key}_high", header="to", over=title),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import re
 import typing as t
 from pathlib import Path
@@ -159,6 +160,8 @@ def test_new_images_are_no_copies_and_no_nearer_than_real_ones_held_out(syntheti
     assert found["copies"] == 0
     own, held_out = found["nearness"]
     assert (own["images"], held_out["images"]) == ("synthetic", "real, held out")
+    n, m, beyond = own["number"], held_out["number"], own["beyond"]
+    assert own["p"] == pytest.approx(math.comb(n, beyond) / math.comb(n + m, beyond))  # the chance of such a draw
     assert own["p"] > 0.05
     assert held_out["p"] is None
     assert "No generated image is the same picture as a training image" in (tmp_path / "out" / "index.html").read_text()
@@ -172,6 +175,7 @@ def test_images_that_are_nearer_to_the_training_images_than_new_ones_are_said_to
         for i, (one, other) in enumerate(itertools.pairwise(scans))
     ]
     _, _, found = judge(pack(tmp_path / "generated", blends), "fold=0", "features=none")
+    assert found["nearness"][0]["beyond"] == len(blends)
     assert found["nearness"][0]["p"] < 0.01
 
 
