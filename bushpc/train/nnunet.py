@@ -69,7 +69,7 @@ def train(
     the one to go on from is of another network.
     """
     start = resumed.step if resumed else 0
-    keep_none(cell_dir, "not proved: nnU-Net draws its samples at random, with replacement")
+    keep_none(cell_dir, "unproved: drawn at random")
     folder = cell_dir / "nnunet"
     if resumed and start == cell.train.iterations:
         model.load_state_dict(resumed.parts["model"])

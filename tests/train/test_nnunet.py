@@ -58,6 +58,17 @@ def test_without_the_extra_nothing_is_queued(plan, monkeypatch):
         plan("train.track=[]")
 
 
+def test_the_doctor_looks_for_the_extra(phantom_folder, tmp_path, monkeypatch):
+    from bushpc.dispatch.doctor import check_config
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    where = (f"data.root={phantom_folder}", f"runs_dir={tmp_path}", "train.track=[]")
+    checks = {check.name: check for check in check_config(compose([*TINY, *where]))}
+    assert checks["trainer"].verdict == "broken"
+    assert "bushpc[nnunet]" in checks["trainer"].found
+    assert "not known" in checks["disk room"].found
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
