@@ -25,6 +25,7 @@ WATCH_RETRIES = 6
 LINE_EVERY_S = 20.0
 MOST_NAMES = 40
 FILE_WIDTH = 160
+LAUNCHER_ENDS_RANKS_S = 5.0
 
 
 def main(argv: t.Sequence[str] | None = None) -> int:
@@ -223,9 +224,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(run=_generate)
 
+    quality = commands.add_parser(
+        "quality",
+        help="what synthetic scans are worth beside real ones: bushpc quality FOLDER against=breast",
+    )
+    quality.add_argument("synthetic", type=Path, metavar="FOLDER", help="what `bushpc generate` wrote")
+    quality.add_argument(
+        "words",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="against= (real dataset, or a folder of its shards), fold= (that the generator was trained in, whose "
+        "validation part is held out; known where FOLDER says it), folds=frozen|published|grouped, or part=all (of a "
+        "dataset that it was not trained on), features=inception|RUN|none, segmenter=RUN, weights_dir=, device=, out=",
+    )
+    quality.set_defaults(run=_quality)
+
     weights = commands.add_parser("weights", help="stage pretrained weights: bushpc weights pull model=xbusnet")
     weights.add_argument("action", choices=("pull", "check"))
-    weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    weights.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="features=inception: those of FID and KID")
     weights.set_defaults(run=_weights)
     return parser
 
@@ -289,13 +305,13 @@ def _shards_list(arguments: argparse.Namespace) -> int:
 
 def _shards_audit(arguments: argparse.Namespace) -> int:
     """Exit status 1 if something grave was found."""
-    from bushpc.config import ROOT
+    from bushpc.config import ROOT, shards_folder
     from bushpc.report.audit_page import write_page
     from bushpc.shards.audit import audit, summary, write
     from bushpc.shards.duplicates import LEAST_CORRELATION
     from bushpc.shards.progress import progress
 
-    folders = [_shards_folder(word[5:]) for word in arguments.words if word.startswith("data=")]
+    folders = [shards_folder(word[5:]) for word in arguments.words if word.startswith("data=")]
     given = _words([word for word in arguments.words if not word.startswith("data=")])
     names = "-".join(folder.name for folder in folders)
     out = Path(given.pop("out", ROOT / "runs" / f"audit-{names}")).expanduser()
@@ -315,6 +331,7 @@ def _shards_audit(arguments: argparse.Namespace) -> int:
 
 def _shards_folds(arguments: argparse.Namespace) -> None:
     """Draw folds with seed 0 in which patients who share a picture count as one."""
+    from bushpc.config import shards_folder
     from bushpc.shards.audit import find_duplicates
     from bushpc.shards.duplicates import tie_patients
     from bushpc.shards.manifest import Manifest
@@ -322,7 +339,7 @@ def _shards_folds(arguments: argparse.Namespace) -> None:
     from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds, refuse_synthetic
 
     given = _words(arguments.words)
-    folder = _shards_folder(given.pop("data", ""))
+    folder = shards_folder(given.pop("data", ""))
     if given != {"duplicates": "group"}:
         raise ConfigError(f"{' '.join(arguments.words)}: write bushpc shards folds data=… duplicates=group")
     manifest = Manifest.load(folder)
@@ -335,17 +352,6 @@ def _shards_folds(arguments: argparse.Namespace) -> None:
     patients, groups = ({record.patient for record in records} for records in (manifest.records, tied))
     print(f"{path}: {len(pairs)} pairs are one picture, so {len(patients)} patients count as {len(groups)}")
     print("train on them with folds=grouped")
-
-
-def _shards_folder(data: str) -> Path:
-    """The folder of a packed dataset, given by its name or itself."""
-    from bushpc.config import ROOT, config_names
-
-    if data in config_names("data"):
-        return ROOT / "shards" / data
-    if data and Path(data).expanduser().is_dir():
-        return Path(data).expanduser().resolve()
-    raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))
 
 
 def _cv(arguments: argparse.Namespace) -> int:
@@ -479,10 +485,51 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"report: {result.html}")
 
 
+def _quality(arguments: argparse.Namespace) -> int:
+    """Exit status 1 if generated images are training images."""
+    from bushpc.config import ROOT, shards_folder
+    from bushpc.generate.quality import Asked, judge, write
+    from bushpc.generate.quality_page import make_tables, write_page
+    from bushpc.report.tables import to_rich
+    from bushpc.shards.progress import progress
+
+    given = _words(arguments.words)
+    against = shards_folder(given.pop("against", ""))
+    out = Path(given.pop("out", ROOT / "runs" / f"quality-{arguments.synthetic.name}-{against.name}")).expanduser()
+    fold = _number("fold", given.pop("fold")) if "fold" in given else None
+    if isinstance(fold, float):
+        raise ConfigError(f"fold={fold}: a whole number is needed")
+    segmenter = given.pop("segmenter", None)
+    asked = Asked(
+        synthetic=arguments.synthetic.expanduser(),
+        against=against,
+        part=given.pop("part", "validation"),
+        folds=given.pop("folds", "frozen"),
+        fold=fold,
+        features=given.pop("features", "inception"),
+        segmenter=Path(segmenter).expanduser() if segmenter else None,
+        weights_dir=Path(given.pop("weights_dir", ROOT / "weights")).expanduser(),
+        device=given.pop("device", "auto"),
+    )
+    if given:
+        words = ("against", "part", "folds", "fold", "features", "segmenter", "weights_dir", "device", "out")
+        raise ConfigError(unknown_name("word", next(iter(given)), words))
+    with progress("quality") as show:
+        found = judge(asked, lambda line: print(f"warning: {line}", file=sys.stderr), show)
+    write(found, out)
+    page = write_page(found, out, ["bushpc", "quality", str(arguments.synthetic), *arguments.words])
+    for table in make_tables(found):
+        _wide_console().print(to_rich(table))
+    print(f"page: {page}")
+    return 1 if found.copies else 0
+
+
 def _weights(arguments: argparse.Namespace) -> None:
     from bushpc import weights
     from bushpc.config import compose
 
+    if any(word.startswith("features=") for word in arguments.overrides):
+        return _inception(arguments)
     config = compose(arguments.overrides)
     if arguments.action == "pull":
         weights.pull(config.model_class, config.model, config.weights_folder)
@@ -491,6 +538,21 @@ def _weights(arguments: argparse.Namespace) -> None:
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )
+
+
+def _inception(arguments: argparse.Namespace) -> None:
+    """`bushpc weights … features=inception`: a file that belongs to no model here, but to `bushpc quality`."""
+    from bushpc.config import ROOT
+    from bushpc.generate.features import INCEPTION, pull_inception, require_inception
+
+    given = _words(arguments.overrides)
+    folder = Path(given.pop("weights_dir", ROOT / "weights")).expanduser()
+    if given != {"features": INCEPTION}:
+        raise ConfigError(f"{' '.join(arguments.overrides)}: write features={INCEPTION}, and weights_dir= if elsewhere")
+    if arguments.action == "pull":
+        pull_inception(folder)
+    require_inception(folder)
+    print(f"{folder}: weight file of features={INCEPTION} staged and verified")
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -572,6 +634,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except BushpcError:
+        if not world.is_main:  # rank 0 fails by the same error as a rule: then the launcher ends this one before
+            time.sleep(LAUNCHER_ENDS_RANKS_S)
+        raise
     if manifest:
         _say_packed(out, manifest)
         print(f"contact sheet: {out / SHEET_FILE}")

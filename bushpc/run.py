@@ -17,17 +17,21 @@ runs/<name>/cells/<cell>/
   external/        the same of every image of other datasets
   predictions/     probability maps
   explain/         Grad-CAM maps of a few images
+  nnunet/          what nnU-Net writes itself, see bushpc.train.nnunet
   DONE | FAILED    how it ended; neither while it is running, queued or stopped
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from bushpc import checkpoint
 from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
@@ -67,7 +71,8 @@ def run_cell(cell_dir: Path, world: World, stop: StopFlag | None = None) -> Stop
     if (cell_dir / "DONE").exists():
         return None
     with contextlib.ExitStack() as around:
-        stop = stop or around.enter_context(StopFlag())
+        if stop is None:  # not `stop or`: a flag that is down is false, and a new one knows of no deadline
+            stop = around.enter_context(StopFlag())
         cell = CellConfig.load(cell_dir / "config.yaml")
         assert cell.fold is not None, "dispatch gives every cell its fold"
         try:
@@ -90,7 +95,8 @@ def run_cell(cell_dir: Path, world: World, stop: StopFlag | None = None) -> Stop
         tracker.phase("starting", 0)
         # Not when something failed: NCCL's own farewell may hang then, and hide why. The process ends anyway.
         around.push(lambda kind, *_: leave() if kind is None else None)
-        stopped = _train_and_evaluate(cell, cell_dir, world, tracker, stop, watchdog.alive, lease)
+        work = _train_by_its_own_trainer if cell.model_class.trainer else _train_and_evaluate
+        stopped = work(cell, cell_dir, world, tracker, stop, watchdog.alive, lease)
     if stopped:
         tracker.say(
             f"stopped by {stopped.signal_name} after step {stopped.step}, saved; the same command goes on from there"
@@ -171,13 +177,7 @@ def _train_and_evaluate(
                     cell, model, data, engine.device, engine.autocast, keep_going=keep_going, say=tracker.say
                 ),
             )
-    rule = Retention(
-        keep=cell.train.keep,
-        every=cell.train.keep_every,
-        best=cell.train.keep_best,
-        more=cell.train.keep_best is None or METRICS[cell.train.keep_best].more_is_better,
-    )
-    saver = Saver(folder, rule, lease.check if lease else lambda: None, tracker.say)
+    saver = _saver(cell, folder, tracker, lease)
     ledger = Ledger(cell_dir, world, from_main(tracker.attempt), start)
     if owed and cell.train.validate_every and start % cell.train.validate_every == 0 and not any_rank(bool(stop))[0]:
         with tracker.spending("validate"):  # a stop signal came before it
@@ -202,25 +202,90 @@ def _train_and_evaluate(
         ended = train(cell, engine, data, world, job, schedule, start, frozen)
     if isinstance(ended, Stopped):
         return ended
-    tracker.phase("evaluating", ended)
-    with engine.predictor() as final, tracker.spending("evaluate"):
-        rows = evaluate(cell, final, data, cell_dir, ended, how, world, tracker.say)
-        if rows is not None and not evaluate_external(cell, final, data, cell_dir, ended, how, world, tracker.say):
+    with engine.predictor() as final:
+        return _evaluate(cell, final, data, cell_dir, ended, how, world, tracker, stop, lease)
+
+
+def _train_by_its_own_trainer(
+    cell: CellConfig,
+    cell_dir: Path,
+    world: World,
+    tracker: Tracker,
+    stop: StopFlag,
+    alive: Callable[[str], None],
+    lease: Lease | None,
+) -> Stopped | None:
+    """The same for a model whose package brings its trainer; what is around it, and the evaluation, are ours."""
+    assert cell.fold is not None
+    assert cell.model_class.trainer is not None
+    start_ranks(cell, world)
+    data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
+    folder = cell_dir / "checkpoints"
+    model = build_model(cell)
+    resumed = checkpoint.newest(folder, cell_dir.parent.parent / "frozen", tracker.say)
+    if resumed:
+        _refuse_other_settings(cell, resumed)
+        tracker.say(f"resumed from {resumed.path.name}")
+    start = resumed.step if resumed else 0
+    tracker.resumed(start)
+    checkpoint.set_aside_after(folder, start)
+
+    def still_alive(where: str) -> None:
+        alive(where)
+        tracker.alive()
+
+    trainer = importlib.import_module(cell.model_class.trainer)
+    with _saver(cell, folder, tracker, lease) as saver:
+        ended = trainer.train(cell, model, data, cell_dir, resumed, saver, tracker, stop, still_alive)
+    if isinstance(ended, Stopped):
+        return ended
+    device = torch.device(cell.engine.device)
+    how = Predicting(device=device, autocast=contextlib.nullcontext, stop=lambda: bool(stop), alive=still_alive)
+    return _evaluate(cell, model.to(device), data, cell_dir, ended, how, world, tracker, stop, lease)
+
+
+def _saver(cell: CellConfig, folder: Path, tracker: Tracker, lease: Lease | None) -> Saver:
+    rule = Retention(
+        keep=cell.train.keep,
+        every=cell.train.keep_every,
+        best=cell.train.keep_best,
+        more=cell.train.keep_best is None or METRICS[cell.train.keep_best].more_is_better,
+    )
+    return Saver(folder, rule, lease.check if lease else lambda: None, tracker.say)
+
+
+def _evaluate(
+    cell: CellConfig,
+    model: Model,
+    data: FoldData,
+    cell_dir: Path,
+    step: int,
+    how: Predicting,
+    world: World,
+    tracker: Tracker,
+    stop: StopFlag,
+    lease: Lease | None,
+) -> Stopped | None:
+    """Score the weights of `step`, and write DONE; Stopped where a stop signal came before."""
+    tracker.phase("evaluating", step)
+    with tracker.spending("evaluate"):
+        rows = evaluate(cell, model, data, cell_dir, step, how, world, tracker.say)
+        if rows is not None and not evaluate_external(cell, model, data, cell_dir, step, how, world, tracker.say):
             rows = None
         if rows is not None and world.is_main:
-            explain(cell, final, data, cell_dir, how, tracker.say)
+            explain(cell, model, data, cell_dir, how, tracker.say)
     if rows is None:
-        tracker.phase("stopped", ended)
-        return Stopped(step=ended, signal_name=stop.signal_name or "a signal on another rank")
+        tracker.phase("stopped", step)
+        return Stopped(step=step, signal_name=stop.signal_name or "a signal on another rank")
     barrier()
     if world.is_main:
         assert lease is not None, "rank 0 holds it"
         lease.check()
-        done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": ended}
-        done |= {"config": cell.hash, "rows": len(rows), "parameters": engine.parameters}
+        done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step}
+        done |= {"config": cell.hash, "rows": len(rows), "parameters": model.parameter_count()}
         write_atomically(cell_dir / "DONE", json.dumps(done))
         forget(cell_dir)
-        tracker.phase("done", ended)
+        tracker.phase("done", step)
     return None
 
 

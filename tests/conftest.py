@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,40 @@ def make_cell(tmp_path: Path, phantom_folder: Path):
         return cell_dir
 
     return make
+
+
+TINY_GENERATOR = (
+    *("model=tumor_generator_small", "data=phantom", "cluster=local", "model.image_size=32", "model.steps=2"),
+    *("model.unet_channels=[16,16,32]", "model.text_layers=1", "train.iterations=2", "train.batch_size=4"),
+    *("train.warmup=0", "train.ema=0.5", "loader.features=false", "train.track=[]"),
+)
+
+
+@pytest.fixture(scope="session")
+def train_generator(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Callable[..., Path]:
+    """train_generator("name", "seed=1", …) → the folder of a run whose fold 0 is trained, for two steps.
+
+    Its images mean nothing, and everything around them is real.
+    """
+    from bushpc.config import compose
+    from bushpc.dispatch.grid import cv_plan
+    from bushpc.dispatch.run_folder import write_run
+    from bushpc.dist import World
+    from bushpc.run import run_cell
+
+    folder = tmp_path_factory.mktemp("generators")
+
+    def train(name: str, *overrides: str) -> Path:
+        where = (f"data.root={phantom_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}")
+        plan = cv_plan(compose([*TINY_GENERATOR, *where, f"name={name}", *overrides]))
+        write_run(folder / name, plan, ["bushpc", "cv"])
+        assert run_cell(folder / name / "cells" / "fold0", World()) is None
+        return folder / name
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def generator_run(train_generator: Callable[..., Path]) -> Path:
+    """Ready for `bushpc generate`."""
+    return train_generator("generator")

@@ -22,7 +22,7 @@ from bushpc.models.xbusnet import XBusNet
 from bushpc.run import run_cell
 from bushpc.train.ledger import read_ledger
 from bushpc.train.loop import Stopped
-from bushpc.train.preempt import StopFlag
+from bushpc.train.preempt import TIME_LIMIT, StopFlag
 from bushpc.train.track import Tracker
 
 
@@ -199,6 +199,21 @@ def test_a_stop_during_start_up_leaves_before_the_first_step(make_cell):
         os.kill(os.getpid(), signal.SIGTERM)
         assert run_cell(cell_dir, World(), stop) == Stopped(step=0, signal_name="SIGTERM")
     assert not list((cell_dir / "checkpoints").glob("step_*"))
+
+
+def test_the_time_limit_that_a_job_knows_stops_its_cell(make_cell, monkeypatch):
+    cell_dir = make_cell("limited")
+    log_step = Tracker.train
+    with StopFlag() as stop:
+
+        def and_time_is_up(self, *args):
+            log_step(self, *args)
+            stop.deadline = time.time()
+
+        monkeypatch.setattr(Tracker, "train", and_time_is_up)
+        stopped = run_cell(cell_dir, World(), stop)
+    assert stopped.signal_name == TIME_LIMIT
+    assert 1 <= stopped.step < 6
 
 
 def test_the_best_checkpoint_by_a_validation_is_kept_besides_the_newest(make_cell):

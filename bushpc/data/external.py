@@ -1,14 +1,16 @@
-"""Other datasets → test sets as a whole, for models that were trained on none of their scans.
+"""Other datasets as test sets: which may be, for models that were trained on none of their scans.
 
-evaluate.external ─open_external→ manifest ─external_part→ FoldData whose validation part is all of it
+    evaluate.external ─open_external→ manifest → bushpc.evaluate.external
+
+No torch: the login node asks.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from bushpc.data.loader import FoldData
+from bushpc.config import CellConfig
+from bushpc.data.mixture import open_synthetic
 from bushpc.errors import DataError
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
@@ -47,10 +49,12 @@ def open_external(folder: Path, trained: Manifest) -> Manifest:
     return manifest
 
 
-def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:
-    """All of the dataset in `folder` to be scored. data: of the fold whose model it is. normals: with normal scans."""
-    manifest = open_external(folder, data.manifest)
-    part = manifest.records if normals else manifest.lesions
-    return replace(
-        data, manifest=manifest, folder=folder, train=[], repeats=[], holdout=[], validation=part, features=None
-    )
+def seen_by_generator(cell: CellConfig) -> list[str]:
+    """Datasets of `evaluate.external` on whose scans the generator trained that made the cell's synthetic ones."""
+    if not cell.data.mixed:
+        return []
+    assert cell.fold is not None, "dispatch gives every cell its fold"
+    trained = open_synthetic(str(cell.data.synthetic), cell.fold).trained_on()
+    seen = {each["manifest_sha256"] for each in trained}
+    folders = zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True)
+    return [name for name, folder in folders if Manifest.load(folder).hash in seen]

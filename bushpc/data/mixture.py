@@ -8,6 +8,7 @@ one under keys of their own. No torch: the login node and `bushpc audit` read th
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,12 +51,14 @@ class Synthetic:
         records = self.records(normals=True)
         return replace(real, shards=[*real.shards, *shards], records=[*real.records, *records])
 
-    def refuse_seen(self, manifest_sha256: str, folds_sha256: str, fold: int) -> None:
-        """Raises: DataError where the generator trained on scans that this fold of this dataset is validated on.
+    def trained_on(self) -> list[dict[str, t.Any]]:
+        """What every run that made the images learnt from, as `bushpc generate` noted it: manifest, folds and fold."""
+        found: list[dict[str, t.Any]] = (read_json(self.folder / GENERATED) or {}).get("trained_on", [])
+        return found
 
-        `bushpc generate` notes the data, folds and fold of every run that made the images in GENERATED.
-        """
-        for trained in (read_json(self.folder / GENERATED) or {}).get("trained_on", []):
+    def refuse_seen(self, manifest_sha256: str, folds_sha256: str, fold: int) -> None:
+        """Raises: DataError where the generator trained on scans that this fold of this dataset is validated on."""
+        for trained in self.trained_on():
             same_data = trained["manifest_sha256"] == manifest_sha256
             if same_data and (trained["folds_sha256"], trained["fold"]) != (folds_sha256, fold):
                 raise DataError(

@@ -25,7 +25,7 @@ from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
 from bushpc.goodput import read_note, trained_in
 from bushpc.shards.manifest import Manifest
-from bushpc.train.ledger import Line, read_ledger
+from bushpc.train.ledger import Line, read_ledger, why_none
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -35,6 +35,7 @@ MOST_KEPT = 20
 MOST_SHOWN = 3
 MOST_SAMPLES = 6
 NOT_IN_FOLDS = "not of this dataset's folds"
+IN_NO_FOLD = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +45,25 @@ class CellAudit:
     steps: that count, from 0 without a gap. epochs: complete ones. samples: consumed in those steps. attempts: with
     lines in the ledger. replayed: steps that an attempt did and a later one did again. violations: the first
     MOST_KEPT of `violation_count`, in words. trained_in: folder of the cell whose steps these are, where it took its
-    weights over, and "" else.
+    weights over, and "" else. unproved: why there is no ledger, of a model that trains in its own way.
     """
 
     name: str
-    steps: int
-    epochs: int
-    samples: int
-    attempts: int
-    replayed: int
-    violations: tuple[str, ...]
-    violation_count: int
-    trained_in: str
+    steps: int = 0
+    epochs: int = 0
+    samples: int = 0
+    attempts: int = 0
+    replayed: int = 0
+    violations: tuple[str, ...] = ()
+    violation_count: int = 0
+    trained_in: str = ""
+    unproved: str | None = None
 
     @property
     def verdict(self) -> str:
-        """`exact`, `no steps yet`, or how many violations there are."""
+        """`exact`, `no steps yet`, how many violations there are, or why there is nothing to prove."""
+        if self.unproved:
+            return self.unproved
         if self.violation_count:
             return f"{self.violation_count} violation{'s' if self.violation_count > 1 else ''}"
         return "exact" if self.steps else "no steps yet"
@@ -97,6 +101,8 @@ def audit_run(run_dir: Path) -> RunAudit:
 
 def audit_cell(cell_dir: Path, scans: list[Scan], fold: int) -> CellAudit:
     """Audit one cell. scans: of all folds. Raises: DataError for a damaged config."""
+    if unproved := why_none(cell_dir):
+        return CellAudit(name=cell_dir.name, unproved=unproved)
     findings = _Findings()
     parts, batch_size = _parts(cell_dir, scans, fold)
     # Asked before the ledger is read: a run that goes on may seal another one meanwhile.
@@ -360,7 +366,8 @@ def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
     others |= {scan.key: "of the validation part" for scan in wanted}
     others |= {scan.key: "held out of training for the schedule" for scan in held_out}
     if folder and ratio:
-        synthetic = open_synthetic(folder, fold, sha256).records(normals)
+        records = open_synthetic(folder, fold, sha256).records(normals)
+        synthetic = [Scan(record.key, record.patient, record.label, IN_NO_FOLD) for record in records]
         others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
         others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in train}
         drawn = mix(drawn, synthetic, ratio, keep_real)

@@ -29,7 +29,9 @@ from pathlib import Path
 from bushpc import weights
 from bushpc.config import CellConfig, ClusterConfig, compose
 from bushpc.data.cache import places, room
-from bushpc.errors import BushpcError, DispatchError, unknown_name
+from bushpc.data.external import open_external
+from bushpc.data.mixture import open_synthetic
+from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
 
@@ -174,10 +176,13 @@ def expected_checkpoint_bytes(config: CellConfig, cells: int) -> tuple[float, in
 
     Per trained parameter: the weight, AdamW's two moments and the moving average where there is one, in float32. The
     checkpoint being written counts too. Parameters that no step changes are stored once per run. The model is built
-    on torch's meta device, so neither memory nor weight files are needed.
+    on torch's meta device, so neither memory nor weight files are needed. Raises: ConfigError for a model whose own
+    trainer builds it.
     """
     import torch
 
+    if config.model_class.trainer:
+        raise ConfigError("its own trainer plans the network from the data")
     with torch.device("meta"):
         model = config.model_class(dataclasses.replace(config.model, pretrained=False))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -305,6 +310,17 @@ def _shards(config: CellConfig) -> Iterator[Check]:
         verify(config.data.folder, manifest, deep=True)
         found += f" in {len(manifest.shards)} tars, every SHA-256 as packed"
     yield Check(name="shards", verdict=OK, found=found)
+    if config.data.mixed:
+        added = open_synthetic(str(config.data.synthetic), config.fold or 0, config.data.synthetic_sha256)
+        added.added_to(manifest)
+        verify(added.folder, added.manifest, deep=True)
+        found = f"{len(added.manifest.records)} synthetic scans, which may train, every SHA-256 as packed"
+        yield Check(name="synthetic shards", verdict=OK, found=found)
+    for name, folder in zip(config.evaluate.external_names, map(Path, config.evaluate.external), strict=True):
+        external = open_external(folder, manifest)
+        verify(folder, external, deep=True)
+        found = f"{len(external.records)} scans to be scored as well, every SHA-256 as packed"
+        yield Check(name=f"shards of {name}", verdict=OK, found=found)
 
 
 def _folds(config: CellConfig) -> Iterator[Check]:
@@ -321,6 +337,12 @@ def _weights(config: CellConfig) -> Iterator[Check]:
     count = len(config.model_class.weight_files(config.model))
     found = f"{count} file(s) staged and verified" if count else "this configuration loads none"
     yield Check(name="weights", verdict=OK, found=found)
+
+
+def _trainer(config: CellConfig) -> Iterator[Check]:
+    config.model_class.check_run(config)
+    if config.model_class.trainer:
+        yield Check(name="trainer", verdict=OK, found="the model's own; its package is there, and it can follow this")
 
 
 def _run_folder(config: CellConfig) -> Iterator[Check]:
@@ -664,6 +686,7 @@ CONFIGURED: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("shards", _shards),
     ("folds", _folds),
     ("weights", _weights),
+    ("trainer", _trainer),
     ("run folder", _run_folder),
     ("disk room", _disk_room),
     ("shared memory", _shared_memory),

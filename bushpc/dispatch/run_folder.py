@@ -34,6 +34,7 @@ from pathlib import Path
 
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
+from bushpc.data.external import seen_by_generator
 from bushpc.dispatch.grid import Grid, GridRow, Plan, data_facts
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
@@ -316,6 +317,7 @@ def _run_json(
         "cells": [
             {"name": name, "fold": cell.fold, "hash": cell.hash, "iterations": cell.train.iterations}
             | ({"row": plan.row_of[name]} if name in plan.row_of else {})
+            | ({"generator_saw": seen} if (seen := seen_by_generator(cell)) else {})
             for name, cell in plan.cells.items()
         ],
     }
@@ -349,7 +351,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for package in ("bushpc", "torch", "accelerate", "deepspeed", "timm", "open_clip_torch", "submitit"):
+    for package in ("bushpc", "torch", "accelerate", "deepspeed", "timm", "open_clip_torch", "submitit", "nnunetv2"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

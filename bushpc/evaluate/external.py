@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
-from bushpc.data.external import external_part
+from bushpc.data.external import open_external
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.evaluate import Part, Predicting, summary_line, to_csv
@@ -20,6 +20,15 @@ from bushpc.files import write_atomically
 from bushpc.models.base import Model
 
 FOLDER = "external"
+
+
+def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:
+    """All of the dataset in `folder` to be scored. data: of the fold whose model it is. normals: with normal scans."""
+    manifest = open_external(folder, data.manifest)
+    part = manifest.records if normals else manifest.lesions
+    return replace(
+        data, manifest=manifest, folder=folder, train=[], repeats=[], holdout=[], validation=part, features=None
+    )
 
 
 def evaluate_external(

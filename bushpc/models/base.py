@@ -72,12 +72,14 @@ class Model(nn.Module):
     makes: the `Prediction` fields that `predict` fills.
     blocks: types of the modules that activation checkpointing (engine.recompute) computes again.
     prediction_fields: of `Config`, those that change what `predict` makes, and neither weights nor training.
+    trainer: module whose `train` stands in for our own loop, where a package brings its own; None for all others.
     """
 
     Config: t.ClassVar[type[ModelConfig]]
     makes: t.ClassVar[frozenset[str]]
     blocks: t.ClassVar[tuple[type[nn.Module], ...]] = ()
     prediction_fields: t.ClassVar[frozenset[str]] = frozenset()
+    trainer: t.ClassVar[str | None] = None
 
     def __init__(self, config: ModelConfig, weights_dir: str | None = None) -> None:
         """Build; load staged weights from `weights_dir` if `config.pretrained`. Raises: WeightsError."""

@@ -25,9 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -37,9 +40,6 @@ from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.models.base import Model, ModelConfig, WeightFile
 from bushpc.sample import Batch, Losses, Prediction
-
-if t.TYPE_CHECKING:
-    from diffusers import StableDiffusionControlNetPipeline
 
 STAGES = ("vae", "controlnet", "lora", "full")
 SAMPLERS = ("ddim", "unipc")
@@ -230,7 +230,7 @@ class TumorGenerator(Model):
         if config.stage == "lora":
             self.unet.requires_grad_(False)
             self.unet.add_adapter(_adapter(config.lora_rank))
-        self.alpha_bar = DDIMScheduler(**NOISE).alphas_cumprod  # (2); no buffer, or bfloat16 would round it
+        self.alpha_bar = make_sampler(config).alphas_cumprod  # (2); no buffer, or bfloat16 would round it
 
     @classmethod
     def needs(cls, config: ModelConfig) -> frozenset[str]:
@@ -452,8 +452,8 @@ class TumorGenerator(Model):
         pipeline.save_pretrained(folder)
         return opened
 
-    def pipeline(self) -> StableDiffusionControlNetPipeline:
-        """diffusers' pipeline of these very components, with this sampler."""
+    def pipeline(self) -> t.Any:
+        """diffusers' StableDiffusionControlNetPipeline of these very components, with this sampler."""
         from diffusers import StableDiffusionControlNetPipeline
 
         return StableDiffusionControlNetPipeline(

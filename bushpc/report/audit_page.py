@@ -60,6 +60,32 @@ class Histogram(t.NamedTuple):
 
 def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
     """Write `folder`/index.html, whole. command: what made it, for the page's foot. Raises: OSError."""
+    pairs = audit.twins[:MOST_PAIRS]
+    kinds = [_shown(audit, kind) for kind in audit.kind_counts]
+    scans = [record for packed in audit.datasets for record in packed.manifest.records]
+    text = (
+        templates()
+        .get_template("audit.html.j2")
+        .render(
+            audit=audit,
+            scans=len(scans),
+            patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
+            counts=_counts(audit),
+            histograms=_histograms(audit),
+            pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
+            more_pairs=len(audit.twins) - len(pairs),
+            kinds=kinds,
+            sections=[*_SECTIONS, *((kind.id, kind.title) for kind in kinds), ("provenance", "Provenance")],
+            command=shlex.join(command),
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "index.html", text)
+    return folder / "index.html"
+
+
+def templates() -> jinja2.Environment:
+    """The pages of this kind, with `table_html` in them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bushpc.report", "templates"),
         autoescape=True,  # names and keys come from file names
@@ -68,24 +94,7 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
         lstrip_blocks=True,
     )
     environment.globals["table_html"] = tables.to_html
-    pairs = audit.twins[:MOST_PAIRS]
-    kinds = [_shown(audit, kind) for kind in audit.kind_counts]
-    scans = [record for packed in audit.datasets for record in packed.manifest.records]
-    text = environment.get_template("audit.html.j2").render(
-        audit=audit,
-        scans=len(scans),
-        patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
-        counts=_counts(audit),
-        histograms=_histograms(audit),
-        pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
-        more_pairs=len(audit.twins) - len(pairs),
-        kinds=kinds,
-        sections=[*_SECTIONS, *((kind.id, kind.title) for kind in kinds), ("provenance", "Provenance")],
-        command=shlex.join(command),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "index.html", text)
-    return folder / "index.html"
+    return environment
 
 
 def _shown(audit: Audit, kind: str) -> Shown:

@@ -113,6 +113,7 @@ class Arm:
     metrics: names of those that were chosen to be shown, in their order (`evaluate.metrics`).
     classes: names of the mask classes that were measured each by itself; empty where there is but one.
     tolerance: of the normalised surface distance, by metric: nsd_mm and nsd_px, where the config states it.
+    generator_saw: datasets of `evaluate.external` on which the generator of its synthetic scans trained.
     per_image: rows of all complete cells, None if there is none.
     """
 
@@ -128,6 +129,7 @@ class Arm:
     metrics: tuple[str, ...]
     classes: tuple[str, ...]
     tolerance: dict[str, float]
+    generator_saw: frozenset[str]
     per_image: pd.DataFrame | None
 
     @property
@@ -237,6 +239,7 @@ def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entri
             for name in ("nsd_mm", "nsd_px")
             if (given := _first_setting(cells, f"evaluate.{name}", None)) is not None
         },
+        generator_saw=frozenset(name for entry in entries for name in entry.get("generator_saw", ())),
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
 

@@ -92,7 +92,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "strata": {source: _strata(study, arm, source) for source in arm.sources},
         "normals": {source: _normals(arm, source) for source in arm.sources},
         "labels": {source: _labels(arm, source) if source in shown else None for source in arm.sources},
-        "external": {name: _external(study, arm, rows) for name, rows in arm.external.items()},
+        "external": {name: _external(study, arm, name, rows) for name, rows in arm.external.items()},
         "tolerance": arm.tolerance,
         "calibration": _calibration(arm),
         # What its sources differ in: one arm has room for all metrics, and its tests are its comparisons.
@@ -242,14 +242,15 @@ def _labels(arm: Arm, source: str) -> dict[str, t.Any] | None:
     }
 
 
-def _external(study: Study, arm: Arm, rows: pd.DataFrame) -> dict[str, t.Any]:
+def _external(study: Study, arm: Arm, name: str, rows: pd.DataFrame) -> dict[str, t.Any]:
     """Metrics over all images of another dataset, a figure for each fold's model; as in `_metrics`, without intervals.
 
-    rows: of all complete cells.
+    rows: of all complete cells. seen_by_generator: the generator of its synthetic scans trained on some of them.
     """
     return {
         "images": int(rows["key"].nunique()),
         "patients": int(rows["patient"].nunique()),
+        "seen_by_generator": name in arm.generator_saw,
         "metrics": {
             metric: {**_figure(per_fold, arm.complete), "per_fold": per_fold}
             for metric, per_fold in _per_fold(rows, study.measured).items()

@@ -1,6 +1,7 @@
 """Which samples every step consumed: written by each rank as it trains, read by `bushpc audit`.
 
 <cell>/ledger/rank<r>.csv   attempt,step,world,rank,samples
+<cell>/ledger/none.txt      instead of them: why nothing is noted here
 
 A line a step, which a human can read: `0,12,2,1,3:case044 3:case007` says that in attempt 0 step 12 (steps count from
 0) took on rank 1 of 2 case044 and case007 for epoch 3. A step that was done again has a line of each attempt; the
@@ -16,12 +17,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bushpc.files import flush_folder
+from bushpc.files import flush_folder, write_atomically
 
 if t.TYPE_CHECKING:  # reading is done without torch
     from bushpc.dist import World
 
-FOLDER = "ledger"
+FOLDER, NONE = "ledger", "none.txt"
 HEADER = "attempt,step,world,rank,samples\n"
 # Lines that wait in memory at most; a flush writes what there is.
 BUFFERED = 256
@@ -100,6 +101,18 @@ class Ledger:
             )
             return
         self._lines.clear()
+
+
+def keep_none(cell_dir: Path, why: str) -> None:
+    """Note that steps take other samples than one of each an epoch, so that there is nothing to prove."""
+    (cell_dir / FOLDER).mkdir(exist_ok=True)
+    write_atomically(cell_dir / FOLDER / NONE, why)
+
+
+def why_none(cell_dir: Path) -> str | None:
+    """What `keep_none` noted; None for a cell that has a ledger, or is to have one."""
+    path = cell_dir / FOLDER / NONE
+    return path.read_text() if path.exists() else None
 
 
 def _append_whole_lines(path: Path, lines: Sequence[str], durable: bool) -> None:

@@ -78,6 +78,20 @@ def test_damaged_shards_and_missing_weights_are_named_beside_what_works(words, t
 
 
 @pytest.mark.usefixtures("no_deepspeed")
+def test_synthetic_and_other_datasets_are_looked_at_too(
+    words, phantom_folder, synthetic_folder, tmp_path, no_deepspeed
+):
+    shutil.copytree(phantom_folder, tmp_path / "far")
+    checks = by_name(check_config(compose([*words, f"data.synthetic={synthetic_folder}"])))
+    assert (checks["synthetic shards"].verdict, checks["shards"].verdict) == ("ok", "ok")
+    for wrong, said in (
+        (f"data.synthetic={tmp_path / 'far'}", "not marked as synthetic"),
+        (f"evaluate.external=[{tmp_path / 'far'}]", "scans that they have seen"),
+    ):
+        found = [check for check in check_config(compose([*words, wrong])) if check.verdict == "broken"]
+        assert any(said in check.found for check in found)
+
+
 def test_leaking_folds_are_broken(words, tmp_path, phantom_folder):
     folder = tmp_path / "shards"
     shutil.copytree(phantom_folder, folder)

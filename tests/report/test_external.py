@@ -93,6 +93,16 @@ def test_rows_are_tested_image_by_image_on_the_mean_over_folds(downstream):
     assert "30 images of near, 30 images of far" in page
 
 
+def test_a_dataset_that_the_generator_saw_is_no_unseen_one(downstream):
+    run = downstream("leaking", masks=True)
+    cells = [{**cell, "generator_saw": ["near"]} if cell["row"] == "r1" else cell for cell in run.run["cells"]]
+    run.write_run_json(cells=cells)
+    _, r1 = build_report(run.path).summary["arms"]
+    assert (r1["external"]["near"]["seen_by_generator"], r1["external"]["far"]["seen_by_generator"]) == (True, False)
+    page = (run.path / "report" / "index.html").read_text()
+    assert "The generator of r1 trained on scans of near: these figures are not of unseen scans" in page
+
+
 def test_the_page_says_who_trained_on_synthetic_scans(downstream):
     run = downstream("synthetic", masks=True)
     for fold in range(3):

@@ -3,12 +3,12 @@
     python tools/bench/generator.py [--scale 4] [--size 256] [--batch 4] [--steps 10] [--repeats 5]
         [--out benchmarks/<date>_generator]
 
-Stable Diffusion v1.5's own shape with all widths divided by --scale, random weights, made-up images, so that shares of
-VAE, text encoder, ControlNet and UNet are about those of the full size. A step of diffusers' script
-(train_text_to_image_lora.py) encodes image and caption each time; ours reads kept moments and embeddings, and all else
-is the same: ControlNet, UNet with adapters, backward, clipping, AdamW. Both draw the same numbers, and their losses,
-and the images of both ways of generation, are compared before a time is believed. Ways take turns; times are wall clock
-and of the processor.
+Stable Diffusion v1.5's own shape with all widths and heads divided by --scale (1, 2 or 4), random weights, made-up
+images, so that shares of VAE, text encoder, ControlNet and UNet are about those of the full size. A step of diffusers'
+script (train_text_to_image_lora.py) encodes image and caption each time; ours reads kept moments and embeddings, and
+all else is the same: ControlNet, UNet with adapters, backward, clipping, AdamW. Both draw the same numbers, and their
+losses, and the images of both ways of generation, are compared before a time is believed. Ways take turns; times are
+wall clock and of the processor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the sampler, a divisor of 1000")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each way")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=None, help="folder for generator.md and generator.json")
+    parser.add_argument("--out", type=Path, default=None, help="folder for scale<scale>.md and .json")
     arguments = parser.parse_args()
     facts = {**machine(), "threads": torch.get_num_threads(), "device": arguments.device}
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def main() -> None:
     report = table(result)
     print(report)
     if arguments.out:
-        write_result(arguments.out, "generator", report, result)
+        write_result(arguments.out, f"scale{arguments.scale}", report, result)
 
 
 def shaped(arguments: argparse.Namespace) -> TumorGeneratorConfig:
@@ -70,7 +70,9 @@ def shaped(arguments: argparse.Namespace) -> TumorGeneratorConfig:
         for name in ("vae_channels", "unet_channels", "mask_channels")
     }
     fields = vars(config) | divided
-    fields |= {"text_width": config.text_width // arguments.scale, "groups": max(1, config.groups // arguments.scale)}
+    # The heads too, so that each keeps its width: attention's share would grow otherwise.
+    for name in ("unet_heads", "text_width", "text_heads", "groups"):
+        fields[name] = getattr(config, name) // arguments.scale
     fields |= {"pretrained": False, "stage": "lora", "caption_dropout": 0.0}
     return TumorGeneratorConfig(**{**fields, "image_size": arguments.size, "steps": arguments.steps})
 
@@ -111,14 +113,14 @@ def training(model: TumorGenerator, batch: Batch, repeats: int) -> dict[str, t.A
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def theirs() -> torch.Tensor:
         with torch.no_grad():
             latents = parts.vae.encode(2 * batch.image_BCHW - 1).latent_dist.sample() * parts.vae.config.scaling_factor
         timesteps = torch.randint(1000, (len(latents),))
         torch.rand(len(latents))  # as our draw of captions to leave out
-        noise = torch.randn_like(latents)
+        noise = torch.randn(latents.shape, device=latents.device)
         timesteps = timesteps.to(latents.device)
         noisy = parts.scheduler.add_noise(latents, noise, timesteps)
         with torch.no_grad():

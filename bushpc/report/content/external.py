@@ -11,6 +11,7 @@ from bushpc.report.content.common import (
     figures_of,
     folds_count,
     lines,
+    listed,
     metric_columns,
     printed,
     published,
@@ -26,7 +27,8 @@ def external_table(summary: Summary) -> Table | None:
         return None
     shown = summary["shown_metrics"]
     paper = published(summary, "external")
-    rows, counts = [], []
+    rows: list[Row] = []
+    counts, leaks = [], []
     for name in summary["external"]:
         judged = [line for line in lines(summary) if line.source == line.arm["headline"]]
         found = [(line, line.arm["external"][name]) for line in judged if name in line.arm["external"]]
@@ -39,10 +41,15 @@ def external_table(summary: Summary) -> Table | None:
                     *figures_of(there["metrics"], shown),
                 ),
                 group=name,
-                ranked=line.ranked,
+                ranked=line.ranked and not there["seen_by_generator"],
             )
             for line, there in found
         ]
+        if leaking := [line.arm["label"] for line, there in found if there["seen_by_generator"]]:
+            leaks.append(
+                f"The generator of {listed(leaking)} trained on scans of {name}: these figures are not of unseen "
+                "scans, and do not compete."
+            )
         quoted = {said: figures[name] for said, figures in (paper.rows if paper else {}).items() if name in figures}
         rows += [
             Row(values=(said, "—", *printed(paper, figures, shown)), group=f"{name}: {paper.heading}", quoted=True)
@@ -52,6 +59,7 @@ def external_table(summary: Summary) -> Table | None:
     notes = [
         f"{', '.join(counts)}. Every fold's model is scored on all of them, and none trained on any: mean ± SD over "
         "the models, which says how far trainings differ and not how far images do. Under the headline prompts.",
+        *leaks,
         bold_note(summary),
     ]
     if paper:

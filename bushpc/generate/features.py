@@ -1,0 +1,146 @@
+"""Images → the features by which sets of images are compared: Inception's, for FID and KID, or a trained model's own.
+
+FID and KID are distances in the features of one network, the Inception v3 of 2015-12-05 (Heusel et al. 2017), here in
+torch-fidelity's port and fed as torchmetrics feeds it. It was trained on photographs. The features of a classifier of
+ultrasound may tell more, but give other figures, so those go by other names; features of an untrained network tell
+nothing and are not to be had.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import typing as t
+import urllib.error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bushpc.config import ROOT
+from bushpc.data.prompt_table import Known
+from bushpc.errors import ConfigError, WeightsError
+from bushpc.evaluate.predictor import EXPORT_FILE, batch_of, load_cell, load_export, open_run
+from bushpc.files import sha256_of
+
+INCEPTION, NONE = "inception", "none"
+# The end of its name is the beginning of its hash, as torch's hub has it.
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A network up to its features.
+
+    name: what they are of, in words. frechet, kernel: what the two distances in them are called.
+    see: images of one size (uint8, H x W x 3) → float32, images x features.
+    """
+
+    name: str
+    frechet: str
+    kernel: str
+    see: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def inception(weights_dir: Path, device: str) -> Features:
+    """FID's and KID's network, from its staged file. Raises: WeightsError where that is missing or another one."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    require_inception(weights_dir)
+    # torch-fidelity unpickles whatever it is given, so it is given tensors that were read without unpickling.
+    tensors: t.Any = io.BytesIO()
+    torch.save(torch.load(weights_dir / INCEPTION_FILE, map_location="cpu", weights_only=True), tensors)
+    tensors.seek(0)
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], tensors).to(device)
+
+    def see(images: Sequence[np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            features_ND = network(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
+        return features_ND.float().cpu().numpy()
+
+    return Features(name="Inception v3 of 2015-12-05", frechet="FID", kernel="KID", see=see)
+
+
+def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], None]) -> Features:
+    """A trained model's: the mean over the image of what its `cam_layer` gives; of a classifier, its last features.
+
+    run_dir: a run, or what `bushpc export` wrote. fold: None takes the first that is trained.
+    Raises: as `bushpc.load`; ConfigError for a model without such a layer.
+    """
+    if (run_dir / EXPORT_FILE).exists():
+        member = load_export(run_dir, fold)[0][0]
+    else:
+        member = load_cell(open_run(run_dir, fold, None, say).cells[0])
+    model = member.model.to(device).eval()
+    layer = model.cam_layer()
+    if layer is None:
+        raise ConfigError(
+            f"features={run_dir}: {type(model).__name__} names no layer whose features could be compared (cam_layer). "
+            "Take the run of a model that does, such as efficientnet_b0, or features=inception"
+        )
+    given: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, inputs: t.Any, output: torch.Tensor) -> None:
+        given[:] = [output]  # of several passes, the last
+
+    layer.register_forward_hook(keep)
+
+    def see(images: Sequence[np.ndarray]) -> np.ndarray:
+        batch = batch_of(images, [Known()] * len(images), model.config.image_size).to(device)
+        with torch.inference_mode():
+            model.predict(batch)
+        return given.pop().float().flatten(2).mean(dim=2).cpu().numpy()
+
+    place = next(name for name, module in model.named_modules() if module is layer)
+    return Features(
+        name=f"{type(model).__name__} ({place}) of {run_dir}, {member.name}",
+        frechet="Fréchet distance",
+        kernel="Kernel distance",
+        see=see,
+    )
+
+
+# --- the staged file --------------------------------------------------------------------------------------------
+
+
+def pull_inception(weights_dir: Path) -> None:
+    """Stage Inception's file, unless it is there. Raises: WeightsError when it cannot be had, or is another one."""
+    if _inception_problem(weights_dir) is None:
+        return
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    weights_dir.mkdir(parents=True, exist_ok=True)
+    try:  # it comes to a name of its own, and to its place once its hash is right
+        torch.hub.download_url_to_file(
+            URL_INCEPTION_V3, str(weights_dir / INCEPTION_FILE), hash_prefix=INCEPTION_SHA256, progress=False
+        )
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"could not pull {URL_INCEPTION_V3}: {error}. Pull on a machine with internet access and copy the file to "
+            f"{weights_dir}"
+        ) from error
+
+
+def require_inception(weights_dir: Path) -> None:
+    """Raises: WeightsError, with what else can be done, where Inception's file is missing or another one."""
+    problem = _inception_problem(weights_dir)
+    if problem:
+        folder = [] if weights_dir == ROOT / "weights" else [f"weights_dir={weights_dir}"]
+        pull = shlex.join(["bushpc", "weights", "pull", f"features={INCEPTION}", *folder])
+        raise WeightsError(
+            f"{problem} FID and KID are distances in this network's features. Run, where there is internet: {pull}\n"
+            "Without it: features=RUN compares in the features of a model that you trained (such figures are not FID "
+            f"and KID, and are called otherwise); features={NONE} measures all that needs no features"
+        )
+
+
+def _inception_problem(weights_dir: Path) -> str | None:
+    path = weights_dir / INCEPTION_FILE
+    if not path.is_file():
+        return f"{path} is not staged."
+    found = sha256_of(path)
+    return None if found == INCEPTION_SHA256 else f"{path} has sha256 {found}, not {INCEPTION_SHA256}: pull it anew."

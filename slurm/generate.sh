@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=generate
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR2@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+# Synthetic scans by a trained generator, on all GPUs of a node: one task per GPU. The samples are the same on any number.
+#
+#   sbatch slurm/generate.sh runs/generator fold=0 n=5000 out=shards/synthetic_busi/fold0
+#   sbatch --nodes=4 slurm/generate.sh …                                  other nodes, GPUs, time: sbatch's own options
+#   sbatch --ntasks-per-node=2 --gpus-per-node=0 slurm/generate.sh …      without GPUs
+#
+# Paths are relative to the clone. Preempted, or out of time, the job goes back into the queue by itself, and on from the
+# batches that are done. `scancel` ends it; the same command goes on then, too.
+set -euo pipefail
+# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -e slurm/generate.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
+# Your site's modules go here, e.g. `module load cuda`.
+
+export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
+# 60 s before the limit; what ends this job then ends the ranks, and no batch is ever half written.
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR2
+# --kill-on-bad-exit: a rank that dies ends the others, which would wait for it. The shell waits for srun in `wait`, as
+# it minds signals only there.
+srun --cpu-bind=cores --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
+  .venv/bin/bushpc generate "$@" &
+wait $!

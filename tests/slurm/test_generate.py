@@ -1,0 +1,47 @@
+"""Promises of slurm/generate.sh on a real Slurm: one task per rank on two nodes, and on from what is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bushpc.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=30")
+WORDS = ("n=120", "batch_size=1")
+pytestmark = pytest.mark.real
+
+
+def read(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_job_that_went_back_into_the_queue_makes_the_same_samples_as_one_process(slurm, tmp_path, generator_run):
+    clone, alone, out, log = (tmp_path / name for name in ("clone", "alone", "out", "generate.out"))
+    clone.mkdir()
+    (clone / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (clone / "slurm").symlink_to(ROOT / "slurm")
+    subprocess.run(["git", "init", "--quiet", clone], check=True)
+    command = ["sbatch", "--parsable", f"--output={log}", *CPU_NODES, "slurm/generate.sh"]
+    job_id = slurm.run([*command, str(generator_run), f"out={out}", *WORDS], cwd=clone).strip()
+
+    def batches() -> list[Path]:
+        return list((out / ".generating").glob("batch-*.npz"))
+
+    slurm.until(lambda: batches() or "bushpc: " in read(log), timeout=240, what=log.read_text)
+    slurm.run(["scontrol", "requeue", job_id])
+    kept = {path: path.stat().st_mtime_ns for path in batches()}
+    assert 0 < len(kept) < 120
+    slurm.wait(job_id, {"COMPLETED"}, timeout=240)
+    assert "120 scans" in log.read_text()
+    assert not list(tmp_path.glob(".meeting*")), "ranks met, and cleared up"
+    assert main(["generate", str(generator_run), f"out={alone}", *WORDS]) == 0
+    assert contents(out) == contents(alone)
