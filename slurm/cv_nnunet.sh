@@ -5,7 +5,7 @@
 #SBATCH --time=00:30:00
 #SBATCH --output=slurm-%x-%j.out
 # Five-fold cross-validation of nnU-Net on BUSI, by its own package: one array of five cells, then the report. The clone
-# needs an environment with the extra: pip install -e '.[nnunet]'.
+# needs the extra: .venv/bin/pip install -c constraints.txt -e '.[nnunet]'.
 #
 #   sbatch slurm/cv_nnunet.sh                                    from anywhere in the clone
 #   bash slurm/cv_nnunet.sh data=breast train.iterations=50000   on a login node; words are overrides

@@ -113,8 +113,8 @@ class NnUNet(Model):
             )
         if importlib.util.find_spec("nnunetv2") is None:
             raise ConfigError(
-                "model=nnunet is the package nnunetv2, which is not installed: pip install 'bushpc[nnunet]' (in an "
-                "environment of its own, see README), or choose model=unet"
+                "model=nnunet is the package nnunetv2, which is not installed: pip install 'bushpc[nnunet]', or "
+                "choose model=unet"
             )
 
     def build(self, blueprint: Blueprint, network: nn.Module | None = None) -> None:
