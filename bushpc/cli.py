@@ -531,10 +531,11 @@ def _weights(arguments: argparse.Namespace) -> None:
     if any(word.startswith("features=") for word in arguments.overrides):
         return _inception(arguments)
     config = compose(arguments.overrides)
+    model = config.model.for_fold(config.fold or 0)
     if arguments.action == "pull":
-        weights.pull(config.model_class, config.model, config.weights_folder)
-    weights.require(config.model_class, config.model, config.weights_folder)
-    files = config.model_class.weight_files(config.model)
+        weights.pull(config.model_class, model, config.weights_folder)
+    weights.require(config.model_class, model, config.weights_folder)
+    files = config.model_class.weight_files(model)
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )

@@ -14,10 +14,11 @@
 #   sbatch slurm/train_tumor_generator.sh name=adapter data=udiat model.stage=lora model.base=exports/generator/fold0
 #   bushpc generate runs/adapter fold=0 n=1000 out=shards/synthetic_udiat
 #
-# With a VAE of its own, which the paper's (5) names; a fold's VAE, so that no other fold's images are in it:
-#   sbatch slurm/train_tumor_generator.sh name=vae model=tumor_generator_vae fold=0
+# With a VAE of its own, which the paper's (5) names; each fold's generator takes that of its fold, which has seen none of
+# its validation part:
+#   sbatch slurm/train_tumor_generator.sh name=vae model=tumor_generator_vae
 #   bushpc export runs/vae exports/vae
-#   sbatch slurm/train_tumor_generator.sh name=generator fold=0 model.base=exports/vae/fold0
+#   sbatch slurm/train_tumor_generator.sh name=generator model.base=exports/vae
 #
 # This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
 # Submitting again runs only what is missing.

@@ -184,7 +184,7 @@ def expected_checkpoint_bytes(config: CellConfig, cells: int) -> tuple[float, in
     if config.model_class.trainer:
         raise ConfigError("its own trainer plans the network from the data")
     with torch.device("meta"):
-        model = config.model_class(dataclasses.replace(config.model, pretrained=False))
+        model = config.model_class(dataclasses.replace(config.model.for_fold(config.fold or 0), pretrained=False))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     train = config.train
@@ -333,8 +333,9 @@ def _folds(config: CellConfig) -> Iterator[Check]:
 
 
 def _weights(config: CellConfig) -> Iterator[Check]:
-    weights.require(config.model_class, config.model, config.weights_folder)
-    count = len(config.model_class.weight_files(config.model))
+    model = config.model.for_fold(config.fold or 0)
+    weights.require(config.model_class, model, config.weights_folder)
+    count = len(config.model_class.weight_files(model))
     found = f"{count} file(s) staged and verified" if count else "this configuration loads none"
     yield Check(name="weights", verdict=OK, found=found)
 

@@ -93,7 +93,7 @@ def cv_plan(config: CellConfig) -> Plan:
     Raises: DataError (shards or folds missing, damaged or leaking), WeightsError (not staged), ConfigError.
     """
     data = _Data(config)
-    weights.require(config.model_class, config.model, config.weights_folder)
+    weights.require(config.model_class, config.model.for_fold(config.fold or 0), config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
     digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(config))
     # The same settings on the same data always land in the same run folder.
@@ -123,9 +123,10 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
         try:
             cell = dataclasses.replace(composer(row.settings), name=name)
             of_row = [data.cell(cell, k) for k in range(data.count)]
-            needed = (cell.weights_folder, *cell.model_class.weight_files(cell.model))
+            model = cell.model.for_fold(base.fold or 0)
+            needed = (cell.weights_folder, *cell.model_class.weight_files(model))
             if needed not in staged:  # they are hashed, and may be gigabytes
-                weights.require(cell.model_class, cell.model, cell.weights_folder)
+                weights.require(cell.model_class, model, cell.weights_folder)
             staged.add(needed)
             rows[row.name] = of_row
         except BushpcError as error:
@@ -248,7 +249,8 @@ class _Data:
             verify(other, open_external(other, self.manifest), deep=True)
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
-        """`config` for one fold: as many steps long as its epochs come to there, and with its own synthetic scans.
+        """`config` for one fold: as many steps long as its epochs come to there, with its own synthetic scans, and with
+        a model that starts from its own weights.
 
         Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there.
         """
@@ -267,7 +269,11 @@ class _Data:
         train, _ = training_part(config, real, synthetic)
         iterations = steps(train, config.train)
         cell = dataclasses.replace(
-            config, fold=fold, data=of_fold, train=dataclasses.replace(config.train, iterations=iterations)
+            config,
+            fold=fold,
+            data=of_fold,
+            model=config.model.for_fold(fold),
+            train=dataclasses.replace(config.train, iterations=iterations),
         )
         return self._taking_over(cell) if config.fold in (None, fold) else cell
 

