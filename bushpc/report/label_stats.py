@@ -20,6 +20,19 @@ from bushpc.report.stats import Interval, percentiles, resamples
 from bushpc.sample import LABELS
 
 
+class DeLong(t.NamedTuple):
+    """DeLong's test of the AUCs of two arms on the same images, two-sided, with the 95 % interval of the difference.
+
+    low, high, p: None, and `reason` says why, where no test is possible.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    reason: str | None
+
+
 class McNemar(t.NamedTuple):
     """McNemar's exact test of two arms on the same images, two-sided.
 
@@ -71,6 +84,54 @@ def mcnemar(rows: pd.DataFrame, baseline: pd.DataFrame) -> McNemar:
     better, worse = int((ours_N & ~theirs_N).sum()), int((theirs_N & ~ours_N).sum())
     p = float(scipy.stats.binomtest(better, better + worse).pvalue) if better + worse else None
     return McNemar(better, worse, p)
+
+
+def delong(rows: pd.DataFrame, baseline: pd.DataFrame) -> DeLong:
+    """Whether the AUCs of two arms differ; both of the same images, of two labels or more, in the same order.
+
+    DeLong, DeLong and Clarke-Pearson (1988), clustered by patient as by Obuchowski (1997), as scans of one patient are
+    no independent evidence. AUC is the mean over labels, one against all others, and so is what an image counts for;
+    with two labels the variance is Obuchowski's, and with one scan a patient it is DeLong's. Chosen before a bootstrap,
+    whose p cannot be less than one in its resamples, which Holm multiplies by the tests of a large grid. The models
+    are taken as they are: how far trainings differ is no part of it.
+    """
+    (ours_NL, label_N), (theirs_NL, _) = _arrays(rows), _arrays(baseline)
+    difference = label_metrics(ours_NL, label_N)["label_auc"] - label_metrics(theirs_NL, label_N)["label_auc"]
+    patient_N, patients = pd.factorize(rows["patient"])
+    there_PL, sum_PL = np.zeros((len(patients), len(LABELS)), bool), np.zeros((len(patients), len(LABELS)))
+    there_PL[patient_N, label_N] = True
+    np.add.at(sum_PL, (patient_N, label_N), _influence(ours_NL, label_N) - _influence(theirs_NL, label_N))
+    patients_L = there_PL.sum(axis=0)
+    if (patients_L == 1).any():
+        return DeLong(difference, None, None, None, "a label is of one patient alone")
+    # n / (n - 1) as in a sample variance: n of the patients with a label, and of all for what two labels share.
+    spare, spare_L = 1 / (len(patients) - 1), 1 / np.maximum(patients_L - 1, 1)
+    variance = (1 + spare) * (sum_PL.sum(axis=1) ** 2).sum() + ((spare_L - spare) * (sum_PL**2).sum(axis=0)).sum()
+    error = math.sqrt(variance)
+    if error <= 1e-12:  # rounding, as in `corrected_t`
+        return DeLong(difference, None, None, None, "the AUCs have no variance, as of arms that rank images alike")
+    half = error * float(scipy.stats.norm.ppf(0.975))
+    p = 2 * float(scipy.stats.norm.sf(abs(difference) / error))
+    return DeLong(difference, difference - half, difference + half, p, None)
+
+
+def _influence(prob_NL: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """How far each image moves the AUC, (N,): of each label DeLong's component of the image less the AUC, over the
+    images of its kind; mean over labels. The component is the share of the other kind that the image is right about.
+    """
+    occurring = np.unique(label_N)
+    influence_N = np.zeros(len(label_N))
+    for label in occurring:
+        score_N, positive_N = prob_NL[:, label], label_N == label
+        # A rank among all less the rank among its kind counts the others below, ties half.
+        below_N = scipy.stats.rankdata(score_N)
+        for kind_N in (positive_N, ~positive_N):
+            below_N[kind_N] -= scipy.stats.rankdata(score_N[kind_N])
+        positives, negatives = positive_N.sum(), (~positive_N).sum()
+        component_N = np.where(positive_N, below_N / negatives, 1 - below_N / positives)
+        auc = component_N[positive_N].mean()
+        influence_N += (component_N - auc) / np.where(positive_N, positives, negatives)
+    return influence_N / len(occurring)
 
 
 def right(rows: pd.DataFrame) -> np.ndarray:

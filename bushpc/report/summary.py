@@ -397,7 +397,7 @@ def _label_comparisons(study: Study) -> dict[str, t.Any] | None:
     found = [row for row in rows if row is not None]
     if reference is None or not found:
         return None
-    _adjust([row["mcnemar"] for row in found])
+    _adjust([test for row in found for test in (row["label_auc"], row["mcnemar"]) if test is not None])
     return {"against": reference.label, "rows": found}
 
 
@@ -408,7 +408,6 @@ def _label_comparison(entry: Entry, reference: Entry) -> dict[str, t.Any] | None
     if common.empty:
         return None
     ours, theirs = ours.loc[common], theirs.loc[common]
-    differences = label_stats.label_differences(ours, theirs)
     return {
         "label": entry.label,
         "arm": entry.arm.name,
@@ -417,12 +416,21 @@ def _label_comparison(entry: Entry, reference: Entry) -> dict[str, t.Any] | None
         "expected": max(len(entry.arm.cells), len(reference.arm.cells)),
         "images": len(common),
         "patients": int(ours["patient"].nunique()),
-        **{
-            name: None if each is None else {"mean": each.mean, **_interval(each, True)}
-            for name, each in differences.items()
-        },
+        **_label_differences(ours, theirs),
         "mcnemar": label_stats.mcnemar(ours, theirs)._asdict(),
     }
+
+
+def _label_differences(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, dict[str, t.Any] | None]:
+    """By LABEL_METRICS, None where one is not defined; of AUC with DeLong's test, whose interval goes with its p."""
+    found: dict[str, dict[str, t.Any] | None] = {
+        name: None if each is None else {"mean": each.mean, **_interval(each, True)}
+        for name, each in label_stats.label_differences(ours, theirs).items()
+    }
+    if auc := found["label_auc"]:
+        test = label_stats.delong(ours, theirs)
+        auc |= {"ci95": None if test.low is None else [test.low, test.high], "p": test.p, "reason": test.reason}
+    return found
 
 
 def _external_comparisons(study: Study) -> dict[str, t.Any] | None:
@@ -456,9 +464,9 @@ def _external_comparison(study: Study, entry: Entry, reference: Entry, name: str
     common = told[0].index.intersection(told[1].index)
     if len(common):
         told = [rows.loc[common] for rows in told]
-        for metric, each in label_stats.label_differences(*told).items():
+        for metric, each in _label_differences(*told).items():
             if each is not None and metric in study.metrics:
-                metrics[metric] = {"mean": each.mean, **_interval(each, True)}
+                metrics[metric] = each
                 if metric == "label_accuracy":
                     metrics[metric] |= {"p": label_stats.mcnemar(*told).p}
     return {

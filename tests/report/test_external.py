@@ -93,6 +93,34 @@ def test_rows_are_tested_image_by_image_on_the_mean_over_folds(downstream):
     assert "30 images of near, 30 images of far" in page
 
 
+def test_a_grid_of_classifiers_says_whether_their_aucs_differ(downstream):
+    run = downstream("aucs", masks=False)
+    result = build_report(run.path)
+    (row,) = result.summary["label_comparisons"]["rows"]
+    frames = [
+        pd.concat(pd.read_csv(run.of(name).cell(fold) / "per_image.csv") for fold in range(3)).set_index("key")
+        for name in ("r1", "real_only")
+    ]
+    ours, theirs = (
+        np.mean([auc(rows[f"prob_{label}"].to_numpy(), (rows["label"] == label).to_numpy()) for label in LABELS])
+        for rows in frames
+    )
+    found = row["label_auc"]
+    assert found["mean"] == pytest.approx(ours - theirs)
+    error = (found["ci95"][1] - found["ci95"][0]) / 2 / scipy.stats.norm.ppf(0.975)
+    assert found["p"] == pytest.approx(2 * scipy.stats.norm.sf(abs(ours - theirs) / error))
+    ps = sorted((found["p"], row["mcnemar"]["p"]))  # of AUC and of accuracy, one family
+    assert found["p_holm"] == pytest.approx(2 * ps[0] if found["p"] == ps[0] else max(2 * ps[0], ps[1]))
+    elsewhere = result.summary["external_comparisons"]["rows"]
+    assert all(there["metrics"]["label_auc"]["p_holm"] >= there["metrics"]["label_auc"]["p"] for there in elsewhere)
+    lines = (run.path / "report" / "headline.csv").read_text().splitlines()
+    assert "label_auc_p_holm" in lines[0]
+    assert lines[2].endswith(f",{found['p_holm']!r}")
+    page = result.html.read_text()
+    assert page.count("AUC: DeLong&#39;s test of two AUCs on the same images") == 2  # here and on other datasets
+    assert "Baseline: real only. p: DeLong&#39;s test of the AUC of all images together" in page
+
+
 def test_a_dataset_that_the_generator_saw_is_no_unseen_one(downstream):
     run = downstream("leaking", masks=True)
     cells = [{**cell, "generator_saw": ["near"]} if cell["row"] == "r1" else cell for cell in run.run["cells"]]

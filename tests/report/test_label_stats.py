@@ -1,10 +1,12 @@
-"""Label numbers against the metric itself on copies, statsmodels, torchmetrics and hand-worked cases."""
+"""Label numbers against the metric itself on copies, statsmodels, scikit-learn, torchmetrics and hand-worked cases."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 import torchmetrics.functional.classification
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from bushpc.metrics.label import label_metrics
@@ -107,3 +109,70 @@ def test_images_without_a_label_or_an_answer_are_not_judged(images) -> None:
     rows.loc[0, "label"] = "unlabelled"
     rows.loc[1, "prob_benign"] = np.nan
     assert label_stats.labelled(rows).index.tolist() == list(range(2, 40))
+
+
+def two_labels(scores: list[float], positive: list[bool]) -> pd.DataFrame:
+    """One scan a patient, benign or malignant; the AUC of each label is that of the scores."""
+    rows = pd.DataFrame({"prob_benign": scores, "prob_malignant": [1 - score for score in scores], "prob_normal": 0.0})
+    labels = ["benign" if is_benign else "malignant" for is_benign in positive]
+    return rows.assign(label=labels, patient=[f"p{i}" for i in range(len(scores))])
+
+
+def test_delong_by_hand() -> None:
+    positive = [True, True, False, False]
+    a, b = two_labels([0.9, 0.6, 0.7, 0.2], positive), two_labels([0.8, 0.3, 0.5, 0.4], positive)
+    # AUC 3/4 and 1/2. Components of positives 1, 1/2 less 1, 0; of negatives 1/2, 1 less 1/2, 1/2: variance 1/8 each.
+    error = np.sqrt((1 / 8) / 2 + (1 / 8) / 2)
+    found = label_stats.delong(a, b)
+    assert found.difference == pytest.approx(1 / 4)
+    assert (found.low, found.high) == pytest.approx((1 / 4 - 1.959964 * error, 1 / 4 + 1.959964 * error))
+    assert found.p == pytest.approx(0.4795, abs=1e-4)  # of z = 0.7071
+
+
+def test_delong_of_one_scan_a_patient_is_the_formula_of_1988() -> None:
+    rng = np.random.default_rng(3)
+    positive_N = rng.random(60) < 0.4
+    scores = [np.round(rng.random(60) * 0.7 + skill * positive_N, 1) for skill in (0.3, 0.1)]  # with ties
+    pairs = [(s[positive_N][:, None], s[~positive_N]) for s in scores]
+    wins_2PN = np.stack([(x > y) + 0.5 * (x == y) for x, y in pairs])
+    aucs, (_, positives, negatives) = wins_2PN.mean(axis=(1, 2)), wins_2PN.shape
+    covariance = np.cov(wins_2PN.mean(axis=2)) / positives + np.cov(wins_2PN.mean(axis=1)) / negatives
+    contrast = np.array([1, -1])
+    z = contrast @ aucs / np.sqrt(contrast @ covariance @ contrast)
+    found = label_stats.delong(*(two_labels(s.tolist(), positive_N.tolist()) for s in scores))
+    assert found.difference == pytest.approx(contrast @ aucs)
+    assert found.p == pytest.approx(2 * scipy.stats.norm.sf(abs(z)))
+
+
+def test_delong_of_three_labels_and_of_patients_agrees_with_a_jackknife_of_scikit_learn(images) -> None:
+    a, b = (pd.concat([images(skill, seed) for seed in (2, 3)], ignore_index=True) for skill in (1.5, 0.5))
+    patient_N = np.arange(80) // 2
+    a, b = (rows.assign(patient=patient_N) for rows in (a, b))
+
+    def difference(kept_N: np.ndarray) -> float:
+        label_N = _arrays(a[kept_N])[1]
+        ours, theirs = (roc_auc_score(label_N, _arrays(rows[kept_N])[0], multi_class="ovr") for rows in (a, b))
+        return ours - theirs
+
+    left_out = np.array([difference(patient_N != patient) for patient in range(40)])
+    error = np.sqrt(39 / 40 * ((left_out - left_out.mean()) ** 2).sum())
+    found = label_stats.delong(a, b)
+    assert found.difference == pytest.approx(difference(patient_N >= 0))
+    assert (found.high - found.low) / (2 * 1.959964) == pytest.approx(error, rel=0.03)
+
+
+def test_a_scan_that_is_there_twice_is_no_more_evidence_of_an_auc(images) -> None:
+    a, b = images(2.0), images(0.2)
+    once = label_stats.delong(a, b)
+    assert label_stats.delong(*(pd.concat([rows, rows]) for rows in (a, b))) == pytest.approx(once, nan_ok=True)
+    back = label_stats.delong(b, a)
+    assert (back.difference, back.low, back.high) == pytest.approx((-once.difference, -once.high, -once.low))
+
+
+def test_where_no_auc_test_is_possible_it_says_why(images) -> None:
+    rows = images()
+    assert label_stats.delong(rows, rows)[1:] == (
+        *(None, None, None),
+        "the AUCs have no variance, as of arms that rank images alike",
+    )
+    assert label_stats.delong(rows.assign(patient="one"), images(2.0)).reason == "a label is of one patient alone"

@@ -18,6 +18,7 @@ from bushpc.report.content.common import (
     titled,
 )
 from bushpc.report.content.comparisons import common_folds
+from bushpc.report.content.labels import DELONG_NOTE
 from bushpc.report.tables import Column, Number, Row, Table
 
 
@@ -115,8 +116,15 @@ def external_comparison_table(summary: Summary) -> Table | None:
         notes=(
             "An image counts once, with the mean over the folds' models of its metric; of classification with the mean "
             "of their probabilities, so that these are differences of the models together.",
-            "Interval: paired percentile bootstrap over patients. p: of masks the paired Wilcoxon signed-rank test "
-            "over images, of accuracy McNemar's exact test; F1, AUC and CE have their intervals. p (Holm): adjusted "
-            "for all tests of this table.",
+            "Interval: paired percentile bootstrap over patients, of AUC by DeLong's test. p: of masks the paired "
+            "Wilcoxon signed-rank test over images, of accuracy McNemar's exact test, of AUC DeLong's; F1 and CE have "
+            "their intervals. p (Holm): adjusted for all tests of this table.",
+            *([DELONG_NOTE] if any("label_auc" in row["metrics"] for row in found["rows"]) else []),
+            *(
+                f"{row['label']} on {row['data']}: no {titled(metric)} test, {test['reason']}."
+                for row in found["rows"]
+                for metric, test in row["metrics"].items()
+                if test.get("reason")
+            ),
         ),
     )

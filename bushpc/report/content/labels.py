@@ -18,7 +18,14 @@ from bushpc.report.content.common import (
 from bushpc.report.content.comparisons import common_folds
 from bushpc.report.tables import Column, Number, Row, Table
 
+_TESTED = "label_auc"  # with a p beside its difference
 _CHANCE = 0.5  # AUC of guessing, whatever the labels' shares
+
+DELONG_NOTE = (
+    "AUC: DeLong's test of two AUCs on the same images, two-sided, with patients as the unit (Obuchowski 1997), as "
+    "several scans of one patient are no independent evidence. It takes the models as they are: how far trainings "
+    "differ is in the SD over folds."
+)
 
 
 def labels_table(summary: Summary) -> Table | None:
@@ -85,7 +92,7 @@ def _chance_sentence(label: str, auc: Summary) -> str:
 
 
 def label_comparison_table(summary: Summary) -> Table | None:
-    """Label metrics of each entry against the baseline's on the same images; McNemar's test of accuracy."""
+    """Label metrics of each entry against the baseline's on the same images; tests of AUC and accuracy."""
     found = summary["label_comparisons"]
     if found is None:
         return None
@@ -97,6 +104,11 @@ def label_comparison_table(summary: Summary) -> Table | None:
             Column(key=f"{name}_ci95_low", header="low", over=titled(name)),
             Column(key=f"{name}_ci95_high", header="high", over=titled(name)),
         ]
+        if name == _TESTED:
+            columns += [
+                Column(key=f"{name}_p", header="p", over=titled(name)),
+                Column(key=f"{name}_p_holm", header="p (Holm)", over=titled(name)),
+            ]
     over = "Right alone"
     columns += [
         Column(key="better", header="here", over=over),
@@ -110,7 +122,7 @@ def label_comparison_table(summary: Summary) -> Table | None:
                 row["label"],
                 common_folds(row),
                 row["images"],
-                *(value for name in metrics for value in _difference(row[name])),
+                *(value for name in metrics for value in _difference(name, row[name])),
                 row["mcnemar"]["better"],
                 row["mcnemar"]["worse"],
                 Number(row["mcnemar"]["p"], is_p=True),
@@ -125,20 +137,26 @@ def label_comparison_table(summary: Summary) -> Table | None:
         columns=tuple(columns),
         rows=tuple(rows),
         notes=(
-            "Differences of the metrics of all common images together, with 95 % intervals: paired percentile "
-            "bootstrap over patients. An interval that contains zero leaves open whether there is a difference.",
+            "Differences of the metrics of all common images together, with 95 % intervals: of AUC by DeLong's test, "
+            "of the others by paired percentile bootstrap over patients. An interval that contains zero leaves open "
+            "whether there is a difference.",
+            DELONG_NOTE,
             "McNemar's exact test asks whether one of two arms labels more images rightly; it is of the images that "
             "only one of them labels rightly, and takes them as independent. p (Holm): adjusted for all tests of this "
-            "table.",
+            "table, of AUC and of accuracy.",
+            *(
+                f"{row['label']}: no AUC test, {auc['reason']}."
+                for row in found["rows"]
+                if (auc := row[_TESTED]) and auc["reason"]
+            ),
         ),
     )
 
 
-def _difference(found: Summary | None) -> tuple[Number, Number, Number]:
-    if found is None:
-        return Number(None), Number(None), Number(None)
-    low, high = found["ci95"] or (None, None)
-    return Number(found["mean"]), Number(low), Number(high)
+def _difference(name: str, found: Summary | None) -> tuple[Number, ...]:
+    found = found or {"mean": None, "ci95": None}
+    ps = [Number(found.get(key), is_p=True) for key in ("p", "p_holm")] if name == _TESTED else []
+    return (Number(found["mean"]), *(Number(bound) for bound in found["ci95"] or (None, None)), *ps)
 
 
 def normals_table(summary: Summary) -> Table | None:

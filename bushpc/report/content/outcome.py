@@ -55,7 +55,7 @@ def headline_table(summary: Summary) -> Table | None:
             notes=_headline_notes(summary, paper),
         )
     counted = not same_folds(summary)
-    tests = _tests(summary)
+    tests, ranks = _tests(summary), summary["comparisons"] is not None
     metrics, headline = summary["shown_metrics"], summary["headline_metric"]
     rows = []
     for line in entries:
@@ -68,7 +68,8 @@ def headline_table(summary: Summary) -> Table | None:
                     *((folds_count(line.arm),) if counted else ()),
                     *figures_of(figures, metrics),
                     *_interval_of(line, headline),
-                    *((Number(test.get("effect"), decimals=2), Number(test.get("p_holm"), is_p=True)) if tests else ()),
+                    *((Number(test.get("effect"), decimals=2),) if ranks else ()),
+                    *((Number(test.get("p_holm"), is_p=True),) if tests else ()),
                 ),
                 group=_headline_group(summary),
                 ranked=line.ranked,
@@ -104,11 +105,9 @@ def headline_table(summary: Summary) -> Table | None:
         Column(key=f"{headline}_ci95_low", header="low", over=f"{said}, 95 % interval"),
         Column(key=f"{headline}_ci95_high", header="high", over=f"{said}, 95 % interval"),
     ]
-    if tests:
-        columns += [
-            Column(key=f"{headline}_effect", header="r", over=f"{said} vs baseline"),
-            Column(key=f"{headline}_p_holm", header="p (Holm)", over=f"{said} vs baseline"),
-        ]
+    over = f"{said} vs baseline"
+    columns += [Column(key=f"{headline}_effect", header="r", over=over)] if ranks else []
+    columns += [Column(key=f"{headline}_p_holm", header="p (Holm)", over=over)] if tests else []
     return Table(
         name="headline",
         caption=f"Segmentation at {_threshold(summary)} on validation images"
@@ -124,7 +123,8 @@ def overview_table(summary: Summary) -> Table | None:
     """The same for a terminal, which has no room for every column; None for one arm, whose folds are shown there."""
     if not several(summary):
         return None
-    tests, tested = _tests(summary), bool(summary["tested_metrics"])
+    tests = _tests(summary)
+    tested = bool(tests or summary["tested_metrics"])
     metrics = _few(summary)
     rows = [
         Row(
@@ -159,14 +159,17 @@ def _few(summary: Summary) -> list[str]:
 
 
 def _against(summary: Summary) -> str:
-    found = summary["comparisons"]
+    found = summary["comparisons"] or summary["label_comparisons"]
     return found["against"] if found else "the baseline"
 
 
 def _tests(summary: Summary) -> dict[str, Summary]:
-    """Label of an entry → its headline metric against the baseline, image by image."""
+    """Label of an entry → its headline metric against the baseline: image by image, AUC of all images together."""
     found, metric = summary["comparisons"], summary["headline_metric"]
-    return {row["label"]: row["metrics"][metric]["images"] for row in found["rows"]} if found else {}
+    if found:
+        return {row["label"]: row["metrics"][metric]["images"] for row in found["rows"]}
+    found = summary["label_comparisons"] if metric == "label_auc" else None
+    return {row["label"]: row[metric] for row in found["rows"] if row[metric]} if found else {}
 
 
 def _headline_group(summary: Summary) -> str:
@@ -212,6 +215,11 @@ def _headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]
         notes.append(
             f"Baseline: {summary['comparisons']['against']}. Effect size r and p: paired Wilcoxon signed-rank test "
             "over images, see the comparisons."
+        )
+    elif not turned(summary) and _tests(summary):
+        notes.append(
+            f"Baseline: {_against(summary)}. p: DeLong's test of the AUC of all images together, with patients as the "
+            "unit, see the labels."
         )
     if paper:
         notes.append(f"The paper's rows were not computed here: {paper.citation}.")
