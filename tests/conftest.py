@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
     (folder / "card.yaml").write_text((PROJECT_SHARDS / "phantom" / "card.yaml").read_text() + "synthetic: true\n")
     assert main(["pack", "data=phantom", f"out={folder}", "count=20", "seed=1", "workers=1"]) == 0
+    other = {"data": "busi", "manifest_sha256": "b" * 64, "folds_sha256": "f" * 64, "fold": 0}
+    (folder / "generate.json").write_text(json.dumps({"trained_on": [other]}))
     return folder
 
 

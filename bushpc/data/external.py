@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bushpc.config import CellConfig
-from bushpc.data.mixture import open_synthetic
+from bushpc.data.lineage import of_generated, same_data
 from bushpc.errors import DataError
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
@@ -53,8 +53,10 @@ def seen_by_generator(cell: CellConfig) -> list[str]:
     """Datasets of `evaluate.external` on whose scans the generator trained that made the cell's synthetic ones."""
     if not cell.data.mixed:
         return []
-    assert cell.fold is not None, "dispatch gives every cell its fold"
-    trained = open_synthetic(str(cell.data.synthetic), cell.fold).trained_on()
-    seen = {each["manifest_sha256"] for each in trained}
+    seen = of_generated(Path(str(cell.data.synthetic)))
     folders = zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True)
-    return [name for name, folder in folders if Manifest.load(folder).hash in seen]
+    return [
+        name
+        for name, folder in folders
+        if any(same_data(each, manifest) for manifest in [Manifest.load(folder)] for each in seen)
+    ]

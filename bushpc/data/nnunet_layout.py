@@ -3,6 +3,9 @@
     raw/Dataset001_<name>/          imagesTr/<case>_0000.png (RGB), labelsTr/<case>.png (0 and 1), dataset.json
     preprocessed/Dataset001_<name>/ splits_final.json: one split, which is this fold
 
+nnU-Net reads the scans that dataset.json lists. It plans from the fold's real training scans, so that runs which differ
+in the synthetic ones have the same batch size, patch and network; then it preprocesses all that train or validate.
+
 All at the size at which every model gets them, resized by the same code, so that numbers compare. nnU-Net calls a scan
 a case. It takes height and width for the real ones: what is not square is as squeezed as for all other models.
 """
@@ -10,13 +13,16 @@ a case. It takes height and width for the real ones: what is not square is as sq
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from bushpc.data.cache import Cache
+from bushpc.data.cache import Cache, DecodingStopped
 from bushpc.data.loader import FoldData
+from bushpc.data.mixture import PREFIX
 from bushpc.files import write_atomically
+from bushpc.shards.manifest import Record
 
 ENDING = ".png"
 FAST = 1  # zlib's level: the files are read a few times, and deleted
@@ -32,23 +38,56 @@ def case_of(key: str) -> str:
     return key.replace("/", "__")
 
 
-def export(data: FoldData, cache: Cache, folder: Path) -> Path:
-    """Write the training and the validation part of one mask class below `folder`; returns the raw dataset."""
+def real_training_part(data: FoldData, normals: bool) -> list[Record]:
+    """The fold's real scans that are not validated on, whatever trains. normals: whether with normal scans."""
+    validated = {record.key for record in data.validation}
+    wanted = data.manifest.records if normals else data.manifest.lesions
+    return [r for r in wanted if not r.key.startswith(PREFIX) and r.key not in validated]
+
+
+def export(
+    data: FoldData,
+    planned: Sequence[Record],
+    cache: Cache,
+    folder: Path,
+    keep_going: Callable[[], bool] = lambda: True,
+) -> Path:
+    """Write one mask class of all scans and the split below `folder`; returns the raw dataset, which lists `planned`.
+
+    planned: what nnU-Net plans from. keep_going: asked before each scan. Raises: DecodingStopped when it says no.
+    """
     name = dataset_name(data)
     raw = folder / "raw" / name
     for part in ("imagesTr", "labelsTr"):
         (raw / part).mkdir(parents=True)
-    records = [*data.train, *data.validation]
-    cases = [case_of(record.key) for record in records]
-    assert len(set(cases)) == len(cases), "a key that only a slash tells from another"
-    for record, case in zip(records, cases, strict=True):
-        row = cache.rows[record.key]
+    records = {record.key: record for record in (*data.train, *data.validation, *planned)}
+    assert len({case_of(key) for key in records}) == len(records), "a key that only a slash tells from another"
+    for key in records:
+        if not keep_going():
+            raise DecodingStopped
+        row, case = cache.rows[key], case_of(key)
         Image.fromarray(cache.images_NSSC[row]).save(raw / "imagesTr" / f"{case}_0000{ENDING}", compress_level=FAST)
         Image.fromarray(cache.masks_NSS[row]).save(raw / "labelsTr" / f"{case}{ENDING}", compress_level=FAST)
+    list_scans(raw, data, planned)
+    (folder / "preprocessed" / name).mkdir(parents=True)
+    write_atomically(folder / "preprocessed" / name / "splits_final.json", json.dumps([split(data)], indent=1))
+    return raw
+
+
+def split(data: FoldData) -> dict[str, list[str]]:
+    """The fold by nnU-Net's names."""
+    return {
+        part: [case_of(r.key) for r in records] for part, records in (("train", data.train), ("val", data.validation))
+    }
+
+
+def list_scans(dataset: Path, data: FoldData, records: Sequence[Record]) -> None:
+    """Have `dataset`, raw or preprocessed, be of these scans alone, as far as nnU-Net reads it next."""
+    cases = [case_of(record.key) for record in records]
     described = {
         "channel_names": {str(i): channel for i, channel in enumerate(data.manifest.channels)},
         "labels": {"background": 0, data.manifest.mask_classes[0]: 1},
-        "numTraining": len(records),
+        "numTraining": len(cases),
         "file_ending": ENDING,
         "overwrite_image_reader_writer": "NaturalImage2DIO",
         # Listed, or nnU-Net looks for them with processes that it ends by a signal, which ours do not die of.
@@ -56,8 +95,4 @@ def export(data: FoldData, cache: Cache, folder: Path) -> Path:
             case: {"images": [f"imagesTr/{case}_0000{ENDING}"], "label": f"labelsTr/{case}{ENDING}"} for case in cases
         },
     }
-    write_atomically(raw / "dataset.json", json.dumps(described, indent=1))
-    split = {"train": cases[: len(data.train)], "val": cases[len(data.train) :]}
-    (folder / "preprocessed" / name).mkdir(parents=True)
-    write_atomically(folder / "preprocessed" / name / "splits_final.json", json.dumps([split], indent=1))
-    return raw
+    write_atomically(dataset / "dataset.json", json.dumps(described, indent=1))

@@ -23,6 +23,7 @@ import yaml
 from bushpc import weights
 from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, config_names
 from bushpc.data.external import open_external
+from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.mixture import Synthetic, open_synthetic
 from bushpc.data.parts import steps, training_part
 from bushpc.errors import BushpcError, ConfigError, unknown_name
@@ -258,10 +259,17 @@ class _Data:
         config.model_class.check_run(config)
         real = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
         synthetic, of_fold = [], config.data
+        model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now
+        if now:
+            config.model_class.weight_files(model)  # refuses what it cannot start from
+            if base := getattr(model, "base", None):
+                way_on = "Give the whole export as model.base, of which each fold takes its own folder"
+                seen = of_exported(Path(base))
+                refuse_seen(f"model.base={base}", seen, self.manifest, self._folds_sha256, fold, way_on)
         if config.data.mixed:
             added = self._added(config.data, fold)
-            if config.fold in (None, fold):  # the others are planned, and not trained now
-                added.refuse_seen(self.manifest.hash, self._folds_sha256, fold)
+            if now:
+                added.refuse_seen(self.manifest, self._folds_sha256, fold)
             synthetic = added.records(config.data.normals)
             of_fold = dataclasses.replace(
                 config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash
@@ -272,10 +280,10 @@ class _Data:
             config,
             fold=fold,
             data=of_fold,
-            model=config.model.for_fold(fold),
+            model=model,
             train=dataclasses.replace(config.train, iterations=iterations),
         )
-        return self._taking_over(cell) if config.fold in (None, fold) else cell
+        return self._taking_over(cell) if now else cell
 
     def _taking_over(self, cell: CellConfig) -> CellConfig:
         """The cell, where it is to take weights over that are there, or trains."""

@@ -35,6 +35,7 @@ from pathlib import Path
 import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
+from bushpc.data.lineage import trained_on
 from bushpc.dispatch.grid import Grid, GridRow, Plan, data_facts
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
@@ -318,6 +319,7 @@ def _run_json(
             {"name": name, "fold": cell.fold, "hash": cell.hash, "iterations": cell.train.iterations}
             | ({"row": plan.row_of[name]} if name in plan.row_of else {})
             | ({"generator_saw": seen} if (seen := seen_by_generator(cell)) else {})
+            | {"trained_on": trained_on(cell, manifest, facts["folds"]["sha256"])}
             for name, cell in plan.cells.items()
         ],
     }

@@ -38,7 +38,6 @@ from bushpc.config import CellConfig
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.predictor import (
-    EXPORT_FILE,
     EXPORT_FORMAT,
     Member,
     Recipe,
@@ -52,7 +51,7 @@ from bushpc.evaluate.predictor import (
 )
 from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.names import METRICS
-from bushpc.models.base import Model
+from bushpc.models.base import EXPORT_FILE, Model
 from bushpc.report.results import SOURCE_LABELS
 from bushpc.sample import LABELS, Batch
 from bushpc.shards.card import Card

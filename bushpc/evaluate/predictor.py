@@ -31,16 +31,16 @@ from bushpc import checkpoint
 from bushpc.config import CellConfig, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
+from bushpc.data.lineage import of_cell
 from bushpc.data.loader import FoldData
 from bushpc.data.prompt_table import Known, mirrored
 from bushpc.data.prompts import FirstPass, SizeBins
 from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import read_json, sha256_of
-from bushpc.models.base import Model
+from bushpc.models.base import EXPORT_FILE, Model
 from bushpc.sample import LABELS, Batch, Prediction
 
-EXPORT_FILE = "export.json"
 EXPORT_FORMAT = 1
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
 OUTSIDE = "outside_state/"
@@ -370,20 +370,8 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
 
 
 def trained_on(run: TrainedRun, cell: TrainedCell) -> list[dict[str, t.Any]]:
-    """Data, folds and fold of every training that the cell's weights come from: its own, then those of its base.
-
-    A base that `bushpc export` did not write is left out: nobody knows.
-    """
-    folds = run.content.get("folds") or {}
-    own = {
-        "manifest_sha256": run.content.get("manifest_sha256"),
-        "folds_sha256": folds.get("sha256"),
-        "fold": cell.fold,
-    }
-    base = getattr(cell.config.model, "base", None)  # of models that go on from an export, its folder of a fold
-    exported = read_json(Path(base).parent / EXPORT_FILE) if base else None
-    before = [fold for fold in (exported or {}).get("folds", []) if fold["name"] == Path(base or "").name]
-    return [own, *(each for fold in before for each in fold.get("trained_on", []))]
+    """Every training that the cell's weights come from, as the login node noted it, see `bushpc.data.lineage`."""
+    return of_cell(run.content, cell.name)
 
 
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:

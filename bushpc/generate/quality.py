@@ -22,14 +22,15 @@ import numpy as np
 import pandas as pd
 
 from bushpc.data.cache import resize
-from bushpc.data.mixture import GENERATED
+from bushpc.data.lineage import GENERATED, Training, of_cell, same_data
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, unknown_name
-from bushpc.evaluate.predictor import EXPORT_FILE, Predictor, choose_device, load
+from bushpc.evaluate.predictor import Predictor, choose_device, load
 from bushpc.files import read_json, sha256_of, write_atomically
 from bushpc.generate.features import INCEPTION, NONE, Features, inception, of_model
 from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import confusion, dice
+from bushpc.models.base import EXPORT_FILE
 from bushpc.report.panel import by_hash
 from bushpc.report.stats import Interval, intervals
 from bushpc.shards.duplicates import Look, find_pairs, group, local_contrast, look_at
@@ -165,7 +166,8 @@ class Quality:
     images: a row for each image, generated or held out: images (name of the part), key, patient, label. With a training
     part: nearest (the training image of the highest correlation), correlation, mirrored, and copy (whether it is the
     same picture as a training image); with features near_features and distance, likewise. With a segmenter: dice.
-    found: the masks that the segmenter found, of some generated images. notes: what to know of the figures, in words.
+    found: the masks that the segmenter found, of some generated images. elsewhere: the other datasets that the
+    generator has learnt from. notes: what to know of the figures, in words.
     """
 
     asked: Asked
@@ -179,6 +181,7 @@ class Quality:
     diversity: list[Diversity]
     images: pd.DataFrame
     found: dict[str, np.ndarray]
+    elsewhere: list[str]
     notes: list[str]
 
     @property
@@ -199,6 +202,7 @@ class Quality:
             "asked": {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.asked).items()},
             "manifests": {name: manifest.hash for name, manifest in self.manifests.items()},
             "generators": self.generators,
+            "elsewhere": self.elsewhere,
             "edge": self.edge,
             "features": self.features and self.features.name,
             "counts": {name: dict(part.labels) for name, part in self.parts.items()},
@@ -219,7 +223,7 @@ def judge(asked: Asked, say: Callable[[str], None], progress: Show | None = None
     asked = _settle_fold(asked, real)
     parts = _parts(asked, synthetic, real)
     manifests = {name: synthetic if name == SYNTHETIC else real for name in parts}
-    features, segmenter = _features(asked, real, say), _segmenter(asked, real, say)
+    features, segmenter = _features(asked, synthetic, real, say), _segmenter(asked, synthetic, real, say)
     tested = [parts[SYNTHETIC], parts[HELD_OUT]]
     tick = _ticks(progress, [*parts.values(), *(tested if segmenter else [])])
     edge = _edge(parts[SYNTHETIC].records)
@@ -248,6 +252,7 @@ def judge(asked: Asked, say: Callable[[str], None], progress: Show | None = None
         diversity=[each for label in labels for each in _diversity(label, parts, seen, same)],
         images=images,
         found=found,
+        elsewhere=_elsewhere(asked, real),
         notes=_notes(parts),
     )
 
@@ -287,8 +292,14 @@ def _settle_fold(asked: Asked, real: Manifest) -> Asked:
 
     Raises: ConfigError where it is not known, and where the generator has seen what would be held out.
     """
-    stated = (read_json(asked.synthetic / GENERATED) or {}).get("trained_on", [])
-    trained = [each for each in stated if each["manifest_sha256"] == real.hash]
+    stated = _stated(asked)
+    trained = [each for each in stated if same_data(each, real)]
+    if stated and not trained and asked.part != "all":
+        raise ConfigError(
+            f"against={asked.against}: the generator was not trained on images of it, so that there are no copies to "
+            "look for, and none is held out. Give part=all to compare with all of them, or against= what it was "
+            "trained on"
+        )
     if asked.part == "all":
         if trained:
             raise ConfigError(
@@ -312,6 +323,16 @@ def _settle_fold(asked: Asked, real: Manifest) -> Asked:
     return dataclasses.replace(asked, fold=fold)
 
 
+def _stated(asked: Asked) -> list[Training]:
+    found: list[Training] = (read_json(asked.synthetic / GENERATED) or {}).get("trained_on", [])
+    return found
+
+
+def _elsewhere(asked: Asked, real: Manifest) -> list[str]:
+    others = [each for each in _stated(asked) if not same_data(each, real)]
+    return sorted({each.get("data") or f"the scans of manifest {each['manifest_sha256'][:12]}" for each in others})
+
+
 def _parts(asked: Asked, synthetic: Manifest, real: Manifest) -> dict[str, Part]:
     held_out, training = real.lesions, []
     if asked.fold is not None:
@@ -331,29 +352,35 @@ def _parts(asked: Asked, synthetic: Manifest, real: Manifest) -> dict[str, Part]
     return parts
 
 
-def _features(asked: Asked, real: Manifest, say: Callable[[str], None]) -> Features | None:
+def _features(asked: Asked, synthetic: Manifest, real: Manifest, say: Callable[[str], None]) -> Features | None:
     if asked.features == NONE:
         return None
     device = choose_device(asked.device)
     if asked.features == INCEPTION:
         return inception(asked.weights_dir, device)
     path = Path(asked.features).expanduser()
-    return of_model(path, _fold_of(path, "features", asked, real), device, say)
+    return of_model(path, _fold_of(path, "features", asked, synthetic, real), device, say)
 
 
-def _segmenter(asked: Asked, real: Manifest, say: Callable[[str], None]) -> Predictor | None:
+def _segmenter(asked: Asked, synthetic: Manifest, real: Manifest, say: Callable[[str], None]) -> Predictor | None:
     if asked.segmenter is None:
         return None
-    fold = _fold_of(asked.segmenter, "segmenter", asked, real)
+    fold = _fold_of(asked.segmenter, "segmenter", asked, synthetic, real)
     return load(asked.segmenter, fold=fold, device=asked.device, say=say)
 
 
-def _fold_of(path: Path, word: str, asked: Asked, real: Manifest) -> int | None:
+def _fold_of(path: Path, word: str, asked: Asked, synthetic: Manifest, real: Manifest) -> int | None:
     """The fold whose model to take: where it was trained on the same data the one that is asked for, else None.
 
-    Raises: ConfigError where that model was trained on images that are held out here.
+    Raises: ConfigError where that model was trained on images that are held out here, or on the generated ones.
     """
-    trained = [each for each in _trainings(path) if each["manifest_sha256"] == real.hash]
+    learnt_from = _trainings(path)
+    if any(each["manifest_sha256"] == synthetic.hash for each in learnt_from):
+        raise ConfigError(
+            f"{word}={path} was trained on these very synthetic images: it has learnt where their masks are. Take a "
+            "model that was trained on real scans alone"
+        )
+    trained = [each for each in learnt_from if same_data(each, real)]
     if not trained:
         return None
     if asked.fold is not None:
@@ -371,11 +398,7 @@ def _trainings(path: Path) -> list[dict[str, t.Any]]:
     exported, run = read_json(path / EXPORT_FILE), read_json(path / "run.json")
     if exported:
         return [each for fold in exported.get("folds", []) for each in fold.get("trained_on", [])]
-    if run:
-        folds = run.get("folds") or {}
-        shared = {"manifest_sha256": run.get("manifest_sha256"), "folds_sha256": folds.get("sha256")}
-        return [{**shared, "fold": cell["fold"]} for cell in run["cells"]]
-    return []
+    return [each for cell in (run or {}).get("cells", []) for each in of_cell(run or {}, cell["name"])]
 
 
 def _edge(records: Sequence[Record]) -> int:

@@ -38,7 +38,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from bushpc import weights
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.files import read_json
+from bushpc.models.base import EXPORT_FILE, Model, ModelConfig, WeightFile
 from bushpc.sample import Batch, Losses, Prediction
 
 STAGES = ("vae", "controlnet", "lora", "full")
@@ -84,6 +85,7 @@ class TumorGeneratorConfig(ModelConfig):
         `full`, the UNet alone.
     base: what `bushpc export` wrote, of which each fold takes its own folder; or one diffusers folder for all folds.
         The components in it are started from, others from staged weights.
+    base_sha256: of its tensors, as `bushpc export` noted it, and null where that did not write it. Set when planned.
     lora_rank: r of (8).
     kl_weight: alpha of (5).
     caption_dropout: share of training samples whose caption is left out, so that guidance has something to lead away
@@ -101,6 +103,7 @@ class TumorGeneratorConfig(ModelConfig):
 
     stage: str
     base: str | None
+    base_sha256: str | None
     lora_rank: int
     kl_weight: float
     caption_dropout: float
@@ -160,13 +163,16 @@ class TumorGeneratorConfig(ModelConfig):
 
     def standalone(self) -> t.Self:
         """Without base, whose tensors an export holds."""
-        return dataclasses.replace(super().standalone(), base=None)
+        return dataclasses.replace(super().standalone(), base=None, base_sha256=None)
 
     def for_fold(self, fold: int) -> TumorGeneratorConfig:
-        """With the fold's own folder of `base`, where that is a whole export."""
-        if self.base is None or not any(Path(self.base).glob("fold[0-9]*/")):
+        """With the fold's own folder of `base`, where that is a whole export, and with the hash of what is in it."""
+        if self.base is None:
             return self
-        return dataclasses.replace(self, base=str(Path(self.base) / f"fold{fold}"))
+        base = Path(self.base)
+        if any(base.glob("fold[0-9]*/")):
+            base = base / f"fold{fold}"
+        return dataclasses.replace(self, base=str(base), base_sha256=_exported_sha256(base))
 
     def _check_shapes(self) -> None:
         for name, fewest in (("vae_channels", 1), ("unet_channels", 2)):
@@ -646,6 +652,11 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
             f"model.base={folder} has no {', '.join(lacking) if there else ' or '.join(config.components)} with its "
             "safetensors: give what `bushpc export RUN OUT` wrote of the stage before, OUT or one fold's OUT/fold0"
         )
+    if config.base_sha256 not in (None, _exported_sha256(folder)):
+        raise ConfigError(
+            f"model.base={folder} holds another export than model.base_sha256={config.base_sha256} says: what was "
+            "trained on the one is worth nothing with the other. Restore it, or start a run under another name=…"
+        )
     if (folder / ADAPTER_FILE).exists():
         raise ConfigError(
             f"model.base={folder} has an adapter beside its UNet, which would be left out: give the base that the "
@@ -663,6 +674,14 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
                     "the model's fields to those of the run that made it"
                 )
     return there
+
+
+def _exported_sha256(folder: Path) -> str | None:
+    """Of the tensors in a fold's folder, from the list of the export beside it."""
+    for fold in (read_json(folder.parent / EXPORT_FILE) or {}).get("folds", []):
+        if fold["name"] == folder.name:
+            return str(fold["tensors_sha256"])
+    return None
 
 
 Net = t.TypeVar("Net", bound=nn.Module)

@@ -141,18 +141,24 @@ def test_no_fold_trains_on_what_a_generator_remembers_of_its_validation_part(
         "manifest_sha256": Manifest.load(phantom_folder).hash,
         "folds_sha256": hashlib.sha256((phantom_folder / "folds.csv").read_bytes()).hexdigest(),
         "fold": 2,
+        "data": None,
     }
 
     def plan(*more, **changes):
         (made / "generate.json").write_text(json.dumps({"trained_on": [{**trained, **changes}]}))
         return cv_plan(compose(words(phantom_folder, f"data.synthetic={made}", *more)))
 
-    with pytest.raises(DataError, match=r"fold 0's validation part: it was that of fold 2\."):
+    with pytest.raises(DataError, match=r"fold 0's validation part: it was trained in fold 2\."):
         plan()
     assert plan("fold=2").wanted == ["fold2"]
-    with pytest.raises(DataError, match=r"it was that of fold 2 of other folds"):
+    with pytest.raises(DataError, match=r"it was trained in fold 2 of other folds"):
         plan("fold=2", folds_sha256="0" * 64)
     assert len(plan(manifest_sha256="0" * 64).wanted) == 5  # trained on another dataset
+    with pytest.raises(DataError, match=r"it was trained in fold 2\."):
+        plan(manifest_sha256="0" * 64, data="phantom")  # the same one, packed in another way
+    (made / "generate.json").unlink()
+    with pytest.raises(DataError, match=r"made has no generate\.json"):
+        cv_plan(compose(words(phantom_folder, f"data.synthetic={made}")))
 
 
 def test_epochs_count_what_trains(phantom_folder, synthetic_folder):

@@ -11,23 +11,23 @@ import pytest
 from PIL import Image
 
 from bushpc.config import CellConfig
-from bushpc.data.cache import open_cache, resize
+from bushpc.data.cache import DecodingStopped, open_cache, resize
 from bushpc.data.loader import FoldData
-from bushpc.data.nnunet_layout import export
+from bushpc.data.nnunet_layout import export, list_scans, real_training_part
 from bushpc.shards.manifest import read_image, read_mask
 
 
 @pytest.fixture
 def exported(make_cell, tmp_path):
-    """exported("override", …, fold=0) → (data, raw dataset folder, the split that nnU-Net will read)."""
+    """exported("override", …, fold=0, name="run") → (data, raw dataset folder, the split that nnU-Net will read)."""
 
-    def make(*overrides: str, fold: int = 0) -> tuple[FoldData, Path, dict[str, list[str]]]:
-        cell_dir = make_cell(f"run{fold}", "model=unet_small", "model.image_size=32", *overrides, fold=fold)
+    def make(*overrides: str, fold: int = 0, name: str = "run") -> tuple[FoldData, Path, dict[str, list[str]]]:
+        cell_dir = make_cell(f"{name}{fold}", "model=unet_small", "model.image_size=32", *overrides, fold=fold)
         cell = CellConfig.load(cell_dir / "config.yaml")
         data = FoldData.open(cell, fold, cell_dir.parent.parent / "folds.csv")
         cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
-        raw = export(data, cache, tmp_path / f"nnunet{fold}")
-        [split] = json.loads((tmp_path / f"nnunet{fold}/preprocessed/{raw.name}/splits_final.json").read_text())
+        raw = export(data, real_training_part(data, normals=False), cache, tmp_path / f"nnunet_{name}{fold}")
+        [split] = json.loads((tmp_path / f"nnunet_{name}{fold}/preprocessed/{raw.name}/splits_final.json").read_text())
         return data, raw, split
 
     return make
@@ -46,6 +46,7 @@ def test_every_fold_is_ours_and_no_validation_patient_trains(exported, phantom_f
 
 def test_nnunet_gets_the_pixels_that_every_model_gets(exported):
     data, raw, split = exported()
+    list_scans(raw, data, [*data.train, *data.validation])
     described = json.loads((raw / "dataset.json").read_text())
     assert described["labels"] == {"background": 0, "lesion": 1}
     assert (
@@ -68,3 +69,24 @@ def test_synthetic_scans_train_and_are_never_validated_on(exported, synthetic_fo
     names = {path.name.removesuffix("_0000.png") for path in (mixed / "imagesTr").iterdir()}
     assert names == {path.stem for path in (mixed / "labelsTr").iterdir()} == {*split["train"], *split["val"]}
     assert real.name == mixed.name
+
+
+def test_nnunet_plans_from_the_folds_real_training_scans_alone(exported, synthetic_folder):
+    _, _, split = exported()
+    mixed = (f"data.synthetic={synthetic_folder}", "data.synthetic_ratio=1")
+    for name, words in (("real", ()), ("mixed", mixed), ("alone", (*mixed, "data.real=false"))):
+        _, raw, _ = exported(*words, name=name)
+        described = json.loads((raw / "dataset.json").read_text())
+        assert described["dataset"].keys() == set(split["train"])
+        assert described["numTraining"] == len(split["train"])
+        assert all((raw / scan["images"][0]).exists() for scan in described["dataset"].values())
+
+
+def test_a_stop_ends_the_export_between_two_scans(exported, tmp_path):
+    data, _, _ = exported()
+    cell = CellConfig.load(next(tmp_path.glob("*/cells/fold0/config.yaml")))
+    cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
+    answers = iter([True, True, True, False])
+    with pytest.raises(DecodingStopped):
+        export(data, data.train, cache, tmp_path / "stopped", lambda: next(answers))
+    assert len(list((tmp_path / "stopped").glob("raw/*/labelsTr/*"))) == 3

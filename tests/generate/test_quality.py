@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import typing as t
 from pathlib import Path
 
@@ -74,6 +75,15 @@ def pack(folder: Path, scans: list[Scan], *, synthetic: bool = True) -> Path:
     Manifest(
         dataset="made", packer_version=1, excerpt=False, synthetic=synthetic, shards=[shard], records=records
     ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def synthetic_folder(synthetic_folder, tmp_path_factory):
+    """Without a word of what its generator was trained on."""
+    folder = tmp_path_factory.mktemp("nobody_knows") / "synthetic"
+    shutil.copytree(synthetic_folder, folder)
+    (folder / "generate.json").unlink()
     return folder
 
 
@@ -293,6 +303,21 @@ def test_the_fold_is_the_one_that_the_generator_was_trained_in(synthetic_folder,
         assert "the generator was trained on images of" in said
     trained(manifest_sha256="of other data")
     assert judge(folder, "features=none", "part=all")[0] == 0
+    status, said, _ = judge(folder, "features=none", "fold=0")
+    assert status == 2
+    assert "was not trained on images of it" in said
+
+
+def test_the_page_names_what_else_the_generator_has_learnt_from(phantom_folder, tmp_path, judge, real):
+    folder = pack(tmp_path / "generated", [scan._replace(key=f"made_{scan.key}") for scan in real["held out"]])
+    folds = features.sha256_of(phantom_folder / "folds.csv")
+    own = {"data": None, "manifest_sha256": Manifest.load(phantom_folder).hash, "folds_sha256": folds, "fold": 0}
+    base = {"data": "busi", "manifest_sha256": "b" * 64, "folds_sha256": "f" * 64, "fold": 0}
+    (folder / "generate.json").write_text(json.dumps({"trained_on": [own, base]}))
+    status, _, found = judge(folder, "features=none")
+    assert (status, found["elsewhere"]) == (0, ["busi"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Its generator has learnt from busi as well: whether images of these come back was not looked for." in page
 
 
 def test_real_scans_are_not_taken_for_generated_ones_nor_the_other_way_round(phantom_folder, synthetic_folder, capsys):
@@ -306,6 +331,19 @@ def test_a_segmenter_that_was_trained_on_the_held_out_images_is_refused(syntheti
     status, output, _ = judge(synthetic_folder, "part=all", "features=none", f"segmenter={segmenter}")
     assert status == 2
     assert "was trained on" in output
+
+
+def test_a_segmenter_that_was_trained_on_the_generated_images_is_refused(synthetic_folder, judge, segmenter, tmp_path):
+    taught = tmp_path / "taught"
+    taught.mkdir()
+    run = json.loads((segmenter / "run.json").read_text())
+    scans = {"data": None, "manifest_sha256": Manifest.load(synthetic_folder).hash, "folds_sha256": None, "fold": None}
+    for cell in run["cells"]:
+        cell["trained_on"].append(scans)
+    (taught / "run.json").write_text(json.dumps(run))
+    status, output, _ = judge(synthetic_folder, "fold=0", "features=none", f"segmenter={taught}")
+    assert status == 2
+    assert "was trained on these very synthetic images" in output
 
 
 def test_without_inceptions_file_the_error_says_how_to_get_it_and_what_else_can_be_done(
