@@ -220,7 +220,11 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="KEY=VALUE",
-        help="out=, n=, seed=, adapter=RUN (of the same base), fold=, row=, and all of configs/generate.yaml",
+        help="out=, n=, seed=, fold=, row=, adapter=RUN (of the same base), adapter_fold=, adapter_row=, and all of "
+        "configs/generate.yaml",
+    )
+    generate.add_argument(
+        "--check", action="store_true", help="only check run, words and folder; nothing is made or written"
     )
     generate.set_defaults(run=_generate)
 
@@ -607,31 +611,34 @@ def _export(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     from bushpc.config import compose_command
     from bushpc.dist import World
-    from bushpc.generate.generate import SHEET_FILE, GenerateConfig, generate
+    from bushpc.generate.generate import SHEET_FILE, GenerateConfig, Source, check, generate
     from bushpc.shards.progress import progress
 
     given = _words(arguments.words)
     if "out" not in given:
         raise ConfigError("say where to: bushpc generate RUN out=FOLDER n=500")
     out = Path(given.pop("out")).expanduser()
-    fold = _number("fold", given.pop("fold")) if "fold" in given else None
-    if isinstance(fold, float):
-        raise ConfigError(f"fold={fold}: a whole number is needed")
-    adapter, row = given.pop("adapter", None), given.pop("row", None)
+    folds = {name: _number(name, given.pop(name)) for name in ("fold", "adapter_fold") if name in given}
+    for name, fold in folds.items():
+        if isinstance(fold, float):
+            raise ConfigError(f"{name}={fold}: a whole number is needed")
+    adapter = given.pop("adapter", None)
+    source = Source(
+        run_dir=arguments.run_dir,
+        row=given.pop("row", None),
+        adapter=Path(adapter).expanduser() if adapter else None,
+        adapter_row=given.pop("adapter_row", None),
+        **t.cast(dict[str, int], folds),
+    )
     config = compose_command(GenerateConfig, "generate", [f"{key}={value}" for key, value in given.items()])
+    if arguments.check:
+        missing = check(source, out, config)
+        print(f"{out}: {config.n} scans can be made there; {missing} of {len(config.batches)} batches are missing")
+        return 0
     world = World.from_environment()
     try:
         with progress("generate") as show:
-            manifest = generate(
-                arguments.run_dir,
-                out,
-                config,
-                adapter=Path(adapter).expanduser() if adapter else None,
-                fold=fold,
-                row=row,
-                world=world,
-                show=show,
-            )
+            manifest = generate(source, out, config, world=world, show=show)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -11,10 +11,13 @@
 #SBATCH --output=slurm-%x-%j.out
 # Synthetic scans by a trained generator, on all GPUs of a node: one task per GPU. The samples are the same on any number.
 #
-#   sbatch slurm/generate.sh runs/generator fold=0 n=5000 out=shards/synthetic_busi/fold0
-#   sbatch --nodes=4 slurm/generate.sh …                                  other nodes, GPUs, time: sbatch's own options
-#   sbatch --ntasks-per-node=2 --gpus-per-node=0 slurm/generate.sh …      without GPUs
+#   bash slurm/generate.sh runs/generator fold=0 n=5000 out=shards/synthetic_busi/fold0     on a login node
+#   bash slurm/generate.sh --nodes=4 runs/generator …            other nodes, GPUs, time: sbatch's own options, with =
+#   bash slurm/generate.sh --ntasks-per-node=2 --gpus-per-node=0 runs/generator …           without GPUs
 #
+# That checks everything that can be checked without a GPU (`bushpc generate --check`, which loads the model), and then
+# submits. `sbatch slurm/generate.sh runs/generator …`, its options before the script, submits at once, and the job fails
+# where the check would have.
 # Paths are relative to the clone. Preempted, or out of time, the job goes back into the queue by itself, and on from the
 # batches that are done. `scancel` ends it; the same command goes on then, too.
 set -euo pipefail
@@ -22,6 +25,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/generate.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 # Your site's modules go here, e.g. `module load cuda`.
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  options=()
+  while [[ "${1:-}" == -* ]]; do
+    options+=("$1")
+    shift
+  done
+  .venv/bin/bushpc generate --check "$@"
+  exec sbatch "${options[@]}" slurm/generate.sh "$@"
+fi
 
 export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
 # 60 s before the limit; what ends this job then ends the ranks, and no batch is ever half written.

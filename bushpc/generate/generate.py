@@ -3,7 +3,7 @@
     seed, index ─priors→ masks, captions ─generator, in batches over all ranks→ images ─write_shards→ OUT
 
     OUT/generate.json       what the samples depend on; another attempt must ask for the same
-    OUT/.generating/        batches that are done, until the shards are whole
+    OUT/.generating/        batches that are done, until the shards are whole; and the lock
     OUT/contact_sheet.png   some of the images, masks outlined
     OUT/card.yaml, *.tar, manifest.json   ordinary shards, marked synthetic
 
@@ -19,7 +19,7 @@ import functools
 import hashlib
 import io
 import json
-import shutil
+import os
 import typing as t
 from collections import Counter
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ import yaml
 
 from bushpc.config import CellConfig, flat
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
-from bushpc.errors import ConfigError, TrainingError
+from bushpc.errors import ConfigError, DataError, TrainingError
 from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run, trained_on
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.generate.priors import Drawn, Priors, PriorsConfig
@@ -74,69 +74,112 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which generator. run_dir: of its training. adapter: another run, whose adapter the generator takes over.
+
+    fold, row: which cell of the run; adapter_fold, adapter_row: of the adapter's. adapter_fold None takes the
+    generator's fold, where the adapter's run has that one.
+    """
+
+    run_dir: Path
+    fold: int | None = None
+    row: str | None = None
+    adapter: Path | None = None
+    adapter_fold: int | None = None
+    adapter_row: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("adapter_fold", "adapter_row"):
+            if self.adapter is None and getattr(self, name) is not None:
+                raise ConfigError(f"{name}={getattr(self, name)} without adapter=: give the adapter's run, too")
+
+    def open(self) -> list[TrainedRun]:
+        """The generator's run, then the adapter's, if any; each with the one cell. Raises: as `find_generator`."""
+        run = find_generator(self.run_dir, self.fold, self.row)
+        if self.adapter is None:
+            return [run]
+        like = run.cells[0].fold
+        return [run, find_generator(self.adapter, self.adapter_fold, self.adapter_row, like=like, of="adapter_")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A run's generator, loaded. adapter: taken over from another run, of the same base.
+    """A generator, loaded. cells, members: its own, then those of the adapter that it took over, if any.
 
     trained_on: what either learnt from, see `bushpc.evaluate.predictor.trained_on`.
     """
 
-    cell: TrainedCell
-    member: Member
-    adapter: Member | None
+    cells: list[TrainedCell]
+    members: list[Member]
     trained_on: list[dict[str, t.Any]]
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 as hex of all that makes the images, `generator` and `adapter`."""
-        adapter = {"adapter": self.adapter.sha256} if self.adapter else {}
-        return {"generator": self.member.sha256, **adapter}
+        """SHA-256 as hex of all tensors that make the images, `generator` and `adapter`."""
+        return {name: each.sha256 for name, each in zip(("generator", "adapter"), self.members, strict=False)}
 
 
 def generate(
-    run_dir: Path,
-    out: Path,
-    config: GenerateConfig,
-    *,
-    adapter: Path | None = None,
-    fold: int | None = None,
-    row: str | None = None,
-    world: World | None = None,
-    show: Show | None = None,
+    source: Source, out: Path, config: GenerateConfig, *, world: World | None = None, show: Show | None = None
 ) -> Manifest | None:
-    """Make `config.n` samples with the generator of a run, as one of the ranks of `world`; done ones are kept.
+    """Make `config.n` samples with a trained generator, as one of the ranks of `world`; done ones are kept.
 
-    adapter: another run, whose adapter the generator takes over. fold, row: which cell, of both runs.
-    show: told how many samples there are, on rank 0. Returns the manifest, on the other ranks None.
+    show: told how many samples there are, on rank 0. Returns the manifest, on the other ranks None. Of a set whose
+    tars are no longer whole, everything is made again, and is the same.
     Raises: ConfigError for a run that is no generator, an adapter of another base, priors that cannot be drawn in this
-    generator's frame, and an `out` that holds anything else; DataError, ResumeError for runs that are not whole.
+    generator's frame, and an `out` that holds anything else; DataError, ResumeError for runs that are not whole;
+    DataError where nothing can be written.
     """
     world = world or World()
-    run = find_generator(run_dir, fold, row)
-    adapting = find_generator(adapter, fold, row) if adapter else None
-    cell = run.cells[0]
-    priors = Priors(config.priors, cell.config.model.image_size, config.seed)
+    out, runs, priors = _understand(source, out, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = out.resolve()
     with meeting(world, out.parent):
-        start_ranks(_engine_of(cell.config, device), world)
-    trained = _load(run, adapting)
+        start_ranks(_engine_of(runs[0].cells[0].config, device), world)
+    trained = _load(runs)
+    stated = _stated(config, trained, device)
     with contextlib.ExitStack() as held:
-        missing = from_main_or_raise(lambda: _begin(out, _stated(config, trained), config, held))
+        missing = from_main_or_raise(lambda: _begin(out, stated, config, held))
+        if missing is None:
+            return Manifest.load(out) if world.is_main else None
         for number in missing[world.rank :: world.size]:
             drawn = [priors(index) for index in config.batches[number]]
             seeds = [noise_seed(config.seed, index) for index in config.batches[number]]
             image_BSSC = _images(trained, drawn, seeds, device)
-            _write_batch(_batch_file(out, number), image_BSSC, drawn)
+            with _writing(out):
+                _write_batch(_batch_file(out, number), image_BSSC, drawn)
             if world.is_main and show:
                 there = sum(len(batch) for k, batch in enumerate(config.batches) if _batch_file(out, k).exists())
                 show(there, config.n)
         barrier()
-        return _finish(out, config, trained, priors) if world.is_main else None
+        return _finish(out, config, trained, priors, stated) if world.is_main else None
 
 
-def find_generator(run_dir: Path, fold: int | None, row: str | None) -> TrainedRun:
-    """The run with the one cell that is meant. Raises: ConfigError if it makes no images, or is one of several."""
-    run = open_run(run_dir, fold, row, say=lambda line: None)
+def check(source: Source, out: Path, config: GenerateConfig) -> int:
+    """All that `generate` refuses, before a job is queued for it: nothing is made or written. Raises: as `generate`.
+
+    It may run where the job's GPU is not: a set that is there is taken to go on where it began. Returns how many
+    batches are missing.
+    """
+    out, runs, _ = _understand(source, out, config)
+    device = (read_json(out / SETTINGS_FILE) or {}).get("device", "cpu")
+    _refuse_others(out, _stated(config, _load(runs), device))
+    return len(_missing(out, config) or [])
+
+
+def find_generator(
+    run_dir: Path, fold: int | None, row: str | None, *, like: int | None = None, of: str = ""
+) -> TrainedRun:
+    """The run with the one cell that is meant. Raises: ConfigError if it makes no images, or is one of several.
+
+    like: the fold where none is said, if the run has it. of: before the words `fold` and `row` in messages.
+    """
+    find = functools.partial(open_run, run_dir, row=row, say=lambda line: None)
+    try:
+        run = find(fold=fold)
+        if fold is None and like in {cell["fold"] for cell in run.content["cells"]}:
+            run = find(fold=like)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (`bushpc generate` has {of}fold= and {of}row= for them)") from error
     cell, *others = run.cells
     model_class, config = cell.config.model_class, cell.config.model
     if not hasattr(model_class, "generate") or "captions" not in model_class.needs(config):
@@ -146,7 +189,7 @@ def find_generator(run_dir: Path, fold: int | None, row: str | None) -> TrainedR
         )
     if others:
         folds = ", ".join(str(each.fold) for each in run.cells)
-        raise ConfigError(f"{run_dir} has several generators, one of each fold: choose one with fold=, of {folds}")
+        raise ConfigError(f"{run_dir} has several generators, one of each fold: choose one with {of}fold=, of {folds}")
     return run
 
 
@@ -158,34 +201,54 @@ def noise_seed(seed: int, index: int) -> int:
 # --- one rank ---------------------------------------------------------------------------------------------------
 
 
+def _understand(source: Source, out: Path, config: GenerateConfig) -> tuple[Path, list[TrainedRun], Priors]:
+    """What can be refused before a model is loaded."""
+    runs = source.open()
+    priors = Priors(config.priors, runs[0].cells[0].config.model.image_size, config.seed)
+    out = out.resolve()
+    with _writing(out):
+        there = next(folder for folder in (out, *out.parents) if folder.exists())
+        if not there.is_dir():
+            raise ConfigError(f"out={out}: {there} is a file; choose a new folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission in {there}")
+    return out, runs, priors
+
+
+def _precision(cell: CellConfig, device: str) -> str:
+    """As in evaluation, on the device of the evaluation."""
+    return cell.engine.precision if cell.engine.device == device else "fp32"
+
+
 def _engine_of(cell: CellConfig, device: str) -> CellConfig:
     """The training's settings of threads and kernels, for ranks that share nothing but files."""
-    engine = dataclasses.replace(cell.engine, kind="ddp", device=device, hang_s=PATIENCE_S / 2)
+    precision = _precision(cell, device)
+    engine = dataclasses.replace(cell.engine, kind="ddp", device=device, precision=precision, hang_s=PATIENCE_S / 2)
     return dataclasses.replace(cell, engine=engine)
 
 
-def _load(run: TrainedRun, adapting: TrainedRun | None) -> Trained:
-    member, adapter = load_cell(run.cells[0]), load_cell(adapting.cells[0]) if adapting else None
-    if adapter:
-        model: t.Any = member.model
-        model.load_adapter(adapter.model, adapter.name)
-        model.use_adapter(adapter.name)
-    seen = [each for of in (run, adapting) if of for each in trained_on(of, of.cells[0])]
+def _load(runs: list[TrainedRun]) -> Trained:
+    cells = [run.cells[0] for run in runs]
+    members = [load_cell(cell) for cell in cells]
+    model: t.Any = members[0].model
+    for adapter in members[1:]:
+        model.load_adapter(adapter.model, "adapter")
+        model.use_adapter("adapter")
+    seen = [each for run, cell in zip(runs, cells, strict=True) for each in trained_on(run, cell)]
     distinct = [each for place, each in enumerate(seen) if each not in seen[:place]]
-    return Trained(cell=run.cells[0], member=member, adapter=adapter, trained_on=distinct)
+    return Trained(cells=cells, members=members, trained_on=distinct)
 
 
 def _images(trained: Trained, drawn: list[Drawn], seeds: list[int], device: str) -> np.ndarray:
     """One batch: uint8, (B, S, S, 3)."""
-    engine = trained.cell.config.engine
-    precision = engine.precision if engine.device == device else "fp32"  # as in evaluation, where that was
-    model: t.Any = trained.member.model.to(device).eval()
+    precision = _precision(trained.cells[0].config, device)
+    model: t.Any = trained.members[0].model.to(device).eval()
     mask_BHW = torch.from_numpy(np.stack([each.mask_SS for each in drawn])).to(device, torch.float32)
     with torch.inference_mode(), torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
         image_BCHW: torch.Tensor = model.generate(mask_BHW, [each.caption for each in drawn], seeds)
     if not torch.isfinite(image_BCHW).all():
         raise TrainingError(
-            f"the generator of {trained.cell.folder} made pixels that are no numbers, from seeds {seeds}: it has "
+            f"the generator of {trained.cells[0].folder} made pixels that are no numbers, from seeds {seeds}: it has "
             "diverged, or engine.precision is too coarse for it"
         )
     return (image_BCHW.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -205,49 +268,81 @@ def _write_batch(path: Path, image_BSSC: np.ndarray, drawn: list[Drawn]) -> None
 # --- rank 0: before and after -----------------------------------------------------------------------------------
 
 
-def _stated(config: GenerateConfig, trained: Trained) -> dict[str, t.Any]:
+def _stated(config: GenerateConfig, trained: Trained, device: str) -> dict[str, t.Any]:
     """What the samples depend on, by the words that set it; and for `data.synthetic` what the generator has seen."""
-    image_size = trained.cell.config.model.image_size
-    settings = flat(dataclasses.asdict(config))
-    return {**trained.hashes, "trained_on": trained.trained_on, "image_size": image_size, **settings}
+    cell = trained.cells[0].config
+    settings = {
+        **{"device": device, "precision": _precision(cell, device)},
+        # Tensors alone do not say how they are used: sampler, steps, guidance, attention heads, ….
+        "model": dataclasses.asdict(cell.model.standalone()),
+        **dataclasses.asdict(config),
+    }
+    stated = {**trained.hashes, "trained_on": trained.trained_on, **flat(settings)}
+    return t.cast(dict[str, t.Any], json.loads(json.dumps(stated)))  # as it will be read
 
 
-def _begin(out: Path, stated: dict[str, t.Any], config: GenerateConfig, held: contextlib.ExitStack) -> list[int]:
-    """Hold `out` for this command; the batches that are missing there. Raises: ConfigError if it is anyone else's."""
+@contextlib.contextmanager
+def _writing(out: Path) -> t.Iterator[None]:
+    """Raises: DataError for what a file system refuses inside."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error}). Mend that; the same command then goes on") from error
+
+
+def _refuse_others(out: Path, stated: dict[str, t.Any]) -> None:
+    """Raises: ConfigError if `out` holds anything but these samples, or a part of them."""
     if not (out / SETTINGS_FILE).exists() and any(out.glob("[!.]*")):
         raise ConfigError(f"out={out} holds other files: choose a new folder")
-    (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-    if not held.enter_context(exclusive(out / WORK_FOLDER / LOCK_FILE)):
-        raise ConfigError(f"another process generates into {out}: wait for it, or choose another folder")
-    stated = json.loads(json.dumps(stated))  # as it will be read
     then = read_json(out / SETTINGS_FILE) or stated
     if differ := [key for key in {**then, **stated} if then.get(key) != stated.get(key)]:
         changes = "; ".join(f"{key} was {then.get(key)}, now {stated.get(key)}" for key in differ)
         raise ConfigError(f"out={out} holds other samples: {changes}. Choose another folder, or delete this one")
-    write_atomically(out / SETTINGS_FILE, json.dumps(stated, indent=1))
-    if (out / manifests.FILE_NAME).exists():
-        return []
+
+
+def _missing(out: Path, config: GenerateConfig) -> list[int] | None:
+    """The batches that are neither there nor in shards; None of a set that is whole."""
+    try:
+        manifests.verify(out, Manifest.load(out), deep=True)
+        return None
+    except DataError:
+        pass  # not packed, or damaged: either way the thing to do is to make what lacks
     return [number for number in range(len(config.batches)) if not _batch_file(out, number).exists()]
 
 
-def _finish(out: Path, config: GenerateConfig, trained: Trained, priors: Priors) -> Manifest:
+def _begin(out: Path, stated: dict[str, t.Any], config: GenerateConfig, held: contextlib.ExitStack) -> list[int] | None:
+    """Hold `out` for this command; as `_missing`. Raises: ConfigError if it is anyone else's; DataError."""
+    with _writing(out):
+        _refuse_others(out, stated)  # before anything is written there
+        (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+        if not held.enter_context(exclusive(out / WORK_FOLDER / LOCK_FILE)):
+            raise ConfigError(f"another process generates into {out}: wait for it, or choose another folder")
+        _refuse_others(out, stated)  # begun by another in between
+        write_atomically(out / SETTINGS_FILE, json.dumps(stated, indent=1))
+        return _missing(out, config)
+
+
+def _finish(out: Path, config: GenerateConfig, trained: Trained, priors: Priors, stated: dict[str, t.Any]) -> Manifest:
     """Batches → contact sheet, card and shards, the manifest last."""
-    work = out / WORK_FOLDER
-    if not (out / manifests.FILE_NAME).exists():
-        items = [_item(out, config, trained, priors, index) for index in range(config.n)]
-        samples = [_load_sample(item) for item in items[:MOST]]
+    # Samples come in order. A cache of this set alone: another one in this process may have had the same paths.
+    load = functools.partial(_load_sample, functools.lru_cache(maxsize=2)(_read_batch))
+    items = [_item(out, config, trained, priors, index) for index in range(config.n)]
+    with _writing(out):
+        samples = [load(item) for item in items[:MOST]]
         captions = [priors(index).caption for index in range(len(samples))]
         scans = [Shown(s.image_HWC, s.mask_HW, said) for s, said in zip(samples, captions, strict=True)]
-        title = f"{len(scans)} of {config.n} synthetic scans, generator {trained.member.sha256[:12]}"
+        title = f"{len(scans)} of {config.n} synthetic scans, generator {trained.hashes['generator'][:12]}"
         write_sheet(scans, out / SHEET_FILE, title)
         card = _card(config, trained, items)
         content = {key: value for key, value in dataclasses.asdict(card).items() if value or key == "verified"}
         write_atomically(out / CARD_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        settings = json.dumps(flat(dataclasses.asdict(config)), sort_keys=True)
+        settings = json.dumps(stated, sort_keys=True)
         sources = {**trained.hashes, "settings": hashlib.sha256(settings.encode()).hexdigest()}
-        write_shards(card, out, Plan(items, sources), _load_sample)
-    shutil.rmtree(work)
-    return Manifest.load(out)
+        manifest = write_shards(card, out, Plan(items, sources), load)
+        for path in (out / WORK_FOLDER).iterdir():
+            if path.name != LOCK_FILE:  # which this process holds
+                path.unlink()
+    return manifest
 
 
 def _item(out: Path, config: GenerateConfig, trained: Trained, priors: Priors, index: int) -> Item:
@@ -261,9 +356,9 @@ def _item(out: Path, config: GenerateConfig, trained: Trained, priors: Priors, i
     return Item(key=f"synthetic{index:06d}", label=drawn.label, recipe=(_batch_file(out, number), place, attributes))
 
 
-def _load_sample(item: Item) -> Sample:
+def _load_sample(read_batch: t.Callable[[Path], tuple[np.ndarray, np.ndarray]], item: Item) -> Sample:
     file, place, attributes = item.recipe
-    image_BSSC, mask_BSS = _read_batch(file)
+    image_BSSC, mask_BSS = read_batch(file)
     return Sample(
         key=item.key,
         patient=item.key,
@@ -274,24 +369,35 @@ def _load_sample(item: Item) -> Sample:
     )
 
 
-@functools.lru_cache(maxsize=2)  # samples come in order
 def _read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     with np.load(file, allow_pickle=False) as batch:
         return batch["image_BSSC"], batch["mask_BSS"]
 
 
 def _card(config: GenerateConfig, trained: Trained, items: list[Item]) -> Card:
-    cell = trained.cell
-    data, model = cell.config.data.name, cell.config.model_class.__name__
-    run = f"{cell.folder.parent.parent.name}, fold {cell.fold}, step {cell.step}"
+    """After the data that was learnt last, the adapter's where there is one."""
+    data, model = trained.cells[-1].config.data.name, trained.cells[0].config.model_class.__name__
+    runs = [f"run {c.folder.parent.parent.name}, fold {c.fold}, step {c.step}" for c in trained.cells]
+    licences = {c.config.data.name: _licence(c) for c in trained.cells}
+    listed = "; ".join(f"{name}: {licence}" for name, licence in licences.items())
     return Card(
         name=f"synthetic_{data}",
         title=f"{config.n} synthetic scans after {data}",
-        what=f"{model} (run {run}) made the images by masks and captions of a clinical prior; the masks are those.",
-        licence=f"see {data}, whose scans trained the generator, and the pretrained weights it started from",
+        what=f"{model} ({', adapted by '.join(runs)}) made the images by masks and captions of a clinical prior; the "
+        "masks are those.",
+        licence=f"that of the scans which trained the generator ({listed}), and of the weights that it started from",
         citation="Pan et al., Clinical Prior-Guided Tumor Generation for Breast Ultrasound, MICCAI 2025",
         verified=True,
         counts=dict(Counter(item.label for item in items)),
         notes=["Synthetic: for training only. bushpc takes it as data.synthetic=, and never into a fold."],
         synthetic=True,
     )
+
+
+def _licence(cell: TrainedCell) -> str:
+    """Of the data that it was trained on."""
+    data = cell.config.data
+    try:
+        return Card.find(data.name, data.folder).licence
+    except DataError:  # not here any more, and none of the project's
+        return "see there"

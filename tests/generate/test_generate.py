@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from bushpc.data.captions import caption
 from bushpc.dispatch.grid import cv_plan
 from bushpc.errors import DataError
 from bushpc.evaluate.predictor import load_cell
-from bushpc.files import sha256_of
+from bushpc.files import exclusive, sha256_of
 from bushpc.generate.generate import GenerateConfig, find_generator
 from bushpc.generate.priors import Priors
 from bushpc.models.tumor_generator import TumorGenerator
@@ -133,6 +134,47 @@ def test_killed_between_images_and_shards_it_packs_what_is_there(generated, gene
     assert contents(tmp_path / "out") == contents(generated)
 
 
+def test_tars_that_are_no_longer_whole_are_made_again_the_same(generated, generator_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(generated, out)
+    (tar,) = out.glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[:1000])
+    assert main(["generate", str(generator_run), f"out={out}", *WORDS]) == 0
+    assert contents(out) == contents(generated)
+    tar.unlink()
+    assert main(["generate", "--check", str(generator_run), f"out={out}", *WORDS]) == 0
+    assert "3 of 3 batches are missing" in capsys.readouterr().out
+
+
+def test_another_set_under_the_same_path_is_made_of_its_own_batches(generator_run, tmp_path):
+    out = tmp_path / "out"
+    for seed in (3, 4):
+        shutil.rmtree(out, ignore_errors=True)
+        assert main(["generate", str(generator_run), f"out={out}", "n=2", "batch_size=2", f"seed={seed}"]) == 0
+        priors = Priors(compose_command(GenerateConfig, "generate", []).priors, 32, seed)
+        for index, record in enumerate(Manifest.load(out).records):
+            assert np.array_equal(read_mask(out, record), priors(index).mask_SS)
+
+
+def test_while_one_process_is_at_it_another_is_refused_and_the_lock_outlives_the_set(
+    generator_run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    command = ["generate", str(generator_run), f"out={out}", *WORDS]
+    with monkeypatch.context() as patched:
+        patched.setattr("bushpc.generate.generate.write_shards", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    lock = out / ".generating" / ".lock"
+    with exclusive(lock) as alone:
+        assert alone
+        assert main(command) == 2
+        assert f"another process generates into {out}" in capsys.readouterr().err
+        held = lock.stat().st_ino
+    assert main(command) == 0
+    assert [path.stat().st_ino for path in lock.parent.iterdir()] == [held]
+
+
 @pytest.mark.real
 def test_two_ranks_make_the_same_samples_as_one(generated, generator_run, tmp_path):
     with socket.socket() as probe:
@@ -160,6 +202,41 @@ def test_two_ranks_make_the_same_samples_as_one(generated, generator_run, tmp_pa
     assert contents(tmp_path / "out") == contents(generated)
 
 
+# --- what the samples depend on besides tensors -----------------------------------------------------------------
+
+
+def test_the_same_weights_at_other_guidance_are_another_set(
+    generated, generator_run, train_generator, tmp_path, monkeypatch, capsys
+):
+    twin = train_generator("twin", "fold=0", f"train.weights_from={generator_run}", "model.guidance=3")
+    begun, whole = tmp_path / "begun", tmp_path / "whole"
+    with monkeypatch.context() as patched:
+        patched.setattr("bushpc.generate.generate.write_shards", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["generate", str(generator_run), f"out={begun}", *WORDS])
+    for flags in ((), ("--check",)):
+        assert main(["generate", *flags, str(twin), f"out={begun}", *WORDS]) == 2
+        assert "model.guidance was 2.0, now 3.0" in capsys.readouterr().err
+    assert main(["generate", str(twin), f"out={whole}", *WORDS]) == 0
+    ours, theirs = Manifest.load(whole).sources, Manifest.load(generated).sources
+    assert ours["generator"] == theirs["generator"]
+    assert ours["settings"] != theirs["settings"]
+
+
+def test_what_a_gpu_began_no_cpu_goes_on_with_though_a_check_may_run_there(generated, generator_run, tmp_path, capsys):
+    stated = json.loads((generated / "generate.json").read_text())
+    assert (stated["device"], stated["precision"]) == ("cpu", "fp32")
+    (tmp_path / "generate.json").write_text(json.dumps({**stated, "device": "cuda"}))
+    before = contents(tmp_path)
+    command = [str(generator_run), f"out={tmp_path}", *WORDS]
+    assert main(["generate", "--check", *command]) == 0
+    assert "5 scans can be made there; 3 of 3 batches are missing" in capsys.readouterr().out
+    assert main(["generate", *command]) == 2
+    assert "device was cuda, now cpu" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["generate.json"]
+
+
 # --- adapters ---------------------------------------------------------------------------------------------------
 
 
@@ -170,10 +247,14 @@ def base(generator_run, tmp_path_factory) -> Path:
     return out / "fold0"
 
 
+@pytest.fixture(scope="module")
+def adapter(train_generator, base) -> Path:
+    return train_generator("adapter", "model.stage=lora", f"model.base={base}", "train.lr=0.1", "train.ema=0")
+
+
 def test_an_adapter_of_the_same_base_changes_the_images_and_is_named_in_them(
-    train_generator, generator_run, base, generated, tmp_path
+    adapter, generator_run, generated, tmp_path
 ):
-    adapter = train_generator("adapter", "model.stage=lora", f"model.base={base}", "train.lr=0.1", "train.ema=0")
     out = tmp_path / "out"
     assert main(["generate", str(generator_run), f"adapter={adapter}", f"out={out}", *WORDS]) == 0
     adapted, plain = Manifest.load(out), Manifest.load(generated)
@@ -187,6 +268,56 @@ def test_an_adapter_of_the_same_base_changes_the_images_and_is_named_in_them(
         not np.array_equal(read_image(out, ours), read_image(generated, theirs))
         for ours, theirs in zip(adapted.records, plain.records, strict=True)
     )
+
+
+def as_another(adapter: Path, folder: Path, data: str | None = None, **content: object) -> Path:
+    """A copy of the adapter's run whose one cell is of fold 2, changed where `run.json` says what the run is."""
+    shutil.copytree(adapter, folder)
+    run = json.loads((folder / "run.json").read_text())
+    cell = next(cell for cell in run["cells"] if cell["fold"] == 0) | {"fold": 2, "row": "rank8", "hash": None}
+    (folder / "run.json").write_text(json.dumps({**run, **content, "cells": [cell]}))
+    if data:
+        config = folder / "cells" / "fold0" / "config.yaml"
+        config.write_text(config.read_text().replace("name: phantom", f"name: {data}"))
+    return folder
+
+
+def test_the_adapters_fold_and_row_are_chosen_by_words_of_their_own(adapter, generator_run, tmp_path, capsys):
+    one = as_another(adapter, tmp_path / "one")
+    grid = as_another(adapter, tmp_path / "grid", grid={"rows": [{"name": "rank8"}]})
+    several = write_done_run(tmp_path / "several", generator_run, 3, "")
+    run = json.loads((several / "run.json").read_text())
+    (several / "run.json").write_text(json.dumps({"cells": run["cells"][1:]}))
+    command = ["generate", "--check", str(generator_run), "fold=0", f"out={tmp_path / 'out'}", *WORDS]
+    for words in (
+        [f"adapter={adapter}"],
+        [f"adapter={one}"],
+        [f"adapter={one}", "adapter_fold=2"],
+        [f"adapter={grid}", "adapter_row=rank8"],
+    ):
+        assert main([*command, *words]) == 0
+    capsys.readouterr()
+    for words, said in (
+        ([f"adapter={one}", "adapter_fold=0"], "fold 0 does not exist"),
+        ([f"adapter={grid}"], "adapter_row="),
+        ([f"adapter={several}"], "choose one with adapter_fold=, of 1, 2"),
+        (["adapter_fold=2"], "adapter_fold=2 without adapter="),
+        (["adapter_row=rank8"], "adapter_row=rank8 without adapter="),
+    ):
+        assert main([*command, *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_is_named_after_the_adapters_data_and_states_both_licences(adapter, generator_run, tmp_path):
+    out = tmp_path / "out"
+    udiat = as_another(adapter, tmp_path / "of_udiat", data="udiat")
+    assert main(["generate", str(generator_run), f"adapter={udiat}", f"out={out}", *WORDS]) == 0
+    card = Card.load(out)
+    assert card.name == Manifest.load(out).dataset == "synthetic_udiat"
+    assert "phantom: Apache-2.0" in card.licence
+    assert "udiat: research only" in card.licence
+    assert "run generator, fold 0, step 2, adapted by run of_udiat, fold 2, step 2" in card.what
 
 
 def test_an_adapter_of_another_base_and_one_that_is_none_are_refused(
@@ -219,9 +350,34 @@ def test_an_adapter_of_another_base_and_one_that_is_none_are_refused(
     ],
 )
 def test_what_cannot_be_generated_is_refused_before_anything_is_written(generator_run, tmp_path, capsys, words, said):
-    assert main(["generate", str(generator_run), f"out={tmp_path / 'out'}", *words]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    for flags in ((), ("--check",)):
+        assert main(["generate", *flags, str(generator_run), f"out={tmp_path / 'out'}", *words]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said_in_words(generator_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        for flags in ((), ("--check",)):
+            assert main(["generate", *flags, str(generator_run), f"out={out}", *WORDS]) == 2
+            assert f"{tmp_path / 'file'} is a file; choose a new folder" in capsys.readouterr().err
+
+    command = ["generate", str(generator_run), f"out={tmp_path / 'out'}", *WORDS]
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda path, mode: path != tmp_path)
+        assert main(command) == 2
+        assert f"no permission in {tmp_path}" in capsys.readouterr().err
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    for writer in ("write_atomically", "write_sheet"):  # at the first batch or before it, and at the end
+        with monkeypatch.context() as patched:
+            patched.setattr(f"bushpc.generate.generate.{writer}", lambda *args: full(*args[:2]))
+            assert main(command) == 2
+        assert "cannot be written ([Errno 28] No space left on device). Mend that" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 def test_a_place_has_to_be_named(generator_run, capsys):
@@ -234,7 +390,7 @@ def test_another_set_of_samples_does_not_go_into_the_same_folder(generated, gene
     words = ["n=6", "batch_size=2", "seed=3", "priors.malignant_share=0.9"]
     assert main(["generate", str(generator_run), f"out={generated}", *words]) == 2
     assert "holds other samples: n was 5, now 6; priors.malignant_share was 0.5, now 0.9" in capsys.readouterr().err
-    assert contents(generated).items() >= before.items()
+    assert contents(generated) == before
 
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(generator_run, phantom_folder, capsys):
@@ -242,6 +398,24 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(generator_run, phantom_
     assert main(["generate", str(generator_run), f"out={phantom_folder}", *WORDS]) == 2
     assert "holds other files: choose a new folder" in capsys.readouterr().err
     assert contents(phantom_folder) == before
+
+
+def test_slurms_script_queues_a_job_only_if_the_check_passes(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(ROOT / "slurm" / "generate.sh", tmp_path / "slurm")
+    for tool in (tmp_path / ".venv" / "bin" / "bushpc", tmp_path / "sbatch"):
+        tool.write_text(f'#!/bin/sh\necho "{tool.name} $@"\nexit "${{{tool.name}_status:-0}}"\n')
+        tool.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    words = ["runs/a run", "out=there", "n=5"]
+    command = ["bash", str(tmp_path / "slurm" / "generate.sh"), "--nodes=4", *words]
+    checked = f"bushpc generate --check {' '.join(words)}\n"
+    queued = f"sbatch --nodes=4 slurm/generate.sh {' '.join(words)}\n"
+    for status, said in (("0", checked + queued), ("2", checked)):
+        done = subprocess.run(command, env={**env, "bushpc_status": status}, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (int(status), said), done.stderr
 
 
 def write_done_run(folder: Path, generator_run: Path, folds: int, model: str) -> Path:
