@@ -26,14 +26,17 @@ from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.mixture import Synthetic, open_synthetic
 from bushpc.data.parts import steps, training_part
-from bushpc.errors import BushpcError, ConfigError, unknown_name
+from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
 from bushpc.files import sha256_of
+from bushpc.sample import LABELS
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import Folds, find_folds, load_folds
 from bushpc.train.take_over import Source
 
 if t.TYPE_CHECKING:
     from rich.table import Table
+
+    from bushpc.models.base import Model, ModelConfig
 
 GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline")
 ROW_KEYS = ("label", "set")
@@ -253,7 +256,8 @@ class _Data:
         """`config` for one fold: as many steps long as its epochs come to there, with its own synthetic scans, and with
         a model that starts from its own weights.
 
-        Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there.
+        Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there; DataError
+        for what is no test of the model, or nothing to learn from.
         """
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
         config.model_class.check_run(config)
@@ -261,11 +265,7 @@ class _Data:
         synthetic, of_fold = [], config.data
         model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now
         if now:
-            config.model_class.weight_files(model)  # refuses what it cannot start from
-            if base := getattr(model, "base", None):
-                way_on = "Give the whole export as model.base, of which each fold takes its own folder"
-                seen = of_exported(Path(base))
-                refuse_seen(f"model.base={base}", seen, self.manifest, self._folds_sha256, fold, way_on)
+            self._refuse_base(config.model_class, model, fold)
         if config.data.mixed:
             added = self._added(config.data, fold)
             if now:
@@ -275,6 +275,13 @@ class _Data:
                 config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash
             )
         train, _ = training_part(config, real, synthetic)
+        labels = {record.label for record in train if record.label in LABELS}
+        if config.model_class.makes == {"class_prob_BL"} and len(labels) < 2:
+            raise DataError(
+                f"model={config.choices['model']} tells labels apart, and what trains in fold {fold} of "
+                f"{self.manifest.dataset} has {'only ' + labels.pop() if labels else 'none'}. Take a dataset with "
+                f"labels ({', '.join(LABELS)}), see `bushpc shards list`"
+            )
         iterations = steps(train, config.train)
         cell = dataclasses.replace(
             config,
@@ -284,6 +291,14 @@ class _Data:
             train=dataclasses.replace(config.train, iterations=iterations),
         )
         return self._taking_over(cell) if now else cell
+
+    def _refuse_base(self, model_class: type[Model], model: ModelConfig, fold: int) -> None:
+        """Raises: ConfigError for what a model cannot start from; DataError where that has seen the validation part."""
+        model_class.weight_files(model)
+        if base := getattr(model, "base", None):
+            way_on = "Give the whole export as model.base, of which each fold takes its own folder"
+            seen = of_exported(Path(base))
+            refuse_seen(f"model.base={base}", seen, self.manifest, self._folds_sha256, fold, way_on)
 
     def _taking_over(self, cell: CellConfig) -> CellConfig:
         """The cell, where it is to take weights over that are there, or trains."""

@@ -436,16 +436,21 @@ def _label_differences(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, di
 def _external_comparisons(study: Study) -> dict[str, t.Any] | None:
     """Every entry against the reference on each other dataset that both were scored on; None without any.
 
-    Each image counts once, with the mean of what the models of the common folds make of it.
+    Each image counts once, with the mean of what the models of the common folds make of it. Not where the generator of
+    one's synthetic scans trained on that dataset: what it remembers has no test there.
     """
     reference = study.reference
     if reference is None:
         return None
+
+    def judged(arm: Arm, name: str) -> bool:
+        return name in arm.external and name not in arm.generator_saw
+
     rows = [
         _external_comparison(study, entry, reference, name)
         for name in study.external
         for entry in study.entries
-        if entry is not reference and name in entry.arm.external and name in reference.arm.external
+        if entry is not reference and judged(entry.arm, name) and judged(reference.arm, name)
     ]
     if not rows:
         return None

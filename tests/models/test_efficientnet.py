@@ -9,7 +9,10 @@ import timm
 import torch
 import yaml
 
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.cli import main
+from bushpc.config import compose
+from bushpc.dispatch.grid import cv_plan
+from bushpc.errors import ConfigError, DataError, WeightsError
 from bushpc.models.base import ModelConfig
 from bushpc.models.efficientnet import EfficientNet
 from bushpc.nn.recompute import recompute
@@ -101,3 +104,11 @@ def test_any_mask_classes_will_do_and_other_channels_will_not():
     EfficientNet.check_data(config_of(), ["disc", "cup"], ["red", "green", "blue"])
     with pytest.raises(ConfigError, match="three channels"):
         EfficientNet.check_data(ModelConfig(image_size=32, pretrained=False), ["lesion"], ["t1", "t2", "flair", "t1ce"])
+
+
+def test_scans_of_one_label_teach_it_nothing_and_are_refused(tmp_path):
+    folder = tmp_path / "benign"
+    only_benign = ("count=20", "normals=0", "malignant_share=0", "workers=1")
+    assert main(["pack", "data=phantom", f"out={folder}", *only_benign]) == 0
+    with pytest.raises(DataError, match="what trains in fold 0 of phantom has only benign"):
+        cv_plan(compose(["model=efficientnet_small", "data=phantom", f"data.root={folder}"]))

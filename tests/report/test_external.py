@@ -129,6 +129,8 @@ def test_a_dataset_that_the_generator_saw_is_no_unseen_one(downstream):
     assert (r1["external"]["near"]["seen_by_generator"], r1["external"]["far"]["seen_by_generator"]) == (True, False)
     page = (run.path / "report" / "index.html").read_text()
     assert "The generator of r1 trained on scans of near: these figures are not of unseen scans" in page
+    tested = build_report(run.path).summary["external_comparisons"]["rows"]
+    assert [(row["label"], row["data"]) for row in tested] == [("r1", "far")]
 
 
 def test_the_page_says_who_trained_on_synthetic_scans(downstream):

@@ -49,7 +49,7 @@ def external_table(summary: Summary) -> Table | None:
         if leaking := [line.arm["label"] for line, there in found if there["seen_by_generator"]]:
             leaks.append(
                 f"The generator of {listed(leaking)} trained on scans of {name}: these figures are not of unseen "
-                "scans, and do not compete."
+                "scans, and are neither ranked nor tested."
             )
         quoted = {said: figures[name] for said, figures in (paper.rows if paper else {}).items() if name in figures}
         rows += [
@@ -64,7 +64,7 @@ def external_table(summary: Summary) -> Table | None:
         bold_note(summary),
     ]
     if paper:
-        notes.append(f"The paper's rows were not computed here, and are of its test part alone: {paper.citation}.")
+        notes.append(f"The paper's rows were not computed here, and are of what it tested on: {paper.citation}.")
     return Table(
         name="external",
         caption="On other datasets",
