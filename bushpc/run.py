@@ -126,14 +126,7 @@ def _train_and_evaluate(
     model = build_model(cell)
     frozen = checkpoint.store_frozen(store, frozen_parameters(model)) if world.is_main else None
     barrier()  # a stored file that was damaged is whole again now
-    if cell.train.weights_from:
-        from_main_or_raise(lambda: take_over(cell, cell_dir, tracker.say))
-    resumed = checkpoint.newest(folder, store, tracker.say)
-    if resumed:
-        _refuse_other_settings(cell, resumed)
-        tracker.say(f"resumed from {resumed.path.name}")
-    elif cell.train.weights_from:
-        raise ResumeError(f"the weights that were taken over cannot be read from {folder}; mend that and resume")
+    resumed = _newest(cell, cell_dir, tracker.say)
     start = resumed.step if resumed else 0
     tracker.resumed(start)
     if world.is_main:
@@ -222,10 +215,7 @@ def _train_by_its_own_trainer(
     data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
     folder = cell_dir / "checkpoints"
     model = build_model(cell)
-    resumed = checkpoint.newest(folder, cell_dir.parent.parent / "frozen", tracker.say)
-    if resumed:
-        _refuse_other_settings(cell, resumed)
-        tracker.say(f"resumed from {resumed.path.name}")
+    resumed = _newest(cell, cell_dir, tracker.say)
     start = resumed.step if resumed else 0
     tracker.resumed(start)
     checkpoint.set_aside_after(folder, start)
@@ -242,6 +232,23 @@ def _train_by_its_own_trainer(
     device = torch.device(cell.engine.device)
     how = Predicting(device=device, autocast=contextlib.nullcontext, stop=lambda: bool(stop), alive=still_alive)
     return _evaluate(cell, model.to(device), data, cell_dir, ended, how, world, tracker, stop, lease)
+
+
+def _newest(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to go on from, its own or the one that `train.weights_from` names. All ranks call it.
+
+    Raises: ResumeError for one of other settings, and for weights that were taken over and cannot be read.
+    """
+    if cell.train.weights_from:
+        from_main_or_raise(lambda: take_over(cell, cell_dir, say))
+    folder = cell_dir / "checkpoints"
+    found = checkpoint.newest(folder, cell_dir.parent.parent / "frozen", say)
+    if found:
+        _refuse_other_settings(cell, found)
+        say(f"resumed from {found.path.name}")
+    elif cell.train.weights_from:
+        raise ResumeError(f"the weights that were taken over cannot be read from {folder}; mend that and resume")
+    return found
 
 
 def _saver(cell: CellConfig, folder: Path, tracker: Tracker, lease: Lease | None) -> Saver:

@@ -11,7 +11,8 @@
 nnU-Net saves in place and counts on its pickles; here its state goes into our own checkpoints, at the end of an epoch.
 A stop in between loses the steps since: nnU-Net's epochs are minutes, or seconds on a GPU. Each epoch's random numbers
 follow from the seed and its number, so with loader.workers=0 a run that was stopped ends with the weights of one that
-was not; worker processes make batches in whatever order they come.
+was not. Those of a worker process follow from the seed, the epoch at which it started and its number: what it makes is
+of the seed, and the order in which batches of several arrive is not.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from bushpc.checkpoint import Checkpoint, Saver
 from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
-from bushpc.data.nnunet_layout import dataset_name, export
-from bushpc.dist import seed_everything
+from bushpc.data.nnunet_layout import dataset_name, export, list_scans, real_training_part, split
+from bushpc.dist import keyed_seed, seed_everything
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, end_with_parent
@@ -65,8 +66,8 @@ def train(
 ) -> Stopped | int:
     """Train from where the cell stands to `cell.train.iterations`, and return that; the network is in `model` then.
 
-    Raises: TrainingError for a loss that is not finite; ResumeError if the last checkpoint could not be written, or
-    the one to go on from is of another network.
+    Raises: TrainingError for a loss that is not finite, or scans other than the fold's; ResumeError if the last
+    checkpoint could not be written, or the one to go on from is of another network.
     """
     start = resumed.step if resumed else 0
     keep_none(cell_dir, "unproved: drawn at random")
@@ -117,47 +118,45 @@ def _run(
     Returns the last step that was saved: the last of all, unless a stop signal came.
     """
     os.environ.update(nnUNet_n_proc_DA=str(cell.loader.workers))  # not before: torch gets as many threads in planning
-    with _workers_of_ours():
-        trainer.on_train_start()
-    if cell.engine.deterministic:
-        _always_the_same_kernels(trainer)
-    saved, per_epoch = start, trainer.num_iterations_per_epoch
-    for epoch in range(trainer.current_epoch, trainer.num_epochs):
-        seed_everything(cell.seed, "nnunet", epoch)
-        trainer.on_epoch_start()
-        trainer.on_train_epoch_start()
-        outputs = []
-        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-            if stop:
-                _end_workers(trainer)
-                return saved
-            with tracker.spending("load"):
-                batch = next(trainer.dataloader_train)
-            with tracker.spending("step"):
-                outputs.append(trainer.train_step(batch))
-            if not math.isfinite(outputs[-1]["loss"]):
-                raise TrainingError(
-                    f"the loss of step {step} is {outputs[-1]['loss']}, on {', '.join(batch['keys'])}. Lower train.lr; "
-                    "the last checkpoint is from before"
-                )
-            tracker.alive(step + 1)
-            alive(f"step {step + 1}")
-        trainer.on_train_epoch_end(outputs)
-        with torch.no_grad(), tracker.spending("validate"):
-            trainer.on_validation_epoch_start()
-            batches = (next(trainer.dataloader_val) for _ in range(trainer.num_val_iterations_per_epoch))
-            trainer.on_validation_epoch_end([trainer.validation_step(batch) for batch in batches])
-        trainer.on_epoch_end()
-        done = (epoch + 1) * per_epoch
-        _log(trainer, tracker, done)
-        if done == cell.train.iterations:
-            trainer.disable_checkpointing = False  # the one that nnU-Net's own commands read
-            trainer.on_train_end()
-        if done - saved >= cell.train.save_every or done == cell.train.iterations:
-            with tracker.spending("save"):
-                _save(cell, model, trainer, done, saver)
-            saved = done
-    return saved
+    with _workers(cell, trainer):
+        if cell.engine.deterministic:
+            _always_the_same_kernels(trainer)
+        saved, per_epoch = start, trainer.num_iterations_per_epoch
+        for epoch in range(trainer.current_epoch, trainer.num_epochs):
+            seed_everything(cell.seed, "nnunet", epoch)
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+            outputs = []
+            for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+                if stop:
+                    return saved
+                with tracker.spending("load"):
+                    batch = next(trainer.dataloader_train)
+                with tracker.spending("step"):
+                    outputs.append(trainer.train_step(batch))
+                if not math.isfinite(outputs[-1]["loss"]):
+                    raise TrainingError(
+                        f"the loss of step {step} is {outputs[-1]['loss']}, on {', '.join(batch['keys'])}. Lower "
+                        "train.lr; the last checkpoint is from before"
+                    )
+                tracker.alive(step + 1)
+                alive(f"step {step + 1}")
+            trainer.on_train_epoch_end(outputs)
+            with torch.no_grad(), tracker.spending("validate"):
+                trainer.on_validation_epoch_start()
+                batches = (next(trainer.dataloader_val) for _ in range(trainer.num_val_iterations_per_epoch))
+                trainer.on_validation_epoch_end([trainer.validation_step(batch) for batch in batches])
+            trainer.on_epoch_end()
+            done = (epoch + 1) * per_epoch
+            _log(trainer, tracker, done)
+            if done == cell.train.iterations:
+                trainer.disable_checkpointing = False  # the one that nnU-Net's own commands read
+                trainer.on_train_end()
+            if done - saved >= cell.train.save_every or done == cell.train.iterations:
+                with tracker.spending("save"):
+                    _save(cell, model, trainer, done, saver)
+                saved = done
+        return saved
 
 
 def _log(trainer: t.Any, tracker: Tracker, step: int) -> None:
@@ -229,34 +228,31 @@ def _prepare(
     _clear(folder)
 
     def keep_going() -> bool:
-        alive("decoding images")
+        alive("preparing images")
         return not stop
 
+    threads, quiet = max(1, cell.loader.workers), {"verbose": False, "show_progress_bar": False}
+    planned, scans = real_training_part(data, cell.data.normals), [*data.train, *data.validation]
     try:
         cache = open_cache(
             data.manifest, data.folder, cell.model.image_size, cell.loader, keep_going=keep_going, log=say
         )
+        say(f"preparing {len(scans)} images for nnU-Net in {folder}; it plans from {len(planned)} real training scans")
+        raw = export(data, planned, cache, folder, keep_going)
+        with _threads_for_processes(stop, alive):
+            nnunet.extract_fingerprint_dataset(DATASET, num_processes=threads, **quiet)
+            nnunet.plan_experiment_dataset(DATASET)
+            for dataset in (raw, folder / "preprocessed" / raw.name):
+                list_scans(dataset, data, scans)
+            nnunet.preprocess_dataset(DATASET, PLANS, (CONFIGURATION,), (threads,), **quiet)
     except DecodingStopped:
         return False
-    say(f"preparing {len(data.train) + len(data.validation)} images for nnU-Net in {folder}")
-    export(data, cache, folder)
-    threads, quiet = max(1, cell.loader.workers), {"verbose": False, "show_progress_bar": False}
-    for what, work in (
-        ("fingerprint", lambda: nnunet.extract_fingerprint_dataset(DATASET, num_processes=threads, **quiet)),
-        ("plan", lambda: nnunet.plan_experiment_dataset(DATASET)),
-        ("preprocessing", lambda: nnunet.preprocess_dataset(DATASET, PLANS, (CONFIGURATION,), (threads,), **quiet)),
-    ):
-        alive(f"nnU-Net's {what}")
-        with _threads_for_processes():
-            work()
-        if stop:
-            return False
     write_atomically(folder / "prepared", "")
-    return True
+    return not stop
 
 
 def _trainer(cell: CellConfig, data: FoldData, folder: Path) -> t.Any:
-    """nnU-Net's trainer with what this run tells it, and its network."""
+    """nnU-Net's trainer with what this run tells it, and its network. Raises: TrainingError if it has another split."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     preprocessed = folder / "preprocessed" / dataset_name(data)
@@ -277,6 +273,13 @@ def _trainer(cell: CellConfig, data: FoldData, folder: Path) -> t.Any:
     trainer.logger.plot_progress_png = lambda folder: None  # seconds an epoch; the curves are in metrics.jsonl
     seed_everything(cell.seed, "init")
     trainer.initialize()
+    theirs, ours = trainer.do_split(), split(data)
+    if theirs != (ours["train"], ours["val"]):
+        raise TrainingError(
+            f"nnU-Net would train on {len(theirs[0])} scans and validate on {len(theirs[1])} that are not the fold's "
+            f"{len(ours['train'])} and {len(ours['val'])}: {preprocessed / 'splits_final.json'} was changed, or this "
+            f"version of nnunetv2 reads another file. Delete {folder} and resume, with the version of constraints.txt"
+        )
     if cell.engine.deterministic:  # its cross-entropy has no deterministic kernel on a GPU
         torch.use_deterministic_algorithms(True, warn_only=True)
     return trainer
@@ -318,12 +321,35 @@ def _surroundings(cell: CellConfig, folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
+class _Threads(ThreadPool):
+    """In place of a pool of processes; of each of its scans nnU-Net asks several times a second whether it is ready."""
+
+    def __init__(self, threads: int, stop: StopFlag, alive: Callable[[str], None]) -> None:
+        super().__init__(threads)
+        self.stop, self.alive = stop, alive
+
+    def starmap_async(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """As ever, and then asking raises DecodingStopped where a stop signal came."""
+        scan: t.Any = super().starmap_async(*args, **kwargs)
+        is_ready = scan.ready
+
+        def ready() -> bool:
+            if self.stop:
+                raise DecodingStopped
+            if done := is_ready():
+                self.alive("nnU-Net's preparation")
+            return bool(done)
+
+        scan.ready = ready
+        return scan
+
+
 @contextlib.contextmanager
-def _threads_for_processes() -> Iterator[None]:
+def _threads_for_processes(stop: StopFlag, alive: Callable[[str], None]) -> Iterator[None]:
     """nnU-Net's pools have threads: each of its processes would import torch anew, and die of a job's stop signal."""
     before = multiprocessing.get_context
-    threads: t.Any = types.SimpleNamespace(Pool=ThreadPool)
-    multiprocessing.get_context = lambda method=None: threads
+    context: t.Any = types.SimpleNamespace(Pool=lambda threads: _Threads(threads, stop, alive))
+    multiprocessing.get_context = lambda method=None: context
     try:
         yield
     finally:
@@ -335,7 +361,47 @@ _asked_forks = False
 
 
 @contextlib.contextmanager
-def _workers_of_ours() -> Iterator[None]:
+def _workers(cell: CellConfig, trainer: t.Any) -> Iterator[None]:
+    """Begin training as nnU-Net does; the processes that it starts for that end with what follows, however it ends.
+
+    Python would end them by TERM, which they are deaf to, and then wait for them.
+    """
+    augmenters: list[t.Any] = []
+    try:
+        with _seeded(cell.seed, trainer.current_epoch, augmenters), _ours():
+            trainer.on_train_start()
+        yield
+    finally:
+        processes = [process for augmenter in augmenters for process in augmenter._processes]
+        for augmenter in augmenters:
+            augmenter._finish()
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, made: list[t.Any]) -> Iterator[None]:
+    """Worker processes draw by the run's seed, not by the system's. made: gets every augmenter that has such."""
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    augmenter = module.NonDetMultiThreadedAugmenter
+
+    def of_seed(**given: t.Any) -> t.Any:
+        numbers = range(given["num_processes"])
+        seeds = [keyed_seed(seed, "nnunet worker", epoch, len(made), number) % 2**32 for number in numbers]
+        made.append(augmenter(**{**given, "seeds": seeds}))
+        return made[-1]
+
+    module.NonDetMultiThreadedAugmenter = of_seed
+    try:
+        yield
+    finally:
+        module.NonDetMultiThreadedAugmenter = augmenter
+
+
+@contextlib.contextmanager
+def _ours() -> Iterator[None]:
     """Processes forked meanwhile end with this one, however it ends, and leave stop signals to it."""
     global _forking_workers, _asked_forks
     if not _asked_forks:
@@ -348,12 +414,6 @@ def _workers_of_ours() -> Iterator[None]:
     finally:
         _forking_workers = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_workers(trainer: t.Any) -> None:
-    for batches in (trainer.dataloader_train, trainer.dataloader_val):
-        if hasattr(batches, "_finish"):  # a loader without worker processes has none
-            batches._finish()
 
 
 def _always_the_same_kernels(trainer: t.Any) -> None:
