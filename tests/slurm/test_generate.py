@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +34,25 @@ def test_a_job_that_went_back_into_the_queue_makes_the_same_samples_as_one_proce
     command = ["sbatch", "--parsable", f"--output={log}", *CPU_NODES, "slurm/generate.sh"]
     job_id = slurm.run([*command, str(generator_run), f"out={out}", *WORDS], cwd=clone).strip()
 
-    def batches() -> list[Path]:
-        return list((out / ".generating").glob("batch-*.npz"))
+    def batches() -> dict[Path, int]:
+        """When each was made. At the end they are cleared away, maybe while they are looked at."""
+        made = {}
+        for path in (out / ".generating").glob("batch-*.npz"):
+            with contextlib.suppress(FileNotFoundError):
+                made[path] = path.stat().st_mtime_ns
+        return made
 
-    slurm.until(lambda: batches() or "bushpc: " in read(log), timeout=240, what=log.read_text)
+    slurm.until(lambda: batches() or "bushpc: " in read(log), timeout=240, what=lambda: read(log))
     slurm.run(["scontrol", "requeue", job_id])
-    kept = {path: path.stat().st_mtime_ns for path in batches()}
-    assert 0 < len(kept) < 120
-    slurm.wait(job_id, {"COMPLETED"}, timeout=240)
+    kept, remade = batches(), set()
+    assert 0 < len(kept) < 120, read(log)
+
+    def completed() -> bool:
+        remade.update(path for path, time in batches().items() if kept.get(path, time) != time)
+        return slurm.squeue()[job_id] == "COMPLETED"
+
+    slurm.until(completed, timeout=240, what=lambda: read(log))
+    assert not remade
     assert "120 scans" in log.read_text()
     assert not list(tmp_path.glob(".meeting*")), "ranks met, and cleared up"
     assert main(["generate", str(generator_run), f"out={alone}", *WORDS]) == 0
