@@ -141,6 +141,8 @@ def generate(
         missing = from_main_or_raise(lambda: _begin(out, stated, config, held))
         if missing is None:
             return Manifest.load(out) if world.is_main else None
+        if world.is_main and show and (out / manifests.FILE_NAME).exists():
+            show(0, config.n, f"{out} is no longer whole: what its shards held is made again")
         for number in missing[world.rank :: world.size]:
             drawn = [priors(index) for index in config.batches[number]]
             seeds = [noise_seed(config.seed, index) for index in config.batches[number]]

@@ -141,6 +141,7 @@ def test_tars_that_are_no_longer_whole_are_made_again_the_same(generated, genera
     tar.write_bytes(tar.read_bytes()[:1000])
     assert main(["generate", str(generator_run), f"out={out}", *WORDS]) == 0
     assert contents(out) == contents(generated)
+    assert f"{out} is no longer whole" in capsys.readouterr().err
     tar.unlink()
     assert main(["generate", "--check", str(generator_run), f"out={out}", *WORDS]) == 0
     assert "3 of 3 batches are missing" in capsys.readouterr().out
