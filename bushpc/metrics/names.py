@@ -20,7 +20,13 @@ class Metric(t.NamedTuple):
 
 INFINITE = float("inf")
 
-# Of one image each: `mask_metrics`, `surface_metrics` and `betti_error`.
+# Of one image each: of generators, which compute them themselves (`Prediction.scores`).
+SCORE_METRICS = {
+    "denoising_mse": Metric("Denoising MSE", "", False, 0.0, INFINITE),
+    "reconstruction_mse": Metric("Reconstruction MSE", "", False, 0.0, INFINITE),
+}
+
+# Of one image each: `mask_metrics`, `surface_metrics` and `betti_error`; and those.
 IMAGE_METRICS = {
     "dice": Metric("Dice", "", True, 0.0, 1.0),
     "iou": Metric("IoU", "", True, 0.0, 1.0),
@@ -36,9 +42,7 @@ IMAGE_METRICS = {
     "nsd_mm": Metric("NSD, tolerance in mm", "", True, 0.0, 1.0),
     "nsd_px": Metric("NSD, tolerance in px", "", True, 0.0, 1.0),
     "betti_error": Metric("Betti error", "", False, 0.0, INFINITE),
-    # Of generators, which compute them themselves (`Prediction.scores`).
-    "denoising_mse": Metric("Denoising MSE", "", False, 0.0, INFINITE),
-    "reconstruction_mse": Metric("Reconstruction MSE", "", False, 0.0, INFINITE),
+    **SCORE_METRICS,
 }
 # Every per_image.csv has these, whatever else was asked for.
 ALWAYS = ("dice", "iou", "fpr", "fnr")

@@ -82,11 +82,12 @@ def test_a_sample_is_what_its_prior_and_its_noise_make_and_says_so(generated, ge
 def test_only_the_fold_that_trained_the_generator_may_train_on_its_samples(generated, phantom_folder):
     noted = json.loads((generated / "generate.json").read_text())["trained_on"]
     folds = sha256_of(phantom_folder / "folds.csv")
-    assert noted == [{"manifest_sha256": Manifest.load(phantom_folder).hash, "folds_sha256": folds, "fold": 0}]
+    own = {"data": None, "manifest_sha256": Manifest.load(phantom_folder).hash, "folds_sha256": folds, "fold": 0}
+    assert noted == [own]
     words = ["model=unet_small", "data=phantom", f"data.root={phantom_folder}", f"data.synthetic={generated}"]
     words.append("data.synthetic_ratio=0.25")
     assert cv_plan(compose([*words, "fold=0"])).wanted == ["fold0"]
-    with pytest.raises(DataError, match="it was that of fold 0"):
+    with pytest.raises(DataError, match="it was trained in fold 0"):
         cv_plan(compose([*words, "fold=1"]))
 
 

@@ -173,6 +173,20 @@ def test_a_cross_validation_of_labels_alone_has_a_page_too(shared_run, two_tasks
     assert 'id="predictions"' not in result.html.read_text()
 
 
+def test_a_page_of_a_generators_own_scores_speaks_of_no_segmentation(shared_run, two_tasks):
+    run = shared_run("generator", folds=3, model="tumor_generator", metrics=("denoising_mse",))
+    run.write_run_json(prompts="none")
+    run.complete(
+        {
+            fold: [{**row, "denoising_mse": 0.1 + 0.01 * i} for i, row in enumerate(without_masks(two_tasks(fold)))]
+            for fold in range(3)
+        }
+    )
+    page = build_report(run.path).html.read_text()
+    assert "Validation images as the model itself scores them" in page
+    assert "Segmentation" not in page
+
+
 def test_a_scored_dataset_whose_file_is_gone_makes_the_fold_incomplete(downstream):
     run = downstream("gone", masks=True)
     (run.of("r1").cell(1) / "external" / "far.csv").unlink()

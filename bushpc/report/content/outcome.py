@@ -8,7 +8,7 @@ import typing as t
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS, METRICS
+from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS, METRICS, SCORE_METRICS
 from bushpc.report.content.common import (
     FOLDS,
     METHOD,
@@ -110,13 +110,20 @@ def headline_table(summary: Summary) -> Table | None:
     columns += [Column(key=f"{headline}_p_holm", header="p (Holm)", over=over)] if tests else []
     return Table(
         name="headline",
-        caption=f"Segmentation at {_threshold(summary)} on validation images"
-        if summary["tested_metrics"]
-        else "Classification of validation images",
+        caption=_task(summary),
         columns=tuple(columns),
         rows=tuple(rows),
         notes=tuple(_headline_notes(summary, paper)),
     )
+
+
+def _task(summary: Summary) -> str:
+    tested = set(summary["tested_metrics"])
+    if not tested:
+        return "Classification of validation images"
+    if tested <= SCORE_METRICS.keys():
+        return "Validation images as the model itself scores them"
+    return f"Segmentation at {_threshold(summary)} on validation images"
 
 
 def overview_table(summary: Summary) -> Table | None:
