@@ -11,20 +11,20 @@ from pathlib import Path
 
 from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
-from bushpc.data.external import open_external
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.evaluate import Part, Predicting, summary_line, to_csv
 from bushpc.evaluate.journal import Journal
 from bushpc.files import write_atomically
 from bushpc.models.base import Model
+from bushpc.shards.manifest import Manifest
 
 FOLDER = "external"
 
 
 def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:
     """All of the dataset in `folder` to be scored. data: of the fold whose model it is. normals: with normal scans."""
-    manifest = open_external(folder, data.manifest)
+    manifest = Manifest.load(folder)  # the login node has asked whether it may be a test set, with cards that are there
     part = manifest.records if normals else manifest.lesions
     return replace(
         data, manifest=manifest, folder=folder, train=[], repeats=[], holdout=[], validation=part, features=None

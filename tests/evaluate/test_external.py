@@ -55,8 +55,11 @@ def how(stop=lambda: False):
 
 
 @pytest.fixture
-def scored(make_cell, far):
+def scored(make_cell, far, monkeypatch, tmp_path):
     """scored(name, stop=…) → (whether it went to its end, its folder) of the dark model on `far`."""
+
+    # A job has a copy of the code, and no cards beside it.
+    monkeypatch.setattr("bushpc.shards.card.PROJECT_SHARDS", tmp_path / "nowhere")
 
     def make(name, *overrides, stop=lambda: False):
         cell_dir = make_cell(name, *UNET, f"evaluate.external=[{far}]", *overrides)
