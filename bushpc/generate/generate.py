@@ -8,7 +8,8 @@
     OUT/card.yaml, *.tar, manifest.json   ordinary shards, marked synthetic
 
 What is in a batch follows from its number alone: not from the ranks, nor from where an earlier attempt was killed. So
-any number of ranks makes the same images (to the last digit with as many threads each, on a CPU). A batch lies on the disk whole or not at all, and is made once.
+any number of ranks makes the same images; on a CPU to the last digit with as many threads each. A batch lies on the
+disk whole or not at all, and is made once.
 """
 
 from __future__ import annotations
