@@ -17,6 +17,9 @@ from pathlib import Path
 
 from bushpc.errors import DataError
 
+# What `bushpc export` writes beside the folders of the folds; models ask it, too, and rooms that know no torch.
+EXPORT_FILE = "export.json"
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part, even after a crash."""

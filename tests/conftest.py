@@ -112,7 +112,7 @@ def train_generator(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Pa
 
     def train(name: str, *overrides: str) -> Path:
         where = (f"data.root={phantom_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}")
-        plan = cv_plan(compose([*TINY_GENERATOR, *where, f"name={name}", *overrides]))
+        plan = cv_plan(compose([*TINY_GENERATOR, *where, f"name={name}", "fold=0", *overrides]))
         write_run(folder / name, plan, ["bushpc", "cv"])
         assert run_cell(folder / name / "cells" / "fold0", World()) is None
         return folder / name

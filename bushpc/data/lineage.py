@@ -13,8 +13,7 @@ from pathlib import Path
 
 from bushpc.config import CellConfig, DataConfig
 from bushpc.errors import DataError
-from bushpc.files import read_json
-from bushpc.models.base import EXPORT_FILE
+from bushpc.files import EXPORT_FILE, read_json
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
 

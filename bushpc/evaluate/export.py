@@ -49,9 +49,9 @@ from bushpc.evaluate.predictor import (
     open_run,
     trained_on,
 )
-from bushpc.files import flush_file, flush_folder, read_json, sha256_of, write_atomically
+from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.names import METRICS
-from bushpc.models.base import EXPORT_FILE, Model
+from bushpc.models.base import Model
 from bushpc.report.results import SOURCE_LABELS
 from bushpc.sample import LABELS, Batch
 from bushpc.shards.card import Card

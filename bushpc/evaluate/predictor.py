@@ -37,8 +37,8 @@ from bushpc.data.prompt_table import Known, mirrored
 from bushpc.data.prompts import FirstPass, SizeBins
 from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
-from bushpc.files import read_json, sha256_of
-from bushpc.models.base import EXPORT_FILE, Model
+from bushpc.files import EXPORT_FILE, read_json, sha256_of
+from bushpc.models.base import Model
 from bushpc.sample import LABELS, Batch, Prediction
 
 EXPORT_FORMAT = 1

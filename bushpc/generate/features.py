@@ -24,8 +24,7 @@ from bushpc.config import ROOT
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.evaluate.predictor import batch_of, load_cell, load_export, open_run
-from bushpc.files import sha256_of
-from bushpc.models.base import EXPORT_FILE
+from bushpc.files import EXPORT_FILE, sha256_of
 
 INCEPTION, NONE = "inception", "none"
 # The end of its name is the beginning of its hash, as torch's hub has it.

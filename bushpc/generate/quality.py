@@ -26,11 +26,10 @@ from bushpc.data.lineage import GENERATED, Training, of_cell, same_data
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.evaluate.predictor import Predictor, choose_device, load
-from bushpc.files import read_json, sha256_of, write_atomically
+from bushpc.files import EXPORT_FILE, read_json, sha256_of, write_atomically
 from bushpc.generate.features import INCEPTION, NONE, Features, inception, of_model
 from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import confusion, dice
-from bushpc.models.base import EXPORT_FILE
 from bushpc.report.panel import by_hash
 from bushpc.report.stats import Interval, intervals
 from bushpc.shards.duplicates import Look, find_pairs, group, local_contrast, look_at

@@ -21,10 +21,6 @@ if t.TYPE_CHECKING:
     from bushpc.config import CellConfig
 
 
-# What `bushpc export` writes beside the folders of the folds.
-EXPORT_FILE = "export.json"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Fields that every model has; a model's own `Config` extends it.

@@ -38,8 +38,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from bushpc import weights
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
-from bushpc.files import read_json
-from bushpc.models.base import EXPORT_FILE, Model, ModelConfig, WeightFile
+from bushpc.files import EXPORT_FILE, read_json
+from bushpc.models.base import Model, ModelConfig, WeightFile
 from bushpc.sample import Batch, Losses, Prediction
 
 STAGES = ("vae", "controlnet", "lora", "full")

@@ -210,7 +210,7 @@ def test_two_ranks_make_the_same_samples_as_one(generated, generator_run, tmp_pa
 def test_the_same_weights_at_other_guidance_are_another_set(
     generated, generator_run, train_generator, tmp_path, monkeypatch, capsys
 ):
-    twin = train_generator("twin", "fold=0", f"train.weights_from={generator_run}", "model.guidance=3")
+    twin = train_generator("twin", f"train.weights_from={generator_run}", "model.guidance=3")
     begun, whole = tmp_path / "begun", tmp_path / "whole"
     with monkeypatch.context() as patched:
         patched.setattr("bushpc.generate.generate.write_shards", lambda *args: 1 / 0)
