@@ -54,9 +54,5 @@ def seen_by_generator(cell: CellConfig) -> list[str]:
     if not cell.data.mixed:
         return []
     seen = of_generated(Path(str(cell.data.synthetic)))
-    folders = zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True)
-    return [
-        name
-        for name, folder in folders
-        if any(same_data(each, manifest) for manifest in [Manifest.load(folder)] for each in seen)
-    ]
+    datasets = zip(cell.evaluate.external_names, map(Manifest.load, map(Path, cell.evaluate.external)), strict=True)
+    return [name for name, manifest in datasets if any(same_data(each, manifest) for each in seen)]

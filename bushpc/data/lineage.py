@@ -40,11 +40,11 @@ def trained_on(cell: CellConfig, manifest: Manifest, folds_sha256: str) -> list[
     Weights that are staged, and a base that `bushpc export` did not write, are left out: nobody knows theirs.
     """
     assert cell.fold is not None, "dispatch gives every cell its fold"
-    base = getattr(cell.model, "base", None)  # of models that go on from an export, its folder of a fold
+    base = cell.model.starts_from
     return distinct(
         [
             training(manifest, cell.data.folder, folds_sha256, cell.fold),
-            *(of_exported(Path(base)) if base else []),
+            *(of_exported(base) if base else []),
             *(_of_synthetic(cell.data) if cell.data.mixed else []),
         ]
     )

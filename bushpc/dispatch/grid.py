@@ -295,10 +295,9 @@ class _Data:
     def _refuse_base(self, model_class: type[Model], model: ModelConfig, fold: int) -> None:
         """Raises: ConfigError for what a model cannot start from; DataError where that has seen the validation part."""
         model_class.weight_files(model)
-        if base := getattr(model, "base", None):
+        if base := model.starts_from:
             way_on = "Give the whole export as model.base, of which each fold takes its own folder"
-            seen = of_exported(Path(base))
-            refuse_seen(f"model.base={base}", seen, self.manifest, self._folds_sha256, fold, way_on)
+            refuse_seen(f"model.base={base}", of_exported(base), self.manifest, self._folds_sha256, fold, way_on)
 
     def _taking_over(self, cell: CellConfig) -> CellConfig:
         """The cell, where it is to take weights over that are there, or trains."""

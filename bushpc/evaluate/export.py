@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bushpc.config import CellConfig
+from bushpc.data.lineage import of_cell
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.predictor import (
@@ -47,7 +48,6 @@ from bushpc.evaluate.predictor import (
     load_cell,
     load_export,
     open_run,
-    trained_on,
 )
 from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.names import METRICS
@@ -179,7 +179,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
                 "tensors_sha256": member.sha256,
                 "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
                 "scores": _scores(cell),
-                "trained_on": trained_on(run, cell),
+                "trained_on": of_cell(run.content, cell.name),
             }
             for cell, member in zip(run.cells, members, strict=True)
         ],

@@ -31,7 +31,6 @@ from bushpc import checkpoint
 from bushpc.config import CellConfig, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
-from bushpc.data.lineage import of_cell
 from bushpc.data.loader import FoldData
 from bushpc.data.prompt_table import Known, mirrored
 from bushpc.data.prompts import FirstPass, SizeBins
@@ -367,11 +366,6 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
     if missing:
         say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
     return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
-
-
-def trained_on(run: TrainedRun, cell: TrainedCell) -> list[dict[str, t.Any]]:
-    """Every training that the cell's weights come from, as the login node noted it, see `bushpc.data.lineage`."""
-    return of_cell(run.content, cell.name)
 
 
 def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:

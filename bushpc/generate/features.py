@@ -80,7 +80,7 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
     if layer is None:
         raise ConfigError(
             f"features={run_dir}: {type(model).__name__} names no layer whose features could be compared (cam_layer). "
-            "Take the run of a model that does, such as efficientnet_b0, or features=inception"
+            "Take the run of a model that does, such as efficientnet, or features=inception"
         )
     given: list[torch.Tensor] = []
 

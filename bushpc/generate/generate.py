@@ -31,9 +31,10 @@ import torch
 import yaml
 
 from bushpc.config import CellConfig, flat
+from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError
-from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run, trained_on
+from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.generate.priors import Drawn, Priors, PriorsConfig
 from bushpc.generate.sheet import MOST, Shown, write_sheet
@@ -47,7 +48,7 @@ from bushpc.shards.sources import Item, Plan
 from bushpc.shards.write import write_shards
 from bushpc.train.engine import start_ranks
 
-SETTINGS_FILE, SHEET_FILE, LOCK_FILE, WORK_FOLDER = "generate.json", "contact_sheet.png", ".lock", ".generating"
+SHEET_FILE, LOCK_FILE, WORK_FOLDER = "contact_sheet.png", ".lock", ".generating"
 # Noise seeds stay exact where a reader takes numbers for doubles.
 SEEDS = 2**53
 # At the end ranks wait for each other: one that is slower, or lost its GPU's clock, may be hours behind.
@@ -107,7 +108,7 @@ class Source:
 class Trained:
     """A generator, loaded. cells, members: its own, then those of the adapter that it took over, if any.
 
-    trained_on: what either learnt from, see `bushpc.evaluate.predictor.trained_on`.
+    trained_on: what either learnt from, see `bushpc.data.lineage`.
     """
 
     cells: list[TrainedCell]
@@ -164,7 +165,7 @@ def check(source: Source, out: Path, config: GenerateConfig) -> int:
     batches are missing.
     """
     out, runs, _ = _understand(source, out, config)
-    device = (read_json(out / SETTINGS_FILE) or {}).get("device", "cpu")
+    device = (read_json(out / GENERATED) or {}).get("device", "cpu")
     _refuse_others(out, _stated(config, _load(runs), device))
     return len(_missing(out, config) or [])
 
@@ -237,9 +238,8 @@ def _load(runs: list[TrainedRun]) -> Trained:
     for adapter in members[1:]:
         model.load_adapter(adapter.model, "adapter")
         model.use_adapter("adapter")
-    seen = [each for run, cell in zip(runs, cells, strict=True) for each in trained_on(run, cell)]
-    distinct = [each for place, each in enumerate(seen) if each not in seen[:place]]
-    return Trained(cells=cells, members=members, trained_on=distinct)
+    seen = [each for run, cell in zip(runs, cells, strict=True) for each in of_cell(run.content, cell.name)]
+    return Trained(cells=cells, members=members, trained_on=distinct(seen))
 
 
 def _images(trained: Trained, drawn: list[Drawn], seeds: list[int], device: str) -> np.ndarray:
@@ -295,9 +295,9 @@ def _writing(out: Path) -> t.Iterator[None]:
 
 def _refuse_others(out: Path, stated: dict[str, t.Any]) -> None:
     """Raises: ConfigError if `out` holds anything but these samples, or a part of them."""
-    if not (out / SETTINGS_FILE).exists() and any(out.glob("[!.]*")):
+    if not (out / GENERATED).exists() and any(out.glob("[!.]*")):
         raise ConfigError(f"out={out} holds other files: choose a new folder")
-    then = read_json(out / SETTINGS_FILE) or stated
+    then = read_json(out / GENERATED) or stated
     if differ := [key for key in {**then, **stated} if then.get(key) != stated.get(key)]:
         changes = "; ".join(f"{key} was {then.get(key)}, now {stated.get(key)}" for key in differ)
         raise ConfigError(f"out={out} holds other samples: {changes}. Choose another folder, or delete this one")
@@ -321,7 +321,7 @@ def _begin(out: Path, stated: dict[str, t.Any], config: GenerateConfig, held: co
         if not held.enter_context(exclusive(out / WORK_FOLDER / LOCK_FILE)):
             raise ConfigError(f"another process generates into {out}: wait for it, or choose another folder")
         _refuse_others(out, stated)  # begun by another in between
-        write_atomically(out / SETTINGS_FILE, json.dumps(stated, indent=1))
+        write_atomically(out / GENERATED, json.dumps(stated, indent=1))
         return _missing(out, config)
 
 

@@ -41,6 +41,11 @@ class ModelConfig:
         """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
         return dataclasses.replace(self, pretrained=False)
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The folder of an exported fold whose weights a model goes on from; None for all others."""
+        return None
+
     def for_fold(self, fold: int) -> t.Self:
         """The same for one fold: with its own weights, where it starts from an earlier cross-validation."""
         return self

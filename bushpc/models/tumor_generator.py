@@ -165,6 +165,11 @@ class TumorGeneratorConfig(ModelConfig):
         """Without base, whose tensors an export holds."""
         return dataclasses.replace(super().standalone(), base=None, base_sha256=None)
 
+    @property
+    def starts_from(self) -> Path | None:
+        """`base`."""
+        return Path(self.base) if self.base else None
+
     def for_fold(self, fold: int) -> TumorGeneratorConfig:
         """With the fold's own folder of `base`, where that is a whole export, and with the hash of what is in it."""
         if self.base is None:

@@ -319,6 +319,8 @@ def test_nnunet_trains_and_is_scored_and_a_stop_changes_nothing(prepared, monkey
     predictor = bushpc.load(run_dir, fold=0)
     image = np.asarray(Image.new("RGB", (40, 30), (90, 90, 90)))
     assert predictor(image).prob_HW.shape == (30, 40)
+    assert main(["export", str(run_dir), str(run_dir.parent / "exported")]) == 0
+    np.testing.assert_array_equal(bushpc.load(run_dir.parent / "exported")(image).prob_HW, predictor(image).prob_HW)
 
     capsys.readouterr()
     assert main(["audit", str(run_dir), "--json"]) == 0
