@@ -32,7 +32,7 @@ from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import confusion, dice
 from bushpc.report.panel import by_hash
 from bushpc.report.stats import Interval, intervals
-from bushpc.shards.duplicates import Look, find_pairs, group, local_contrast, look_at
+from bushpc.shards.duplicates import Fingerprint, find_pairs, fingerprint_of, group, local_contrast
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 from bushpc.shards.progress import Show
 from bushpc.shards.split import find_folds, load_folds
@@ -426,7 +426,7 @@ def _notes(parts: Mapping[str, Part]) -> list[str]:
 class _Seen(t.NamedTuple):
     """What is kept of the images of a part. features_ND: None where none are asked for."""
 
-    looks: list[Look]
+    looks: list[Fingerprint]
     features_ND: np.ndarray | None
 
 
@@ -444,13 +444,13 @@ def _ticks(progress: Show | None, parts: Sequence[Part]) -> Callable[..., None]:
 
 
 def _look(part: Part, edge: int, features: Features | None, tick: Callable[..., None]) -> _Seen:
-    looks: list[Look] = []
+    looks: list[Fingerprint] = []
     features_BD = []
     for start in range(0, len(part.records), _BATCH):
         images = []
         for record in part.records[start : start + _BATCH]:
             images.append(_square(part, record, edge))
-            looks.append(look_at(images[-1]))
+            looks.append(fingerprint_of(images[-1]))
             tick()
         if features:
             features_BD.append(features.see(images))
@@ -549,7 +549,7 @@ def _best(one: np.ndarray, other: np.ndarray, likeness: Callable[[np.ndarray, np
     return _Best(np.concatenate(places), np.concatenate(values))
 
 
-def _contrasts(looks: Sequence[Look], mirrored: bool = False) -> np.ndarray:
+def _contrasts(looks: Sequence[Fingerprint], mirrored: bool = False) -> np.ndarray:
     """Local contrasts as vectors of length 1, whose products are correlations."""
     contrast_NHW = local_contrast(np.stack([look.small_HW for look in looks]))
     return (contrast_NHW[:, :, ::-1] if mirrored else contrast_NHW).reshape(len(looks), -1)

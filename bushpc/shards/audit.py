@@ -1,10 +1,10 @@
-"""The audit of packed data: what may mislead training or its figures, before anything is trained.
+"""The audit of packed data finds what may mislead training or evaluation, before anything is trained.
 
-    shards of one dataset or several ─inspect→ facts of each scan → findings, pairs, counts → terminal, CSV, JSON, page
+    shards of one or more datasets ─inspect→ statistics per scan → findings, pairs, counts → terminal, CSV, JSON, page
 
-A finding is a sentence on one scan (or patient, or file) and no verdict: whether a lesion may touch the border of its
-image is for whoever trains to say. Grave ones are those that make figures wrong whatever the aim: the same picture in
-training and validation or under two labels, a patient in two folds, a mask that contradicts its label.
+A finding is a remark on one scan (or patient, or file), not a verdict: whether a lesion may touch the image border, for
+example, depends on the study. Grave findings make results wrong in any study: the same picture in training and
+validation or under two labels, a patient in two folds, a mask that contradicts its label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bushpc.errors import ConfigError, DataError
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards import duplicates
-from bushpc.shards.duplicates import LEAST_CORRELATION, MOST_BITS, Look, find_pairs, group, look_at
+from bushpc.shards.duplicates import LEAST_CORRELATION, MOST_BITS, Fingerprint, find_pairs, fingerprint_of, group
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 from bushpc.shards.progress import Show
 from bushpc.shards.split import find_folds, load_folds, read_fold_numbers
@@ -36,27 +36,29 @@ from bushpc.shards.split import find_folds, load_folds, read_fold_numbers
 if t.TYPE_CHECKING:
     import rich.console
 
-# A lesion below a thousandth of its image is under 66 pixels at 256 x 256: one pixel of border decides its Dice.
+# A lesion below a thousandth of its image has fewer than 66 pixels at 256 x 256: a border error of one pixel decides
+# its Dice.
 TINY_SHARE = 0.001
-SMALL_SIDE = 64  # pixels: below, an image holds less than the smallest network input looks for
-# Channels of one pixel that differ by so many grey levels are drawn or Doppler; the tints of scanners stay below 31.
+SMALL_SIDE = 64  # pixels: smaller images have less detail than the smallest network input
+# Pixels whose channels differ by more grey levels are annotations or Doppler; scanner tints stay below 31.
 COLOUR_SPREAD = 60
 
-# Text and calipers are strokes thinner than 7 pixels, at least 85 grey levels above what is around, in pieces about as
-# high as wide; bright interfaces of tissue are long and flat. That finds marks at 1 % of BrEaST's lesions, which have
-# none, and at 57 % of those of the BUS-BRA excerpt, in which four fifths are measured with calipers: grey ones on a
-# bright ground are missed. At 75 grey levels it is 69 %, and 4 % of BrEaST's.
+# Text and calipers are strokes thinner than 7 pixels, at least 85 grey levels brighter than their surroundings, in
+# pieces about as high as wide; bright tissue interfaces are long and flat. This rule finds marks at 1 % of BrEaST's
+# lesions, which have none, and at 57 % of those in the BUS-BRA excerpt, four fifths of which have calipers: it misses
+# grey ones on bright tissue. With 75 grey levels it would find 69 %, and 4 % in BrEaST.
 _STROKE = 7
 _STROKE_CONTRAST = 85
 _MARK_PIXELS = 8
 _MARK_SIDES = (4, 48)
 _MARK_ASPECT = 2
-_MARK_ROOM = 48  # pixels around the mask in which marks are looked for whole
-_NEAR_SHARE, _NEAR_LEAST = 0.006, 3  # of the longer side, and in pixels: how near to the outline a mark touches it
+_MARK_ROOM = 48  # margin around the mask, in pixels, in which marks are searched
+# A mark touches the outline if it is this close: as a share of the longer side, but at least so many pixels.
+_NEAR_SHARE, _NEAR_LEAST = 0.006, 3
 
 
 class Kind(t.NamedTuple):
-    """What a finding is of. grave: it makes figures wrong whatever the aim."""
+    """The kind of a finding. grave: it makes results wrong in any study."""
 
     title: str
     meaning: str
@@ -64,21 +66,19 @@ class Kind(t.NamedTuple):
 
 
 KINDS = {
-    "unreadable": Kind(
-        "Unreadable", "Image or mask is cut off, damaged or of another size than the manifest says.", True
-    ),
+    "unreadable": Kind("Unreadable", "Image or mask is cut off, damaged, or differs in size from the manifest.", True),
     "patient_in_folds": Kind("Patients in two folds", "The network is validated on patients that it trained on.", True),
-    "folds": Kind("Folds that do not fit", "The fold file is not one of these scans; training would refuse it.", True),
-    "empty_mask": Kind("Empty masks", "A lesion without a pixel: its Dice is 0 or undefined.", True),
+    "folds": Kind("Folds that do not fit", "The fold file does not fit these scans; training would reject it.", True),
+    "empty_mask": Kind("Empty masks", "The mask of a lesion has no pixels: its Dice is 0 or undefined.", True),
     "normal_with_mask": Kind("Normal scans with a mask", "A scan without a lesion has lesion pixels.", True),
     "unknown_label": Kind("Unknown labels", f"Neither {', '.join(LABELS)} nor {UNLABELLED}.", True),
-    "patient_labels": Kind("Patients with several labels", "Two lesions, or a label that is wrong.", False),
+    "patient_labels": Kind("Patients with several labels", "The patient has two lesions, or a label is wrong.", False),
     "tiny_mask": Kind("Tiny lesions", f"Below {TINY_SHARE:.1%} of the image.", False),
-    "parts": Kind("Masks in several parts", "Several lesions, or specks that an annotation tool left.", False),
-    "border": Kind("Masks at the image's border", "The lesion is cut off: its size is not known.", False),
+    "parts": Kind("Masks in several parts", "Several lesions, or specks left by an annotation tool.", False),
+    "border": Kind("Masks at the image's border", "The lesion is cut off, so its size is unknown.", False),
     "marks": Kind(
         "Text or calipers at a mask's outline",
-        "Bright thin strokes or coloured pixels at the outline: a network may learn the marks instead of the lesion.",
+        "Thin bright strokes or coloured pixels at the outline: a network may learn the marks instead of the lesion.",
         False,
     ),
     "colour": Kind("Coloured images", "Doppler, elastography or coloured marks.", False),
@@ -89,7 +89,7 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """kind: one of KINDS. key: of the scan; "" where it is not about one. said: what was seen."""
+    """kind: one of KINDS. key: of the scan, or "" if it is not about a scan. said: what was seen, as a text."""
 
     kind: str
     dataset: str
@@ -101,8 +101,8 @@ class Finding:
 class Twins:
     """Two scans that are the same picture.
 
-    correlation: of their local contrast, 1 if identical. group: number of the group of pictures they are in.
-    fold, other_fold: None where there are no folds, or not of these scans.
+    correlation: of their local contrast, 1 if identical. group: number of the group of copies they belong to.
+    fold, other_fold: None if the scan has no fold.
     """
 
     dataset: str
@@ -125,12 +125,12 @@ class Twins:
 
     @property
     def conflicting(self) -> bool:
-        """Labelled differently; a scan without a label contradicts nothing."""
+        """Whether the labels differ; an unlabelled scan never conflicts."""
         return self.label != self.other_label and UNLABELLED not in (self.label, self.other_label)
 
     @property
     def leaking(self) -> bool:
-        """One trains while the other validates."""
+        """Whether one trains while the other validates."""
         return self.same_dataset and None not in (self.fold, self.other_fold) and self.fold != self.other_fold
 
     @property
@@ -138,7 +138,7 @@ class Twins:
         return self.conflicting or self.leaking
 
     def says(self) -> str:
-        """In words, the gravest first."""
+        """The pair's properties as a text, the gravest first."""
         words = []
         if self.conflicting:
             words.append(f"{self.label} against {self.other_label}")
@@ -154,9 +154,9 @@ class Twins:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A packed dataset as audited. name: of the dataset, and of its folder where two have the same.
+    """An audited dataset. name: of the dataset; followed by its folder if two datasets have the same name.
 
-    folds: name of the fold file, "" where there is none. fold_by_key: what the file says, fitting or not.
+    folds: name of the fold file, or "" if there is none. fold_by_key: the file's content, even if it doesn't fit.
     """
 
     name: str
@@ -167,12 +167,12 @@ class Packed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What one look at the pixels of a scan tells.
+class ScanStats:
+    """Statistics of a scan's pixels.
 
-    lesion_share: of the image, 0 to 1. parts: connected ones, by corners too; smallest: pixels of the least.
-    at_border, marks: whether the mask touches the image's border, and how many marks touch its outline.
-    coloured: share of the pixels. constant: every pixel of the image is the same.
+    lesion_share: of the image, 0 to 1. parts: number of 8-connected components; smallest: pixels of the smallest one.
+    at_border: whether the mask touches the image border. marks: number of marks that touch the mask's outline.
+    coloured: share of coloured pixels. constant: whether all pixels of the image are equal.
     """
 
     lesion_share: float
@@ -186,23 +186,23 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """facts: by dataset and key, of every scan that could be read."""
+    """facts: statistics by dataset and key, of every scan that could be read."""
 
     datasets: list[Packed]
     findings: list[Finding]
     twins: list[Twins]
-    facts: dict[tuple[str, str], Facts]
+    facts: dict[tuple[str, str], ScanStats]
     most_bits: int
     least_correlation: float
 
     @functools.cached_property
     def grave(self) -> int:
-        """Number of grave findings and pairs."""
+        """Number of grave findings plus grave pairs."""
         return sum(KINDS[finding.kind].grave for finding in self.findings) + sum(pair.grave for pair in self.twins)
 
     @property
     def pair_counts(self) -> dict[str, int]:
-        """Pairs by what is the matter with them; one pair may be in several."""
+        """Number of pairs by property; a pair may be counted several times."""
         return {
             "identical pixels": sum(pair.identical for pair in self.twins),
             "near duplicates": sum(not pair.identical for pair in self.twins),
@@ -216,12 +216,12 @@ class Audit:
 
     @property
     def kind_counts(self) -> dict[str, int]:
-        """Findings by kind, in the order of KINDS; only those that there are."""
+        """Number of findings by kind, in the order of KINDS, without zeros."""
         counts = Counter(finding.kind for finding in self.findings)
         return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
     def to_json(self) -> str:
-        """Findings, pairs and counts, without the facts of each scan."""
+        """Findings, pairs and counts, without the statistics of each scan."""
         content = {
             "thresholds": {
                 "most_bits": self.most_bits,
@@ -256,33 +256,33 @@ def audit(
     least_correlation: float = LEAST_CORRELATION,
     progress: Show | None = None,
 ) -> Audit:
-    """Look at every scan of the packed datasets in `folders`, and at all pairs of them.
+    """Inspect every scan of the packed datasets in `folders`, and compare all pairs of scans.
 
-    folds: whose leaks are looked for: `frozen`, `published` or `grouped`.
-    most_bits, least_correlation: as of `bushpc.shards.duplicates.find_pairs`.
-    Raises: ConfigError for a folder that is named twice; DataError for one without a readable manifest. What is wrong
-    inside becomes a finding.
+    folds: the folds to check for leaks: `frozen`, `published` or `grouped`.
+    most_bits, least_correlation: as in `bushpc.shards.duplicates.find_pairs`.
+    Raises: ConfigError for a folder that is named twice; DataError for one without a readable manifest. Any other
+    fault becomes a finding.
     """
     findings: list[Finding] = []
     datasets = _open(folders, folds, findings)
     scans = [(packed, record) for packed in datasets for record in packed.manifest.records]
-    facts: dict[tuple[str, str], Facts] = {}
+    facts: dict[tuple[str, str], ScanStats] = {}
     readable: list[tuple[Packed, Record]] = []
-    looks: list[Look] = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding and filters let go of the interpreter
+    fingerprints: list[Fingerprint] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding and filters release the GIL
         for done, ((packed, record), seen) in enumerate(zip(scans, pool.map(_inspect, scans), strict=True), 1):
             if isinstance(seen, DataError):
                 findings.append(_finding("unreadable", packed, record, str(seen).splitlines()[0]))
             else:
                 readable.append((packed, record))
-                looks.append(seen[0])
+                fingerprints.append(seen[0])
                 facts[packed.name, record.key] = seen[1]
                 findings += _findings_of(packed, record, seen[1])
             if progress:
                 progress(done, len(scans))
     if progress:
-        progress(len(scans), len(scans), "comparing them")
-    pairs = find_pairs(looks, most_bits=most_bits, least_correlation=least_correlation)
+        progress(len(scans), len(scans), "comparing all pairs")
+    pairs = find_pairs(fingerprints, most_bits=most_bits, least_correlation=least_correlation)
     return Audit(
         datasets=datasets,
         findings=sorted(findings, key=lambda finding: list(KINDS).index(finding.kind)),
@@ -294,22 +294,23 @@ def audit(
 
 
 def find_duplicates(folder: Path, manifest: Manifest, progress: Show | None = None) -> list[duplicates.Pair]:
-    """Pairs of the same picture in one packed dataset, by position in its records; what `duplicates=group` ties.
+    """Pairs of the same picture in one packed dataset, by position in its records. `duplicates=group` uses them.
 
     Raises: DataError for an image that cannot be read.
     """
-    looks = []
+    fingerprints = []
     for done, record in enumerate(manifest.records, 1):
-        looks.append(look_at(read_image(folder, record)))
+        fingerprints.append(fingerprint_of(read_image(folder, record)))
         if progress:
             progress(done, len(manifest.records))
-    return find_pairs(looks)
+    return find_pairs(fingerprints)
 
 
 def balance(audit: Audit) -> list[dict[str, t.Any]]:
-    """Counts of every dataset (fold "") and each of its folds, a row each.
+    """Counts of every dataset (fold "") and of each of its folds, one row each.
 
-    Sides are of images, in pixels; lesion shares in percent of the image; pixel_mm counts scans with a known size.
+    Sides are the images', in pixels; lesion shares are percentages of the image; pixel_mm counts the scans whose pixel
+    size is known.
     """
     rows = []
     for packed in audit.datasets:
@@ -338,7 +339,7 @@ def balance(audit: Audit) -> list[dict[str, t.Any]]:
 
 
 def write(audit: Audit, folder: Path) -> None:
-    """Write `folder`/findings.csv, pairs.csv and audit.json, each whole."""
+    """Write `folder`/findings.csv, pairs.csv and audit.json, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "findings.csv", _csv(Finding, audit.findings))
     write_atomically(folder / "pairs.csv", _csv(Twins, audit.twins))
@@ -346,7 +347,7 @@ def write(audit: Audit, folder: Path) -> None:
 
 
 def summary(audit: Audit) -> rich.console.Group:
-    """For the terminal: counts by dataset, then what was found."""
+    """For the terminal: counts by dataset, then the findings."""
     import rich.table
     from rich.console import Group
 
@@ -372,21 +373,21 @@ def summary(audit: Audit) -> rich.console.Group:
 # --- one scan ---------------------------------------------------------------------------------------------------
 
 
-def _inspect(scan: tuple[Packed, Record]) -> tuple[Look, Facts] | DataError:
+def _inspect(scan: tuple[Packed, Record]) -> tuple[Fingerprint, ScanStats] | DataError:
     packed, record = scan
     try:
         image_HWC, mask_HW = read_image(packed.folder, record), read_mask(packed.folder, record)
     except DataError as error:
         return error
     channels = [np.ascontiguousarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2])]
-    brightest_HW = functools.reduce(np.maximum, channels)  # numpy's own reduction over so short an axis takes 20 ms
+    brightest_HW = functools.reduce(np.maximum, channels)  # np.max over such a short axis takes 20 ms
     coloured_HW = np.zeros_like(brightest_HW, bool)
-    if len(channels) == 3:  # four are no colours but sequences of an MRI
+    if len(channels) == 3:  # four channels are MRI sequences, not colours
         coloured_HW = brightest_HW - functools.reduce(np.minimum, channels) > COLOUR_SPREAD
     inside_HW = mask_HW > 0
     parts_HW, parts = ndimage.label(inside_HW, np.ones((3, 3)))
     edges = (inside_HW[0], inside_HW[-1], inside_HW[:, 0], inside_HW[:, -1])
-    facts = Facts(
+    facts = ScanStats(
         lesion_share=float(inside_HW.mean()),
         parts=parts,
         smallest=int(np.bincount(parts_HW[inside_HW])[1:].min()) if parts else 0,
@@ -395,11 +396,11 @@ def _inspect(scan: tuple[Packed, Record]) -> tuple[Look, Facts] | DataError:
         coloured=float(coloured_HW.mean()),
         constant=all(channel.min() == channel.max() for channel in channels),
     )
-    return look_at(image_HWC), facts
+    return fingerprint_of(image_HWC), facts
 
 
 def _marks(brightest_HW: np.ndarray, coloured_HW: np.ndarray, inside_HW: np.ndarray) -> int:
-    """How many marks touch the outline of the mask, which has one."""
+    """Number of marks that touch the outline of the mask, which must not be empty."""
     (place,) = ndimage.find_objects(inside_HW.astype(np.uint8))
     around = tuple(slice(max(side.start - _MARK_ROOM, 0), side.stop + _MARK_ROOM) for side in place)
     bright_HW = brightest_HW[around]
@@ -418,7 +419,7 @@ def _marks(brightest_HW: np.ndarray, coloured_HW: np.ndarray, inside_HW: np.ndar
     return count
 
 
-def _findings_of(packed: Packed, record: Record, facts: Facts) -> t.Iterator[Finding]:
+def _findings_of(packed: Packed, record: Record, facts: ScanStats) -> t.Iterator[Finding]:
     def found(kind: str, said: str) -> Finding:
         return _finding(kind, packed, record, said)
 
@@ -426,7 +427,7 @@ def _findings_of(packed: Packed, record: Record, facts: Facts) -> t.Iterator[Fin
     if record.label not in (*LABELS, UNLABELLED):
         yield found("unknown_label", f"label '{record.label}'")
     if not facts.parts and not normal:
-        yield found("empty_mask", f"{record.label}, and no pixel in the mask")
+        yield found("empty_mask", f"{record.label}, but the mask is empty")
     if facts.parts and normal:
         yield found("normal_with_mask", f"{facts.lesion_share:.2%} of the image")
     if 0 < facts.lesion_share < TINY_SHARE:
@@ -440,7 +441,7 @@ def _findings_of(packed: Packed, record: Record, facts: Facts) -> t.Iterator[Fin
     if facts.coloured:
         yield found("colour", f"{facts.coloured:.2%} of the pixels")
     if facts.constant:
-        yield found("constant", "one value everywhere")
+        yield found("constant", "all pixels are equal")
     if min(record.height, record.width) < SMALL_SIDE:
         yield found("small", f"{record.width}x{record.height} pixels")
 
@@ -453,10 +454,10 @@ def _finding(kind: str, packed: Packed, record: Record, said: str) -> Finding:
 
 
 def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list[Packed]:
-    """The datasets with their folds; what is wrong with folds and patients goes to `findings`."""
+    """Open the datasets and their folds; faults of folds and patients are added to `findings`."""
     again = [folder for number, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:number])]
     if again:
-        raise ConfigError(f"data={again[0]} stands there twice: every scan would be a copy of itself. Name it once")
+        raise ConfigError(f"data={again[0]} is given twice: every scan would be a copy of itself. Give it once.")
     manifests = [Manifest.load(folder) for folder in folders]
     names = Counter(manifest.dataset for manifest in manifests)
     datasets = []
@@ -490,7 +491,7 @@ def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
 
 
 def _twins(scans: list[tuple[Packed, Record]], pairs: list[duplicates.Pair]) -> list[Twins]:
-    """In words of the datasets, the grave ones first."""
+    """The pairs with their datasets' keys, labels and folds; the grave ones first."""
     groups = group(len(scans), pairs)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups[pair.first] for pair in pairs))}
     twins = []

@@ -1,7 +1,7 @@
-"""The card: what a dataset is before it is packed. One `card.yaml` a dataset, written by whoever adds it.
+"""The card describes a dataset before it is packed: one `card.yaml` per dataset, written by whoever adds it.
 
-The card says where a human gets the dataset and under which licence, and what its folder must hold; packing
-refuses a folder that does not match. Everything odd about the files themselves lives in the dataset's source.
+It states where to download the dataset, its licence, and what its folder must contain; packing rejects a folder
+that does not match. How to handle oddities of the files is the job of the dataset's source.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.sample import LABELS, UNLABELLED
 
 FILE_NAME = "card.yaml"
-MOST_MASK_CLASSES = 8  # a mask is a byte with a bit for each
-CHANNEL_COUNTS = (3, 4)  # what a PNG with colours holds
+MOST_MASK_CLASSES = 8  # a mask has one byte per pixel and one bit per class
+CHANNEL_COUNTS = (3, 4)  # RGB and RGBA, the multi-channel kinds of PNG
 PROJECT_SHARDS = Path(__file__).resolve().parents[2] / "shards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A dataset's facts, as its publisher states them.
+    """A dataset's description, as its publisher states it.
 
-    name: as in `data=<name>`; also the name of its source module and of its folder below shards/.
-    title, what: the publisher's title, and one paragraph on what it contains.
-    licence, citation: what a user must respect and cite.
-    where: page or DOI where a human downloads it; empty for a dataset that is made here.
-    layout: names of the parts of the raw folder that the source looks for, and what they are.
-    mask_classes: what the masks delineate, one to eight names; they may overlap. Bit k of a mask is class k.
-    channels: what the images' channels are, three or four names.
-    counts: number of samples by label; empty where it is a parameter.
+    name: as in `data=<name>`; also the name of its source module and of its folder in shards/.
+    title, what: the publisher's title, and a paragraph on the content.
+    licence, citation: what users must respect and cite.
+    where: download page or DOI; empty for a dataset that bushpc generates.
+    layout: names of the parts of the raw folder that the source reads, and what they are.
+    mask_classes: what the masks delineate, one to eight names; classes may overlap. Bit k of a mask is class k.
+    channels: names of the images' channels, three or four.
+    counts: number of samples by label; empty if a parameter sets it.
     files: number of files by glob pattern relative to the raw folder.
     columns: columns that the spreadsheet must have.
     notes: oddities of the raw files, and how the source resolves each.
     folds: where `folds.csv` and `folds_published.csv` come from.
     parameters: settings of the source, such as the phantom's; `bushpc pack` can override them.
     verified: whether source and card have been run on the publisher's real files.
-    synthetic: its images are a trained generator's (`bushpc generate`): they may train, and are never in a fold.
+    synthetic: a trained generator made the images (`bushpc generate`). They may train, but are never part of a fold.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Card:
 
     @classmethod
     def load(cls, folder: str | Path) -> Card:
-        """Read `folder`/card.yaml. Raises: DataError naming the key that is missing, unknown or of a wrong type."""
+        """Read `folder`/card.yaml. Raises: DataError naming the key that is missing, unknown or has the wrong type."""
         path = Path(folder) / FILE_NAME
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{path} does not exist; every dataset has a card there (CONTRIBUTING.md).") from None
+            raise DataError(f"{path} does not exist; every dataset needs a card (CONTRIBUTING.md).") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"{path} cannot be read as yaml: {error}") from error
         if not isinstance(content, dict):
-            raise DataError(f"{path} must hold keys and values, not {type(content).__name__}.")
+            raise DataError(f"{path} must be a mapping of keys to values, not {type(content).__name__}.")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in content:
             if key not in fields:
@@ -89,16 +89,14 @@ class Card:
         ):
             distinct = {name for name in names if isinstance(name, str) and name}
             if len(distinct) != len(names) or len(names) not in counts:
-                raise DataError(
-                    f"{path}: {key}: {names}; {counts[0]} to {counts[-1]} different names are needed, each once."
-                )
+                raise DataError(f"{path}: {key}: {names}; it must list {counts[0]} to {counts[-1]} distinct names.")
         return card
 
     @classmethod
     def find(cls, name: str, folder: str | Path) -> Card:
-        """The card in `folder`, where the shards will be; else the one that the project ships for `name`.
+        """The card in the shards' `folder`, else the one that the project ships for `name`.
 
-        Raises: DataError for a card in `folder` that is another dataset's, or that does not exist at all.
+        Raises: DataError if the card in `folder` belongs to another dataset, or if there is no card.
         """
         folder = Path(folder)
         card = cls.load(folder if (folder / FILE_NAME).exists() else PROJECT_SHARDS / name)
@@ -108,16 +106,16 @@ class Card:
 
     @property
     def made_here(self) -> bool:
-        """Made from parameters instead of downloaded."""
+        """Whether bushpc generates the dataset from parameters, with nothing to download."""
         return not self.where
 
     def override(self, parameters: dict[str, int | float]) -> Card:
-        """The same card with some of its parameters changed. Raises: ConfigError for one that it does not have."""
+        """A copy of the card with some parameters changed. Raises: ConfigError for an unknown parameter."""
         for key, value in parameters.items():
             if key not in self.parameters:
                 raise ConfigError(unknown_name(f"parameter of {self.name}", key, self.parameters))
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"{key}={value!r}: a number is needed, like {self.parameters[key]}.")
+                raise ConfigError(f"{key}={value!r} must be a number, such as {self.parameters[key]}.")
         return dataclasses.replace(self, parameters={**self.parameters, **parameters})
 
 

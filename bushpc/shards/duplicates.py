@@ -1,12 +1,12 @@
-"""Which images are the same picture, though re-encoded, resized, brightened, mirrored or cropped a little.
+"""Find images that are the same picture, even if re-encoded, resized, brightened, mirrored or slightly cropped.
 
-    image → look (a small picture, a digest) → pairs with near hashes → those whose pixels correlate → groups
+    image → fingerprint (thumbnail, digest) → pairs with similar hashes → those whose pixels correlate → groups
 
-The hash says where to look and the correlation decides, on the local contrast of small pictures: what all ultrasound
-images share (bright skin above, darkness below) is taken out of it. On BrEaST and the BUS-BRA excerpt, 65,341 pairs of
-different images, no pair of two patients correlates by more than 0.62 when laid over each other as well as can be, and
-no pair of one patient by more than 0.71; copies that were re-encoded, halved, brightened or cropped by up to 4 % a side
-correlate by 0.92 and more, by 0.90 and more where all of that meets.
+Perceptual hashes select candidate pairs; the correlation of the thumbnails' local contrast decides. Local contrast
+removes what all ultrasound images share (bright skin above, darkness below). On BrEaST and the BUS-BRA excerpt (65,341
+pairs of different images), no pair from two patients correlates by more than 0.62 after the best alignment, and no pair
+from one patient by more than 0.71. Copies that were re-encoded, halved, brightened or cropped by up to 4 % per side
+correlate by at least 0.92, and by at least 0.90 if all of these are combined.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from scipy import fft, ndimage, sparse
 
 from bushpc.shards.manifest import Record
 
-EDGE = 64  # of a small picture, in pixels
-# Hashes of copies differ by up to 10 of 64 bits, by 16 where several changes meet. Of unrelated pairs one in 1,000 is
-# that near, few enough to compare each.
+EDGE = 64  # edge of a thumbnail in pixels
+# Hashes of copies differ by up to 10 of 64 bits, and by up to 16 after several changes. One in 1,000 unrelated pairs is
+# that close, few enough to compare them all.
 MOST_BITS = 16
-# Half-way between the most alike of unrelated images and the least alike of copies, nearer to the latter: a false
-# pair is looked at in vain, and its two patients share a fold.
+# Between the most similar unrelated images and the least similar copies, closer to the copies: a false pair wastes a
+# reviewer's time and forces two patients into one fold.
 LEAST_CORRELATION = 0.85
 
 _HASHED_EDGE = 32
 _HASH_EDGE = 8
-_SMOOTH, _LOCAL = 0.7, 6.0  # standard deviations of Gaussians, in pixels of a small picture
-_DARK = 2.0  # grey levels: contrast below it is the noise of an empty region
-_WORTH_ALIGNING = 0.35  # correlation as they lie: copies cropped by 4 % a side have 0.59 and more
-_ROOM = 0.12  # of an edge: how far a copy may be shifted, and by half as much again a side stretched
-_ROWS = 512  # images in one step, which bounds the memory
-# What many copies of one picture would cost: in a group so large, pairs that only an alignment would tell are left out,
-# and two groups are two pictures once so many alignments between them have failed.
+_SMOOTH, _LOCAL = 0.7, 6.0  # standard deviations of Gaussians, in pixels of a thumbnail
+_DARK = 2.0  # grey levels: lower contrast is the noise of an empty region
+_WORTH_ALIGNING = 0.35  # correlation before alignment: copies cropped by 4 % per side have at least 0.59
+_ROOM = 0.12  # maximum shift of a copy as a share of an edge; the maximum stretch is 1.5 times that
+_ROWS = 512  # images per step; limits the memory
+# Limits the cost of many copies of one picture: pairs inside a group larger than this are no longer aligned, and two
+# groups count as different pictures once this many alignments between them have failed.
 _WHOLE_GROUP, _MOST_FAILURES = 8, 8
 
 
-class Look(t.NamedTuple):
-    """What of an image is kept to compare it.
+class Fingerprint(t.NamedTuple):
+    """What is kept of an image for comparison.
 
-    digest: of its pixels and size. small_HW: uint8, EDGE x EDGE, grey.
+    digest: SHA-256 of its pixels and size. small_HW: a grey thumbnail, uint8, EDGE x EDGE.
     """
 
     digest: bytes
@@ -54,9 +54,9 @@ class Look(t.NamedTuple):
 
 
 class Pair(t.NamedTuple):
-    """Two images, by position, the first before the second, that are the same picture.
+    """Two images that are the same picture, by position; first < second.
 
-    identical: pixel by pixel. mirrored: left to right. correlation: of their local contrast, 1 if identical.
+    identical: in every pixel. mirrored: left to right. correlation: of their local contrast, 1 if identical.
     """
 
     first: int
@@ -66,18 +66,18 @@ class Pair(t.NamedTuple):
     correlation: float
 
 
-def look_at(image_HWC: np.ndarray) -> Look:
-    """The look of a uint8 image with any number of channels; squeezed to a square, so that stretching is forgiven."""
+def fingerprint_of(image_HWC: np.ndarray) -> Fingerprint:
+    """The fingerprint of a uint8 image with any number of channels. The square thumbnail makes stretching harmless."""
     digest = hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).digest()
     channels = (Image.fromarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2]))
     small = [np.asarray(channel.resize((EDGE, EDGE), Image.Resampling.BILINEAR)) for channel in channels]
-    return Look(digest, np.mean(small, axis=0).round().astype(np.uint8))
+    return Fingerprint(digest, np.mean(small, axis=0).round().astype(np.uint8))
 
 
 def perceptual_hash(small_NHW: np.ndarray) -> np.ndarray:
-    """uint64 for each small picture: whether each of its lowest 8 x 8 cosine terms is above their median.
+    """One uint64 per thumbnail; each bit says whether one of the lowest 8 x 8 cosine terms is above their median.
 
-    The "pHash" of Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010.
+    This is "pHash" (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010).
     """
     step = EDGE // _HASHED_EDGE
     coarse = small_NHW.reshape(-1, _HASHED_EDGE, step, _HASHED_EDGE, step).mean(axis=(2, 4))
@@ -87,25 +87,26 @@ def perceptual_hash(small_NHW: np.ndarray) -> np.ndarray:
 
 
 def find_pairs(
-    looks: Sequence[Look],
+    fingerprints: Sequence[Fingerprint],
     *,
     most_bits: int = MOST_BITS,
     least_correlation: float = LEAST_CORRELATION,
 ) -> list[Pair]:
-    """The pairs that are the same picture, in the order of positions. Constant images are no picture.
+    """The pairs that are the same picture, sorted by position. Constant images are never paired.
 
-    They are all pairs, but for groups of more than 8 pictures: there each picture is in a pair, and the pairs hang
-    together, so `group` finds the whole group, and where it straddles folds or labels a pair does, too.
+    All pairs are returned, except in groups of more than 8 images. There, every image is in a pair and the pairs
+    connect the group, so `group` finds all of it; if the group spans several folds or labels, so does at least one
+    pair.
 
-    most_bits: by how many of 64 bits the hashes of a pair may differ to be compared at all.
-    least_correlation: from which correlation on it counts.
+    most_bits: pairs whose hashes differ by more of their 64 bits are not compared.
+    least_correlation: minimum correlation of a pair.
     """
-    if not looks:
+    if not fingerprints:
         return []
-    small_NHW = np.stack([look.small_HW for look in looks])
+    small_NHW = np.stack([fingerprint.small_HW for fingerprint in fingerprints])
     upright_NHW = local_contrast(small_NHW)
     is_picture = small_NHW.min(axis=(1, 2)) < small_NHW.max(axis=(1, 2))
-    found = {(i, j): Pair(i, j, True, False, 1.0) for i, j in _identical(looks) if is_picture[i]}
+    found = {(i, j): Pair(i, j, True, False, 1.0) for i, j in _identical(fingerprints) if is_picture[i]}
     hashes, mirrored_hashes = perceptual_hash(small_NHW), perceptual_hash(small_NHW[:, :, ::-1])
     candidates = [
         (mirrored, first, second)
@@ -115,16 +116,16 @@ def find_pairs(
     unsure = []
     for mirrored, firsts, seconds in candidates:
         others_NHW = upright_NHW[:, :, ::-1] if mirrored else upright_NHW
-        as_they_lie = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
-        for i, j, correlation in zip(firsts.tolist(), seconds.tolist(), as_they_lie.tolist(), strict=True):
+        unaligned = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
+        for i, j, correlation in zip(firsts.tolist(), seconds.tolist(), unaligned.tolist(), strict=True):
             known = found.get((i, j))
-            correlation = round(min(correlation, 1.0), 4)  # of identical ones it may come out a little above 1
+            correlation = round(min(correlation, 1.0), 4)  # rounding can put identical images slightly above 1
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
                 found[i, j] = Pair(i, j, False, mirrored, correlation)
             elif _WORTH_ALIGNING <= correlation < least_correlation:
                 unsure.append((correlation, i, j, mirrored))
-    groups = _Groups(len(looks), found)
-    for _, i, j, mirrored in sorted(unsure, reverse=True):  # the likeliest first, which makes the groups early
+    groups = _Groups(len(fingerprints), found)
+    for _, i, j, mirrored in sorted(unsure, reverse=True):  # the likeliest first, so that groups form early
         if (i, j) in found or not groups.worth_aligning(i, j):
             continue
         other_HW = upright_NHW[j, :, ::-1] if mirrored else upright_NHW[j]
@@ -138,7 +139,7 @@ def find_pairs(
 
 
 class _Groups:
-    """Pictures that are known to be the same, while more are found; it says which pairs are left to align."""
+    """Union-find over the pairs found so far; decides which pairs are still worth aligning."""
 
     def __init__(self, count: int, pairs: t.Iterable[tuple[int, int]]) -> None:
         self._above, self._size = list(range(count)), [1] * count
@@ -160,7 +161,7 @@ class _Groups:
         return self._size[i] <= _WHOLE_GROUP if i == j else self._failures[i, j] < _MOST_FAILURES
 
     def _of(self, i: int, j: int) -> tuple[int, int]:
-        """The groups of two pictures, the smaller number first; a group's number is that of one of its pictures."""
+        """The groups of two pictures, sorted; a group is numbered by one of its pictures."""
         i, j = (self._top(one) for one in (i, j))
         return min(i, j), max(i, j)
 
@@ -171,14 +172,14 @@ class _Groups:
 
 
 def group(count: int, pairs: Sequence[Pair]) -> list[int]:
-    """The number of the group that each of `count` images is in: a copy of a copy is of the same group."""
+    """The group number of each of `count` images; a copy of a copy belongs to the same group."""
     first, second = [pair.first for pair in pairs], [pair.second for pair in pairs]
     links = sparse.coo_array((np.ones(len(pairs)), (first, second)), shape=(count, count))
     return sparse.csgraph.connected_components(links, directed=False)[1].tolist()
 
 
 def tie_patients(records: Sequence[Record], pairs: Sequence[Pair]) -> list[Record]:
-    """The records as `make_folds` shall see them: patients who share a picture count as one patient.
+    """The records for `make_folds`, with patients who share a picture merged into one patient.
 
     pairs: by position in `records`.
     """
@@ -196,10 +197,10 @@ def tie_patients(records: Sequence[Record], pairs: Sequence[Pair]) -> list[Recor
 
 
 def aligned_correlation(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
-    """Correlation of two local contrasts where they overlap, the second shifted and stretched to fit the first.
+    """Correlation of two local contrasts in their overlap, after shifting and stretching the second to fit the first.
 
-    Shift and stretch by Gauss-Newton steps on the squared difference (Lucas and Kanade, 1981; Baker and Matthews,
-    2004), first on blurred pictures, which have a wider basin.
+    Gauss-Newton steps on the squared difference find shift and stretch (Lucas and Kanade, 1981; Baker and Matthews,
+    2004), first on strongly blurred pictures, which have a wider basin of convergence.
     """
     middle = (EDGE - 1) / 2
     row_HW, column_HW = np.mgrid[:EDGE, :EDGE] - middle
@@ -212,11 +213,11 @@ def aligned_correlation(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
             down_HW, right_HW = down_HW / stretch[0], right_HW / stretch[1]
             slopes = np.stack([down_HW * row_HW, right_HW * column_HW, down_HW, right_HW], axis=-1).reshape(-1, 4)
             normal = slopes.T @ slopes
-            ridge = 1e-6 * np.trace(normal) + 1e-12  # a picture of stripes says nothing of shifts along them
+            ridge = 1e-6 * np.trace(normal) + 1e-12  # stripes don't determine the shift along them
             step = np.linalg.solve(normal + ridge * np.eye(4), slopes.T @ (target_HW - moved_HW).ravel())
             stretch = np.clip(stretch + step[:2], 1 - 1.5 * _ROOM, 1 + 1.5 * _ROOM)
             shift = np.clip(shift + step[2:], -_ROOM * EDGE, _ROOM * EDGE)
-            if np.abs(step * (EDGE, EDGE, 1, 1)).max() < 0.02:  # of a pixel
+            if np.abs(step * (EDGE, EDGE, 1, 1)).max() < 0.02:  # pixels
                 break
     inside = []
     for axis in (0, 1):
@@ -228,13 +229,13 @@ def aligned_correlation(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
 
 
 def _moved(picture_HW: np.ndarray, stretch: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The picture read at (place - middle) * stretch + middle + shift."""
+    """The picture sampled at (place - middle) * stretch + middle + shift."""
     middle = (EDGE - 1) / 2
     return ndimage.affine_transform(picture_HW, stretch, middle - stretch * middle + shift, order=1, mode="nearest")
 
 
 def local_contrast(small_NHW: np.ndarray) -> np.ndarray:
-    """float32: detail over its local standard deviation, as vectors of length 1; zero for a constant picture."""
+    """float32: detail over its local standard deviation, normalized to unit length; zero for a constant picture."""
     contrast_NHW = np.empty(small_NHW.shape, np.float32)
     for start in range(0, len(small_NHW), _ROWS):
         part = small_NHW[start : start + _ROWS].astype(np.float32)
@@ -253,10 +254,10 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-9)
 
 
-def _identical(looks: Sequence[Look]) -> t.Iterator[tuple[int, int]]:
+def _identical(fingerprints: Sequence[Fingerprint]) -> t.Iterator[tuple[int, int]]:
     same: dict[bytes, list[int]] = {}
-    for position, look in enumerate(looks):
-        earlier = same.setdefault(look.digest, [])
+    for position, fingerprint in enumerate(fingerprints):
+        earlier = same.setdefault(fingerprint.digest, [])
         yield from ((first, position) for first in earlier)
         earlier.append(position)
 
@@ -264,7 +265,7 @@ def _identical(looks: Sequence[Look]) -> t.Iterator[tuple[int, int]]:
 def _near(
     hashes: np.ndarray, others: np.ndarray, is_picture: np.ndarray, most_bits: int
 ) -> t.Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions i < j of pictures with hashes[i] near others[j], in parts."""
+    """Yield positions i < j of pictures with hashes[i] near others[j], in chunks."""
     pictures = np.flatnonzero(is_picture)
     for start in range(0, len(pictures), _ROWS):
         differing = np.bitwise_count(hashes[pictures[start : start + _ROWS], None] ^ others[None, pictures])

@@ -1,8 +1,8 @@
-"""The cards as a list: what each dataset is, where to get it, and whether it lies packed here.
+"""`bushpc shards list`: what each dataset is, where to get it, and whether it is packed here.
 
-    cards + manifests in the shards folder → entries → table, lines or JSON      `bushpc shards list`
+    cards + manifests in the shards folder → entries → table, lines or JSON
 
-A set counts as packed when its manifest is whole and its tars are what the manifest says.
+A dataset counts as packed if its manifest is intact and its tars match the manifest.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Entry:
     """One dataset of the list.
 
     name, title, what, licence, where, counts, verified: as on its card.
-    packed: `no`, `whole`, `excerpt` or `damaged`. scans: packed ones by label. manifest: its hash as hex, or None.
-    fault: what is damaged, in words; empty otherwise.
+    packed: `no`, `whole`, `excerpt` or `damaged`. scans: packed scans by label. manifest: its hash as hex, or None.
+    fault: describes the damage; otherwise empty.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Entry:
 
 
 def list_datasets(folder: str | Path = PROJECT_SHARDS, *, deep: bool = False) -> list[Entry]:
-    """Every dataset that can be packed, by name; `folder` holds their packed sets, each under its name.
+    """All datasets that can be packed, sorted by name. `folder` holds the packed ones in folders of the same name.
 
-    deep: hold every tar's SHA-256 against the manifest, instead of its presence and size.
-    Raises: DataError for a card that cannot be read. A damaged set is an entry that says so.
+    deep: compare every tar's SHA-256 with the manifest, not just its presence and size.
+    Raises: DataError for a card that cannot be read. A damaged dataset becomes an entry that says so.
     """
     return [_entry(name, Path(folder) / name, deep) for name in sources.names()]
 
 
 def to_json(entries: Sequence[Entry]) -> str:
-    """The list for machines."""
+    """The list as JSON."""
     return json.dumps([asdict(entry) for entry in entries], indent=1, ensure_ascii=False)
 
 
@@ -74,7 +74,7 @@ def listing_table(entries: Sequence[Entry]) -> Table:
 
 
 def plain_lines(entry: Entry) -> str:
-    """What a log shows."""
+    """An entry as plain text, for a log."""
     images, licence, where, verified, packed = _facts(entry)
     return (
         f"{entry.name}: {entry.title}\n    images: {images}\n    licence: {licence}\n    where: {where}\n"
@@ -108,7 +108,7 @@ def _entry(name: str, folder: Path, deep: bool) -> Entry:
 
 
 def _facts(entry: Entry) -> tuple[str, str, str, str, str]:
-    """Images, licence, where, verified and packed, in words."""
+    """Images, licence, where, verified and packed as texts."""
     return (
         _by_label(entry.counts) or "as many as its parameters say",
         entry.licence,

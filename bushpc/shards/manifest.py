@@ -1,14 +1,13 @@
-"""The manifest: what a packed dataset is, sample by sample and shard by shard. Read by everything downstream.
+"""The manifest describes a packed dataset, sample by sample and shard by shard. Everything downstream reads it.
 
     shards/<name>/
       card.yaml                 where to get it, licence, layout, expected counts (committed)
       folds.csv                 frozen folds (committed for public datasets)
       lesion-000000.tar …       WebDataset tars: <key>.image.png, <key>.mask.png (bit k is class k), <key>.json
       normal-000000.tar …       scans without a lesion, kept apart
-      manifest.json             written last, so its presence means that the set is whole
+      manifest.json             written last, so its presence means that the dataset is complete
 
-Samples are read by offset, so a tar is a plain random-access file here and still opens as a stream with the
-webdataset library.
+Samples are read by offset, so each tar serves as a random-access file; the webdataset library can still stream it.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from bushpc.errors import DataError
 from bushpc.files import sha256_of, write_atomically
 
 FILE_NAME = "manifest.json"
-# What Pillow raises on damaged PNG data, and on a picture so large that it could only be an attack.
+# What Pillow raises for damaged PNG data, and for images so large that it suspects a decompression bomb.
 PNG_FAILS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 Built = t.TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One packed sample: its facts, and where its bytes lie.
+    """One packed sample: its metadata, and the position of its bytes.
 
     key, patient, label, attributes, pixel_mm: as in `bushpc.sample.Sample`.
     height, width: original size in pixels.
-    lesion_pixels: area of the mask, all its classes united, in original pixels; 0 for a normal scan.
-    lesion_length: longest side of their common bounding box in original pixels; 0 for a normal scan.
+    lesion_pixels: area of the union of all mask classes in original pixels; 0 for a normal scan.
+    lesion_length: longest side of the union's bounding box in original pixels; 0 for a normal scan.
     shard: file name of the tar.
-    image_offset, image_bytes, mask_offset, mask_bytes: the PNG files inside the tar, in bytes from its start.
+    image_offset, image_bytes, mask_offset, mask_bytes: position (from the tar's start) and size of the PNGs, in bytes.
     """
 
     key: str
@@ -75,13 +74,13 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything about a packed dataset but its pixels.
+    """Everything about a packed dataset except its pixels.
 
     dataset: name of the source, as in `data=<name>`.
-    packer_version: of the code that wrote the tars; another version repacks.
-    excerpt: packed from a part of the dataset, on the user's word; its numbers are not the dataset's.
-    synthetic: as in the card: the images are a trained generator's, which may train and are never in a fold.
-    mask_classes, channels: as in the card: what the masks' bits and the images' channels are.
+    packer_version: version of the code that wrote the tars; a different version packs again.
+    excerpt: the user declared the raw folder a part of the dataset; its results don't hold for the whole dataset.
+    synthetic: as in the card: a trained generator made the images; they may train, but are never part of a fold.
+    mask_classes, channels: as in the card: names of the masks' bits and of the images' channels.
     sources: SHA-256 as hex of every raw file, by its path relative to the raw folder.
     records: lesions first, then normals; by key within each.
     """
@@ -120,23 +119,23 @@ class Manifest:
                 f"{path} is damaged or was written by another version of bushpc ({error}).{_repack(path)}"
             ) from error
         if computed != stated:
-            raise DataError(f"{path} is damaged: its content does not have the hash that it states.{_repack(path)}")
+            raise DataError(f"{path} is damaged: its content does not match its hash.{_repack(path)}")
         return manifest
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder`/manifest.json whole or not at all; the same manifest always gives the same bytes."""
+        """Write `folder`/manifest.json atomically; the same manifest always gives the same bytes."""
         content = {**self._content(), "hash": self.hash}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(Path(folder) / FILE_NAME, text)
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 as hex over the whole content, the tars' hashes included: the identity of the packed data."""
+        """SHA-256 as hex over the whole content including the tars' hashes: the identity of the packed data."""
         text = json.dumps(self._content(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _content(self) -> dict[str, t.Any]:
-        """What is saved and hashed. Real data carry no mark, so manifests from before there was one keep their hash."""
+        """What is saved and hashed. Real data have no `synthetic` key, so the hash of older manifests stays valid."""
         content = asdict(self)
         if not self.synthetic:
             del content["synthetic"]
@@ -144,11 +143,11 @@ class Manifest:
 
     @property
     def lesions(self) -> list[Record]:
-        """The records with something to segment: every one but the normals."""
+        """The records of scans with a lesion: all except the normal ones."""
         return [record for record in self.records if record.label != "normal"]
 
     def record(self, key: str) -> Record:
-        """The record of one sample. Raises: DataError for a key that the dataset does not have."""
+        """The record of one sample. Raises: DataError for an unknown key."""
         try:
             return self._by_key[key]
         except KeyError:
@@ -165,29 +164,29 @@ class Manifest:
 
 
 def read_image(folder: str | Path, record: Record) -> np.ndarray:
-    """The image of `record`: uint8, (height, width, channels), RGB if 3. Raises: DataError naming tar and key."""
+    """The image of `record`: uint8, (height, width, channels), RGB if three. Raises: DataError naming tar and key."""
     path = Path(folder) / record.shard
     return decode_image(_read(path, record, "image", record.image_offset, record.image_bytes), record, path)
 
 
 def read_mask(folder: str | Path, record: Record) -> np.ndarray:
-    """The mask of `record`: uint8, (height, width), bit k inside class k. Raises: DataError naming tar and key."""
+    """The mask of `record`: uint8, (height, width), bit k is class k. Raises: DataError naming tar and key."""
     path = Path(folder) / record.shard
     return decode_mask(_read(path, record, "mask", record.mask_offset, record.mask_bytes), record, path)
 
 
 def decode_image(png: bytes, record: Record, shard: Path) -> np.ndarray:
-    """As `read_image`, from bytes that came by another way. shard: named in errors."""
+    """Like `read_image`, but from bytes already in memory. shard: only named in errors."""
     return _pixels(png, record, "image", shard)
 
 
 def decode_mask(png: bytes, record: Record, shard: Path) -> np.ndarray:
-    """As `read_mask`, from bytes that came by another way. shard: named in errors."""
+    """Like `read_mask`, but from bytes already in memory. shard: only named in errors."""
     return _pixels(png, record, "mask", shard)
 
 
 def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
-    """Hold the tars in `folder` against the manifest: presence and size, with `deep` the SHA-256 too.
+    """Compare the tars in `folder` with the manifest: presence and size, with `deep` also the SHA-256.
 
     Raises: DataError naming every tar that is missing, truncated or altered.
     """
@@ -195,7 +194,7 @@ def verify(folder: str | Path, manifest: Manifest, deep: bool = False) -> None:
     bad = [f"{shard.file}: {fault}" for shard in manifest.shards if (fault := _fault(folder, shard, deep))]
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(manifest.shards)} shards in {folder} are not what the manifest says:\n  "
+            f"{len(bad)} of {len(manifest.shards)} shards in {folder} do not match the manifest:\n  "
             + "\n  ".join(bad)
             + _repack(folder / FILE_NAME)
         )
@@ -206,9 +205,9 @@ def _read(path: Path, record: Record, what: str, offset: int, length: int) -> by
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if offset < 0 or length < 0 or offset + length > size:  # before memory is taken for it
+            if offset < 0 or length < 0 or offset + length > size:  # checked before memory is allocated
                 raise DataError(
-                    f"The {where} is cut off: {length} bytes from byte {offset} on expected, the file has {size}."
+                    f"The {where} is cut off: {length} bytes expected at byte {offset}, but the file has {size}."
                     + _repack(path)
                 )
             file.seek(offset)
@@ -221,14 +220,14 @@ def _pixels(png: bytes, record: Record, what: t.Literal["image", "mask"], path: 
     where = f"{what} of '{record.key}' in {path}"
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            if image.size != (record.width, record.height):  # before memory is taken for the pixels
+            if image.size != (record.width, record.height):  # checked before memory is allocated for the pixels
                 raise DataError(
                     f"The {where} has {image.width}x{image.height} pixels, "
                     f"the manifest says {record.width}x{record.height}.{_repack(path)}"
                 )
-            # Four channels lie in RGBA, and one channel stands for three that are equal.
+            # Four channels are stored as RGBA; three equal channels are stored as one.
             mode = "L" if what == "mask" else image.mode if image.mode == "RGBA" else "RGB"
-            return np.array(image.convert(mode))  # a copy of its own, which torch may take over
+            return np.array(image.convert(mode))  # a writable copy, so torch can use its memory
     except PNG_FAILS as error:
         raise DataError(f"The {where} is not a readable PNG ({error}).{_repack(path)}") from error
 
@@ -240,7 +239,7 @@ def _fault(folder: Path, shard: ShardInfo, deep: bool) -> str | None:
         if size != shard.bytes:
             return f"{size} bytes instead of {shard.bytes}"
         if deep and sha256_of(path) != shard.sha256:
-            return "content altered (its SHA-256 is another one)"
+            return "content altered (its SHA-256 differs)"
     except FileNotFoundError:
         return "missing"
     except (OSError, ValueError) as error:
@@ -250,7 +249,7 @@ def _fault(folder: Path, shard: ShardInfo, deep: bool) -> str | None:
 
 @cache
 def _json_types(cls: type) -> dict[str, tuple[type, ...]]:
-    """Field of a dataclass → the types that JSON may give it."""
+    """The JSON types allowed for each field of a dataclass."""
     types = {}
     for name, hint in t.get_type_hints(cls).items():
         options = t.get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -260,9 +259,9 @@ def _json_types(cls: type) -> dict[str, tuple[type, ...]]:
 
 
 def _build(cls: type[Built], content: t.Any) -> Built:
-    """`cls(**content)`. Raises: TypeError also for a field that is not there, or not of its type."""
+    """`cls(**content)`. Raises: TypeError, also for a missing field or a value of the wrong type."""
     if missing := _json_types(cls).keys() - content.keys():  # type: ignore[arg-type]
-        raise TypeError(f"it lacks {', '.join(sorted(missing))}")
+        raise TypeError(f"missing: {', '.join(sorted(missing))}")
     built = cls(**content)
     for name, allowed in _json_types(cls).items():  # type: ignore[arg-type]
         given = type(getattr(built, name))
@@ -272,12 +271,12 @@ def _build(cls: type[Built], content: t.Any) -> Built:
 
 
 def _check_file_names(manifest: Manifest) -> None:
-    """Raises: ValueError for a shard that lies elsewhere, or that a record names and the manifest does not know."""
+    """Raises: ValueError if a shard is not a plain file name, or a record names a shard that the manifest lacks."""
     files = {shard.file for shard in manifest.shards}
     elsewhere = [file for file in files if file != Path(file).name or "\0" in file]
     unknown = {record.shard for record in manifest.records} - files
     if strange := sorted([*elsewhere, *unknown]):
-        raise ValueError(f"no shard can be {strange[0]!r}")
+        raise ValueError(f"invalid shard name {strange[0]!r}")
 
 
 def _repack(path: Path) -> str:

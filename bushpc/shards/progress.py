@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, plain lines where the output is a log."""
+"""Progress of a long command: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import typing as t
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINES = 10  # in a log, so that a thousand samples do not become a thousand lines
+LINES = 10  # at most this many progress lines in a log, however many samples there are
 
 
 class Show(t.Protocol):
-    """Told how many of how many are done, and in words when something else is worth saying."""
+    """Called with the number done, the total, and a message if there is one."""
 
     def __call__(self, done: int, total: int, message: str = "") -> None: ...
 
 
 @contextlib.contextmanager
 def progress(title: str, console: Console | None = None) -> t.Iterator[Show]:
-    """A `Show` for `title`, by default on the standard error stream."""
+    """A `Show` for `title`, on standard error by default."""
     console = console or Console(stderr=True)
     if console.is_terminal:
         with _bar(title, console) as show:

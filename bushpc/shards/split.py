@@ -1,11 +1,11 @@
-"""Folds: which samples train and which validate, frozen into a file before any training.
+"""Folds: which samples train and which validate, frozen in a file before any training.
 
     records ─make_folds→ folds.csv ─load_folds→ Folds → the loader        (or imported from published CSVs)
-    records whose patients `duplicates.tie_patients` tied ─make_folds→ folds_grouped.csv, where copies share a fold
+    records ─duplicates.tie_patients, make_folds→ folds_grouped.csv, where copies share a fold
 
-A fold file has the columns key, patient, label, fold: `fold` is the one fold whose validation part holds the
-sample; the sample trains in all the others. With five folds that is the paper's 80 to 20. Normal scans are in our
-own folds too, and take part where `data.normals` asks for them; published folds may hold lesions alone.
+A fold file has the columns key, patient, label, fold: `fold` is the one fold that validates on the sample; the
+sample trains in all others. Five folds give the paper's 80:20 split. Our own folds include the normal scans, which
+are used if `data.normals` is true; published folds may contain lesions only.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.files import write_atomically
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record
-from bushpc.shards.raw import csv_rows
+from bushpc.shards.readers import csv_rows
 
 FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"}
 COLUMNS = ("key", "patient", "label", "fold")
 MOST_SHOWN = 8
-# Of a fold's number.
-MOST_DIGITS = 6
+MOST_DIGITS = 6  # in a fold number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:
-    """Every sample's fold. `fold_by_key` is in the manifest's order, and so are the lists made from it."""
+    """The fold of every sample. `fold_by_key` and the lists made from it are in the manifest's order."""
 
     fold_by_key: dict[str, int]
 
     @property
     def count(self) -> int:
-        """How many folds there are, numbered from 0."""
+        """Number of folds; they are numbered from 0."""
         return max(self.fold_by_key.values()) + 1
 
     def train(self, fold: int) -> list[str]:
@@ -60,21 +59,21 @@ class Folds:
 
 
 def make_folds(records: Sequence[Record], k: int = 5, seed: int = 0) -> dict[str, int]:
-    """Draw `k` folds: patients never divided, labels spread evenly. The same records and seed give the same folds.
+    """Draw `k` folds, grouped by patient and stratified by label. The same records and seed give the same folds.
 
-    Patients are dealt in random order, those with most scans first, each to the fold that is then nearest to an
-    even share of every label. Labels stay within one scan of even where each patient has one scan. Lesions are dealt
-    as if there were no normal scans: those follow their patient, and patients who have no others are dealt last.
+    Patients are dealt in random order, those with most scans first, each to the fold that is emptiest for the
+    patient's labels. If every patient has one scan, label counts stay within one of an even share. Lesions are dealt
+    first, as if there were no normal scans: those follow their patient, and patients with normal scans only come last.
     Raises: ConfigError for fewer than 2 folds; DataError for fewer patients with a lesion than folds.
     """
     if k < 2:
-        raise ConfigError(f"k={k}: at least 2 folds are needed.")
+        raise ConfigError(f"k={k}: there must be at least 2 folds.")
     rng = np.random.default_rng(seed)
     held: list[Counter[str]] = [Counter() for _ in range(k)]
     fold_of: dict[str, int] = {}
     scans = _by_patient(record for record in records if record.label != "normal")
     if len(scans) < k:
-        raise DataError(f"{len(scans)} patients cannot be divided into {k} folds: each needs a patient of its own.")
+        raise DataError(f"{len(scans)} patients cannot be divided into {k} folds: every fold needs at least one.")
     _deal(scans, held, fold_of, rng)
     normals = _by_patient(record for record in records if record.label == "normal")
     for patient in normals.keys() & fold_of.keys():
@@ -93,7 +92,7 @@ def _by_patient(records: t.Iterable[Record]) -> dict[str, list[Record]]:
 def _deal(
     scans: dict[str, list[Record]], held: list[Counter[str]], fold_of: dict[str, int], rng: np.random.Generator
 ) -> None:
-    """Give each patient of `scans` a fold in `fold_of`, and count in `held` what the folds then hold by label."""
+    """Assign each patient in `scans` a fold in `fold_of`, and add the scans to `held`, the label counts by fold."""
     counts = Counter(record.label for patient in scans.values() for record in patient)
     share = {label: count / len(held) for label, count in counts.items()}
     patients = sorted(scans)
@@ -108,12 +107,12 @@ def _deal(
 
 
 def _crowding(held: Counter[str], added: Counter[str], share: dict[str, float]) -> tuple[float, int]:
-    """How full a fold is of the labels that a patient brings, against an even share; then how full it is at all."""
+    """How full a fold is for the patient's labels, relative to an even share; then how full it is in total."""
     return sum(count * held[label] / share[label] for label, count in added.items()), held.total()
 
 
 def write_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[str, int]) -> None:
-    """Freeze folds into a file, in the order of `records`; written whole or not at all."""
+    """Write a fold file atomically, in the order of `records`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -124,27 +123,27 @@ def write_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[s
 
 
 def freeze_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[str, int]) -> None:
-    """As `write_folds`, unless other folds are frozen there. Raises: DataError for those."""
+    """Like `write_folds`, but never replaces other folds. Raises: DataError if the file holds some."""
     path = Path(path)
     if path.exists() and read_fold_numbers(path) != fold_by_key:
-        raise DataError(f"{path} holds other folds, which runs may have used. Move it away to have new ones drawn.")
+        raise DataError(f"{path} holds other folds, which runs may have used. To draw new ones, move the file away.")
     write_folds(path, records, fold_by_key)
 
 
 def refuse_synthetic(manifest: Manifest, folder: str | Path) -> None:
-    """Called wherever data would be divided into folds. Raises: DataError for a trained generator's images."""
+    """Call this before data are divided into folds. Raises: DataError for images of a trained generator."""
     if manifest.synthetic:
         raise DataError(
-            f"{folder} holds synthetic images of a trained generator (card.yaml: synthetic: true). They have no folds: "
-            "what is learnt would be tested on what was made up. Give a real dataset as data=…, and this folder as "
-            "data.synthetic=… to train on it besides."
+            f"{folder} holds synthetic images of a trained generator (card.yaml: synthetic: true). They have no folds, "
+            "because models must be tested on real images. Set data=… to a real dataset, and data.synthetic=… to this "
+            "folder to train on both."
         )
 
 
 def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
-    """The fold file beside the shards in `folder`, else the one that the project ships for the dataset.
+    """The fold file next to the shards in `folder`, else the one that the project ships for the dataset.
 
-    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError when there is no file,
+    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError if there is no file,
     and for synthetic data, which have no folds.
     """
     refuse_synthetic(manifest, folder)
@@ -154,22 +153,21 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     shipped = PROJECT_SHARDS / manifest.dataset / name
     if (folder / name).exists():
         return folder / name
-    if (
-        shipped.exists() and not Card.find(manifest.dataset, folder).made_here
-    ):  # those differ from one packing to another
+    # A generated dataset can differ from one packing to the next, so shipped folds don't fit it.
+    if shipped.exists() and not Card.find(manifest.dataset, folder).made_here:
         return shipped
     raise DataError(
-        f"folds={source}: no {name} in {folder}, and the project ships none for {manifest.dataset}. "
-        "`bushpc pack` makes folds.csv, `bushpc shards folds data=… duplicates=group` makes folds_grouped.csv; "
-        "folds_published.csv exists only where a paper's authors published theirs."
+        f"folds={source}: there is no {name} in {folder}, and the project ships none for {manifest.dataset}. "
+        "`bushpc pack` writes folds.csv, `bushpc shards folds data=… duplicates=group` writes folds_grouped.csv; "
+        "folds_published.csv exists only for datasets whose authors published folds."
     )
 
 
 def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
-    """The frozen fold file of a freshly packed dataset, drawn with seed 0 into `folder` where there is none.
+    """The frozen fold file of a newly packed dataset; drawn with seed 0 and written to `folder` if there is none.
 
-    Folds of a dataset that is made here are drawn again when they are of another packing. Raises: DataError for
-    frozen folds of any other that do not fit it.
+    For a generated dataset, folds that do not fit are drawn again. Raises: DataError if the frozen folds of any
+    other dataset do not fit.
     """
     made_here = Card.find(manifest.dataset, folder).made_here
     try:
@@ -179,20 +177,20 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
         path = Path(folder) / FILE_BY_SOURCE["frozen"]
         if path.exists() and not made_here:
             raise DataError(
-                f"{error}\nThe scans are packed. If the folds are of another packing, such as of an excerpt, move the "
-                "file away and run the same command again: new ones are drawn."
+                f"{error}\nThe scans are packed. If the folds belong to another packing, such as of an excerpt, move "
+                "the file away and run the same command again to draw new ones."
             ) from error
         write_folds(path, manifest.records, make_folds(manifest.records))
     return path
 
 
 def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = False, *, normals: bool = False) -> Folds:
-    """Read a fold file and hold it against the packed records, all of them.
+    """Read a fold file and check it against all packed records.
 
-    excerpt: only a part of the dataset is packed: keys of the file that are not packed are left out.
-    normals: whether the folds hold the normal scans too; only the lesions otherwise.
-    Raises: DataError naming unknown, missing or repeated keys, changed patients or labels, every patient that is in
-    two folds, and normal scans that are asked for and not there.
+    excerpt: only a part of the dataset is packed, so keys that are not packed are ignored.
+    normals: include the normal scans; otherwise only lesions.
+    Raises: DataError naming unknown, missing or repeated keys, changed patients or labels, patients in several folds,
+    and normal scans that are needed but missing.
     """
     path = Path(path)
     by_key = {record.key: record for record in records}
@@ -212,27 +210,27 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
     without = [key for key in by_key if key not in folds]
     normal = {key for key, record in by_key.items() if record.label == "normal"}
     problems["lesions without a fold"] = [key for key in without if key not in normal]
-    if not normal <= set(without):  # none of them is a file's right, some of them a mistake
+    if not normal <= set(without):  # a file may leave out all normal scans, but leaving out some is a mistake
         problems["normal scans without a fold"] = [key for key in without if key in normal]
     held = {key: folds[key] for key in by_key if key in folds}
-    problems["patients in more than one fold"] = _straddling(by_key, held)
-    _refuse(path, problems)
+    problems["patients in more than one fold"] = _patients_in_several_folds(by_key, held)
+    _raise_if_any(path, problems)
     if normals and normal & set(without):
         raise DataError(
-            f"data.normals=true: {path} holds lesions alone, and no fold of the {len(normal)} normal scans. Take "
-            "folds=frozen (if it is that one: move it away, and `bushpc pack` draws one with all scans), or "
-            "data.normals=false."
+            f"data.normals=true, but {path} contains lesions only and no fold of the {len(normal)} normal scans. Set "
+            "folds=frozen (if this is the frozen file, move it away and run `bushpc pack` to draw one with all scans), "
+            "or data.normals=false."
         )
     if not normals:
         held = {key: fold for key, fold in held.items() if key not in normal}
     numbers = sorted(set(held.values()))
     if not held or numbers != list(range(len(numbers))):
-        raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without a gap; found {numbers}.")
+        raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without gaps; found {numbers}.")
     return Folds(fold_by_key=held)
 
 
 def read_fold_numbers(path: str | Path) -> dict[str, int]:
-    """Key → fold as a fold file says it, fitting any records or not. Raises: DataError if it is no fold file."""
+    """Key → fold, without checking it against the records. Raises: DataError if it is not a fold file."""
     path = Path(path)
     return {cells["key"]: _fold_number(path, row, cells["fold"]) for row, cells in _read_csv(path, ("key", "fold"))}
 
@@ -240,13 +238,13 @@ def read_fold_numbers(path: str | Path) -> dict[str, int]:
 def import_published(folder: str | Path, records: Sequence[Record]) -> dict[str, int]:
     """Folds from XBusNet's published train_fold<N>.csv and val_fold<N>.csv, whose first column is `Image Name`.
 
-    Raises: DataError if training and validation overlap, validation parts do not divide the lesions among
-    themselves, or a training part is not all the rest.
+    Raises: DataError if training and validation overlap, the validation parts are not a partition of the lesions, or
+    a training part does not contain all other lesions.
     """
     folder = Path(folder)
     count = len(list(folder.glob("val_fold*.csv")))
     if not count:
-        raise DataError(f"{folder} holds no val_fold0.csv: the folder with the published fold CSVs is needed.")
+        raise DataError(f"{folder} has no val_fold0.csv: give the folder with the published fold CSVs.")
     lesions = [record for record in records if record.label != "normal"]
     problems: dict[str, list[str]] = defaultdict(list)
     fold_by_key: dict[str, int] = {}
@@ -263,8 +261,8 @@ def import_published(folder: str | Path, records: Sequence[Record]) -> dict[str,
     known = {record.key: record for record in lesions}
     problems["keys that no packed lesion has"] = [key for key in fold_by_key if key not in known]
     problems["lesions in no validation part"] = [key for key in known if key not in fold_by_key]
-    problems["patients in more than one fold"] = _straddling(known, fold_by_key)
-    _refuse(folder, problems)
+    problems["patients in more than one fold"] = _patients_in_several_folds(known, fold_by_key)
+    _raise_if_any(folder, problems)
     return {record.key: fold_by_key[record.key] for record in lesions}
 
 
@@ -273,21 +271,21 @@ def _image_keys(path: Path) -> list[str]:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a fold file, each with its line number in an editor."""
+    """The rows of a fold file with their line numbers."""
     if not path.exists():
         raise DataError(
-            f"{path} does not exist. Pack the dataset to have its folds made: bushpc pack data={path.parent.name}"
+            f"{path} does not exist. Packing the dataset draws its folds: bushpc pack data={path.parent.name}"
         )
     yield from csv_rows(path, columns)
 
 
 def _fold_number(path: Path, row: int, text: str) -> int:
     if not text.isdecimal() or len(text) > MOST_DIGITS:
-        raise DataError(f"{path}, row {row}: fold is '{text[:20]}'; a whole number from 0 on is needed.")
+        raise DataError(f"{path}, row {row}: fold is '{text[:20]}'; it must be a whole number ≥ 0.")
     return int(text)
 
 
-def _straddling(records: dict[str, Record], fold_by_key: dict[str, int]) -> list[str]:
+def _patients_in_several_folds(records: dict[str, Record], fold_by_key: dict[str, int]) -> list[str]:
     folds: dict[str, set[int]] = defaultdict(set)
     for key, fold in fold_by_key.items():
         if key in records:
@@ -297,7 +295,7 @@ def _straddling(records: dict[str, Record], fold_by_key: dict[str, int]) -> list
     ]
 
 
-def _refuse(where: Path, problems: dict[str, list[str]]) -> None:
+def _raise_if_any(where: Path, problems: dict[str, list[str]]) -> None:
     found = {what: cases for what, cases in problems.items() if cases}
     if found:
         lines = [

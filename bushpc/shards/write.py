@@ -1,12 +1,12 @@
-"""Packing: raw folder → shards. Parallel, deterministic, resumable; nothing half-written is taken for whole.
+"""Packing: raw folder → shards. Parallel, deterministic and resumable; a partial write never passes for complete.
 
     plan → check against the card → for each shard: load and encode its samples in parallel, write the tar
-         → move the tars in place → write the manifest, last
+         → move the tars into place → write the manifest, last
 
-Work in progress lies in `<out>/.packing/`. A shard counts as finished when its facts are written beside its
-tar, which happens after the tar is flushed; a later attempt at the same work keeps such shards if their SHA-256
-still fits. The bytes of a tar depend on the samples alone: fixed headers, a fixed order, a fixed PNG encoding.
-(PNG bytes may differ between versions of Pillow's zlib, so equal hashes are promised for equal environments.)
+Work in progress is kept in `<out>/.packing/`. A shard is finished when its JSON file exists next to its tar; it is
+written after the tar is flushed. A later attempt at the same work keeps finished shards whose SHA-256 still matches.
+The bytes of a tar depend only on the samples: headers, order and PNG encoding are fixed. (PNG bytes may differ
+between versions of Pillow's zlib, so hashes are equal only in equal environments.)
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
 from bushpc.shards.split import FILE_BY_SOURCE, write_folds
 
-PACKER_VERSION = 2  # raise it when the same samples would give other bytes: existing sets are then packed anew
+PACKER_VERSION = 2  # increase it when the same samples would give different bytes; existing datasets are then repacked
 
-PNG_LEVEL = 3  # zlib level: packing is bound by PNG encoding, and higher levels gain 3 % in size for twice the time
+PNG_LEVEL = 3  # zlib level. PNG encoding takes most of the time; higher levels save 3 % in size for twice the time
 WORK_FOLDER = ".packing"
 LOCK_FILE = "lock"
 
-# What makes a sample of an item, as every source does.
+# Turns an item into a sample; every source module has one.
 Load = t.Callable[[sources.Item], Sample]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoded:
-    """A sample as the tar will hold it. `record` lacks the offsets, which only the tar's writer knows."""
+    """A sample as stored in the tar. `record` has no offsets yet: they are known once the tar is written."""
 
     record: Record
     image_png: bytes
@@ -74,19 +74,19 @@ def pack(
 ) -> Manifest:
     """Pack dataset `name` from the raw folder `src` into the folder `out`; returns the manifest.
 
-    src: the publisher's folder; None for a dataset that is made here.
-    excerpt: `src` is knowingly a part of the dataset: its counts are not held against the card.
-    workers: processes that decode and encode; the result does not depend on it.
-    shard_samples: samples in a tar, at most.
+    src: the publisher's folder; None for a generated dataset.
+    excerpt: `src` is only a part of the dataset, so its counts are not checked against the card.
+    workers: number of processes that decode and encode; it does not affect the result.
+    shard_samples: maximum number of samples in a tar.
     parameters: overrides of the card's parameters.
 
-    Already packed from identical sources with intact tars, it does nothing but say so.
-    Raises: ConfigError for a name, parameter or number that does not exist; DataError for a folder that does not
+    If `out` is already packed from identical sources and its tars are intact, only reports so.
+    Raises: ConfigError for an unknown name or parameter or an invalid number; DataError for a folder that does not
     match the card, files that cannot be used, or another process packing into `out`.
     """
     source = sources.source(name)
     if workers < 1 or shard_samples < 1:
-        raise ConfigError(f"workers={workers} shard_samples={shard_samples}: whole numbers from 1 on are needed.")
+        raise ConfigError(f"workers={workers} shard_samples={shard_samples}: both must be ≥ 1.")
     out = Path(out)
     card = Card.find(name, out).override(parameters or {})
     src = _raw_folder(src, card)
@@ -111,19 +111,19 @@ def write_shards(
     progress: Show | None = None,
     shard_samples: int = 64,
 ) -> Manifest:
-    """The samples that `load` makes of the plan's items, as shards in `out`; all else as in `pack`.
+    """Write the plan's items, turned into samples by `load`, as shards to `out`; otherwise like `pack`.
 
-    load: with several workers a function of a module, as it is looked up in their processes by its name.
+    load: with several workers it must be a module-level function, so that it can be pickled.
     """
-    say = progress or _silent
+    report = progress or _silent
     shards = _divide(plan.items, shard_samples)
 
-    with _alone_in(out) as work:
+    with _locked_work_folder(out) as work:
         if packed := _already_packed(card, out, plan, excerpt, shards):
-            say(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
+            report(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
             _write_published(out, packed, plan)
             return packed
-        _keep_only_own_work(work, card, plan, excerpt, shards)
+        _discard_other_work(work, card, plan, excerpt, shards)
         finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
         done = 0
         with _pool(workers) as encode:
@@ -131,13 +131,13 @@ def write_shards(
                 if kept := _finished_shard(work, out, file):
                     finished[file] = kept
                     done += len(items)
-                    say(done, len(plan.items), f"{file} kept from an earlier attempt")
+                    report(done, len(plan.items), f"{file} kept from an earlier attempt")
                     continue
                 encoded = []
                 for sample in encode(card, load, items):
                     encoded.append(sample)
                     done += 1
-                    say(done, len(plan.items))
+                    report(done, len(plan.items))
                 finished[file] = _write_shard(work, file, encoded)
         manifest = Manifest(
             dataset=card.name,
@@ -155,7 +155,7 @@ def write_shards(
     return manifest
 
 
-# --- before any work: what is asked for, and whether the raw folder is what the card says ----------------------
+# --- checks before any work: does the raw folder match the card? ------------------------------------------------
 
 
 def _silent(done: int, total: int, message: str = "") -> None:
@@ -164,11 +164,11 @@ def _silent(done: int, total: int, message: str = "") -> None:
 
 def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
     if card.made_here:
-        return None if src is None else Path(src)  # such a source says itself that it takes no src
+        return None if src is None else Path(src)  # the source itself rejects a src
     if src is None:
         raise ConfigError(
-            f"data={card.name} needs src=FOLDER: {card.title} as downloaded from {card.where} ({card.licence}); "
-            f"what must be in it is described in shards/{card.name}/card.yaml."
+            f"data={card.name} needs src=FOLDER: {card.title} as downloaded from {card.where} ({card.licence}). "
+            f"shards/{card.name}/card.yaml describes the folder's content."
         )
     if not Path(src).is_dir():
         raise DataError(f"src={src} is not a folder. {card.title} is available from {card.where}.")
@@ -176,9 +176,10 @@ def _raw_folder(src: str | Path | None, card: Card) -> Path | None:
 
 
 def _check_belongs(src: Path, card: Card) -> None:
-    """Raises: DataError for a folder that holds nothing of the card's files, or that is wholly another dataset's.
+    """Raises: DataError if the folder has none of the card's files, or matches another dataset's card completely.
 
-    It says what the folder looks like, and where the dataset may be: people often give the folder above or below.
+    The message says which dataset the folder looks like, and where the right folder may be: a common mistake is to
+    give its parent or a subfolder.
     """
     share = _share_of_files(src, card)
     if share == 1 or not card.files:
@@ -192,12 +193,12 @@ def _check_belongs(src: Path, card: Card) -> None:
             f"{src} is not the folder of {card.name}: "
             + (f"it looks like data={others[0]}." if others else f"it has no file {' or '.join(card.files)}.")
             + (f" src={places[0]} looks like {card.name}." if places else "")
-            + f" What must be in it is described in shards/{card.name}/card.yaml."
+            + f" shards/{card.name}/card.yaml describes the folder's content."
         )
 
 
 def _share_of_files(folder: Path, card: Card) -> float:
-    """Share of the card's patterns that a file in the folder matches; 0 for a card that has none."""
+    """Share of the card's file patterns that match a file in the folder; 0 for a card without patterns."""
     return sum(any(folder.glob(pattern)) for pattern in card.files) / max(len(card.files), 1)
 
 
@@ -218,24 +219,24 @@ def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
         raise DataError(
             f"{src} does not match the card of {card.name}:\n  "
             + "\n  ".join(off)
-            + "\nDownload it again, or add excerpt=true if it is a part of the dataset on purpose."
+            + "\nDownload it again; or, if the folder is deliberately a part of the dataset, add excerpt=true."
         )
 
 
 def _divide(items: list[sources.Item], shard_samples: int) -> dict[str, list[sources.Item]]:
-    """Items by tar, in the order of the manifest: lesions and normals apart, by key within each."""
+    """Items by tar, in the manifest's order: lesions and normal scans separately, sorted by key."""
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
             raise DataError(f"Two samples have the key '{item.key}': keys must be unique in a dataset.")
         if not item.key or set(item.key) & set("./\\ \n\t") or len(item.key.encode()) > 80:
-            raise DataError(f"'{item.key}' cannot be a key: 1 to 80 bytes without dots, slashes and blanks are needed.")
+            raise DataError(f"'{item.key}' is not a valid key: use 1 to 80 bytes without dots, slashes and spaces.")
         if item.label not in (*LABELS, UNLABELLED):
             allowed = ", ".join((*LABELS, UNLABELLED))
             raise DataError(f"Sample '{item.key}' has label '{item.label}'; allowed: {allowed}.")
         seen.add(item.key)
     if not items:
-        raise DataError("The raw folder holds no sample at all.")
+        raise DataError("The raw folder contains no samples.")
     shards = {}
     for group in ("lesion", "normal"):
         members = sorted((item for item in items if (item.label == "normal") == (group == "normal")), key=_key)
@@ -249,8 +250,8 @@ def _key(item: sources.Item) -> str:
 
 
 @contextlib.contextmanager
-def _alone_in(out: Path) -> t.Iterator[Path]:
-    """Hold the work folder for this process; the kernel lets go of it however the process ends."""
+def _locked_work_folder(out: Path) -> t.Iterator[Path]:
+    """Lock the work folder for this process; the kernel releases the lock however the process ends."""
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     with (work / LOCK_FILE).open("w") as lock:
@@ -258,10 +259,10 @@ def _alone_in(out: Path) -> t.Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"Another bushpc pack is writing into {out}. Wait for it, or choose another folder."
+                f"Another bushpc pack is writing to {out}. Wait until it ends, or choose another folder."
             ) from None
         except OSError as error:  # a file system mounted without locks
-            warnings.warn(f"{out} cannot be locked ({error}): start no second pack into it.", stacklevel=3)
+            warnings.warn(f"{out} cannot be locked ({error}). Do not start a second pack into it.", stacklevel=3)
         yield work
 
 
@@ -272,7 +273,7 @@ def _already_packed(
         manifest = Manifest.load(out)
         manifests.verify(out, manifest, deep=True)
     except DataError:
-        return None  # not packed, or damaged: either way the thing to do is to pack
+        return None  # not packed, or damaged: pack in either case
     same = (
         manifest.dataset == card.name
         and manifest.packer_version == PACKER_VERSION
@@ -288,10 +289,10 @@ def _already_packed(
 # --- work that survives a kill ----------------------------------------------------------------------------------
 
 
-def _keep_only_own_work(
+def _discard_other_work(
     work: Path, card: Card, plan: sources.Plan, excerpt: bool, shards: dict[str, list[sources.Item]]
 ) -> None:
-    """Leave what an earlier attempt at exactly this work has finished; clear away what is from any other."""
+    """Keep what an earlier attempt at exactly this task finished; delete the work of any other task."""
     task = {
         "dataset": card.name,
         "packer_version": PACKER_VERSION,
@@ -306,27 +307,27 @@ def _keep_only_own_work(
         if (work / "task.json").read_text(encoding="utf-8") == text:
             return
     except (OSError, UnicodeDecodeError):
-        pass  # no earlier attempt, or one killed before it began
+        pass  # no earlier attempt, or it was killed before it began
     _clear(work)
     write_atomically(work / "task.json", text)
 
 
 def _clear(work: Path) -> None:
-    """Empty the work folder but for the lock, which this process holds."""
+    """Empty the work folder except for the lock file, which this process holds."""
     for path in work.iterdir():
         if path.name != LOCK_FILE:
             path.unlink()
 
 
 def _finished_shard(work: Path, out: Path, file: str) -> tuple[ShardInfo, list[Record]] | None:
-    """A shard that an earlier attempt finished: its facts are there, and its tar has the hash they state."""
+    """A shard that an earlier attempt finished: its JSON file exists, and its tar has the hash stated there."""
     try:
-        facts = json.loads((work / f"{file}.json").read_text(encoding="utf-8"))
-        info = ShardInfo(**facts["info"])
-        records = [Record(**record) for record in facts["records"]]
+        finished = json.loads((work / f"{file}.json").read_text(encoding="utf-8"))
+        info = ShardInfo(**finished["info"])
+        records = [Record(**record) for record in finished["records"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    for folder in (work, out):  # in `out` already, if the attempt was killed while it moved the tars in place
+    for folder in (work, out):  # it is already in `out` if the attempt was killed while moving the tars into place
         if (folder / file).exists() and sha256_of(folder / file) == info.sha256:
             return info, records
     return None
@@ -342,8 +343,8 @@ def _write_shard(work: Path, file: str, samples: list[_Encoded]) -> tuple[ShardI
                 image_offset = _add(tar, stream, f"{key}.image.png", sample.image_png)
                 mask_offset = _add(tar, stream, f"{key}.mask.png", sample.mask_png)
                 _add(tar, stream, f"{key}.json", sample.json)
-                facts = {**asdict(sample.record), "shard": file}
-                records.append(Record(**{**facts, "image_offset": image_offset, "mask_offset": mask_offset}))
+                fields = {**asdict(sample.record), "shard": file}
+                records.append(Record(**{**fields, "image_offset": image_offset, "mask_offset": mask_offset}))
         stream.flush()
         os.fsync(stream.fileno())
     info = ShardInfo(file=file, sha256=sha256_of(path), bytes=path.stat().st_size, samples=len(samples))
@@ -353,7 +354,7 @@ def _write_shard(work: Path, file: str, samples: list[_Encoded]) -> tuple[ShardI
 
 
 def _add(tar: tarfile.TarFile, stream: t.BinaryIO, name: str, data: bytes) -> int:
-    """Append a member whose header depends on its name and length alone; returns the offset of its data."""
+    """Append a member whose header depends only on its name and length; returns the offset of its data."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
     header.mode = 0o644
@@ -364,7 +365,7 @@ def _add(tar: tarfile.TarFile, stream: t.BinaryIO, name: str, data: bytes) -> in
 
 
 def _publish(work: Path, out: Path, manifest: Manifest) -> None:
-    """Put the finished shards in the place of what was there. Between the first and the last line nothing is whole."""
+    """Replace the old shards. The manifest is deleted first and written last, so a partial set never has one."""
     (out / manifests.FILE_NAME).unlink(missing_ok=True)
     files = {shard.file for shard in manifest.shards}
     for stale in [*out.glob("lesion-*.tar"), *out.glob("normal-*.tar")]:
@@ -379,7 +380,7 @@ def _publish(work: Path, out: Path, manifest: Manifest) -> None:
 
 
 def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
-    """Folds that the publisher ships with the dataset, beside the shards, for `folds=published`."""
+    """Write folds that the publisher ships with the dataset next to the shards, for `folds=published`."""
     if plan.published is not None:
         write_folds(out / FILE_BY_SOURCE["published"], manifest.records, plan.published)
 
@@ -389,27 +390,27 @@ def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
 
 @contextlib.contextmanager
 def _pool(workers: int) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[_Encoded]]]:
-    """A function that encodes items in order: here with one worker, else in that many processes."""
+    """A function that encodes items in order: in this process with one worker, else in that many processes."""
     if workers == 1:
         yield lambda card, load, items: (_encode(card, load, item) for item in items)
         return
-    # Spawned, not forked: the caller may hold threads, locks or a CUDA context, which a fork would copy half.
+    # Spawn, don't fork: the caller may have threads, locks or a CUDA context, which a fork would break.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
             yield lambda card, load, items: pool.map(functools.partial(_encode, card, load), items)
         except BrokenProcessPool:
             raise DataError(
-                f"One of the {workers} packing processes was ended from outside, most often for want of memory. "
+                f"One of the {workers} packing processes was killed, most likely because memory ran out. "
                 "Run the same command again with fewer workers; finished shards are kept."
             ) from None
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # a bad file stops the packing now, not after the rest
+            pool.shutdown(wait=True, cancel_futures=True)  # stop at a bad file, without processing the rest
             raise
 
 
-def _leave_with_parent() -> None:
-    """End this worker when the packer is killed: a pool's workers would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """End this worker when the packer is killed; a pool's worker would otherwise wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -429,7 +430,7 @@ def _encode(card: Card, load: Load, item: sources.Item) -> _Encoded:
         raise DataError(f"Sample '{item.key}' cannot be read: {type(error).__name__}: {error}") from error
     _check_sample(sample, card)
     height, width = sample.mask_HW.shape
-    facts = {
+    metadata = {
         "key": sample.key,
         "patient": sample.patient,
         "label": sample.label,
@@ -437,7 +438,7 @@ def _encode(card: Card, load: Load, item: sources.Item) -> _Encoded:
         "pixel_mm": sample.pixel_mm,
         "sources": list(sample.sources),
     }
-    image_png, mask_png = _png(_narrow(sample.image_HWC)), _png(sample.mask_HW)
+    image_png, mask_png = _png(_merge_equal_channels(sample.image_HWC)), _png(sample.mask_HW)
     record = Record(
         key=sample.key,
         patient=sample.patient,
@@ -454,12 +455,12 @@ def _encode(card: Card, load: Load, item: sources.Item) -> _Encoded:
         mask_offset=0,
         mask_bytes=len(mask_png),
     )
-    text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
     return _Encoded(record=record, image_png=image_png, mask_png=mask_png, json=text.encode())
 
 
 def _check_sample(sample: Sample, card: Card) -> None:
-    """Hold a source to the promises of `Sample`; what a raw file can break is a DataError."""
+    """Check that a source keeps the contract of `Sample`. Faults that a raw file can cause are a DataError."""
     image, mask = sample.image_HWC, sample.mask_HW
     assert image.dtype == mask.dtype == np.uint8, sample.key
     assert image.ndim == 3, sample.key
@@ -476,8 +477,8 @@ def _check_sample(sample: Sample, card: Card) -> None:
         raise DataError(f"'{sample.key}' {what}{files}.")
 
 
-def _narrow(image_HWC: np.ndarray) -> np.ndarray:
-    """One channel where all three are equal, as in most scans: a third of the work, and read back as RGB."""
+def _merge_equal_channels(image_HWC: np.ndarray) -> np.ndarray:
+    """One channel if all three are equal, as in most scans: a third of the work. It is read back as RGB."""
     red, green, blue, *fourth = np.moveaxis(image_HWC, -1, 0)
     grey = not fourth and np.array_equal(red, green) and np.array_equal(red, blue)
     return red if grey else image_HWC

@@ -197,7 +197,7 @@ def test_the_command_writes_page_and_lists_and_says_by_its_status_whether_it_is_
     assert main(["shards", "audit", f"data={folder}", "data=nowhere"]) == 2
     assert "unknown data 'nowhere'" in capsys.readouterr().err
     assert main(["shards", "audit", f"data={folder}", f"data={folder}"]) == 2
-    assert "stands there twice" in capsys.readouterr().err
+    assert "is given twice" in capsys.readouterr().err
 
 
 def test_nothing_grave_is_found_in_a_packed_phantom(phantom_folder, tmp_path):

@@ -52,7 +52,7 @@ def test_a_card_that_lacks_a_key_or_is_no_yaml_is_named(tmp_path):
 def test_parameters_are_overridden_by_name_and_with_numbers_only():
     card = Card.load(PROJECT_SHARDS / "phantom")
     assert card.override({"count": 7}).parameters == {**card.parameters, "count": 7}
-    with pytest.raises(ConfigError, match="a number is needed"):
+    with pytest.raises(ConfigError, match="must be a number, such as 120"):
         card.override({"count": "many"})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="unknown parameter of breast 'count'"):
         Card.load(PROJECT_SHARDS / "breast").override({"count": 7})

@@ -17,8 +17,8 @@ from bushpc.shards.duplicates import (
     Pair,
     aligned_correlation,
     find_pairs,
+    fingerprint_of,
     group,
-    look_at,
     perceptual_hash,
     tie_patients,
 )
@@ -71,21 +71,21 @@ CHANGES = [re_encoded, resized, brightened, mirrored, cropped, everything]
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_are_found_and_nothing_else(scans, change):
-    looks = [look_at(np.ascontiguousarray(scan)) for scan in (*scans, *map(change, scans))]
-    pairs = find_pairs(looks)
+    fingerprints = [fingerprint_of(np.ascontiguousarray(scan)) for scan in (*scans, *map(change, scans))]
+    pairs = find_pairs(fingerprints)
     assert [(pair.first, pair.second) for pair in pairs] == [(i, i + len(scans)) for i in range(len(scans))]
     assert {pair.mirrored for pair in pairs} == {change in (mirrored, everything)}
     assert not any(pair.identical for pair in pairs)
 
 
 def test_identical_pixels_are_told_from_near_ones(scans):
-    looks = [look_at(scan) for scan in (scans[0], scans[0].copy(), re_encoded(scans[0]))]
-    assert [(pair.first, pair.second, pair.identical) for pair in find_pairs(looks)] == [
+    fingerprints = [fingerprint_of(scan) for scan in (scans[0], scans[0].copy(), re_encoded(scans[0]))]
+    assert [(pair.first, pair.second, pair.identical) for pair in find_pairs(fingerprints)] == [
         (0, 1, True),
         (0, 2, False),
         (1, 2, False),
     ]
-    again = find_pairs([look_at(scan) for scan in (*scans, *scans)])
+    again = find_pairs([fingerprint_of(scan) for scan in (*scans, *scans)])
     assert again == [Pair(i, i + len(scans), True, False, 1.0) for i in range(len(scans))]
 
 
@@ -99,7 +99,7 @@ def test_many_copies_of_a_picture_are_one_group_without_aligning_every_pair(scan
         return np.ascontiguousarray(scan[top : scan.shape[0] - bottom, left : scan.shape[1] - right])
 
     copies = [cut(scan) for _ in range(20) for scan in scans[:3]]
-    pairs = find_pairs([look_at(copy) for copy in copies])
+    pairs = find_pairs([fingerprint_of(copy) for copy in copies])
     groups = group(len(copies), pairs)
     assert [groups[i] for i in range(len(copies))] == groups[:3] * 20
     assert len(set(groups[:3])) == 3
@@ -108,19 +108,19 @@ def test_many_copies_of_a_picture_are_one_group_without_aligning_every_pair(scan
 
 
 def test_empty_images_are_not_one_picture():
-    black = look_at(np.zeros((80, 90, 3), np.uint8))
+    black = fingerprint_of(np.zeros((80, 90, 3), np.uint8))
     assert find_pairs([black, black]) == []
     assert find_pairs([]) == []
 
 
 def test_images_of_four_channels_are_compared_too(scans):
     four = [np.dstack([scan, scan[..., 0] // 2]) for scan in scans[:3]]
-    pairs = find_pairs([look_at(image) for image in (*four, four[1])])
+    pairs = find_pairs([fingerprint_of(image) for image in (*four, four[1])])
     assert [(pair.first, pair.second, pair.identical) for pair in pairs] == [(1, 3, True)]
 
 
 def test_the_hash_is_the_sign_of_the_lowest_cosine_terms_about_their_median(scans):
-    small = look_at(scans[0]).small_HW
+    small = fingerprint_of(scans[0]).small_HW
     coarse = small.reshape(32, 2, 32, 2).mean(axis=(1, 3))
     row = (np.arange(32) + 0.5) * np.pi / 32
     terms = []

@@ -118,7 +118,7 @@ def test_folds_of_lesions_alone_serve_until_normal_scans_are_asked_for(tmp_path)
     records = [*cohort(6, 4), record("case999", label="normal")]
     write_folds(tmp_path / "folds.csv", records, make_folds(records[:10]))
     assert load_folds(tmp_path / "folds.csv", records).fold_by_key == make_folds(records[:10])
-    with pytest.raises(DataError, match=r"no fold of the 1 normal scans. Take folds=frozen .*or data.normals=false"):
+    with pytest.raises(DataError, match=r"no fold of the 1 normal scans. Set folds=frozen .*or data.normals=false"):
         load_folds(tmp_path / "folds.csv", records, normals=True)
     assert load_folds(tmp_path / "folds.csv", records[:10], normals=True).fold_by_key == make_folds(records[:10])
 
@@ -180,8 +180,8 @@ A1, A2, B1 = "a1,ann,benign,0", "a2,ann,benign,0", "b1,bea,malignant,1"
         ([A1, "a2,eve,benign,0", B1], r"differs from the packed one: a2 \(row 3\)"),
         ([A1, A2, "b1,bea,benign,1"], r"differs from the packed one: b1 \(row 4\)"),
         (["a1,ann,benign,x", A2, B1], "row 2: fold is 'x'"),
-        ([A1, A2, "b1,bea,malignant,2"], "without a gap"),
-        ([A1, "a2,ann"], "row 3: cut off"),
+        ([A1, A2, "b1,bea,malignant,2"], "without gaps"),
+        ([A1, "a2,ann"], "row 3: too few cells"),
     ],
 )
 def test_a_fold_file_that_leaks_or_does_not_fit_is_refused_by_name(tmp_path, lines, message):

@@ -276,7 +276,7 @@ def test_a_missing_column_is_named(breast):
         ("Pixel_size", "wide", r"row 3: Pixel_size is 'wide'"),
         ("Classification", "benin", r"row 3: Classification is 'benin'; allowed: benign"),
         ("Mask_tumor_filename", None, r"row 3: Mask_tumor_filename names 0 files for a malignant scan"),
-        ("Image_filename", "case001.png", r"row 3: case001\.png is in row 2 already"),
+        ("Image_filename", "case001.png", r"row 3: case001\.png is already in row 2"),
     ],
 )
 def test_an_unusable_cell_is_named_with_its_row(breast, column, value, message):

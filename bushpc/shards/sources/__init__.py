@@ -1,10 +1,10 @@
-"""Sources: one module a dataset, which turns the publisher's folder into samples. First step of the pipeline.
+"""Dataset sources: one module per dataset turns the publisher's folder into samples. First step of the pipeline.
 
-    raw folder ─plan→ items (cheap, in one process) ─load→ samples (decoded, in as many processes as there are cores)
+    raw folder ─plan→ items (cheap, in one process) ─load→ samples (decoded, in several processes)
 
-A source module has two functions. `plan` reads lists and spreadsheets, checks that every file exists and
-decodes no pixel; `load` decodes one item. All oddities of the dataset are resolved between the two, so that
-everything after them is the same for every dataset. See CONTRIBUTING.md, "Add a dataset".
+A source module has two functions. `plan` reads lists and spreadsheets and checks that every file exists, but decodes
+no pixels; `load` decodes one item. Together they resolve every oddity of the dataset, so all later steps are the
+same for every dataset. See CONTRIBUTING.md, "Add a dataset".
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if t.TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One sample to be: what is known of it before its pixels are decoded. Small, and can be pickled.
+    """What is known of a sample before its pixels are decoded. Small and picklable.
 
-    key, label: those of the sample.
+    key, label: as in the sample.
     recipe: whatever `load` of the same source needs.
     """
 
@@ -36,9 +36,9 @@ class Item:
 
 
 class Plan(t.NamedTuple):
-    """All items of a dataset, and the SHA-256 of everything that they are made from, by relative path.
+    """All items of a dataset, and the SHA-256 of every file they are made from, by relative path.
 
-    published: fold by key, from 0, where the publisher ships folds with the dataset; None elsewhere.
+    published: fold by key, from 0, if the publisher ships folds with the dataset; else None.
     """
 
     items: list[Item]
@@ -46,8 +46,8 @@ class Plan(t.NamedTuple):
     published: dict[str, int] | None = None
 
 
-class Source(t.Protocol):
-    """What a source module offers."""
+class DatasetSource(t.Protocol):
+    """The interface of a source module."""
 
     def plan(self, folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         """List the samples. Raises: DataError naming missing files, columns and spreadsheet rows."""
@@ -57,19 +57,19 @@ class Source(t.Protocol):
 
 
 def names() -> list[str]:
-    """Every dataset that can be packed."""
+    """The names of all datasets that can be packed."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def source(name: str) -> Source:
+def source(name: str) -> DatasetSource:
     """The source module of a dataset. Raises: ConfigError listing the datasets that exist."""
     if name not in names():
         raise ConfigError(unknown_name("dataset", name, names()))
-    return t.cast(Source, importlib.import_module(f"{__name__}.{name}"))
+    return t.cast(DatasetSource, importlib.import_module(f"{__name__}.{name}"))
 
 
 def read(name: str, folder: Path | None, card: Card) -> t.Iterator[Sample]:
-    """The simple door: every sample of a raw folder, one after the other, without packing anything."""
+    """Yield every sample of a raw folder without packing it."""
     module = source(name)
     for item in module.plan(folder, card).items:
         yield module.load(item)

@@ -1,9 +1,9 @@
-"""BraTS 2021 (Baid et al. 2021): four MRI sequences of a brain with a glioma → axial slices in four channels.
+"""BraTS 2021 (Baid et al. 2021): four MRI sequences of a brain with a glioma → axial slices with four channels.
 
     BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz ─chosen slices→ BraTS2021_00000_z070 …
 
-What is odd about the published files, what is done about it, and which slices are chosen is listed under `notes` in
-shards/brats2021/card.yaml. Volumes are (rows, columns, slices), suffix _HWZ, as a radiologist sees them.
+shards/brats2021/card.yaml lists the oddities of the published files, how they are handled, and which slices are
+chosen (`notes`). Volumes are (rows, columns, slices), suffix _HWZ, in radiological orientation.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import numpy as np
 
 from bushpc.errors import ConfigError, DataError
 from bushpc.sample import UNLABELLED, Sample
-from bushpc.shards import raw
+from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
     from bushpc.shards.card import Card
 
-# Values of a segmentation that make up each of the card's mask_classes, in their order (Baid et al. 2021, section 2.3):
+# Segmentation values that form each of the card's mask_classes, in the card's order (Baid et al. 2021, section 2.3):
 # 1 is necrotic core, 2 edema and 4 enhancing tumour.
 CLASSES = {"enhancing_tumor": (4,), "tumor_core": (1, 4), "whole_tumor": (1, 2, 4)}
 KNOWN = (0, 1, 2, 4)
-# Of a sequence's values in the brain, shown as 1 and 255: a few bright vessels would leave all tissue dark otherwise.
+# Percentiles of a sequence's values in the brain, mapped to 1 and 255. Without clipping, a few bright vessels would
+# leave all tissue dark.
 PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Where one slice is: the case's folder below `folder`, the channels' names, and the number along the z axis."""
+    """Location of one slice: the case's folder below `folder`, the channels' names, and the index along the z axis."""
 
     folder: Path
     case: str
@@ -44,42 +45,42 @@ class Slice:
 
 
 class Sequence(t.NamedTuple):
-    """A sequence of a case: its voxels, 0 outside of the brain, and which of their values are shown as 1 and 255."""
+    """An MRI sequence of a case: its voxels, 0 outside the brain, and the values that map to 1 and 255."""
 
     values_HWZ: np.ndarray
     low: float
     high: float
 
     def slice(self, z: int) -> np.ndarray:
-        """uint8 (H, W): 0 outside of the brain, 1 to 255 in it."""
+        """uint8 (H, W): 0 outside the brain, 1 to 255 inside."""
         values_HW = self.values_HWZ[..., z]
         share_HW = np.clip((values_HW - self.low) / (self.high - self.low), 0, 1)
         return np.where(values_HW != 0, np.round(1 + 254 * share_HW), 0).astype(np.uint8)
 
 
 class Volume(t.NamedTuple):
-    """Voxels, with the patient's right at the left and the front at the top; and the edge of a slice's pixels."""
+    """Voxels, the patient's right at the left and the front at the top; and the edge length of a slice's pixels."""
 
     values_HWZ: np.ndarray
     pixel_mm: float | None
 
 
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
-    """List the slices that the card's parameters choose. It reads every segmentation, for they decide.
+    """List the slices that the card's parameters select. Reads every segmentation to do so.
 
-    Raises: ConfigError for parameters that choose nothing; DataError naming missing and unreadable files.
+    Raises: ConfigError for invalid parameters; DataError naming missing and unreadable files.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
     every, least = card.parameters["every"], card.parameters["least_pixels"]
     if not all(isinstance(number, int) and number >= 1 for number in (every, least)):
-        raise ConfigError(f"brats2021 every={every} least_pixels={least}: whole numbers from 1 on are needed.")
+        raise ConfigError(f"brats2021 every={every} least_pixels={least}: both must be whole numbers ≥ 1.")
     cases = sorted(path.name for path in folder.glob(card.layout["cases"]) if path.is_dir())
     files = {case: [_file(case, what) for what in (*card.channels, "seg")] for case in cases}
-    problems = [fault for names in files.values() for fault in raw.absent(folder, names)]
+    problems = [fault for names in files.values() for fault in readers.missing_files(folder, names)]
     if problems and all("_seg.nii" in fault for fault in problems):
         problems.append("the challenge's validation cases have no segmentation: only the training cases can be packed")
-    raw.refuse(folder, problems)
-    _case.cache_clear()  # files may be others than when this process read them last
+    readers.raise_if_any(folder, problems)
+    _case.cache_clear()  # the files may have changed since this process read them
     items = []
     for case in cases:
         tumor_Z = np.count_nonzero(_segmentation(folder, case).values_HWZ, axis=(0, 1))
@@ -87,7 +88,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             if tumor_Z[z] >= least:
                 recipe = Slice(folder=folder, case=case, channels=tuple(card.channels), z=z)
                 items.append(Item(key=f"{case}_z{z:03d}", label=UNLABELLED, recipe=recipe))
-    hashes = raw.hashes(folder, [name for names in files.values() for name in names])
+    hashes = readers.hash_files(folder, [name for names in files.values() for name in names])
     parameters = hashlib.sha256(json.dumps(card.parameters, sort_keys=True).encode()).hexdigest()
     return Plan(items, {**hashes, "parameters": parameters})
 
@@ -111,9 +112,9 @@ def load(item: Item) -> Sample:
     )
 
 
-@functools.lru_cache(maxsize=1)  # a case's slices come one after the other, and reading it takes most of the time
+@functools.lru_cache(maxsize=1)  # slices of a case come in a row, and reading the case takes most of the time
 def _case(folder: Path, case: str, channels: tuple[str, ...]) -> tuple[list[Sequence], Volume]:
-    """A whole case: its sequences in the order of the channels, and its segmentation."""
+    """A whole case: its sequences in channel order, and its segmentation."""
     segmentation = _segmentation(folder, case)
     sequences = []
     for what in channels:
@@ -124,10 +125,10 @@ def _case(folder: Path, case: str, channels: tuple[str, ...]) -> tuple[list[Sequ
                 f"{folder / name} has {values_HWZ.shape} voxels, its segmentation {_file(case, 'seg')} "
                 f"has {segmentation.values_HWZ.shape}."
             )
-        brain = values_HWZ[values_HWZ != 0]  # the publisher cut everything else away
+        brain = values_HWZ[values_HWZ != 0]  # the published volumes are skull-stripped
         low, high = np.percentile(brain, PERCENTILES).tolist() if brain.size else (0.0, 0.0)
         if not high > low:
-            raise DataError(f"{folder / name} shows no brain: its voxels are all alike.")
+            raise DataError(f"{folder / name} contains no brain: all its voxels have the same value.")
         sequences.append(Sequence(values_HWZ, low, high))
     return sequences, segmentation
 
@@ -136,24 +137,24 @@ def _segmentation(folder: Path, case: str) -> Volume:
     name = _file(case, "seg")
     volume = _volume(folder, name)
     if strange := np.unique(volume.values_HWZ[~np.isin(volume.values_HWZ, KNOWN)]).tolist():
-        shown = ", ".join(f"{value:g}" for value in strange[: raw.MOST_SHOWN])
-        raise DataError(f"{folder / name} holds {shown}; only 0, 1, 2 and 4 mean something in BraTS 2021.")
+        shown = ", ".join(f"{value:g}" for value in strange[: readers.MOST_SHOWN])
+        raise DataError(f"{folder / name} has voxels of value {shown}; BraTS 2021 uses only 0, 1, 2 and 4.")
     return volume
 
 
 def _volume(folder: Path, name: str) -> Volume:
-    """Read a NIfTI file and turn it upright, however it is stored. Raises: DataError naming it."""
-    import nibabel  # here, because only this dataset needs it
+    """Read a NIfTI file and bring it to radiological orientation. Raises: DataError naming the file."""
+    import nibabel  # imported here because only this dataset needs it
 
     path = folder / name
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))  # x to the right, y to the front, z upwards
         values_XYZ = np.asarray(image.dataobj, dtype=np.float32)
         width_mm, height_mm, *_ = (float(edge) for edge in image.header.get_zooms())
-    except Exception as error:  # nibabel raises whatever parsing headers and gzip raise
+    except Exception as error:  # nibabel lets any error from header parsing and gzip through
         raise DataError(f"{path} is not a readable NIfTI volume ({type(error).__name__}: {error}).") from error
     if values_XYZ.ndim != 3 or not np.isfinite(values_XYZ).all():
-        raise DataError(f"{path} must hold a volume of three dimensions and of numbers; it has {values_XYZ.shape}.")
+        raise DataError(f"{path} must hold a 3-D volume of finite numbers; its shape is {values_XYZ.shape}.")
     square = abs(width_mm - height_mm) < 1e-3 * width_mm
     return Volume(values_XYZ[::-1, ::-1].transpose(1, 0, 2), round(width_mm, 6) if square else None)
 

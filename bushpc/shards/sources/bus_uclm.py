@@ -1,9 +1,8 @@
-"""BUS-UCLM (Vallez et al. 2025): colour-coded masks say the class, the file's name the patient. Oddities end here.
+"""BUS-UCLM (Vallez et al. 2025): the mask's colour gives the class, the file name the patient.
 
     images/<PATIENT>_<n>.png + masks/<PATIENT>_<n>.png ─colour→ mask, label      INFO.csv → Doppler, marks, combined
 
-What is odd about the published files, and what is done about it, is listed under `notes` in
-shards/bus_uclm/card.yaml.
+shards/bus_uclm/card.yaml lists the oddities of the published files and how they are handled (`notes`).
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.sample import Sample
-from bushpc.shards import raw
+from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
     from bushpc.shards.card import Card
 
 NAME = re.compile(r"(?P<patient>[A-Za-z]+)_\d+\.png")
-RED, GREEN = 1, 2  # of the three channels as bits; black is 0
+RED, GREEN = 1, 2  # the three channels as bits; black is 0
 ATTRIBUTES = ("Doppler", "Marks", "Combined")
 INFO_COLUMNS = ("Image", "Label", *ATTRIBUTES)
 
 
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
-    """Pair images and masks and read the masks' colours, which are the labels; INFO.csv must agree where it is there.
+    """Pair images and masks, and read the labels from the masks' colours. INFO.csv, if present, must agree.
 
-    With `excerpt`, rows of INFO.csv whose image is absent are left out.
+    `excerpt` skips rows of INFO.csv without their image.
     Raises: DataError naming every file without a counterpart, unknown colour, and row that contradicts its mask.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
@@ -40,19 +39,19 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     names, of_masks = ({path.name for path in (folder / part).glob("*.png")} for part in (images, masks))
     problems += [f"{images}/{name} has no mask" for name in sorted(names - of_masks)]
     problems += [f"{masks}/{name} is the mask of no image" for name in sorted(of_masks - names)]
-    raw.refuse(folder, problems)
+    readers.raise_if_any(folder, problems)
     facts = _info(folder / table, names, excerpt, problems) if (folder / table).exists() else None
     items = []
     for name in sorted(names):
         match = NAME.fullmatch(name)
         if not match:
-            problems.append(f"{images}/{name} does not begin with a patient's code, as ALWI_000.png does")
+            problems.append(f"{images}/{name} does not begin with a patient code like the one in ALWI_000.png")
             continue
         label = _label(_colours(folder, f"{masks}/{name}"))
         fact = facts.get(name, {}) if facts is not None else {}
         if fact and fact["Label"].lower() != label:
-            problems.append(f"{table} calls {name} {fact['Label']}, but its mask's colour says {label}")
-        scan = raw.Scan(
+            problems.append(f"{table} labels {name} {fact['Label']}, but its mask's colour means {label}")
+        scan = readers.ScanFiles(
             folder=folder,
             image=f"{images}/{name}",
             masks=(f"{masks}/{name}",),
@@ -60,34 +59,34 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             attributes={column.lower(): fact.get(column, "").lower() or None for column in ATTRIBUTES},
         )
         items.append(Item(key=Path(name).stem, label=label, recipe=scan))
-    raw.refuse(folder, problems)
+    readers.raise_if_any(folder, problems)
     files = [f"{part}/{name}" for part in (images, masks) for name in names]
-    return Plan(items, raw.hashes(folder, files if facts is None else [table, *files]))
+    return Plan(items, readers.hash_files(folder, files if facts is None else [table, *files]))
 
 
 def load(item: Item) -> Sample:
-    """Decode the image and its mask, whatever its colour. Raises: DataError naming the file."""
-    scan: raw.Scan = item.recipe
+    """Decode the image and its mask of any colour. Raises: DataError naming the file."""
+    scan: readers.ScanFiles = item.recipe
     if item.label != "normal":
         try:
-            return raw.load_scan(item)
+            return readers.load_scan(item)
         except DataError as error:
-            raise DataError(f"{error} Or leave such scans out of the folder, and add excerpt=true.") from None
-    image_HWC = raw.read_image(scan.folder, scan.image)
+            raise DataError(f"{error} Or remove such scans from the folder and add excerpt=true.") from None
+    image_HWC = readers.read_image(scan.folder, scan.image)
     return Sample(
         key=item.key,
         patient=scan.patient,
         label=item.label,
         image_HWC=image_HWC,
-        mask_HW=np.zeros(image_HWC.shape[:2], np.uint8),  # an all-black mask says nothing more, whatever its size
+        mask_HW=np.zeros(image_HWC.shape[:2], np.uint8),  # the mask is all black, so its size doesn't matter
         attributes=dict(scan.attributes),
         sources=(scan.image, *scan.masks),
     )
 
 
 def _colours(folder: Path, mask: str) -> set[int]:
-    """Which of black, green and red a mask holds. Raises: DataError for any other colour."""
-    bits_HW = ((raw.read_image(folder, mask) > 127) * np.array([RED, GREEN, 4])).sum(axis=2)
+    """Which of black, green and red the mask contains. Raises: DataError for any other colour."""
+    bits_HW = ((readers.read_image(folder, mask) > 127) * np.array([RED, GREEN, 4])).sum(axis=2)
     colours = {int(bits) for bits in np.unique(bits_HW)}
     if unknown := colours - {0, GREEN, RED}:
         y, x = np.argwhere(np.isin(bits_HW, list(unknown)))[0]
@@ -96,14 +95,14 @@ def _colours(folder: Path, mask: str) -> set[int]:
 
 
 def _label(colours: set[int]) -> str:
-    """An image with lesions of both classes is a malignant one."""
+    """An image with lesions of both classes is malignant."""
     return "malignant" if RED in colours else "benign" if GREEN in colours else "normal"
 
 
 def _info(path: Path, names: set[str], excerpt: bool, problems: list[str]) -> dict[str, dict[str, str]]:
-    """The rows of INFO.csv by image; appends to `problems` what does not fit the folder."""
+    """The rows of INFO.csv by image; appends mismatches with the folder to `problems`."""
     facts = {}
-    for row, cells in raw.csv_rows(path, INFO_COLUMNS, delimiter=";"):
+    for row, cells in readers.csv_rows(path, INFO_COLUMNS, delimiter=";"):
         name = cells["Image"]
         if name in names:
             facts[name] = cells

@@ -1,8 +1,8 @@
-"""BUSI (Al-Dhabyani et al. 2020): a folder a class, masks beside their images. Oddities end here.
+"""BUSI (Al-Dhabyani et al. 2020): one folder per class, masks next to their images.
 
     <class>/<class> (<n>).png ─with _mask, _mask_1 and _mask_2→ image, united mask
 
-What is odd about the published files, and what is done about it, is listed under `notes` in shards/busi/card.yaml.
+shards/busi/card.yaml lists the oddities of the published files and how they are handled (`notes`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import raw
+from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -23,13 +23,13 @@ NAME = re.compile(r"(?P<label>\w+) \((?P<number>\d+)\)(?P<mask>_mask(_\d+)?)?\.p
 
 
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
-    """Pair the images of every class folder with their masks; with `excerpt`, a class folder may be absent.
+    """Pair the images of every class folder with their masks. With `excerpt`, class folders may be missing.
 
-    Raises: DataError naming every class folder that is missing or unknown, and every file that has no counterpart.
+    Raises: DataError naming every missing or unknown class folder, and every file without a counterpart.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
     problems = [
-        f"{path.name}/ holds pictures but is no class of the card: {', '.join(card.counts)}"
+        f"{path.name}/ holds images but is not a class of the card ({', '.join(card.counts)})"
         for path in sorted(folder.iterdir())
         if path.is_dir() and path.name not in card.counts and any(path.glob("*.png"))
     ]
@@ -41,22 +41,24 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         for path in sorted((folder / label).glob("*.png")):
             file, match = f"{label}/{path.name}", NAME.fullmatch(path.name)
             if not match or match["label"] != label:
-                problems.append(f"{file} is named neither '{label} (1).png' nor '{label} (1)_mask.png'")
+                problems.append(f"{file}: names must be like '{label} (1).png' or '{label} (1)_mask.png'")
             elif match["mask"]:
                 masks[label, int(match["number"])].append(file)
             else:
                 images[label, int(match["number"])] = file
     problems += [f"{file} has no mask" for scan, file in images.items() if scan not in masks]
     problems += [f"{files[0]} is the mask of no image" for scan, files in masks.items() if scan not in images]
-    raw.refuse(folder, problems)
+    readers.raise_if_any(folder, problems)
     items = []
     for (label, number), image in images.items():
         key = f"{label}_{number:04d}"
-        scan = raw.Scan(folder=folder, image=image, masks=tuple(masks[label, number]), patient=key)
+        scan = readers.ScanFiles(folder=folder, image=image, masks=tuple(masks[label, number]), patient=key)
         items.append(Item(key=key, label=label, recipe=scan))
-    return Plan(items, raw.hashes(folder, [*images.values(), *(file for files in masks.values() for file in files)]))
+    return Plan(
+        items, readers.hash_files(folder, [*images.values(), *(file for files in masks.values() for file in files)])
+    )
 
 
 def load(item: Item) -> Sample:
     """Decode the image and the union of its masks. Raises: DataError naming the file."""
-    return raw.load_scan(item)
+    return readers.load_scan(item)

@@ -1,8 +1,8 @@
 """The union that the SAM multi-task paper trains on: BUSI, BrEaST and BUS-BRA as one dataset.
 
-    busi/ + breast/ + bus_bra/ ─each by its own source→ samples, keys and patients named after their dataset
+    busi/ + breast/ + bus_bra/ ─each read by its source→ samples; keys and patients are prefixed with the dataset
 
-Nothing odd is resolved here: each dataset's source does that.
+Oddities are resolved by each dataset's source.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import dataclasses
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import raw, sources
+from bushpc.shards import readers, sources
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.sources import Item, Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A sample of another dataset: which, and what that dataset's source knows it by."""
+    """A sample of another dataset: the dataset's name and its source's item."""
 
     dataset: str
     item: Item
 
 
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
-    """All samples of the datasets that the card's layout names; with `excerpt`, a dataset may be absent.
+    """List all samples of the datasets in the card's layout. With `excerpt`, datasets may be missing.
 
-    Raises: DataError for a dataset whose folder is missing, and whatever its own source raises.
+    Raises: DataError for a dataset whose folder is missing, and whatever its source raises.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
     missing = [part for part in card.layout if not (folder / part).is_dir()]
     if not excerpt:
-        raw.refuse(folder, [f"the folder {part}/ is missing: {card.layout[part]}" for part in missing])
+        readers.raise_if_any(folder, [f"the folder {part}/ is missing: {card.layout[part]}" for part in missing])
     items: list[Item] = []
     files: dict[str, str] = {}
     for dataset in card.layout:
@@ -48,7 +48,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
 
 
 def load(item: Item) -> Sample:
-    """The sample as its own source decodes it, under its new name."""
+    """Decode the sample with its dataset's source, and prefix its names."""
     recipe: Recipe = item.recipe
     sample = sources.source(recipe.dataset).load(recipe.item)
     return dataclasses.replace(
@@ -61,5 +61,5 @@ def load(item: Item) -> Sample:
 
 
 def _named(dataset: str, name: str) -> str:
-    """With a hyphen, as a dot in a key would end it for readers of the tars."""
+    """Joined with a hyphen: WebDataset ends a key at the first dot."""
     return f"{dataset}-{name}"

@@ -1,9 +1,8 @@
 """REFUGE2 (Fang et al. 2022): colour fundus photographs with optic disc and cup, in the publisher's three splits.
 
-    {train,val,test}/images/<key>.jpg + {train,val,test}/mask/<key>.{bmp,png} → image, disc and cup in bits
+    {train,val,test}/images/<key>.jpg + {train,val,test}/mask/<key>.{bmp,png} → image, disc and cup as bits
 
-What is odd about the published files, and what is done about it, is listed under `notes` in
-shards/refuge2/card.yaml.
+shards/refuge2/card.yaml lists the oddities of the published files and how they are handled (`notes`).
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.sample import UNLABELLED, Sample
-from bushpc.shards import raw
+from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
     from bushpc.shards.card import Card
 
-CUP, RIM, BACKGROUND = 0, 128, 255  # grey levels of a mask; disc is rim and cup
-DISC_BIT, CUP_BIT = 0, 1  # places in the card's mask_classes
-SPLITS = ("test", "val", "train")  # by number of the published fold
-GLAUCOMA = {"g": "yes", "n": "no"}  # by first letter of a training image's name
+CUP, RIM, BACKGROUND = 0, 128, 255  # grey levels of a mask; the disc is rim plus cup
+DISC_BIT, CUP_BIT = 0, 1  # indices in the card's mask_classes
+SPLITS = ("test", "val", "train")  # indexed by published fold
+GLAUCOMA = {"g": "yes", "n": "no"}  # by the first letter of a training image's name
 
 
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
@@ -37,25 +36,27 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         problems += [f"{mask} is the mask of no image" for key, mask in masks.items() if key not in images]
         for key in images.keys() & masks.keys():
             attributes = {"split": split, "glaucoma": GLAUCOMA.get(key[0]) if split == "train" else None}
-            scan = raw.Scan(folder=folder, image=images[key], masks=(masks[key],), patient=key, attributes=attributes)
+            scan = readers.ScanFiles(
+                folder=folder, image=images[key], masks=(masks[key],), patient=key, attributes=attributes
+            )
             items.append(Item(key=key, label=UNLABELLED, recipe=scan))
             published[key] = fold
         files += [*images.values(), *masks.values()]
-    raw.refuse(folder, problems)
-    return Plan(items, raw.hashes(folder, files), published if set(published.values()) == {0, 1, 2} else None)
+    readers.raise_if_any(folder, problems)
+    return Plan(items, readers.hash_files(folder, files), published if set(published.values()) == {0, 1, 2} else None)
 
 
 def load(item: Item) -> Sample:
-    """Decode image and mask. Raises: DataError naming the file, also for a mask of another encoding."""
-    scan: raw.Scan = item.recipe
+    """Decode image and mask. Raises: DataError naming the file, including for a mask with another encoding."""
+    scan: readers.ScanFiles = item.recipe
     [mask] = scan.masks
-    image_HWC = raw.read_image(scan.folder, scan.image)
-    level_HW = raw.read_levels(scan.folder, mask, (CUP, RIM, BACKGROUND))
-    raw.check_size(scan.image, image_HWC, mask, level_HW)
+    image_HWC = readers.read_image(scan.folder, scan.image)
+    level_HW = readers.read_levels(scan.folder, mask, (CUP, RIM, BACKGROUND))
+    readers.check_size(scan.image, image_HWC, mask, level_HW)
     if level_HW[0, 0] != BACKGROUND:
         raise DataError(
-            f"{scan.folder / mask}: its corner is {level_HW[0, 0]}, but no disc reaches there and background is "
-            f"{BACKGROUND}. Masks that some copies hold inverted are not the publisher's; download those."
+            f"{scan.folder / mask}: its corner has value {level_HW[0, 0]}; it must be background ({BACKGROUND}). "
+            f"Some copies of the dataset have inverted masks: download the publisher's."
         )
     disc_HW, cup_HW = (level_HW != BACKGROUND).astype(np.uint8), (level_HW == CUP).astype(np.uint8)
     return Sample(
@@ -70,6 +71,6 @@ def load(item: Item) -> Sample:
 
 
 def _pictures(folder: Path, part: str) -> dict[str, str]:
-    """Key → file, of the pictures in a folder."""
+    """The images in a folder: key → file."""
     paths = sorted(path for path in (folder / part).glob("[!.]*") if path.suffix.lower() in (".jpg", ".bmp", ".png"))
     return {path.stem: f"{part}/{path.name}" for path in paths}

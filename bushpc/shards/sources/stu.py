@@ -1,8 +1,8 @@
-"""STU-Hospital (Zhuang et al. 2019): 42 small scans with masks of other sizes, and no labels.
+"""STU-Hospital (Zhuang et al. 2019): 42 small scans with masks of other sizes, without labels.
 
     Test_Image_<n>.png + mask_<n>.png ─resized, thresholded→ sample
 
-What is odd about the published files, and what is done about it, is listed under `notes` in shards/stu/card.yaml.
+shards/stu/card.yaml lists the oddities of the published files and how they are handled (`notes`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bushpc.sample import UNLABELLED, Sample
-from bushpc.shards import raw
+from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -36,23 +36,23 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             pictures[int(match["number"])] = f"{part}/{path.name}"
     problems = [f"{image} has no mask" for number, image in images.items() if number not in masks]
     problems += [f"{mask} is the mask of no image" for number, mask in masks.items() if number not in images]
-    raw.refuse(folder, problems)
+    readers.raise_if_any(folder, problems)
     items = []
     for number, image in images.items():
         key = f"stu_{number:02d}"
-        scan = raw.Scan(folder=folder, image=image, masks=(masks[number],), patient=key)
+        scan = readers.ScanFiles(folder=folder, image=image, masks=(masks[number],), patient=key)
         items.append(Item(key=key, label=UNLABELLED, recipe=scan))
-    return Plan(items, raw.hashes(folder, [*images.values(), *masks.values()]))
+    return Plan(items, readers.hash_files(folder, [*images.values(), *masks.values()]))
 
 
 def load(item: Item) -> Sample:
-    """Decode the image, and its mask brought to the image's size. Raises: DataError naming the file."""
-    scan: raw.Scan = item.recipe
-    image_HWC = raw.read_image(scan.folder, scan.image)
+    """Decode the image, and its mask resized to the image. Raises: DataError naming the file."""
+    scan: readers.ScanFiles = item.recipe
+    image_HWC = readers.read_image(scan.folder, scan.image)
     [mask] = scan.masks
     height, width = image_HWC.shape[:2]
-    grey = Image.fromarray(raw.read_image(scan.folder, mask)).convert("L")
-    # Averaged first, thresholded after: the mask's edges are anti-aliased, and up to 4 mask pixels lie on one.
+    grey = Image.fromarray(readers.read_image(scan.folder, mask)).convert("L")
+    # Average first, then threshold: the mask's edges are anti-aliased, and up to 4 mask pixels per side fall on one.
     resized = grey if grey.size == (width, height) else grey.resize((width, height), Image.Resampling.BILINEAR)
     return Sample(
         key=item.key,

@@ -152,8 +152,8 @@ def blank(folder):
         (truncated, rf"{CASES[1]}_t2.nii.gz is not a readable NIfTI volume"),
         (no_nifti, rf"{CASES[1]}_seg.nii.gz is not a readable NIfTI volume"),
         (of_another_size, rf"{CASES[1]}_flair.nii.gz has \(24, 20, 11\) voxels, its segmentation"),
-        (with_label_3, rf"{CASES[1]}_seg.nii.gz holds 3; only 0, 1, 2 and 4 mean something"),
-        (blank, rf"{CASES[1]}_t1.nii.gz shows no brain"),
+        (with_label_3, rf"{CASES[1]}_seg.nii.gz has voxels of value 3; BraTS 2021 uses only 0, 1, 2 and 4"),
+        (blank, rf"{CASES[1]}_t1.nii.gz contains no brain"),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_packed(brats, damage, message):
@@ -165,5 +165,5 @@ def test_what_does_not_fit_is_named_and_nothing_is_packed(brats, damage, message
 
 @pytest.mark.parametrize("parameters", [{"every": 0}, {"least_pixels": 0}, {"every": 1.5}])
 def test_a_rule_that_chooses_nothing_is_refused(brats, parameters):
-    with pytest.raises(ConfigError, match=r"brats2021 every=.* least_pixels=.*: whole numbers from 1 on are needed"):
+    with pytest.raises(ConfigError, match=r"brats2021 every=.* least_pixels=.*: both must be whole numbers ≥ 1"):
         brats.pack({}, parameters=parameters)

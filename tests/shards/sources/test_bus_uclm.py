@@ -73,11 +73,11 @@ def test_frames_of_one_patient_never_straddle_a_split(uclm):
         (lambda raw: raw.mask("masks/ALWI_000.png", "RGB", colour=BLUE),
          r"masks/ALWI_000\.png: pixel x=8 y=5 is not black, green"),
         (lambda raw: raw.mask("masks/ANFO_000.png", "RGB", colour=GREEN),
-         r"INFO\.csv calls ANFO_000\.png Malignant, but its mask's colour says benign"),
+         r"INFO\.csv labels ANFO_000\.png Malignant, but its mask's colour means benign"),
         (lambda raw: info(raw, {**INFO, "ZZZZ_000.png": "1x1;Normal;No;No;No"}), r"row 6: ZZZZ_000\.png is missing"),
         (lambda raw: info(raw, dict(list(INFO.items())[1:])), r"INFO\.csv has no row for ALWI_000\.png"),
         (lambda raw: raw.mask("masks/ALWI_000.png", "RGB", colour=GREEN, size=(40, 30)),
-         r"images/ALWI_000\.png has 30x20 pixels, its mask .* has 40x30\. Or leave such scans out"),
+         r"images/ALWI_000\.png has 30x20 pixels, its mask .* has 40x30\. Or remove such scans from the folder"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_and_nothing_is_packed(uclm, harm, message):

@@ -63,9 +63,9 @@ def renamed(file, new):
     [
         (without("benign/benign (2)_mask.png"), r"benign/benign \(2\)\.png has no mask"),
         (without("benign/benign (10).png"), r"benign/benign \(10\)_mask\.png is the mask of no image"),
-        (renamed("normal", "Normal"), r"(?s)Normal/ holds pictures but is no class.*class folder normal/ is missing"),
-        (renamed("benign/benign (2).png", "benign/benign 2.png"), r"benign/benign 2\.png is named neither"),
-        (renamed("benign/benign (2).png", "benign/malignant (2).png"), r"benign/malignant \(2\)\.png is named neither"),
+        (renamed("normal", "Normal"), r"(?s)Normal/ holds images but is not a class.*class folder normal/ is missing"),
+        (renamed("benign/benign (2).png", "benign/benign 2.png"), r"benign/benign 2\.png: names must be like"),
+        (renamed("benign/benign (2).png", "benign/malignant (2).png"), r"malignant \(2\)\.png: names must be like"),
         (lambda busi: busi.mask("normal/normal (1)_mask.png"), r"normal_0001' is normal but has lesion pixels"),
         (lambda busi: busi.mask("malignant/malignant (1)_mask.png", box=None), r"'malignant_0001' .* empty mask"),
         (lambda busi: busi.mask("benign/benign (2)_mask.png", size=(9, 7), box=(0, 0)),

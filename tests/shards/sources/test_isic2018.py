@@ -68,7 +68,10 @@ def empty(folder):
         (without_a_mask, f"{IMAGES}/ISIC_0000001.jpg has no mask"),
         (without_an_image, f"{MASKS}/ISIC_0016072_segmentation.png is the mask of no image"),
         (of_another_size, r"ISIC_0000001.jpg has 20x30 pixels, its mask .*ISIC_0000001_segmentation.png has 20x20"),
-        (with_grey_edges, r"ISIC_0000000_segmentation.png: its pixels hold 90; only 0, 255 mean something"),
+        (
+            with_grey_edges,
+            r"ISIC_0000000_segmentation.png has pixels of value 90; masks of this dataset use only 0, 255",
+        ),
         (empty, r"'ISIC_0000000' has a lesion but an empty mask .*ISIC_0000000_segmentation.png"),
     ],
 )

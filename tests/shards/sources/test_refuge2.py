@@ -108,8 +108,8 @@ def damaged(folder):
         (without_a_mask, "val/images/V0002.jpg has no mask"),
         (without_an_image, "test/mask/T0003.bmp is the mask of no image"),
         (of_another_size, r"val/images/V0001.jpg has 24x24 pixels, its mask val/mask/V0001.png has 25x24"),
-        (smoothed, r"train/mask/n0001.bmp: its pixels hold .*only 0, 128, 255 mean something"),
-        (inverted, r"train/mask/n0001.bmp: its corner is 0, but no disc reaches there and background is 255"),
+        (smoothed, r"train/mask/n0001.bmp has pixels of value .*masks of this dataset use only 0, 128, 255"),
+        (inverted, r"train/mask/n0001.bmp: its corner has value 0; it must be background .255."),
         (damaged, r"test/images/T0001.jpg is not a readable JPG"),
     ],
 )

@@ -42,9 +42,9 @@ def test_labels_and_diagnoses_come_from_the_spreadsheet(udiat, labels_of):
     [
         (lambda raw: (raw.folder / "GT/000010.png").unlink(), r"row 4: GT/000010\.png is missing"),
         (lambda raw: raw.image("original/000011.png"), r"original/000011\.png has no row in DatasetB\.xlsx"),
-        (lambda raw: sheet(raw, (*ROWS, ROWS[0])), r"row 5: image 000001 has a row already"),
+        (lambda raw: sheet(raw, (*ROWS, ROWS[0])), r"row 5: image 000001 already has a row"),
         (lambda raw: sheet(raw, (*ROWS[:2], (10, "Unknown", ""))), r"row 4: Type is 'Unknown'; allowed: benign"),
-        (lambda raw: sheet(raw, (*ROWS, ("ten", "Benign", ""))), r"row 5: Image is 'ten'; the number"),
+        (lambda raw: sheet(raw, (*ROWS, ("ten", "Benign", ""))), r"row 5: Image is 'ten'; it must be an image number"),
         (lambda raw: sheet(raw, ROWS, ("Image", "Kind", "Diagnosis")), r"DatasetB\.xlsx lacks the column Type"),
     ],
 )

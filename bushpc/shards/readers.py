@@ -1,8 +1,8 @@
-"""Reading pictures, masks and tables, as publishers ship them and folds lie; every fault names its file.
+"""Readers for the images, masks and tables of raw datasets and for fold files; every error names the file.
 
-    raw folder ─plan reads tables→ Scan recipes ─load reads pictures→ samples
+    raw folder ─plan reads tables→ ScanFiles recipes ─load reads images→ samples
 
-What only one dataset needs is in that dataset's source.
+Code that only one dataset needs belongs in that dataset's source.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bushpc.shards.manifest import PNG_FAILS
 if t.TYPE_CHECKING:
     from bushpc.shards.sources import Item
 
-MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first ones tell
+MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first few are enough to see why
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan:
-    """Recipe of a sample that is one picture and any number of masks of the same lesion class, all as files.
+class ScanFiles:
+    """The files of one sample: an image and any number of masks of the same lesion class.
 
-    image, masks: relative to `folder`. A scan without masks is a normal one.
+    image, masks: relative to `folder`. A scan without masks is normal.
     """
 
     folder: Path
@@ -42,8 +42,8 @@ class Scan:
 
 
 def load_scan(item: Item) -> Sample:
-    """Decode a `Scan`: the picture, and the union of its masks. Raises: DataError naming file and sizes."""
-    scan: Scan = item.recipe
+    """Decode a `ScanFiles`: the image and the union of its masks. Raises: DataError naming file and sizes."""
+    scan: ScanFiles = item.recipe
     image_HWC = read_image(scan.folder, scan.image)
     mask_HW = np.zeros(image_HWC.shape[:2], np.uint8)
     for name in scan.masks:
@@ -62,7 +62,7 @@ def load_scan(item: Item) -> Sample:
 
 
 def read_image(folder: Path, name: str) -> np.ndarray:
-    """A picture of any mode as uint8 RGB, (H, W, 3). What is transparent becomes black, as a scanner's screen is."""
+    """Read an image of any mode as uint8 RGB, (H, W, 3). Transparent pixels become black, like a scanner's screen."""
     try:
         with Image.open(folder / name) as file:
             image = file.convert("RGBA")
@@ -74,26 +74,26 @@ def read_image(folder: Path, name: str) -> np.ndarray:
 
 
 def read_mask(folder: Path, name: str) -> np.ndarray:
-    """A mask picture of any mode as uint8 0 or 1, (H, W): half bright and more is lesion."""
+    """Read a mask image of any mode as uint8 0 or 1, (H, W). Pixels of at least half brightness are lesion."""
     return (read_image(folder, name).max(axis=2) > 127).astype(np.uint8)
 
 
 def read_levels(folder: Path, name: str, known: Collection[int]) -> np.ndarray:
-    """A grey mask picture of any mode, uint8 (H, W), in which every level means a class.
+    """Read a grey mask image of any mode, uint8 (H, W), in which each grey level stands for a class.
 
-    Raises: DataError for a level that is none of `known`, as masks have that were resized or saved as JPEG.
+    Raises: DataError for a level outside `known`. Masks that were resized or saved as JPEG have such levels.
     """
     mask_HW = read_image(folder, name)[..., 0]
     if strange := sorted(set(np.unique(mask_HW).tolist()) - set(known)):
         raise DataError(
-            f"{folder / name}: its pixels hold {', '.join(map(str, strange[:MOST_SHOWN]))}; "
-            f"only {', '.join(map(str, sorted(known)))} mean something in this dataset's masks."
+            f"{folder / name} has pixels of value {', '.join(map(str, strange[:MOST_SHOWN]))}; "
+            f"masks of this dataset use only {', '.join(map(str, sorted(known)))}."
         )
     return mask_HW
 
 
 def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray) -> None:
-    """Raises: DataError naming both files where picture and mask differ in size."""
+    """Raises: DataError naming both files if image and mask differ in size."""
     if image_HWC.shape[:2] != mask_HW.shape[:2]:
         raise DataError(
             f"{image} has {image_HWC.shape[1]}x{image_HWC.shape[0]} pixels, "
@@ -102,9 +102,9 @@ def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray
 
 
 def csv_rows(path: Path, columns: Sequence[str], delimiter: str = ",") -> t.Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with its line number in an editor; cells without blanks around them.
+    """Yield the rows of a CSV file with their line numbers, surrounding white space stripped from each cell.
 
-    Raises: DataError naming a missing column, or why the file cannot be read.
+    Raises: DataError if a column is missing or the file cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheet programs write a byte-order mark
@@ -114,26 +114,26 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str = ",") -> t.Iter
             _check_columns(path, columns, header)
             for cells in reader:
                 if any(cells[column] is None for column in columns):
-                    raise DataError(f"{path}, row {reader.line_num}: cut off; {', '.join(columns)} are needed.")
+                    raise DataError(f"{path}, row {reader.line_num}: too few cells; {', '.join(columns)} are required.")
                 yield reader.line_num, {column: cells[column].strip() for column in header if cells[column] is not None}
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: the folder must hold the table of that name.") from None
+        raise DataError(f"{path} does not exist: the folder must contain this table.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def spreadsheet_rows(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, t.Any]]]:
-    """The rows of a workbook's first sheet, each with its number as a spreadsheet program shows it.
+    """Yield the rows of a workbook's first sheet with their row numbers as a spreadsheet program shows them.
 
-    Raises: DataError naming a missing column, or why the file cannot be read.
+    Raises: DataError if a column is missing or the file cannot be read.
     """
-    import openpyxl  # here, because the processes that decode images do without it
+    import openpyxl  # imported here because the processes that decode images don't need it
 
     try:
         book = openpyxl.load_workbook(path, data_only=True)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: the folder must hold the spreadsheet of that name.") from None
-    except Exception as error:  # openpyxl raises whatever zip and XML parsing raise
+        raise DataError(f"{path} does not exist: the folder must contain this spreadsheet.") from None
+    except Exception as error:  # openpyxl lets any error from zip and XML parsing through
         raise DataError(f"{path} is not a readable spreadsheet ({type(error).__name__}: {error}).") from error
     rows = book.worksheets[0].iter_rows(values_only=True)
     header = [str(name).strip() if name is not None else "" for name in next(rows, ())]
@@ -143,20 +143,20 @@ def spreadsheet_rows(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int
             yield row, dict(zip(header, values, strict=True))
 
 
-def absent(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of the files that are not there, each as a problem."""
+def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """One problem text for each of the files that is missing."""
     return [f"{name} is missing" for name in names if not (folder / name).is_file()]
 
 
-def refuse(where: Path, problems: Sequence[str]) -> None:
-    """Raises: DataError listing the first of the problems, where there are any."""
+def raise_if_any(where: Path, problems: Sequence[str]) -> None:
+    """Raises: DataError listing the first problems, if there are any."""
     if problems:
         more = f"\n  … and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         raise DataError(f"{where}:\n  " + "\n  ".join(problems[:MOST_SHOWN]) + more)
 
 
-def hashes(folder: Path, files: Iterable[str]) -> dict[str, str]:
-    """SHA-256 as hex by relative path, in the order of the paths."""
+def hash_files(folder: Path, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 as hex by relative path, sorted by path."""
     return {file: sha256_of(folder / file) for file in sorted(set(files))}
 
 
