@@ -33,8 +33,6 @@ from pathlib import Path
 
 import torch
 
-from bushpc import checkpoint
-from bushpc.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
 from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
@@ -47,10 +45,12 @@ from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
 from bushpc.files import write_atomically
-from bushpc.goodput import newest_saved
-from bushpc.lease import Lease, StoppedWaiting
 from bushpc.metrics.names import METRICS
 from bushpc.models.base import Model
+from bushpc.runs import checkpoint
+from bushpc.runs.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
+from bushpc.runs.goodput import newest_saved
+from bushpc.runs.lease import Lease, StoppedWaiting
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Job, Stopped, train

@@ -34,11 +34,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from bushpc import checkpoint
 from bushpc.config import CellConfig
 from bushpc.dispatch.status import plain_line, read_status, status_table
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import sha256_of
+from bushpc.runs import checkpoint
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask, verify
 from bushpc.shards.split import load_folds
 

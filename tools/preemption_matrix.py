@@ -37,8 +37,8 @@ from bushpc.dispatch.grid import Plan
 from bushpc.dispatch.processes import RunProcess, processes_of
 from bushpc.dispatch.submit import submit
 from bushpc.files import read_json
-from bushpc.goodput import goodput, newest_saved, read_attempts, read_note
-from bushpc.lease import process_start
+from bushpc.runs.goodput import goodput, newest_saved, read_attempts, read_note
+from bushpc.runs.lease import process_start
 from bushpc.train.ledger import Line, read_ledger
 
 SANDBOX = Path(__file__).with_name("slurm_sandbox")

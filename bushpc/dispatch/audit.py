@@ -23,7 +23,7 @@ from bushpc.data.parts import Scan as Drawn
 from bushpc.data.parts import hold_out, mix, repeats
 from bushpc.errors import DataError
 from bushpc.files import read_json, sha256_of
-from bushpc.goodput import read_note, trained_in
+from bushpc.runs.goodput import read_note, trained_in
 from bushpc.shards.manifest import Manifest
 from bushpc.train.ledger import Line, read_ledger, why_none
 

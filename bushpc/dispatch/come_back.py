@@ -28,8 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bushpc.files import write_atomically
-from bushpc.goodput import newest_saved, read_note
-from bushpc.lease import slurm_job, slurm_restart
+from bushpc.runs.goodput import newest_saved, read_note
+from bushpc.runs.lease import slurm_job, slurm_restart
 from bushpc.train.preempt import TIME_LIMIT
 
 # sysexits.h: a rank that stopped on request and saved; a rank whose peer vanished.

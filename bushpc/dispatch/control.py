@@ -24,8 +24,8 @@ from bushpc.dispatch.status import CellStatus, read_run_json, read_status
 from bushpc.dispatch.submit import Submission, adopt, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.files import read_json, write_atomically
-from bushpc.goodput import newest_saved
-from bushpc.lease import process_start
+from bushpc.runs.goodput import newest_saved
+from bushpc.runs.lease import process_start
 from bushpc.train.take_over import Source
 
 # States that `--only` may name: those from which a cell does not go on by itself.

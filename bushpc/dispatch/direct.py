@@ -30,8 +30,8 @@ from bushpc.dispatch.run_folder import write_run
 from bushpc.dispatch.status import read_status
 from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
 from bushpc.files import exclusive, read_json, write_atomically
-from bushpc.lease import LeaseError, process_start
 from bushpc.process import end_with_parent
+from bushpc.runs.lease import LeaseError, process_start
 from bushpc.train.preempt import StopFlag, time_limit
 
 if t.TYPE_CHECKING:

@@ -35,8 +35,8 @@ from bushpc.dispatch.grid import Plan, cv_plan
 from bushpc.dispatch.processes import SEARCH, RunProcess, kill_rank, processes_of
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import read_json, write_atomically
-from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, read_note
-from bushpc.lease import process_start
+from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, read_note
+from bushpc.runs.lease import process_start
 
 if t.TYPE_CHECKING:
     from rich.console import Group

@@ -17,8 +17,8 @@ from pathlib import Path
 from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
 from bushpc.errors import BushpcError
 from bushpc.files import write_atomically
-from bushpc.lease import LeaseError, slurm_restart
 from bushpc.process import children, end_with_parent
+from bushpc.runs.lease import LeaseError, slurm_restart
 from bushpc.train.preempt import StopFlag, time_limit
 
 if t.TYPE_CHECKING:

@@ -40,7 +40,7 @@ from bushpc.dispatch.grid import Grid, GridRow, Plan, data_facts
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
-from bushpc.goodput import newest_saved, trained_in
+from bushpc.runs.goodput import newest_saved, trained_in
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import find_folds
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from bushpc.errors import DataError, DispatchError
 from bushpc.files import read_json
-from bushpc.goodput import MOST, Goodput, goodput, newest_saved, read_attempts, read_note, trained_in
-from bushpc.lease import process_start
+from bushpc.runs.goodput import Goodput, goodput, newest_saved, read_attempts, read_note, trained_in
+from bushpc.runs.lease import process_start
+from bushpc.runs.records import MOST
 
 if t.TYPE_CHECKING:
     from rich.console import Group

@@ -32,8 +32,8 @@ from bushpc.dispatch.run_folder import alone_in, owner_of, snapshot, write_run
 from bushpc.dispatch.status import CellStatus, job_states, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import is_own_folder, read_json, write_atomically
-from bushpc.goodput import read_note
-from bushpc.lease import process_start
+from bushpc.runs.goodput import read_note
+from bushpc.runs.lease import process_start
 
 if t.TYPE_CHECKING:
     import submitit

@@ -27,7 +27,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bushpc import checkpoint
 from bushpc.config import CellConfig, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
@@ -38,6 +37,7 @@ from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import Model
+from bushpc.runs import checkpoint
 from bushpc.sample import LABELS, Batch, Prediction
 
 EXPORT_FORMAT = 1

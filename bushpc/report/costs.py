@@ -6,8 +6,8 @@ import math
 import typing as t
 from collections.abc import Iterable
 
-from bushpc.goodput import CAUSES
 from bushpc.report.results import Cell
+from bushpc.runs.goodput import CAUSES
 
 
 class Cost(t.NamedTuple):

@@ -18,12 +18,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bushpc.goodput import CAUSES
 from bushpc.metrics.names import METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import cost_of
 from bushpc.report.results import source_label
 from bushpc.report.study import Study
+from bushpc.runs.goodput import CAUSES
 from bushpc.sample import LABELS
 
 # Okabe and Ito's palette, distinguishable with every common form of colour blindness.

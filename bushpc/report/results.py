@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 
 from bushpc.errors import DataError, unknown_name
-from bushpc.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, trained_in
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
+from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, trained_in
 from bushpc.sample import LABELS
 
 KINDS = ("cv", "grid", "train")

@@ -23,12 +23,12 @@ import torch.distributed as torch_dist
 from accelerate import Accelerator
 from torch import nn
 
-from bushpc.checkpoint import Checkpoint
 from bushpc.config import CellConfig
 from bushpc.dist import World, join, share_buffers
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
 from bushpc.nn.recompute import recompute
+from bushpc.runs.checkpoint import Checkpoint
 from bushpc.sample import Batch, Losses
 from bushpc.train.optim import Average, adamw
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bushpc.checkpoint import Saver
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, training_batches
 from bushpc.dist import World, any_rank, gather, seed_everything
 from bushpc.errors import TrainingError
+from bushpc.runs.checkpoint import Saver
 from bushpc.sample import Batch, Losses
 from bushpc.train.engine import Engine
 from bushpc.train.ledger import Ledger

@@ -32,7 +32,6 @@ from pathlib import Path
 
 import torch
 
-from bushpc.checkpoint import Checkpoint, Saver
 from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
@@ -41,6 +40,7 @@ from bushpc.dist import keyed_seed, seed_everything
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, end_with_parent
+from bushpc.runs.checkpoint import Checkpoint, Saver
 from bushpc.train.ledger import keep_none
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag

@@ -14,8 +14,8 @@ import time
 import types
 import typing as t
 
-from bushpc.lease import slurm_job
 from bushpc.process import STOP_SIGNALS
+from bushpc.runs.lease import slurm_job
 
 TIME_LIMIT = "the time limit"
 LEAD_S = 60.0

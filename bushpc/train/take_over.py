@@ -7,7 +7,6 @@ Looked for on the login node, before anything is queued, and again by the job, w
 
 from __future__ import annotations
 
-import json
 import shutil
 import typing as t
 from collections.abc import Callable, Mapping
@@ -16,7 +15,9 @@ from pathlib import Path
 from bushpc.config import CellConfig, load_frozen
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import read_json, share_file, write_atomically
-from bushpc.goodput import TAKEN_OVER, read_note, trained_in
+from bushpc.runs.goodput import read_note, trained_in
+from bushpc.runs.layout import CellDir
+from bushpc.runs.records import TakenOver
 from bushpc.train import ledger
 
 # In a run's run.json: what has to be the same for a training to be of the same samples.
@@ -106,7 +107,7 @@ def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> N
     is there nothing counts, and all is taken again. The time of the training stays with the cell that spent it.
     Raises: ResumeError where the source is not what it was when this was submitted, or cannot be read.
     """
-    from bushpc import checkpoint  # here: it imports torch, and a login node only looks
+    from bushpc.runs import checkpoint  # here: it imports torch, and a login node only looks
 
     assert cell.train.weights_from is not None
     folder, run_dir = cell_dir / "checkpoints", cell_dir.parent.parent
@@ -117,8 +118,8 @@ def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> N
         sealed = source.folder / "checkpoints" / f"step_{source.step:08d}"
         checkpoint.verify(sealed)
         # Who took its weights over itself says where they are from.
-        note = {"trained_in": trained_in(source.folder) or str(source.folder), "step": source.step}
-        write_atomically(cell_dir / TAKEN_OVER, json.dumps(note))
+        note = TakenOver(trained_in=trained_in(source.folder) or str(source.folder), step=source.step)
+        note.write(CellDir(cell_dir).taken_over)
         checkpoint.set_aside_after(folder, -1)  # none of them is whole
         _copy_record(source.folder, cell_dir)
         if frozen := read_note(sealed / checkpoint.META).get("frozen"):
@@ -131,7 +132,7 @@ def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> N
             f"the weights cannot be taken over: {error}. They were there when this was submitted: bring them back and "
             "resume, or submit again with another train.weights_from, or without one to train here"
         ) from error
-    say(f"nothing is trained here: the weights after step {source.step} are those of {note['trained_in']}")
+    say(f"nothing is trained here: the weights after step {source.step} are those of {note.trained_in}")
 
 
 def _copy_record(source: Path, cell_dir: Path) -> None:

@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bushpc.files import write_atomically
-from bushpc.goodput import SPENDINGS, Attempt, read_attempts, read_note
-from bushpc.lease import process_start
+from bushpc.runs.goodput import SPENDINGS, Attempt, read_attempts, read_note
+from bushpc.runs.lease import process_start
 from bushpc.train.energy import EnergyMeter
 from bushpc.train.mirrors import Mirrors
 

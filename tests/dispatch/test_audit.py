@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from bushpc.cli import main
 from bushpc.dispatch.audit import CellAudit, audit_run
 from bushpc.dist import World
-from bushpc.goodput import goodput, read_attempts
 from bushpc.run import run_cell
+from bushpc.runs.goodput import goodput, read_attempts
 from bushpc.train.ledger import Ledger
 
 SAMPLES, BATCH = 10, 4

@@ -16,7 +16,7 @@ from bushpc.cli import main
 from bushpc.dispatch import submit as submit_module
 from bushpc.dispatch.status import RunStatus, read_status
 from bushpc.errors import DispatchError
-from bushpc.goodput import newest_saved
+from bushpc.runs.goodput import newest_saved
 
 ROOT = Path(__file__).resolve().parents[2]
 

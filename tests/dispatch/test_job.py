@@ -16,7 +16,7 @@ from bushpc.dispatch import come_back
 from bushpc.dispatch.come_back import job_facts, note_attempt, note_outcome, shell_lines
 from bushpc.dispatch.job import lost_peer
 from bushpc.errors import TrainingError
-from bushpc.lease import Lease, process_start
+from bushpc.runs.lease import Lease, process_start
 
 RUNNING = (
     "JobId=7 JobName=x JobState=RUNNING Reason=None Requeue=1 Restarts=0 TimeLimit=00:02:00 PreemptTime=None "
@@ -280,7 +280,7 @@ def test_a_lost_peer_is_told_from_a_failure_of_ones_own():
 JOB = """
 import os, signal, sys, types
 import bushpc.dispatch.job as job
-from bushpc.lease import Lease
+from bushpc.runs.lease import Lease
 
 def run_cell(cell_dir, world, stop):
     with Lease(cell_dir):

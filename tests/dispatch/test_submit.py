@@ -21,7 +21,7 @@ from bushpc.config import compose
 from bushpc.dispatch import submit
 from bushpc.dispatch.status import read_status
 from bushpc.dispatch.submit import clean_environment
-from bushpc.lease import process_start
+from bushpc.runs.lease import process_start
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32", "train.iterations=4")

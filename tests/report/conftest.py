@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from bushpc.goodput import SPENDINGS, Attempt
+from bushpc.runs.goodput import SPENDINGS, Attempt
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 

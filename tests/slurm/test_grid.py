@@ -18,7 +18,7 @@ import pytest
 from bushpc.cli import main
 from bushpc.dispatch import submit as submit_module
 from bushpc.dispatch.status import read_status
-from bushpc.goodput import read_attempts
+from bushpc.runs.goodput import read_attempts
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.real

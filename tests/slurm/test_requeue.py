@@ -27,7 +27,7 @@ import json, os, signal, sys, time, types
 from pathlib import Path
 
 def run_cell(cell_dir, world, stop):
-    from bushpc.lease import Lease
+    from bushpc.runs.lease import Lease
     from bushpc.train.watchdog import Watchdog
     plan = json.loads((cell_dir / "plan.json").read_text())
     restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))

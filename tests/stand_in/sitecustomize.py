@@ -20,7 +20,7 @@ def run_cell(cell_dir, world, stop):
     import yaml
     from safetensors.numpy import load_file
 
-    from bushpc.lease import Lease
+    from bushpc.runs.lease import Lease
     from bushpc.train.ledger import Ledger
     from bushpc.train.track import Tracker
 

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from bushpc.goodput import read_attempts
+from bushpc.runs.goodput import read_attempts
 from bushpc.train.energy import EnergyMeter
 from bushpc.train.track import Tracker
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.lease import process_start
+from bushpc.runs.lease import process_start
 from bushpc.train.preempt import StopFlag, time_limit
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bushpc import checkpoint
 from bushpc.config import compose, config_names, differences
 from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.control import resume, retry
@@ -23,6 +22,7 @@ from bushpc.errors import ConfigError, ResumeError
 from bushpc.evaluate.predictor import load
 from bushpc.report.page import build_report
 from bushpc.run import run_cell
+from bushpc.runs import checkpoint
 
 SMALL = (
     *("model=vit_diffusion_small", "data=phantom", "cluster=local", "model.image_size=32", "model.widths=[32,64]"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.goodput import Attempt, goodput, read_attempts
+from bushpc.runs.goodput import Attempt, goodput, read_attempts
 from bushpc.train.track import HEARTBEAT_S, Tracker
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 
-from bushpc.lease import process_start
 from bushpc.process import children
+from bushpc.runs.lease import process_start
 from bushpc.train.watchdog import Watchdog, stacks_path
 
 RANK = """

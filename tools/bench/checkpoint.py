@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from common import machine, write_result
 
-from bushpc.checkpoint import Retention, Saver
 from bushpc.config import compose
 from bushpc.dist import World
+from bushpc.runs.checkpoint import Retention, Saver
 from bushpc.sample import Batch
 from bushpc.train.engine import Engine, start_ranks
 

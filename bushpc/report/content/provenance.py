@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typing as t
 
-from bushpc.goodput import CAUSES
 from bushpc.report.content.common import Summary, several
 from bushpc.report.results import Arm
 from bushpc.report.study import Study
 from bushpc.report.tables import Column, Number, Row, Table, Value
+from bushpc.runs.goodput import CAUSES
 from bushpc.shards.manifest import Manifest
 
 _CELL = Column(key="cell", header="Cell", numeric=False)

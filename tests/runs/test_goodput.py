@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bushpc.goodput import CAUSES, SPENDINGS, Attempt, goodput, read_attempts
+from bushpc.runs.goodput import CAUSES, SPENDINGS, Attempt, goodput, read_attempts
 
 
 def make_attempt(number: int = 0, **changes) -> Attempt:

@@ -28,10 +28,10 @@ import pytest
 import torch
 from torch import nn
 
-from bushpc import checkpoint
-from bushpc.checkpoint import Retention, Saver
 from bushpc.errors import ResumeError
 from bushpc.files import sha256_of
+from bushpc.runs import checkpoint
+from bushpc.runs.checkpoint import Retention, Saver
 
 FILES = ["model.safetensors", "optimizer.safetensors", "meta.json", "seal.json"]
 

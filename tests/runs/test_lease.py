@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from bushpc.errors import ResumeError
-from bushpc.lease import Lease, LeaseError, StoppedWaiting, process_start
+from bushpc.runs.lease import Lease, LeaseError, StoppedWaiting, process_start
 
 # Holds a lease, says so, and checks it for every line it is given.
 HOLDER = """
 import sys
 from pathlib import Path
-from bushpc.lease import Lease, LeaseError
+from bushpc.runs.lease import Lease, LeaseError
 try:
     with Lease(Path(sys.argv[1]), renew_s=0.05, ttl_s=float(sys.argv[2])) as lease:
         print("held", flush=True)

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bushpc.runs.layout import CellDir
+from bushpc.runs.records import MOST, TakenOver
+
 # What one attempt can spend its time on; `other` is the loop's own work between the named ones.
 SPENDINGS = ("start", "load", "step", "save", "validate", "evaluate", "other")
 # Cause → how it is called where people read it, in the order in which it is shown.
@@ -33,10 +36,6 @@ CAUSES = {
     "requeue": "requeue",
     "idle": "not submitted",
 }
-# The note of a cell that took its weights over (bushpc.train.take_over).
-TAKEN_OVER = "taken_over.json"
-# No count and no number of seconds of a real attempt comes near it; a damaged one may be beyond what floats hold.
-MOST = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +180,12 @@ def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | 
 
 def newest_saved(cell_dir: Path) -> int:
     """Step of the newest sealed checkpoint, by its name; 0 without one."""
-    steps = (path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    return CellDir(cell_dir).newest_step()
 
 
 def trained_in(cell_dir: Path) -> str:
     """Folder of the cell whose weights a cell took over, as it was then; "" for one that trains by itself."""
-    folder = read_note(cell_dir / TAKEN_OVER).get("trained_in", "")
-    return folder if isinstance(folder, str) else ""
+    return TakenOver.read_valid(CellDir(cell_dir).taken_over).trained_in
 
 
 def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
