@@ -17,14 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from bushpc.config import CONFIG_DIR, compose, config_names
+from bushpc.config import CONFIG_DIR, ModelConfig, compose, config_names
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
 if t.TYPE_CHECKING:  # models import this module
     import torch
 
-    from bushpc.models.base import Model, ModelConfig, WeightFile
+    from bushpc.models.base import Model, WeightFile
 
 LOCK = "weights.lock.json"
 

@@ -21,7 +21,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("cluster=sllurm", "did you mean 'slurm'"),
         ("train.itrations=3", "did you mean 'train.iterations'"),
         ("train.iterations=abc", "train.iterations='abc' is a str; allowed: int"),
-        ("train.iterations=0", "allowed is 1 or more"),
+        ("train.iterations=0", "train.iterations=0: must be ≥ 1; for example train.iterations=1000"),
         ("prompts=gt", "Valid: first_pass, none, oracle, shuffled_attributes, wrong_quadrant, wrong_size"),
         ("folds=mine", "Valid: frozen, grouped, published"),
         ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
@@ -29,7 +29,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.keep_best=loss", "unknown train.keep_best 'loss'"),
         ("train.keep_best=precision train.validate_every=5", "no validation measures it; add it to evaluate.metrics"),
         ("train.keep_best=label_auc train.validate_every=5", "tells no labels apart"),
-        ("train.ema=1", "0 (off) to below 1"),
+        ("train.ema=1", "train.ema=1: must be ≥ 0 and < 1"),
         ("resume_changes=[train.lrr]", "unknown setting in resume_changes 'train.lrr'; did you mean 'train.lr'"),
         (
             "resume_changes=[train.batch_size]",
@@ -42,8 +42,8 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("just_a_word", "write key=value"),
         ("name=$(touch${IFS}owned)", "cannot be read"),
         ("name=../elsewhere", "a folder name of letters"),
-        ("augment.zoom=1", "0 to below 1"),
-        ("train.lr=inf", "a number above 0"),
+        ("augment.zoom=1", "must be ≥ 0 and < 1"),
+        ("train.lr=inf", "train.lr=inf: must be > 0 and < inf; for example train.lr=0.0001"),
         ("prompting.size_quantiles=[0.7,0.3]", "two rising numbers"),
     ],
 )

@@ -14,9 +14,9 @@ import torch
 
 from bushpc import weights
 from bushpc.cli import main
-from bushpc.config import CONFIG_DIR, compose
+from bushpc.config import CONFIG_DIR, ModelConfig, compose
 from bushpc.errors import WeightsError
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.models.baselines import UNet
 from bushpc.models.xbusnet import XBusNet
 
@@ -47,7 +47,7 @@ def toy_is_a_model(monkeypatch, tmp_path_factory):
     (configs / "model" / "toy.yaml").write_text(
         "# @package _global_\nmodel: {_target_: bushpc.models.toy.Toy, image_size: 32, pretrained: true}\n"
     )
-    monkeypatch.setattr("bushpc.config.CONFIG_DIR", configs)
+    monkeypatch.setattr("bushpc.config.places.CONFIG_DIR", configs)
     monkeypatch.setattr("bushpc.weights.CONFIG_DIR", configs)
 
 

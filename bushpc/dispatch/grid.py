@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from bushpc import weights
-from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, config_names
+from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, ModelConfig, config_names
 from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.mixture import Synthetic, open_synthetic
@@ -36,7 +36,7 @@ from bushpc.train.take_over import Source
 if t.TYPE_CHECKING:
     from rich.table import Table
 
-    from bushpc.models.base import Model, ModelConfig
+    from bushpc.models.base import Model
 
 GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline")
 ROW_KEYS = ("label", "set")

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import yaml
 
-from bushpc.config import CellConfig, flat
+from bushpc.config import CellConfig, Device, Precision, Settings, config_class, flat, group, setting
 from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError
@@ -55,19 +55,14 @@ SEEDS = 2**53
 PATIENCE_S = 12 * 3600
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """`configs/generate.yaml` documents each field."""
+@config_class
+class GenerateConfig(Settings):
+    """What `bushpc generate` draws: `bushpc generate RUN out=FOLDER n=500 priors.malignant_share=0.4`."""
 
-    n: int
-    seed: int
-    batch_size: int
-    priors: PriorsConfig
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("n", 1, 10**6), ("batch_size", 1, 10**6), ("seed", 0, 2**63 - 1)):
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name}={getattr(self, name)}: allowed is {least} or more, up to {most}")
+    n: int = setting(1000, "Number of samples. What one shows does not depend on it.", ge=1, le=10**6)
+    seed: int = setting(0, "Seed of attributes, masks and noise; the same seed gives the same samples.", ge=0)
+    batch_size: int = setting(16, "Images per forward pass of one rank.", unit="images", ge=1, le=10**6)
+    priors: PriorsConfig = group(PriorsConfig, "The population of lesions.")
 
     @property
     def batches(self) -> list[range]:
@@ -219,15 +214,16 @@ def _understand(source: Source, out: Path, config: GenerateConfig) -> tuple[Path
     return out, runs, priors
 
 
-def _precision(cell: CellConfig, device: str) -> str:
+def _precision(cell: CellConfig, device: str) -> Precision:
     """As in evaluation, on the device of the evaluation."""
     return cell.engine.precision if cell.engine.device == device else "fp32"
 
 
 def _engine_of(cell: CellConfig, device: str) -> CellConfig:
     """The training's settings of threads and kernels, for ranks that share nothing but files."""
+    where: Device = "cpu" if device == "cpu" else "cuda"
     precision = _precision(cell, device)
-    engine = dataclasses.replace(cell.engine, kind="ddp", device=device, precision=precision, hang_s=PATIENCE_S / 2)
+    engine = dataclasses.replace(cell.engine, kind="ddp", device=where, precision=precision, hang_s=PATIENCE_S / 2)
     return dataclasses.replace(cell, engine=engine)
 
 

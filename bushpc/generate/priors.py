@@ -11,10 +11,10 @@ down, in pixels.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 
 import numpy as np
 
+from bushpc.config import Settings, config_class, setting
 from bushpc.data.captions import CLEAR, HETEROGENEOUS, HOMOGENEOUS, UNCLEAR, caption
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError
@@ -29,14 +29,26 @@ LEAST_AREA = 0.2
 ROUNDING = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassPrior:
-    """What lesions of one class look like; `configs/generate.yaml` documents each field."""
+@config_class
+class ClassPrior(Settings):
+    """What lesions of one class look like. The defaults are those of benign ones."""
 
-    aspect: tuple[float, ...]
-    sigma: tuple[float, ...]
-    heterogeneous: float
-    unclear: float
+    aspect: tuple[float, ...] = setting(
+        (1.2, 2.2), "Range of the ellipse's longer over its shorter axis: width over height if benign, else inverse."
+    )
+    sigma: tuple[float, ...] = setting(
+        (0.02, 0.12),
+        "Range of the elastic deformation (7): standard deviation of its control points, in units of the "
+        "ellipse's shorter semi-axis. Small makes smooth edges, large irregular shapes; the paper gives no numbers.",
+    )
+    heterogeneous: float = setting(
+        0.0,
+        "Share with heterogeneous echogenicity. 0 (benign) and 1 (malignant) are the paper's prior and all that a "
+        "dataset without this attribute teaches a generator; a generator of BrEaST has seen 0.29 and 0.23.",
+    )
+    unclear: float = setting(
+        0.0, "Share with an unclear boundary; BrEaST has 0.27 (benign) and 0.97 (malignant), the prior is 0 and 1."
+    )
 
     def check(self, where: str) -> None:
         """Raises: ConfigError for ranges in which nothing can be drawn."""
@@ -46,20 +58,40 @@ class ClassPrior:
             _require(0 <= getattr(self, name) <= 1, f"{where}.{name}={getattr(self, name)}", "a share from 0 to 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PriorsConfig:
-    """The population of lesions; `configs/generate.yaml` documents each field."""
+BENIGN = ClassPrior()
+MALIGNANT = ClassPrior(aspect=(1.1, 1.6), sigma=(0.2, 0.35), heterogeneous=1.0, unclear=1.0)
 
-    malignant_share: float
-    frame_mm: float
-    sizes_mm: dict[str, tuple[float, ...]]
-    benign: ClassPrior
-    malignant: ClassPrior
+
+@config_class
+class PriorsConfig(Settings):
+    """The population of lesions. Ranges are two numbers; draws between them are uniform."""
+
+    prefix: t.ClassVar[str] = "priors."
+
+    malignant_share: float = setting(
+        0.5,
+        "Share of malignant lesions; all others are benign. The paper gives none; BUSI has 0.32, BrEaST 0.39.",
+        ge=0,
+        le=1,
+    )
+    frame_mm: float = setting(
+        42.0,
+        "Edge of the tissue that a frame shows. BrEaST's median scan is 37 to 42 deep and 47 wide.",
+        unit="mm",
+        gt=0,
+        lt=np.inf,
+    )
+    sizes_mm: dict[str, tuple[float, ...]] = setting(
+        {"small": (5.0, 10.0), "medium": (10.0, 20.0), "large": (20.0, 26.0)},
+        "Longest diameter before deformation, by size; sizes are equally frequent. The limits at 10 and 20 are TNM's "
+        "(T1b to T1c, T1 to T2); most lesions of BrEaST lie between 6 and 31. The paper gives no numbers.",
+        unit="mm",
+    )
+    benign: ClassPrior = setting(BENIGN, "Benign lesions, wider than tall (6).")
+    malignant: ClassPrior = setting(MALIGNANT, "Malignant lesions, taller than wide (6).")
 
     def __post_init__(self) -> None:
         """Refuse what no lesion can be drawn from. Raises: ConfigError."""
-        _require(0 <= self.malignant_share <= 1, f"priors.malignant_share={self.malignant_share}", "0 to 1")
-        _require(0 < self.frame_mm < np.inf, f"priors.frame_mm={self.frame_mm}", "a number of millimetres above 0")
         _require(bool(self.sizes_mm), "priors.sizes_mm={}", "at least one size with its range in millimetres")
         for name, bounds in self.sizes_mm.items():
             _check_range(f"priors.sizes_mm.{name}", bounds, 0.0)

@@ -6,49 +6,15 @@ keys are the fields of the class's `Config`. See CONTRIBUTING.md, "Add a model".
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from bushpc.config import CellConfig, ModelConfig
 from bushpc.errors import ConfigError
 from bushpc.sample import Batch, Losses, Prediction
-
-if t.TYPE_CHECKING:
-    from bushpc.config import CellConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Fields that every model has; a model's own `Config` extends it.
-
-    image_size: edge in pixels of the square images that the loader makes for this model.
-    pretrained: start from staged weights (`bushpc weights pull`); false trains from scratch.
-    """
-
-    image_size: int
-    pretrained: bool
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values. Raises: ConfigError."""
-        if self.image_size < 1:
-            raise ConfigError(f"model.image_size={self.image_size}: allowed is 1 or more")
-
-    def standalone(self) -> t.Self:
-        """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
-        return dataclasses.replace(self, pretrained=False)
-
-    @property
-    def starts_from(self) -> Path | None:
-        """The folder of an exported fold whose weights a model goes on from; None for all others."""
-        return None
-
-    def for_fold(self, fold: int) -> t.Self:
-        """The same for one fold: with its own weights, where it starts from an earlier cross-validation."""
-        return self
 
 
 class WeightFile(t.NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
@@ -13,16 +11,17 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.overlap import overlap_losses
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_STRIDE = 32  # of the U-Net's deepest stage to the image
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class UNetConfig(ModelConfig):
     """The U-Net's settings.
 

@@ -7,7 +7,6 @@ Tan and Le's EfficientNet-B0 (ICML 2019), from timm. It makes no mask.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 
 import timm
 import torch
@@ -16,16 +15,17 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import nn
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
 STRIDE = 32  # of the last features to the image
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class EfficientNetConfig(ModelConfig):
     """The classifier's settings.
 

@@ -15,8 +15,6 @@ n attention heads; D the length d_k of a query.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.densenet import DenseBlock
@@ -25,9 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import bce_loss, jaccard_loss
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.encoder import feature_extractor
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
@@ -35,7 +34,7 @@ from bushpc.sample import Batch, Losses, Prediction
 ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three skip connections and the bottleneck
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class HybridAttentionConfig(ModelConfig):
     """The network's settings; `configs/model/hybrid_attention.yaml` states where each value comes from.
 

@@ -11,18 +11,15 @@ import importlib.util
 import json
 import typing as t
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from bushpc.config import CellConfig, ModelConfig, config_class
 from bushpc.errors import ConfigError
-from bushpc.models.base import Model, ModelConfig
+from bushpc.models.base import Model
 from bushpc.sample import Batch, Prediction
-
-if t.TYPE_CHECKING:
-    from bushpc.config import CellConfig
 
 # What nnU-Net's reader of natural images says of each; it knows no millimetres.
 SPACING = (999, 1, 1)
@@ -36,7 +33,7 @@ ITS_OWN: dict[str, t.Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class NnUNetConfig(ModelConfig):
     """nnU-Net's settings.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import typing as t
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -32,10 +31,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
 from bushpc.losses.overlap import bce_loss, soft_dice_loss
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
@@ -51,7 +51,7 @@ GROUPS = 4  # of GroupNorm: unlike BatchNorm it does not depend on how a batch i
 GAIN, REST = 8.0, -4.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class SamMultitaskConfig(ModelConfig):
     """The model's settings; `configs/model/sam_multitask.yaml` states the paper's value of each and its source.
 

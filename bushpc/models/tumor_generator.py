@@ -21,7 +21,6 @@ import functools
 import hashlib
 import json
 import typing as t
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,10 +35,11 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.files import EXPORT_FILE, read_json
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.sample import Batch, Losses, Prediction
 
 STAGES = ("vae", "controlnet", "lora", "full")
@@ -77,7 +77,7 @@ VOCABULARY = 49_408  # of CLIP
 SCORE_DRAWS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TumorGeneratorConfig(ModelConfig):
     """The model's settings; `configs/model/tumor_generator.yaml` states the paper's value of each and its source.
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import itertools
 import typing as t
-from dataclasses import dataclass
 
 import timm
 import torch
@@ -32,11 +31,12 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -45,7 +45,7 @@ BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours →
 SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class VitDiffusionConfig(ModelConfig):
     """The model's settings; `configs/model/vit_diffusion.yaml` states the paper's value of each and its source.
 

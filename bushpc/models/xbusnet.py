@@ -16,7 +16,6 @@ width r, E width d of a sentence embedding.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -30,9 +29,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
+from bushpc.config import ModelConfig, config_class
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
-from bushpc.models.base import Model, ModelConfig, WeightFile
+from bushpc.models.base import Model, WeightFile
 from bushpc.nn.encoder import feature_extractor
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
@@ -47,7 +47,7 @@ ENCODER_REVISIONS = {"resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367
 ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connections fit if the last divides it
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class XBusNetConfig(ModelConfig):
     """XBusNet's settings; `configs/model/xbusnet.yaml` states the paper's value of each and its source.
 

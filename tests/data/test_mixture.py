@@ -175,7 +175,7 @@ def test_epochs_count_what_trains(phantom_folder, synthetic_folder):
     [
         (["data.synthetic_ratio=2"], r"data.synthetic_ratio=2 without data.synthetic"),
         (["data.real=false"], r"nothing is left to train on"),
-        (["data.synthetic=x", "data.synthetic_ratio=-1"], r"0 or more"),
+        (["data.synthetic=x", "data.synthetic_ratio=-1"], r"data.synthetic_ratio=-1: must be ≥ 0"),
         (["data.synthetic=x", "data.synthetic_ratio=0", "data.real=false"], r"nothing is left to train on"),
         (["data.synthetic=x", "data.stream=y/"], r"a stream delivers one dataset"),
         (

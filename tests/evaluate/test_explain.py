@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, ModelConfig
 from bushpc.data.loader import FoldData
 from bushpc.evaluate.evaluate import Predicting
 from bushpc.evaluate.explain import chosen, explain, grad_cam
-from bushpc.models.base import Model, ModelConfig
+from bushpc.models.base import Model
 from bushpc.models.baselines import UNet
 from bushpc.models.xbusnet import XBusNet
 from bushpc.run import build_model

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bushpc.cli import main
-from bushpc.config import CellConfig, compose
+from bushpc.config import CellConfig, ModelConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
 from bushpc.dispatch.grid import cv_plan
@@ -22,7 +22,7 @@ from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import Predicting
 from bushpc.evaluate.external import evaluate_external
-from bushpc.models.base import Model, ModelConfig
+from bushpc.models.base import Model
 from bushpc.report import build_report
 from bushpc.run import run_cell
 from bushpc.sample import LABELS, Prediction

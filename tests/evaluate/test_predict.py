@@ -16,11 +16,12 @@ from PIL import Image
 
 import bushpc
 from bushpc.cli import main
+from bushpc.config import ModelConfig
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, ResumeError
 from bushpc.evaluate import predict
 from bushpc.evaluate.predictor import Member, Predictor, load
-from bushpc.models.base import Model, ModelConfig
+from bushpc.models.base import Model
 from bushpc.sample import Prediction
 from bushpc.shards.manifest import Manifest, read_image
 

@@ -10,10 +10,9 @@ import torch
 import yaml
 
 from bushpc.cli import main
-from bushpc.config import compose
+from bushpc.config import ModelConfig, compose
 from bushpc.dispatch.grid import cv_plan
 from bushpc.errors import ConfigError, DataError, WeightsError
-from bushpc.models.base import ModelConfig
 from bushpc.models.efficientnet import EfficientNet
 from bushpc.nn.recompute import recompute
 

@@ -66,13 +66,13 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from bushpc import config
     from bushpc.cli import main
+    from bushpc.config import compose, places
     from bushpc.dispatch import survey
 
     configs = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, configs)
-    monkeypatch.setattr(config, "CONFIG_DIR", configs)
+    monkeypatch.setattr(places, "CONFIG_DIR", configs)
     monkeypatch.setattr(survey, "CONFIG_DIR", configs)
     words = [*words, "cluster.nodes=2"]
     assert main(["doctor", "--slurm", "--json", "--write", "here", *words]) == 0
@@ -95,7 +95,7 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
     assert check(found, "clock of the node")["verdict"] == "ok"
     assert "submitted probe job" in said.err
 
-    cluster = config.compose([*words, "cluster=here"]).cluster
+    cluster = compose([*words, "cluster=here"]).cluster
     assert cluster.grace_s == found["grace_s"] == pytest.approx(requeue["kill_s"], abs=0.06)
     profile = (configs / "cluster" / "here.yaml").read_text().replace("\n#   ", " ")
     assert f"KILL after {requeue['kill_s']:.1f} s\n" in profile

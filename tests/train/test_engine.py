@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, ModelConfig
 from bushpc.dist import World, meet, seed_everything
 from bushpc.errors import TrainingError
 from bushpc.losses.overlap import overlap_losses
-from bushpc.models.base import Model, ModelConfig
+from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.sample import Batch, Losses
 from bushpc.train.engine import Engine, start_ranks

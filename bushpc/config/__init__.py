@@ -1,0 +1,76 @@
+"""Every setting of a run, and how yaml files and words of the command line become one.
+
+schema.py   every field: default, unit, sentence, bounds, what it affects
+fields.py   how a field is declared (`setting`)
+compose.py  the one reader: Hydra's groups, site yamls, grids, the command line → a checked `CellConfig`
+read.py     plain data → config classes, and back
+places.py   where configs, shards, runs and weights lie
+"""
+
+from bushpc.config.compose import (
+    GROUPS,
+    Composer,
+    compose,
+    compose_command,
+    config_names,
+    reconfigure,
+    shards_folder,
+)
+from bushpc.config.fields import About, Settings, config_class, group, setting
+from bushpc.config.places import CONFIG_DIR, ROOT
+from bushpc.config.read import YAML_FAILS, flat
+from bushpc.config.schema import (
+    AugmentConfig,
+    CellConfig,
+    ClusterConfig,
+    DataConfig,
+    Device,
+    EngineConfig,
+    EvaluateConfig,
+    LoaderConfig,
+    ModelConfig,
+    Precision,
+    PromptingConfig,
+    StrengthConfig,
+    TrainConfig,
+    differences,
+    load_frozen,
+    model_of,
+    way_on,
+)
+
+__all__ = [
+    "CONFIG_DIR",
+    "GROUPS",
+    "ROOT",
+    "YAML_FAILS",
+    "About",
+    "AugmentConfig",
+    "CellConfig",
+    "ClusterConfig",
+    "Composer",
+    "DataConfig",
+    "Device",
+    "EngineConfig",
+    "EvaluateConfig",
+    "LoaderConfig",
+    "ModelConfig",
+    "Precision",
+    "PromptingConfig",
+    "Settings",
+    "StrengthConfig",
+    "TrainConfig",
+    "compose",
+    "compose_command",
+    "config_class",
+    "config_names",
+    "differences",
+    "flat",
+    "group",
+    "load_frozen",
+    "model_of",
+    "reconfigure",
+    "setting",
+    "shards_folder",
+    "way_on",
+]

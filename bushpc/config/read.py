@@ -1,0 +1,110 @@
+"""Plain data, as yaml and the command line give it, → config classes; and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing as t
+
+import yaml
+
+from bushpc.config.fields import Settings, allowed, cached, example, fields_of, shown
+from bushpc.errors import ConfigError, unknown_name
+
+S = t.TypeVar("S", bound=Settings)
+# What reading YAML that is not what it should be raises.
+YAML_FAILS = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError)
+# libyaml's where PyYAML was built with it: ten times as fast, and a grid has a thousand configs.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# Deepest nesting that libyaml reads here; where its stack ends it takes the process with it.
+DEEP = 500
+MOST_INT = 2**63
+
+
+def build(cls: type[S], content: t.Any, prefix: str | None = None) -> S:
+    """A config class from its group of settings; fields that are left out have their defaults. Raises: ConfigError."""
+    prefix = cls.prefix if prefix is None else prefix
+    if not isinstance(content, t.Mapping):
+        raise ConfigError(f"{prefix[:-1]}={shown(content)}: expected a group of settings")
+    return cls(**build_fields(cls, content, prefix))
+
+
+def build_fields(
+    cls: type[Settings], content: t.Mapping[str, t.Any], prefix: str, skip: t.Sequence[str] = ()
+) -> dict[str, t.Any]:
+    """The keyword arguments of `cls` from plain data. Raises: ConfigError for unknown keys and wrong values."""
+    fields = {name: info for name, info in fields_of(cls).items() if name not in skip}
+    for key in content:
+        if key not in fields:
+            raise ConfigError(unknown_name("setting", f"{prefix}{key}", [prefix + name for name in fields]))
+    missing = [prefix + name for name, info in fields.items() if name not in content and info.is_required()]
+    if missing:
+        raise ConfigError(f"settings without a value: {', '.join(missing)}. Add them to the yaml of their group.")
+    return {
+        name: _coerced(cls, name, _hint(cls, name), content[name], prefix + name) for name in fields if name in content
+    }
+
+
+@cached
+def _hint(cls: type[Settings], name: str) -> t.Any:
+    return fields_of(cls)[name].annotation
+
+
+def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str) -> t.Any:
+    """`value` in the containers that the field declares. Only losslessly: list → tuple, number → text; never "3" → 3.
+
+    Types of numbers and words are pydantic's to check.
+    """
+    origin, args = t.get_origin(hint), t.get_args(hint)
+    if origin in (t.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerced(cls, name, next(arg for arg in args if arg is not type(None)), value, key)
+    if isinstance(hint, type) and issubclass(hint, Settings):
+        return build(hint, value, key + ".")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_coerced(cls, name, args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, t.Mapping):
+        return {
+            _coerced(cls, name, args[0], each, f"{key} (a name)"): _coerced(cls, name, args[1], item, f"{key}.{each}")
+            for each, item in value.items()
+        }
+    if value != value or (type(value) is int and abs(value) >= MOST_INT):
+        raise ConfigError(f"{key} is not a number, or one too large to count with; allowed: below 2^63")
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # `name=2024` is read as a number by yaml
+    if hint is str and isinstance(value, str) and not value.isprintable():
+        raise ConfigError(
+            f"{key}={shown(value)}: line breaks and control characters are not allowed, jobs are shell scripts"
+        )
+    if isinstance(value, (dict, list)) or (hint is str and not isinstance(value, str)):
+        raise ConfigError(
+            f"{key}={shown(value)} is a {type(value).__name__}; allowed: {allowed(cls, name)}{example(cls, name)}"
+        )
+    return value
+
+
+def load_yaml(text: str) -> t.Any:
+    """What a yaml text holds. Each level of nesting costs one of these characters, or a column of indentation."""
+    deepest = sum(map(text.count, "[{?-:")) + max(len(line) - len(line.lstrip()) for line in text.split("\n"))
+    return yaml.load(text, Loader=YAML_LOADER if deepest < DEEP else yaml.SafeLoader)
+
+
+def plain(value: t.Any) -> t.Any:
+    """Config classes, tuples and what they hold as dicts and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def flat(content: t.Mapping[str, t.Any], prefix: str = "") -> dict[str, t.Any]:
+    """Nested settings by their dotted names: {"train": {"lr": 1}} → {"train.lr": 1}."""
+    out: dict[str, t.Any] = {}
+    for key, value in content.items():
+        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, t.Mapping) else {prefix + key: value})
+    return out
