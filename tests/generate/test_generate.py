@@ -341,10 +341,10 @@ def test_an_adapter_of_another_base_and_one_that_is_none_are_refused(
     [
         (["n=0"], "n=0: allowed is 1"),
         (["n=many"], "n='many' is a str; allowed: int"),
-        (["m=3"], "unknown setting 'm'"),
+        (["m=3"], "unknown word 'm'"),
         (["fold=4"], "fold4 of"),
         (["fold=9"], "fold 9 does not exist"),
-        (["fold=x"], "fold=x: a number is needed"),
+        (["fold=x"], "fold=x: a whole number is needed"),
         (["row=a"], "is no grid"),
         (["adapter=/nowhere"], "/nowhere is neither a run folder"),
         (["priors.sizes_mm.large=[20,80]"], "outside a frame of 42 mm"),
@@ -384,7 +384,9 @@ def test_a_place_that_cannot_be_written_to_is_said_in_words(generator_run, tmp_p
 
 def test_a_place_has_to_be_named(generator_run, capsys):
     assert main(["generate", str(generator_run), "n=3"]) == 2
-    assert "say where to: bushpc generate RUN out=FOLDER" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out= is missing" in said
+    assert "Example: bushpc generate" in said
 
 
 def test_another_set_of_samples_does_not_go_into_the_same_folder(generated, generator_run, capsys):

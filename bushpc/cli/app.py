@@ -1,0 +1,79 @@
+"""Finds the command, runs it, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from bushpc.cli.command import Command, Group
+from bushpc.errors import BushpcError, unknown_name
+
+USAGE = "usage: bushpc COMMAND [KEY=VALUE …] [--OPTION …]"
+DESCRIPTION = "Train, cross-validate, ablate and report breast-ultrasound models on a Slurm cluster or on this machine."
+ENDS = """`bushpc COMMAND --help` explains a command, its words and settings.
+Exit status: 0 done, 1 incomplete or problems found, 2 the command cannot work as given, 3 images were rejected."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 incomplete or problems found, 2 an error, 3 bad images."""
+    words = _without_local_rank(list(sys.argv[1:] if argv is None else argv))
+    try:
+        return _run(words)
+    except BushpcError as error:
+        print(f"bushpc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; submitted jobs continue (`bushpc status RUN`)", file=sys.stderr)
+        return 130
+
+
+@functools.cache
+def groups() -> tuple[Group, ...]:
+    """The command groups: every module of this package that has a GROUP."""
+    package = importlib.import_module("bushpc.cli")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "__main__"]
+    modules = [importlib.import_module(f"bushpc.cli.{name}") for name in names]
+    found = [module.GROUP for module in modules if hasattr(module, "GROUP")]
+    return tuple(sorted(found, key=lambda group: (group.place, group.title)))
+
+
+def commands() -> dict[str, Command]:
+    """Every command by its name."""
+    return {command.name: command for group in groups() for command in group.commands}
+
+
+def _run(words: list[str]) -> int:
+    valid = commands()
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(groups()))
+        return 0 if words else 2
+    for name in (" ".join(words[:2]), words[0]):
+        if name in valid:
+            return int(valid[name].run(valid[name].parse(words[len(name.split()) :])) or 0)
+    family = {name: command for name, command in valid.items() if name.startswith(f"{words[0]} ")}
+    if family and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_overview([Group(f"bushpc {words[0]}", 0, tuple(family.values()))]))
+        return 0 if len(words) > 1 else 2
+    then = "Help: bushpc --help"
+    given = " ".join(words[:2]) if family else words[0]
+    print(f"bushpc: {unknown_name('command', given, family or valid, then)}", file=sys.stderr)
+    return 2
+
+
+def _without_local_rank(words: list[str]) -> list[str]:
+    """deepspeed's launcher puts --local_rank=N first. The environment variable LOCAL_RANK says the same."""
+    if words and words[0].replace("_", "-").startswith("--local-rank"):
+        return words[1:] if "=" in words[0] else words[2:]
+    return words
+
+
+def _overview(shown: Sequence[Group]) -> str:
+    width = max(len(command.name) for group in shown for command in group.commands)
+    lines = [USAGE, "", DESCRIPTION]
+    for group in shown:
+        lines += ["", f"{group.title}:"]
+        lines += [f"  {command.name:<{width}}  {command.summary}" for command in group.commands]
+    return "\n".join([*lines, "", ENDS])

@@ -1,0 +1,207 @@
+"""`bushpc pack` and `bushpc shards`: raw folder → shards; what is there, and is it sound."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bushpc.cli.command import JSON, Arguments, Command, Group, option
+from bushpc.cli.show import print_packed, wide_console
+from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
+
+
+def datasets() -> list[str]:
+    from bushpc.config import config_names
+
+    return config_names("data")
+
+
+def card_parameters(given: Mapping[str, t.Any]) -> Sequence[Word]:
+    """The parameters of a synthetic dataset's card are words, too: `bushpc pack data=phantom count=50`."""
+    from bushpc.shards.card import Card
+
+    if "data" not in given:
+        return ()
+    card = Card.find(given["data"], _out(given["data"], given.get("out")))
+    return [Word(name, NUMBER, "Parameter of the dataset's card.", value) for name, value in card.parameters.items()]
+
+
+PACK = Words(
+    Word("data", TEXT, "The dataset; `bushpc shards list` shows all.", required=True, choices=datasets),
+    Word(
+        "src",
+        PATH,
+        "Raw folder, as the publisher ships it. Synthetic datasets need none.",
+        instead_of=("source", "from", "folder", "raw", "input"),
+    ),
+    Word(
+        "out",
+        PATH,
+        "Folder for the shards.",
+        shown="shards/<data>",
+        instead_of=("dst", "dest", "destination", "to", "output", "target"),
+    ),
+    Word("workers", WHOLE, "Processes that decode and encode.", shown="all cores", instead_of=("num_workers", "jobs")),
+    Word("excerpt", SWITCH, "Pack a part of the dataset; counts aren't compared with the card.", False),
+    command="bushpc pack",
+    example="bushpc pack data=phantom out=shards/phantom",
+    more=card_parameters,
+    rest="A synthetic dataset also takes its card's parameters: data=phantom takes count=, seed=, height= and more.",
+)
+
+
+def pack(given: Arguments) -> None:
+    from bushpc.shards import write
+    from bushpc.shards.progress import progress
+    from bushpc.shards.split import ensure_folds
+
+    out = _out(given.data, given.out)
+    workers = len(os.sched_getaffinity(0)) if given.workers is None else given.workers
+    with progress(f"pack {given.data}") as show:
+        manifest = write.pack(
+            given.data, given.src, out, excerpt=given.excerpt, workers=workers, progress=show, parameters=given.more
+        )
+    if not manifest.synthetic:
+        ensure_folds(out, manifest)
+    print_packed(out, manifest)
+
+
+def _out(data: str, out: Path | None) -> Path:
+    from bushpc.config import ROOT
+
+    return out or ROOT / "shards" / data
+
+
+def list_shards(given: Arguments) -> int:
+    from bushpc.shards.listing import list_datasets, listing_table, plain_lines, to_json
+
+    console = wide_console()
+    entries = list_datasets(deep=given.deep)
+    if given.json:
+        print(to_json(entries))
+    elif console.is_terminal:
+        console.print(listing_table(entries))
+    else:
+        print("\n".join(plain_lines(entry) for entry in entries))
+    return 1 if any(entry.packed == "damaged" for entry in entries) else 0
+
+
+def _folds(default: str = "frozen") -> Word:
+    return Word("folds", TEXT, "Which folds.", default, choices=("frozen", "published", "grouped"))
+
+
+AUDIT = Words(
+    Word(
+        "data",
+        SHARDS,
+        "A dataset or a folder of shards. Several are compared with each other.",
+        required=True,
+        repeated=True,
+    ),
+    Word("out", PATH, "Folder for the page and lists.", shown="runs/audit-<data>", instead_of=("dst", "output", "to")),
+    _folds(),
+    Word(
+        "least_correlation",
+        NUMBER,
+        "Two images count as the same picture from this correlation on. Unrelated images lie below 0.85, copies above.",
+        shown="0.85",
+    ),
+    command="bushpc shards audit",
+    example="bushpc shards audit data=breast data=bus_bra",
+)
+
+
+def audit_shards(given: Arguments) -> int:
+    from bushpc.config import ROOT
+    from bushpc.report.audit_page import write_page
+    from bushpc.shards.audit import audit, summary, write
+    from bushpc.shards.duplicates import LEAST_CORRELATION
+    from bushpc.shards.progress import progress
+
+    names = "-".join(folder.name for folder in given.data)
+    out = given.out or ROOT / "runs" / f"audit-{names}"
+    least = LEAST_CORRELATION if given.least_correlation is None else given.least_correlation
+    with progress(f"audit {names}") as show:
+        found = audit(given.data, folds=given.folds, least_correlation=least, progress=show)
+    write(found, out)
+    page = write_page(found, out, ["bushpc", "shards", "audit", *given.typed])
+    wide_console().print(summary(found))
+    print(f"page: {page}")
+    return 1 if found.grave else 0
+
+
+FOLDS = Words(
+    Word("data", SHARDS, "A dataset or a folder of shards.", required=True),
+    Word("duplicates", TEXT, "What to do with near duplicates.", required=True, choices=("group",)),
+    command="bushpc shards folds",
+    example="bushpc shards folds data=busi duplicates=group",
+)
+
+
+def draw_folds(given: Arguments) -> None:
+    """Draw folds with seed 0; patients who share a picture count as one patient."""
+    from bushpc.shards.audit import find_duplicates
+    from bushpc.shards.duplicates import tie_patients
+    from bushpc.shards.manifest import Manifest
+    from bushpc.shards.progress import progress
+    from bushpc.shards.split import FILE_BY_SOURCE, freeze_folds, make_folds, refuse_synthetic
+
+    folder = given.data
+    manifest = Manifest.load(folder)
+    refuse_synthetic(manifest, folder)
+    with progress(f"compare {manifest.dataset}") as show:
+        pairs = find_duplicates(folder, manifest, show)
+    tied = tie_patients(manifest.records, pairs)
+    path = folder / FILE_BY_SOURCE["grouped"]
+    freeze_folds(path, manifest.records, make_folds(tied))
+    patients, groups = ({record.patient for record in records} for records in (manifest.records, tied))
+    print(f"{path}: {len(pairs)} pairs are one picture, so {len(patients)} patients count as {len(groups)}")
+    print("train on them with folds=grouped")
+
+
+GROUP = Group(
+    "Data",
+    10,
+    (
+        Command(
+            name="pack",
+            summary="Pack a raw dataset folder into shards.",
+            run=pack,
+            example=PACK.example,
+            words=PACK,
+            notes=(
+                "The folder must have the layout that its publisher ships; the message names the missing file or wrong "
+                "count otherwise. Run it again after an interruption: finished shards are kept.",
+                "For a real dataset: bushpc pack data=breast src=/path/to/BrEaST",
+            ),
+        ),
+        Command(
+            name="shards list",
+            summary="List all datasets: content, licence, download page, and whether they are packed here.",
+            run=list_shards,
+            example="bushpc shards list",
+            options=(
+                JSON,
+                option("--deep", action="store_true", help="hash every packed tar instead of comparing its size"),
+            ),
+            notes=("Exit status 1: a packed dataset is damaged.",),
+        ),
+        Command(
+            name="shards audit",
+            summary="Search packed datasets for duplicates, leaks between folds and bad masks.",
+            run=audit_shards,
+            example=AUDIT.example,
+            words=AUDIT,
+            notes=("Exit status 1: something serious was found.",),
+        ),
+        Command(
+            name="shards folds",
+            summary="Draw folds in which near duplicates stay together.",
+            run=draw_folds,
+            example=FOLDS.example,
+            words=FOLDS,
+        ),
+    ),
+)

@@ -1,0 +1,78 @@
+"""`bushpc report | compare | audit`: what a run came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bushpc.cli.command import JSON, Arguments, Command, Group, option, run_folder
+
+
+def report(given: Arguments) -> None:
+    from rich.console import Console
+
+    from bushpc.report.page import build_report
+
+    result = build_report(given.run_dir)
+    Console().print(result.fold_table)
+    print(f"report: {result.html}")
+
+
+def compare(given: Arguments) -> None:
+    from rich.console import Console
+
+    from bushpc.report import build_comparison
+
+    result = build_comparison(given.run_dirs, given.out)
+    Console().print(result.fold_table)
+    print(f"report: {result.html}")
+
+
+def audit(given: Arguments) -> int:
+    from rich.console import Console
+
+    from bushpc.dispatch.audit import audit_run, audit_table
+
+    found = audit_run(given.run_dir)
+    if given.json:
+        print(found.to_json())
+    else:
+        Console().print(audit_table(found))
+    return 0 if found.ok else 1
+
+
+GROUP = Group(
+    "Results",
+    50,
+    (
+        Command(
+            name="report",
+            summary="Write tables, figures and the HTML page of a run.",
+            run=report,
+            example="bushpc report runs/table4",
+            options=(run_folder(),),
+        ),
+        Command(
+            name="compare",
+            summary="Compare runs on the same data and folds.",
+            run=compare,
+            example="bushpc compare runs/xbusnet runs/unet",
+            options=(
+                run_folder("run_dirs", nargs="+", help="run folders"),
+                option(
+                    "--out",
+                    type=Path,
+                    metavar="FOLDER",
+                    help="where to write (default: compare-<names> beside the first run)",
+                ),
+            ),
+        ),
+        Command(
+            name="audit",
+            summary="Prove that every sample was seen exactly once per epoch.",
+            run=audit,
+            example="bushpc audit runs/table4",
+            options=(run_folder(), JSON),
+            notes=("Exit status 1: a cell isn't exact, or it isn't finished.",),
+        ),
+    ),
+)

@@ -1,0 +1,94 @@
+"""`bushpc predict | export`: a trained model on new images, and as a folder that stands alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bushpc.cli.command import FOLD, ROW, Arguments, Command, Group, option, run_folder
+from bushpc.cli.show import warn
+
+
+def predict(given: Arguments) -> int:
+    from bushpc.evaluate.predict import CSV_FILE, Wanted, predict_files
+    from bushpc.evaluate.predictor import load
+    from bushpc.shards.progress import progress
+
+    wanted = Wanted(
+        prob=given.prob,
+        uncertainty=given.uncertainty,
+        overlay=given.overlay,
+        prompts=given.prompts,
+        pixel_mm=given.pixel_mm,
+        batch_size=given.batch,
+    )
+    predictor = load(given.model, fold=given.fold, row=given.row, device=given.device, tta=given.tta, say=warn)
+    try:
+        with progress("predict") as show:
+            summary = predict_files(predictor, given.input, given.out, wanted, show)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    print(f"predicted: {summary.predicted}, done before: {summary.kept} file(s), rejected: {len(summary.rejected)}")
+    print(f"written: {given.out / CSV_FILE}")
+    return 3 if summary.rejected else 0
+
+
+def export(given: Arguments) -> None:
+    from bushpc.evaluate import export as exports
+
+    content = exports.export(given.run_dir, given.out, fold=given.fold, row=given.row, formats=given.format, say=warn)
+    names = ", ".join(fold["name"] for fold in content["folds"])
+    print(f"{given.out}: {names}; use it with `bushpc predict {given.out} INPUT OUT`, or bushpc.load in Python")
+
+
+GROUP = Group(
+    "Use",
+    60,
+    (
+        Command(
+            name="predict",
+            summary="Segment and measure new images.",
+            run=predict,
+            example="bushpc predict runs/table4 scans/ out/ --row full --overlay",
+            options=(
+                run_folder("model", help="run folder, or a folder that `bushpc export` wrote"),
+                option("input", type=Path, metavar="INPUT", help="an image (PNG, JPEG, TIFF, BMP, DICOM) or a folder"),
+                option("out", type=Path, metavar="OUT", help="folder for masks and predictions.csv"),
+                FOLD,
+                ROW,
+                option("--tta", action="store_true", help="average with the prediction of the mirrored image"),
+                option("--prob", action="store_true", help="also write probability maps"),
+                option("--uncertainty", action="store_true", help="also write the SD over folds and samples as maps"),
+                option("--overlay", action="store_true", help="also write the images with the masks' contours"),
+                option(
+                    "--prompts", type=Path, metavar="CSV", help="sentences or attributes of the images, by file name"
+                ),
+                option("--pixel-mm", type=float, metavar="MM", help="pixel edge, for images that don't state it"),
+                option("--device", default="auto", help="auto (default), cpu or cuda"),
+                option("--batch", type=int, metavar="N", help="images per forward pass"),
+            ),
+            notes=("Run the same command again to continue. Exit status 3: some images were rejected.",),
+        ),
+        Command(
+            name="export",
+            summary="Write a trained model as a folder that needs neither run, shards nor network.",
+            run=export,
+            example="bushpc export runs/table4 model/ --row full",
+            options=(
+                run_folder(),
+                option("out", type=Path, metavar="OUT", help="folder to write"),
+                FOLD,
+                ROW,
+                option(
+                    "--format",
+                    nargs="+",
+                    default=[],
+                    choices=("safetensors", "torch", "onnx"),
+                    metavar="FORMAT",
+                    help="also write torch (torch.export) or onnx; safetensors is always written",
+                ),
+            ),
+        ),
+    ),
+)
