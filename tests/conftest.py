@@ -102,11 +102,11 @@ def train_generator(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Pa
 
     Its images mean nothing, and everything around them is real.
     """
+    from bushpc.cell import run_cell
     from bushpc.config import compose
     from bushpc.dispatch.grid import cv_plan
     from bushpc.dispatch.run_folder import write_run
     from bushpc.dist import World
-    from bushpc.run import run_cell
 
     folder = tmp_path_factory.mktemp("generators")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from bushpc.config import CellConfig, DataConfig
 from bushpc.errors import DataError
 from bushpc.files import EXPORT_FILE, read_json
+from bushpc.runs.records import RunRecord
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
 
@@ -55,17 +56,19 @@ def _of_synthetic(data: DataConfig) -> list[Training]:
     return [scans, *of_generated(Path(str(data.synthetic)))]
 
 
-def of_cell(run: Mapping[str, t.Any], name: str) -> list[Training]:
+def of_cell(run: RunRecord, name: str) -> list[Training]:
     """Of a cell, as its run.json has it; of older runs, which started from nothing that was trained here, its own."""
-    cell = next(each for each in run["cells"] if each["name"] == name)
-    own = {
-        "data": run.get("data"),
-        "manifest_sha256": run.get("manifest_sha256"),
-        "folds_sha256": (run.get("folds") or {}).get("sha256"),
-        "fold": cell["fold"],
-    }
-    found: list[Training] = cell.get("trained_on", [own])
-    return found
+    cell = run.cell(name)
+    if cell.trained_on is not None:
+        return cell.trained_on
+    return [
+        {
+            "data": run.data,
+            "manifest_sha256": run.manifest_sha256,
+            "folds_sha256": run.folds.sha256,
+            "fold": cell.fold,
+        }
+    ]
 
 
 def of_exported(folder: Path) -> list[Training]:

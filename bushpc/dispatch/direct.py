@@ -165,7 +165,7 @@ def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
 
 def _run(cell_dir: Path, world: World, stop: StopFlag) -> Stopped | None:
     """The cell on this rank, and on rank 0 the notes of how it ended."""
-    from bushpc.run import run_cell
+    from bushpc.cell import run_cell
 
     run_dir = cell_dir.parent.parent
     if world.is_main:

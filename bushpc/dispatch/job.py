@@ -98,8 +98,8 @@ class CellJob:
         if job.global_rank == 0:
             note_attempt(run_dir, self.cells)
 
+        from bushpc.cell import run_cell
         from bushpc.dist import World, meet
-        from bushpc.run import run_cell
 
         world = World(rank=rank, size=ranks, local_rank=local_rank)
         attempt = f"{self.submission}-{job.job_id}-{slurm_restart()}"

@@ -3,7 +3,7 @@
 runs/<name>/
   run.json        what this run is: cells and their hashes, rows of its grid, data, folds, versions, commands
   folds.csv       the folds it uses, whatever becomes of the dataset's own
-  cells/<cell>/   see bushpc.run; job.json there names the job that works on it
+  cells/<cell>/   see bushpc.cell; job.json there names the job that works on it
   linked/         settings of the cells that are links
   stale/          cells whose settings were edited since, as they were; a grid that has such settings takes them back
   replaced/       cells that were trained anew on request, as they were before

@@ -24,6 +24,7 @@ from bushpc.metrics.label import label_metrics
 from bushpc.metrics.mask import Confusion, betti_error, confusion, mask_metrics, surface_metrics
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.models.base import Model
+from bushpc.runs.layout import CellDir
 from bushpc.sample import LABELS, Batch, Prediction, label_index
 from bushpc.shards.manifest import Record
 
@@ -54,7 +55,7 @@ def evaluate(
     cell: CellConfig,
     model: Model,
     data: FoldData,
-    cell_dir: Path,
+    cell_dir: CellDir,
     step: int,
     how: Predicting,
     world: World,
@@ -80,7 +81,7 @@ def evaluate(
         if done:
             say(f"{len(done)} of {len(data.validation)} images were evaluated before, with prompts={source}")
         part = Part(cell, model, data, source, how, world, say)
-        mine = part.lines(done, _Maps(cell_dir / "predictions" / source, data.manifest.mask_classes), journal)
+        mine = part.lines(done, _Maps(cell_dir.predictions / source, data.manifest.mask_classes), journal)
         if mine is None:
             return None
         lines = done | {line["row"]["key"]: line for line in gather(mine)}
@@ -92,8 +93,8 @@ def evaluate(
         say(f"evaluated {len(of_source)} images with prompts={label}: " + summary_line(of_source))
     if world.is_main:
         if calibration:
-            write_atomically(cell_dir / "calibration.csv", to_csv(calibration, CALIBRATION_COLUMNS))
-        write_atomically(cell_dir / "per_image.csv", to_csv(rows, tuple(rows[0])))
+            write_atomically(cell_dir.calibration, to_csv(calibration, CALIBRATION_COLUMNS))
+        write_atomically(cell_dir.per_image, to_csv(rows, tuple(rows[0])))
     return rows
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import typing as t
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,12 +21,13 @@ from bushpc.data.loader import FoldData, validation_batches
 from bushpc.dist import World
 from bushpc.evaluate.evaluate import Predicting, save_probability
 from bushpc.models.base import Model
+from bushpc.runs.layout import CellDir
 from bushpc.sample import Batch, Prediction
 from bushpc.shards.manifest import Record
 
 
 def explain(
-    cell: CellConfig, model: Model, data: FoldData, cell_dir: Path, how: Predicting, say: t.Callable[[str], None]
+    cell: CellConfig, model: Model, data: FoldData, cell_dir: CellDir, how: Predicting, say: t.Callable[[str], None]
 ) -> None:
     """Write explain/<key>.png, 8-bit gray at network resolution, for `evaluate.explain` images; headline prompts.
 
@@ -39,7 +39,7 @@ def explain(
     if layer is None:
         say(f"no Grad-CAM maps: {type(model).__name__}.cam_layer names no layer")
         return
-    folder = cell_dir / "explain"
+    folder = cell_dir.explain
     for record in chosen(data.validation, cell.evaluate.explain):
         how.alive(f"Grad-CAM of {record.key}")
         try:

@@ -147,14 +147,14 @@ def _compare(folder: Path, members: list[Member]) -> None:
 
 def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict[str, t.Any]:
     config = run.cells[0].config
-    content = run.content
+    record = run.record
     card = Card.find(config.data.name, config.data.folder)
     needs = config.model_class.needs(config.model)
     return {
         "format": EXPORT_FORMAT,
         "bushpc": version("bushpc"),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "run": {key: content.get(key) for key in ("name", "commit", "created")} | {"row": run.row},
+        "run": {"name": record.name, "commit": record.commit, "created": record.created, "row": run.row},
         "model": _portable_model(config),
         "about": (config.model_class.__doc__ or "").partition("\n")[0],
         "parameters": members[0].model.parameter_count(),
@@ -179,7 +179,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
                 "tensors_sha256": member.sha256,
                 "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
                 "scores": _scores(cell),
-                "trained_on": of_cell(run.content, cell.name),
+                "trained_on": of_cell(record, cell.name),
             }
             for cell, member in zip(run.cells, members, strict=True)
         ],
@@ -188,11 +188,11 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "prompts": config.prompt_sources[0],
         "data": {
             **{"name": card.name, "title": card.title, "licence": card.licence, "citation": card.citation},
-            **{"where": card.where, "excerpt": content.get("excerpt", False)},
+            **{"where": card.where, "excerpt": record.excerpt},
             "normals": config.data.normals,
-            **{"manifest_sha256": content.get("manifest_sha256"), "folds": content.get("folds")},
+            **record.facts,
         },
-        "versions": {"trained_with": content.get("versions"), "python": platform.python_version()}
+        "versions": {"trained_with": record.versions, "python": platform.python_version()}
         | {"torch": torch.__version__},
     }
 
@@ -444,7 +444,7 @@ def _portable_model(config: CellConfig) -> dict[str, t.Any]:
 def _scores(cell: TrainedCell) -> dict[str, dict[str, float]]:
     """Prompt source → metric → mean over the fold's validation images."""
     rows: dict[str, list[dict[str, t.Any]]] = {}
-    with (cell.folder / "per_image.csv").open(newline="") as file:
+    with cell.folder.per_image.open(newline="") as file:
         for row in csv.DictReader(file):
             numbers = {name: float(text) for name, text in row.items() if name in METRICS or name.startswith("prob_")}
             rows.setdefault(row["prompts"], []).append(row | numbers)

@@ -17,9 +17,8 @@ from bushpc.evaluate.evaluate import Part, Predicting, summary_line, to_csv
 from bushpc.evaluate.journal import Journal
 from bushpc.files import write_atomically
 from bushpc.models.base import Model
+from bushpc.runs.layout import CellDir
 from bushpc.shards.manifest import Manifest
-
-FOLDER = "external"
 
 
 def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:
@@ -35,7 +34,7 @@ def evaluate_external(
     cell: CellConfig,
     model: Model,
     data: FoldData,
-    cell_dir: Path,
+    cell_dir: CellDir,
     step: int,
     how: Predicting,
     world: World,
@@ -60,7 +59,7 @@ def evaluate_external(
         if any_rank(how.stop())[0]:
             return False
         weights = f"{cell.hash} {step} {there.manifest.hash}"
-        journal = Journal(cell_dir, f"{FOLDER}-{name}-{source}", world.rank, weights)
+        journal = Journal(cell_dir, f"{cell_dir.external.name}-{name}-{source}", world.rank, weights)
         done = from_main(journal.read() if world.is_main else {})
         mine = Part(cell, model, there, source, how, world, say).lines(done, journal=journal)
         if mine is None:
@@ -68,7 +67,7 @@ def evaluate_external(
         lines = done | {line["row"]["key"]: line for line in gather(mine)}
         rows = [lines[key]["row"] for key in sorted(lines)]
         if world.is_main:
-            (cell_dir / FOLDER).mkdir(exist_ok=True)
-            write_atomically(cell_dir / FOLDER / f"{name}.csv", to_csv(rows, tuple(rows[0])))
+            cell_dir.external.mkdir(exist_ok=True)
+            write_atomically(cell_dir.external_csv(name), to_csv(rows, tuple(rows[0])))
         say(f"evaluated all {len(rows)} images of {name} with prompts={source}: {summary_line(rows)}")
     return True

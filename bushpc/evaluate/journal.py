@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 import typing as t
-from pathlib import Path
 
-FOLDER = "evaluated"
+from bushpc.runs.layout import CellDir
+
 # One image: what it is part of, its row of per_image.csv, and its share of the calibration.
 Line = dict[str, t.Any]
 
@@ -24,8 +24,8 @@ class Journal:
     weights: names what predicts; lines of other weights, from before a run was trained on, do not count.
     """
 
-    def __init__(self, cell_dir: Path, source: str, rank: int, weights: str) -> None:
-        self._folder, self._source, self._weights = cell_dir / FOLDER, source, weights
+    def __init__(self, cell_dir: CellDir, source: str, rank: int, weights: str) -> None:
+        self._folder, self._source, self._weights = cell_dir.evaluated, source, weights
         self._path = self._folder / f"{source}.{rank}.jsonl"
 
     def read(self) -> dict[str, Line]:
@@ -49,6 +49,6 @@ class Journal:
             file.write("\n" + "".join(json.dumps({"weights": self._weights, **line}) + "\n" for line in lines))
 
 
-def forget(cell_dir: Path) -> None:
+def forget(cell_dir: CellDir) -> None:
     """Delete the journals of a cell that is done: per_image.csv has it all."""
-    shutil.rmtree(cell_dir / FOLDER, ignore_errors=True)
+    shutil.rmtree(cell_dir.evaluated, ignore_errors=True)

@@ -38,6 +38,8 @@ from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import Model
 from bushpc.runs import checkpoint
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
 from bushpc.sample import LABELS, Batch, Prediction
 
 EXPORT_FORMAT = 1
@@ -311,7 +313,7 @@ class TrainedCell:
 
     name: str
     fold: int
-    folder: Path
+    folder: CellDir
     step: int
     config: CellConfig
 
@@ -321,7 +323,7 @@ class TrainedRun:
     """The cells of a run, or of one row of a grid, that are asked for and done; and those that are not done."""
 
     path: Path
-    content: dict[str, t.Any]
+    record: RunRecord
     row: str | None
     cells: list[TrainedCell]
     missing: list[str]
@@ -329,35 +331,31 @@ class TrainedRun:
 
 def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str], None]) -> TrainedRun:
     """Find the trained cells of a run folder. Raises: as `load`."""
-    content = read_json(path / "run.json")
-    if content is None:
+    run = RunDir(path)
+    record = RunRecord.read(run.file)
+    if record is None:
         raise DataError(
             f"{path} is neither a run folder (no run.json) nor an exported model (no {EXPORT_FILE}). Runs lie below "
             "`runs/`; see `ls runs`"
         )
-    try:
-        entries = _cells_of_row(path, content, row)
-        wanted = {cell["fold"]: cell["name"] for cell in entries}
-        hashes = {cell["name"]: cell.get("hash") for cell in entries}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path / 'run.json'} is of another version of bushpc, or damaged ({error})") from error
+    wanted = {cell.fold: cell for cell in _cells_of_row(path, record, row)}
     if fold is not None and fold not in wanted:
         raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(wanted)))}")
     # An export depends on no settings of its version.
     command = f"export {path.resolve()} OUT{f' --row {row}' if row else ''}"
     done, missing = [], []
-    for number, name in sorted(wanted.items()):
+    for number, cell in sorted(wanted.items()):
         if fold in (None, number):
-            folder = (path / "cells" / name).resolve()  # in a grid a link, where another run trained the cell
-            step = (read_json(folder / "DONE") or {}).get("step")
-            if step is None:
-                missing.append(name)
+            folder = run.cell(cell.name).resolve()  # in a grid a link, where another run trained the cell
+            ended = DoneRecord.read(folder.done)
+            if ended is None or ended.step is None:
+                missing.append(cell.name)
             else:
-                config = load_frozen(folder / "config.yaml", path, command)
-                if hashes[name] not in (None, config.hash):  # another run's by now, and that one was edited
-                    missing.append(f"{name} (which has other settings than the run)")
+                config = load_frozen(folder.config, path, command)
+                if cell.hash not in (None, config.hash):  # another run's by now, and that one was edited
+                    missing.append(f"{cell.name} (which has other settings than the run)")
                     continue
-                done.append(TrainedCell(name=name, fold=number, folder=folder, step=step, config=config))
+                done.append(TrainedCell(name=cell.name, fold=number, folder=folder, step=ended.step, config=config))
     if not done:
         raise ResumeError(
             f"{', '.join(missing)} of {path} {'is' if len(missing) == 1 else 'are'} not done; see `bushpc status "
@@ -365,30 +363,30 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
         )
     if missing:
         say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
-    return TrainedRun(path=path, content=content, row=row, cells=done, missing=missing)
+    return TrainedRun(path=path, record=record, row=row, cells=done, missing=missing)
 
 
-def _cells_of_row(path: Path, content: Mapping[str, t.Any], row: str | None) -> list[dict[str, t.Any]]:
-    rows = [each["name"] for each in (content.get("grid") or {}).get("rows", [])]
+def _cells_of_row(path: Path, record: RunRecord, row: str | None) -> list[CellRecord]:
+    rows = [each.name for each in record.grid.rows] if record.grid else []
     if not rows and row is not None:
         raise ConfigError(f"{path} is no grid and has no rows; leave row={row} out")
     if rows and row is None:
         raise ConfigError(f"{path} is a grid, each row another model. Choose one, `--row NAME`: {', '.join(rows)}")
     if rows and row not in rows:
         raise ConfigError(unknown_name("row", str(row), rows))
-    return [cell for cell in content["cells"] if not rows or cell["row"] == row]
+    return [cell for cell in record.cells if not rows or cell.row == row]
 
 
 def load_cell(cell: TrainedCell) -> Member:
     """The weights that the cell was evaluated with: its last step's, averaged where `train.ema` is on."""
-    run_dir = cell.folder.parent.parent
-    saved = checkpoint.read(cell.folder / "checkpoints" / f"step_{cell.step:08d}", run_dir / "frozen")
+    run = cell.folder.run
+    saved = checkpoint.read(cell.folder.checkpoint(cell.step), run.frozen)
     config = cell.config
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
         model = config.model_class(config.model, config.weights_dir)
     bins = None
     if "spatial_prompts" in model.needs(config.model):
-        bins = FoldData.open(config, cell.fold, run_dir / "folds.csv").bins
+        bins = FoldData.open(config, cell.fold, run.folds).bins
     state = saved.parts["model"] | saved.parts.get("ema", {})
     return _member(cell.name, model, bins, state, str(saved.path))
 

@@ -175,7 +175,7 @@ def find_generator(
     find = functools.partial(open_run, run_dir, row=row, say=lambda line: None)
     try:
         run = find(fold=fold)
-        if fold is None and like in {cell["fold"] for cell in run.content["cells"]}:
+        if fold is None and like in {cell.fold for cell in run.record.cells}:
             run = find(fold=like)
     except ConfigError as error:
         raise ConfigError(f"{error} (`bushpc generate` has {of}fold= and {of}row= for them)") from error
@@ -234,7 +234,7 @@ def _load(runs: list[TrainedRun]) -> Trained:
     for adapter in members[1:]:
         model.load_adapter(adapter.model, "adapter")
         model.use_adapter("adapter")
-    seen = [each for run, cell in zip(runs, cells, strict=True) for each in of_cell(run.content, cell.name)]
+    seen = [each for run, cell in zip(runs, cells, strict=True) for each in of_cell(run.record, cell.name)]
     return Trained(cells=cells, members=members, trained_on=distinct(seen))
 
 
@@ -376,7 +376,7 @@ def _read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _card(config: GenerateConfig, trained: Trained, items: list[Item]) -> Card:
     """After the data that was learnt last, the adapter's where there is one."""
     data, model = trained.cells[-1].config.data.name, trained.cells[0].config.model_class.__name__
-    runs = [f"run {c.folder.parent.parent.name}, fold {c.fold}, step {c.step}" for c in trained.cells]
+    runs = [f"run {c.folder.run.name}, fold {c.fold}, step {c.step}" for c in trained.cells]
     licences = {c.config.data.name: _licence(c) for c in trained.cells}
     listed = "; ".join(f"{name}: {licence}" for name, licence in licences.items())
     return Card(

@@ -32,6 +32,8 @@ from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import confusion, dice
 from bushpc.report.panel import by_hash
 from bushpc.report.stats import Interval, intervals
+from bushpc.runs.layout import RunDir
+from bushpc.runs.records import RunRecord
 from bushpc.shards.duplicates import Fingerprint, find_pairs, fingerprint_of, group, local_contrast
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 from bushpc.shards.progress import Show
@@ -394,10 +396,10 @@ def _fold_of(path: Path, word: str, asked: Asked, synthetic: Manifest, real: Man
 
 def _trainings(path: Path) -> list[dict[str, t.Any]]:
     """Data, folds and fold of what the models of a run, or of an export, were trained on."""
-    exported, run = read_json(path / EXPORT_FILE), read_json(path / "run.json")
+    exported, run = read_json(path / EXPORT_FILE), RunRecord.read(RunDir(path).file)
     if exported:
         return [each for fold in exported.get("folds", []) for each in fold.get("trained_on", [])]
-    return [each for cell in (run or {}).get("cells", []) for each in of_cell(run or {}, cell["name"])]
+    return [each for cell in run.cells for each in of_cell(run, cell.name)] if run else []
 
 
 def _edge(records: Sequence[Record]) -> int:

@@ -39,6 +39,7 @@ from torch import nn
 from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
 from bushpc.files import flush_file, flush_folder, sha256_of, share_file, write_atomically
+from bushpc.runs.layout import checkpoint_in
 
 SEAL, META, LATE_VALIDATION = "seal.json", "meta.json", "validation.json"
 NAME = re.compile(r"step_(\d{8,})")
@@ -116,7 +117,7 @@ def write(
     still_ours: asked when all is written and only the rename is left; what it raises leaves nothing behind.
     Raises: OSError, for example of a full disk; what was written of it is deleted then, and nothing else touched.
     """
-    target = folder / f"step_{step:08d}"
+    target = checkpoint_in(folder, step)
     if os.path.lexists(target) and _is_whole(target):
         return target
     # With the host: processes in containers on two nodes have the same ids more often than not.
@@ -154,7 +155,7 @@ def newest(folder: Path, frozen_store: Path, log: Callable[[str], None] = print)
     for step in from_main_or_raise(lambda: steps(folder)[::-1]):
         found, why = None, []
         try:
-            found = read(folder / f"step_{step:08d}", frozen_store)
+            found = read(checkpoint_in(folder, step), frozen_store)
         except ResumeError as error:
             why = [str(error)]
         anywhere = gather(why)
@@ -173,7 +174,7 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
         if (validation := _validation(path)) is not None:
             meta["validation"] = validation
         step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}
-        if f"step_{step:08d}" not in path.name:
+        if checkpoint_in(path.parent, step).name not in path.name:
             raise ResumeError(f"checkpoint {path} is of step {step}, which is not what its name says")
         if unsealed := sorted(set(files.values()) - sealed):
             raise ResumeError(f"checkpoint {path} is damaged: {', '.join(unsealed)} are not under its seal")

@@ -178,12 +178,12 @@ def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | 
     )
 
 
-def newest_saved(cell_dir: Path) -> int:
+def newest_saved(cell_dir: Path | CellDir) -> int:
     """Step of the newest sealed checkpoint, by its name; 0 without one."""
     return CellDir(cell_dir).newest_step()
 
 
-def trained_in(cell_dir: Path) -> str:
+def trained_in(cell_dir: Path | CellDir) -> str:
     """Folder of the cell whose weights a cell took over, as it was then; "" for one that trains by itself."""
     return TakenOver.read_valid(CellDir(cell_dir).taken_over).trained_in
 
@@ -202,17 +202,18 @@ def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
     return {"idle": max(0.0, submitted - last_sign), "queue": max(0.0, attempt.began - max(submitted, last_sign))}
 
 
-def read_attempts(cell_dir: Path, state: t.Mapping[str, t.Any] | None = None) -> list[Attempt]:
+def read_attempts(cell_dir: Path | CellDir, state: t.Mapping[str, t.Any] | None = None) -> list[Attempt]:
     """All attempts of a cell, by number, the running one last; lines that cannot be read are passed over.
 
     state: the content of its state.json, where the caller has it already.
     """
     by_number: dict[int, Attempt] = {}
-    for line in _lines(cell_dir / "attempts.jsonl"):
+    cell = CellDir(cell_dir)
+    for line in _lines(cell.attempts):
         attempt = Attempt.parse(_json(line))
         if attempt:
             by_number.setdefault(attempt.number, attempt)
-    running = Attempt.parse((read_note(cell_dir / "state.json") if state is None else state).get("attempt"))
+    running = Attempt.parse((read_note(cell.heartbeat) if state is None else state).get("attempt"))
     if running:
         by_number.setdefault(running.number, running)
     return [by_number[number] for number in sorted(by_number)]

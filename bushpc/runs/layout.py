@@ -51,7 +51,7 @@ class _Folder:
 
     __slots__ = ("path",)
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     @property

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bushpc.errors import ResumeError
+from bushpc.runs.layout import CellDir
 
 RENEW_S = 5.0
 TTL_S = 60.0
@@ -227,7 +228,7 @@ class Lease:
         return [int(match[1]) for name in os.listdir(self.folder) if (match := NAME.fullmatch(name))]
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"lease.{number}.json"
+        return CellDir(self.folder).lease(number)
 
 
 def slurm_job() -> str | None:

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bushpc.files import flush_folder, write_atomically
+from bushpc.runs.layout import CellDir
 
 if t.TYPE_CHECKING:  # reading is done without torch
     from bushpc.dist import World
 
-FOLDER, NONE = "ledger", "none.txt"
 HEADER = "attempt,step,world,rank,samples\n"
 # Lines that wait in memory at most; a flush writes what there is.
 BUFFERED = 256
@@ -62,8 +62,8 @@ class Ledger:
     the proof must not end the training, least of all on one rank alone. The audit names what is missing in the end.
     """
 
-    def __init__(self, cell_dir: Path, world: World, attempt: int, start: int) -> None:
-        self.path = cell_dir / FOLDER / f"rank{world.rank}.csv"
+    def __init__(self, cell_dir: Path | CellDir, world: World, attempt: int, start: int) -> None:
+        self.path = CellDir(cell_dir).ledger_of(world.rank)
         self._world, self._attempt, self._next = world, attempt, start
         self._lines: list[str] = []
 
@@ -103,15 +103,15 @@ class Ledger:
         self._lines.clear()
 
 
-def keep_none(cell_dir: Path, why: str) -> None:
+def keep_none(cell_dir: CellDir, why: str) -> None:
     """Note that steps take other samples than one of each an epoch, so that there is nothing to prove."""
-    (cell_dir / FOLDER).mkdir(exist_ok=True)
-    write_atomically(cell_dir / FOLDER / NONE, why)
+    cell_dir.ledger.mkdir(exist_ok=True)
+    write_atomically(cell_dir.no_ledger, why)
 
 
-def why_none(cell_dir: Path) -> str | None:
+def why_none(cell_dir: Path | CellDir) -> str | None:
     """What `keep_none` noted; None for a cell that has a ledger, or is to have one."""
-    path = cell_dir / FOLDER / NONE
+    path = CellDir(cell_dir).no_ledger
     return path.read_text() if path.exists() else None
 
 
@@ -146,12 +146,12 @@ def _end_of_whole_lines(file: io.FileIO) -> int:
     return 0
 
 
-def read_ledger(cell_dir: Path) -> Iterator[Line | str]:
+def read_ledger(cell_dir: Path | CellDir) -> Iterator[Line | str]:
     """Every line of every rank, in the order of its file; a text that says where, for one that cannot be read.
 
     The half line that a kill left at the end of a file was never promised, and is passed over.
     """
-    for path in sorted((cell_dir / FOLDER).glob("rank*.csv")):
+    for path in CellDir(cell_dir).ledgers():
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             for number, text in enumerate(file, 1):
                 if text != HEADER and text.endswith("\n"):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bushpc.runs.layout import CellDir
+
 if t.TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
@@ -25,8 +27,8 @@ class Mirrors:
     The tools open at the first value: by then there is the engine, and with it what Accelerate asks about ranks.
     """
 
-    def __init__(self, names: Sequence[str], cell_dir: Path, settings: Mapping[str, t.Any]) -> None:
-        self._names, self._cell_dir, self._settings = names, cell_dir, settings
+    def __init__(self, names: Sequence[str], cell_dir: Path | CellDir, settings: Mapping[str, t.Any]) -> None:
+        self._names, self._cell_dir, self._settings = names, CellDir(cell_dir), settings
         self._tools: dict[str, GeneralTracker] | None = None
 
     def log(self, step: int, values: Mapping[str, float], start: int, say: Callable[[str], None]) -> None:
@@ -56,20 +58,20 @@ class Mirrors:
             say(f"{name} cannot be written: {type(error).__name__}: {error}; the run goes on without it")
 
 
-def _tensorboard(cell_dir: Path, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
+def _tensorboard(cell_dir: CellDir, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
     """Event files in <cell>/tensorboard; steps that are done again take the place of those after the checkpoint."""
     from accelerate.tracking import TensorBoardTracker
 
     # What TensorBoard asks before it would load all of TensorFlow, where that is installed, to write a file.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
-    return _started(TensorBoardTracker("tensorboard", cell_dir, purge_step=start + 1))
+    return _started(TensorBoardTracker("tensorboard", cell_dir.path, purge_step=start + 1))
 
 
-def _wandb(cell_dir: Path, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
+def _wandb(cell_dir: CellDir, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
     """Offline runs in <cell>/wandb, all attempts under one id: `wandb sync` makes one run of them."""
     from accelerate.tracking import WandBTracker
 
-    run, cell = _names(cell_dir)
+    run, cell = cell_dir.run.name, cell_dir.name
     return _started(
         WandBTracker(
             os.environ.get("WANDB_PROJECT", "bushpc"),
@@ -85,15 +87,15 @@ def _wandb(cell_dir: Path, settings: Mapping[str, t.Any], start: int) -> General
     )
 
 
-def _mlflow(cell_dir: Path, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
+def _mlflow(cell_dir: CellDir, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:
     """A file store in <cell>/mlruns; all attempts are one run of the experiment that has the run's name."""
     import mlflow
     from accelerate.tracking import MLflowTracker
 
-    run, cell = _names(cell_dir)
+    run, cell = cell_dir.run.name, cell_dir.name
     # MLflow would rather have SQLite, whose locks many a cluster's file system lacks.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or (cell_dir / "mlruns").as_uri())
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or cell_dir.mlruns.as_uri())
     known: list[t.Any] = mlflow.search_runs(
         experiment_names=[run],
         filter_string=f"attributes.run_name = '{cell}'",
@@ -106,17 +108,12 @@ def _mlflow(cell_dir: Path, settings: Mapping[str, t.Any], start: int) -> Genera
     return tool
 
 
-def _names(cell_dir: Path) -> tuple[str, str]:
-    """Of the run and of the cell; see bushpc.run for the folders."""
-    return cell_dir.parent.parent.name, cell_dir.name
-
-
 def _started(tool: GeneralTracker) -> GeneralTracker:
     tool.start()
     return tool
 
 
-_OPEN: dict[str, Callable[[Path, Mapping[str, t.Any], int], GeneralTracker]] = {
+_OPEN: dict[str, Callable[[CellDir, Mapping[str, t.Any], int], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,

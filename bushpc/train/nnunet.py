@@ -41,6 +41,7 @@ from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.runs.checkpoint import Checkpoint, Saver
+from bushpc.runs.layout import CellDir
 from bushpc.train.ledger import keep_none
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag
@@ -57,7 +58,7 @@ def train(
     cell: CellConfig,
     model: NnUNet,
     data: FoldData,
-    cell_dir: Path,
+    cell_dir: CellDir,
     resumed: Checkpoint | None,
     saver: Saver,
     tracker: Tracker,
@@ -71,7 +72,7 @@ def train(
     """
     start = resumed.step if resumed else 0
     keep_none(cell_dir, "unproved: drawn at random")
-    folder = cell_dir / "nnunet"
+    folder = cell_dir.nnunet
     if resumed and start == cell.train.iterations:
         model.load_state_dict(resumed.parts["model"])
         _clear(folder)

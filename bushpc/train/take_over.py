@@ -14,20 +14,16 @@ from pathlib import Path
 
 from bushpc.config import CellConfig, load_frozen
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
-from bushpc.files import read_json, share_file, write_atomically
+from bushpc.files import share_file, write_atomically
 from bushpc.runs.goodput import read_note, trained_in
-from bushpc.runs.layout import CellDir
-from bushpc.runs.records import TakenOver
-from bushpc.train import ledger
-
-# In a run's run.json: what has to be the same for a training to be of the same samples.
-FACTS = ("manifest_sha256", "folds")
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import DoneRecord, RunRecord, TakenOver
 
 
 class Trained(t.NamedTuple):
     """A cell that is done. folder: its own, which in a grid may be another run's. step: its last."""
 
-    folder: Path
+    folder: CellDir
     config: CellConfig
     step: int
 
@@ -36,26 +32,26 @@ class Source:
     """The run that `train.weights_from` names. Its cells are read once, however many ask."""
 
     def __init__(self, run_dir: Path, facts: Mapping[str, t.Any]) -> None:
-        """facts: of the data of those who ask, as in their run.json.
+        """facts: of the data of those who ask, as `RunRecord.facts`.
 
         Raises: ConfigError for what is no run, or was trained on other samples or folds.
         """
         self.run_dir, self._said = run_dir, f"train.weights_from={run_dir}"
-        self._cells: dict[int, dict[str, list[tuple[Path, CellConfig]]]] = {}
+        self._cells: dict[int, dict[str, list[tuple[CellDir, CellConfig]]]] = {}
         try:
-            run = read_json(run_dir / "run.json")
-            if run is None:
+            run = RunRecord.read(RunDir(run_dir).file)
+        except DataError as error:
+            raise ConfigError(f"{self._said}: {error}") from error
+        if run is None:
+            raise ConfigError(
+                f"{self._said} is no run folder: it has no run.json. Give the folder that `bushpc cv` or `grid` "
+                f"made; see `ls {run_dir.parent}`"
+            )
+        self._names = {cell.name: cell.fold for cell in run.cells}
+        for name, theirs in run.facts.items():
+            if theirs != facts.get(name):
                 raise ConfigError(
-                    f"{self._said} is no run folder: it has no run.json. Give the folder that `bushpc cv` or `grid` "
-                    f"made; see `ls {run_dir.parent}`"
-                )
-            self._names = {entry["name"]: entry["fold"] for entry in run["cells"]}
-        except (DataError, LookupError, TypeError) as error:
-            raise ConfigError(f"{self._said}: its run.json is damaged ({error})") from error
-        for name in FACTS:
-            if run.get(name) != facts.get(name):
-                raise ConfigError(
-                    f"{self._said} was trained on other data: its {name} is {run.get(name)}, and here it is "
+                    f"{self._said} was trained on other data: its {name} is {theirs}, and here it is "
                     f"{facts.get(name)}. Choose a run on the same packed data and folds, or leave it out to train"
                 )
 
@@ -73,23 +69,23 @@ class Source:
                 "these as there, or leave train.weights_from out to train"
             )
         for folder, config in alike:
-            done = read_note(folder / "DONE")
-            if done.get("config") == config.hash and isinstance(done.get("step"), int):
-                return Trained(folder=folder, config=config, step=done["step"])
+            done = DoneRecord.read_valid(folder.done)
+            if done.config == config.hash and done.step is not None:
+                return Trained(folder=folder, config=config, step=done.step)
         raise ConfigError(
             f"{self._said}: {alike[0][0].name} is not done there; see `bushpc status {self.run_dir}`, and submit this "
             "when it is"
         )
 
-    def _of_fold(self, fold: int) -> dict[str, list[tuple[Path, CellConfig]]]:
+    def _of_fold(self, fold: int) -> dict[str, list[tuple[CellDir, CellConfig]]]:
         """training_hash → folders and settings of a fold's cells."""
         if fold not in self._cells:
-            found: dict[str, list[tuple[Path, CellConfig]]] = {}
+            found: dict[str, list[tuple[CellDir, CellConfig]]] = {}
             for name in (name for name, of in self._names.items() if of == fold):
-                folder = (self.run_dir / "cells" / name).resolve()
-                if (folder / "config.yaml").exists():  # not where a link leads to a run that is gone
+                folder = RunDir(self.run_dir).cell(name).resolve()
+                if folder.config.exists():  # not where a link leads to a run that is gone
                     try:
-                        config = load_frozen(folder / "config.yaml", self.run_dir, f"resume {self.run_dir}")
+                        config = load_frozen(folder.config, self.run_dir, f"resume {self.run_dir}")
                     except ConfigError as error:
                         raise ConfigError(f"{self._said}: {error}") from error
                     found.setdefault(config.training_hash, []).append((folder, config))
@@ -100,7 +96,7 @@ class Source:
         return self._cells[fold]
 
 
-def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> None:
+def take_over(cell: CellConfig, cell_dir: CellDir, say: Callable[[str], None]) -> None:
     """Give the cell weights and record of its training, unless it has them. Rank 0 calls it, which holds the lease.
 
     The note of whose they are comes first and the checkpoint last, each written aside and then renamed: before that
@@ -110,22 +106,22 @@ def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> N
     from bushpc.runs import checkpoint  # here: it imports torch, and a login node only looks
 
     assert cell.train.weights_from is not None
-    folder, run_dir = cell_dir / "checkpoints", cell_dir.parent.parent
+    folder, frozen_here = cell_dir.checkpoints, cell_dir.run.frozen
     if checkpoint.newest_whole(folder) is not None:
         return
     try:
-        source = Source(Path(cell.train.weights_from), read_note(run_dir / "run.json")).cell_for(cell)
-        sealed = source.folder / "checkpoints" / f"step_{source.step:08d}"
+        source = Source(Path(cell.train.weights_from), RunRecord.open(cell_dir.run).facts).cell_for(cell)
+        sealed = source.folder.checkpoint(source.step)
         checkpoint.verify(sealed)
         # Who took its weights over itself says where they are from.
         note = TakenOver(trained_in=trained_in(source.folder) or str(source.folder), step=source.step)
-        note.write(CellDir(cell_dir).taken_over)
+        note.write(cell_dir.taken_over)
         checkpoint.set_aside_after(folder, -1)  # none of them is whole
         _copy_record(source.folder, cell_dir)
         if frozen := read_note(sealed / checkpoint.META).get("frozen"):
-            (run_dir / "frozen").mkdir(exist_ok=True)
+            frozen_here.mkdir(exist_ok=True)
             name = f"{frozen}.safetensors"
-            share_file(source.folder.parent.parent / "frozen" / name, run_dir / "frozen" / name)
+            share_file(source.folder.run.frozen / name, frozen_here / name)
         checkpoint.share(sealed, folder)
     except (BushpcError, OSError) as error:
         raise ResumeError(
@@ -135,9 +131,10 @@ def take_over(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> N
     say(f"nothing is trained here: the weights after step {source.step} are those of {note.trained_in}")
 
 
-def _copy_record(source: Path, cell_dir: Path) -> None:
+def _copy_record(source: CellDir, cell_dir: CellDir) -> None:
     """Curves and ledger, of which no file may be shared: a writer appends to them."""
-    shutil.rmtree(cell_dir / ledger.FOLDER, ignore_errors=True)
-    (cell_dir / ledger.FOLDER).mkdir()
-    for path in (source / "metrics.jsonl", *sorted((source / ledger.FOLDER).glob("rank*.csv"))):
-        write_atomically(cell_dir / path.relative_to(source), path.read_bytes())
+    shutil.rmtree(cell_dir.ledger, ignore_errors=True)
+    cell_dir.ledger.mkdir()
+    write_atomically(cell_dir.metrics, source.metrics.read_bytes())
+    for path in source.ledgers():
+        write_atomically(cell_dir.ledger / path.name, path.read_bytes())

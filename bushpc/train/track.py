@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bushpc.files import write_atomically
 from bushpc.runs.goodput import SPENDINGS, Attempt, read_attempts, read_note
+from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import process_start
+from bushpc.runs.records import Heartbeat
 from bushpc.train.energy import EnergyMeter
 from bushpc.train.mirrors import Mirrors
 
@@ -38,7 +39,7 @@ class Tracker:
 
     def __init__(
         self,
-        cell_dir: Path,
+        cell_dir: Path | CellDir,
         total: int,
         active: bool,
         *,
@@ -46,7 +47,7 @@ class Tracker:
         gpus: int = 0,
         mirrors: Mirrors | None = None,
     ) -> None:
-        self.cell_dir, self.total, self.active = cell_dir, total, active
+        self.cell_dir, self.total, self.active = CellDir(cell_dir), total, active
         self._mirrors = mirrors if active else None
         self.metric: dict[str, float] = {}
         self._phase, self._step, self._from_step, self._end = "starting", 0, 0, ""
@@ -125,7 +126,7 @@ class Tracker:
         if attempts:
             self._try(lambda: _record(self.cell_dir, attempts[-1]))
         now = time.time()
-        job = read_note(self.cell_dir / "job.json")
+        job = read_note(self.cell_dir.job_note)
         submitted = job["submitted"] if isinstance(job.get("submitted"), (int, float)) else now
         earliest = attempts[-1].last_sign if attempts else 0.0
         return Attempt(
@@ -147,10 +148,10 @@ class Tracker:
     def _next_number(self, attempts: list[Attempt]) -> int:
         """One that no attempt before had: the ledger tells attempts apart by it."""
         number = attempts[-1].number + 1 if attempts else 0
-        if not self.active or Attempt.parse(read_note(self.cell_dir / "state.json").get("attempt")):
+        if not self.active or Attempt.parse(read_note(self.cell_dir.heartbeat).get("attempt")):
             return number
         # A heartbeat that cannot be read is of an attempt that is written down nowhere else.
-        return number + (self.cell_dir / "state.json").exists()
+        return number + self.cell_dir.heartbeat.exists()
 
     def _account(self) -> Attempt:
         seconds = {cause: round(spent, 3) for cause, spent in self._clock.settle().items()}
@@ -179,7 +180,7 @@ class Tracker:
 
     def _append(self, line: dict[str, t.Any]) -> None:
         if self.active:
-            self._try(lambda: _append_line(self.cell_dir / "metrics.jsonl", json.dumps(line)))
+            self._try(lambda: _append_line(self.cell_dir.metrics, json.dumps(line)))
 
     def _mirror(self, step: int, kind: str, values: dict[str, float]) -> None:
         if self._mirrors:
@@ -191,29 +192,29 @@ class Tracker:
         if not self.active or (not force and now - self._beaten < HEARTBEAT_S):
             return
         self._beaten = now
-        state = {
-            "phase": self._phase,
-            "step": self._step,
-            "total": self.total,
-            "metric": self.metric,
-            "rate": self._rate,
-            "restarts": self._attempt.number,
-            "host": self._attempt.host,
-            "node": os.environ.get("SLURMD_NODENAME", self._attempt.host),  # as the cluster calls it
-            "pid": self._attempt.pid,
-            "time": time.time(),
-            "attempt": asdict(self._account()),
-        }
-        self._try(lambda: self._write_state(json.dumps(state), durable=force))
+        state = Heartbeat(
+            phase=self._phase,
+            step=self._step,
+            total=self.total,
+            metric=self.metric,
+            rate=self._rate,
+            restarts=self._attempt.number,
+            host=self._attempt.host,
+            node=os.environ.get("SLURMD_NODENAME", self._attempt.host),  # as the cluster calls it
+            pid=self._attempt.pid,
+            time=time.time(),
+            attempt=asdict(self._account()),
+        )
+        self._try(lambda: self._write_state(state, durable=force))
 
-    def _write_state(self, content: str, durable: bool) -> None:
-        path = self.cell_dir / "state.json"
+    def _write_state(self, state: Heartbeat, durable: bool) -> None:
+        path = self.cell_dir.heartbeat
         if durable:
-            write_atomically(path, content)
+            state.write(path)
             return
         # Not forced to the disk: on a busy file server that takes longer than a step, and the next one is 2 s away.
         aside = path.with_name(f".{path.name}.{self._attempt.host}.{self._attempt.pid}")
-        aside.write_text(content)
+        aside.write_text(state.to_json())
         aside.replace(path)
 
     def _try(self, write: Callable[[], None]) -> None:
@@ -284,11 +285,10 @@ def _environment_number(name: str) -> int:
     return int(value) if value.isdecimal() else 0
 
 
-def _record(cell_dir: Path, attempt: Attempt) -> None:
+def _record(cell_dir: CellDir, attempt: Attempt) -> None:
     """Add an attempt to attempts.jsonl, unless it is there already."""
-    path = cell_dir / "attempts.jsonl"
     if all(there.number != attempt.number for there in read_attempts(cell_dir, state={})):
-        _append_line(path, attempt.to_json())
+        _append_line(cell_dir.attempts, attempt.to_json())
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, children
+from bushpc.runs.layout import CellDir
 
 TICK_S = 1.0
 # All ranks of a hung collective hang at nearly the same time; when the first one has ended, srun ends the others.
@@ -34,14 +35,14 @@ class Watchdog:
     A job that the cluster suspends does not hang: only time in which the guard itself ran is counted.
     """
 
-    def __init__(self, cell_dir: Path, rank: int, hang_s: float) -> None:
-        self.cell_dir, self.rank, self.hang_s = cell_dir, rank, hang_s
+    def __init__(self, cell_dir: Path | CellDir, rank: int, hang_s: float) -> None:
+        self.cell_dir, self.rank, self.hang_s = CellDir(cell_dir), rank, hang_s
         self._guard: subprocess.Popen[bytes] | None = None
         self._stacks: t.TextIO | None = None
 
     def __enter__(self) -> Watchdog:
         if self.hang_s:
-            path = stacks_path(self.cell_dir, self.rank)
+            path = self.cell_dir.stacks(self.rank)
             path.parent.mkdir(exist_ok=True)
             self._stacks = path.open("a")
             faulthandler.register(signal.SIGQUIT, file=self._stacks, all_threads=True)
@@ -60,8 +61,8 @@ class Watchdog:
         self._guard.stdin.close()
         faulthandler.unregister(signal.SIGQUIT)
         self._stacks.close()
-        if not stacks_path(self.cell_dir, self.rank).stat().st_size:
-            stacks_path(self.cell_dir, self.rank).unlink()
+        if not self.cell_dir.stacks(self.rank).stat().st_size:
+            self.cell_dir.stacks(self.rank).unlink()
 
     def alive(self, where: str) -> None:
         """Say what is being done now, in a few words: `step 37`. Costs microseconds."""
@@ -85,12 +86,7 @@ class Watchdog:
         return guard
 
 
-def stacks_path(cell_dir: Path, rank: int) -> Path:
-    """Where the stacks of a rank are written."""
-    return cell_dir / "hang" / f"rank{rank}.txt"
-
-
-def guard(pid: int, rank: int, hang_s: float, cell_dir: Path) -> None:
+def guard(pid: int, rank: int, hang_s: float, cell_dir: CellDir) -> None:
     """Watch `pid` through standard input until it ends; if it hangs first, have it write its stacks, and kill it."""
     where, since, silent_s = "start", time.time(), 0.0
     tick = min(TICK_S, hang_s / 4)
@@ -107,17 +103,17 @@ def guard(pid: int, rank: int, hang_s: float, cell_dir: Path) -> None:
     _end(pid, rank, hang_s, cell_dir, f"{where} ({time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))})")
 
 
-def _end(pid: int, rank: int, hang_s: float, cell_dir: Path, last: str) -> None:
+def _end(pid: int, rank: int, hang_s: float, cell_dir: CellDir, last: str) -> None:
     # First of all, and apart from us: the file system that we write to may be the reason of the hang.
     killer = _kill_after(OTHERS_WRITE_S, [pid, *_descendants(pid)])
-    stacks = stacks_path(cell_dir, rank)
+    stacks = cell_dir.stacks(rank)
     reason = f"rank {rank} made no progress for {hang_s:g} s, last: {last}; stacks: {stacks}"
     print(reason, file=sys.stderr, flush=True)
     with stacks.open("a") as file:
         file.write(f"\n{reason}\n")
     os.kill(pid, signal.SIGQUIT)
-    if not (cell_dir / "FAILED").exists():
-        write_atomically(cell_dir / "FAILED", f"{reason}\n")
+    if not cell_dir.failed.exists():
+        write_atomically(cell_dir.failed, f"{reason}\n")
     killer.wait()
 
 
@@ -132,4 +128,4 @@ def _descendants(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    guard(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]))
+    guard(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), CellDir(sys.argv[4]))

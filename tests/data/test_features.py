@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bushpc.cell import build_model, run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data import features
 from bushpc.data.cache import DecodingStopped
@@ -22,7 +23,6 @@ from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import write_atomically
 from bushpc.models.sam_multitask import FrozenEncoder
-from bushpc.run import build_model, run_cell
 
 FROZEN = (
     *("model=sam_multitask_small", "model.encoder=frozen", "model.image_size=64", "data.normals=false"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from bushpc.cell import run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData, training_batches, validation_batches
@@ -21,7 +22,6 @@ from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.grid import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
-from bushpc.run import run_cell
 from bushpc.shards.manifest import Manifest, read_image
 
 UNET = ("model=unet_small", "model.image_size=64")

@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 from torchmetrics.functional.classification import binary_f1_score
 
+from bushpc.cell import run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.dist import World
 from bushpc.errors import DataError
-from bushpc.run import run_cell
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards.card import PROJECT_SHARDS
 from bushpc.shards.manifest import Manifest, read_image, read_mask

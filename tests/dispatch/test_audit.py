@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.dispatch.audit import CellAudit, audit_run
 from bushpc.dist import World
-from bushpc.run import run_cell
 from bushpc.runs.goodput import goodput, read_attempts
 from bushpc.train.ledger import Ledger
 

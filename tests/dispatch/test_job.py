@@ -291,10 +291,10 @@ def run_cell(cell_dir, world, stop):
         exec(sys.argv[2])
 
 job.FAILED_IS_WRITTEN_S = 0.2
-run, dist = types.ModuleType("bushpc.run"), types.ModuleType("bushpc.dist")
+run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
 run.run_cell, dist.meet = run_cell, lambda *args: None
 dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)
-sys.modules.update({"bushpc.run": run, "bushpc.dist": dist})
+sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})
 job.CellJob(run_dir=sys.argv[1], cells=("fold0",), packed=False, submission="a")()
 """
 

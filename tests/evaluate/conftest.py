@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bushpc.cell import run_cell
 from bushpc.config import compose
 from bushpc.dispatch.grid import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
-from bushpc.run import run_cell
 
 
 class Trained(t.NamedTuple):

@@ -21,13 +21,13 @@ from torchmetrics.functional.classification import (
     binary_stat_scores,
 )
 
+from bushpc.cell import run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.prompts import SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.dist import World
 from bushpc.models.xbusnet import XBusNet
 from bushpc.report.results import SOURCE_LABELS
-from bushpc.run import run_cell
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
 FOLD, SIZE, STEPS = 1, 64, 24

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from bushpc.cell import build_model
 from bushpc.config import CellConfig, ModelConfig
 from bushpc.data.loader import FoldData
 from bushpc.evaluate.evaluate import Predicting
@@ -18,7 +19,7 @@ from bushpc.evaluate.explain import chosen, explain, grad_cam
 from bushpc.models.base import Model
 from bushpc.models.baselines import UNet
 from bushpc.models.xbusnet import XBusNet
-from bushpc.run import build_model
+from bushpc.runs.layout import CellDir
 from bushpc.sample import Batch, Prediction
 
 
@@ -89,7 +90,7 @@ def pictures(cell_dir):
 def test_every_model_shows_the_same_images_at_the_networks_size(opened, overrides):
     cell, model, data, cell_dir = opened(*overrides, "evaluate.explain=3", "model.image_size=64")
     said: list[str] = []
-    explain(cell, model, data, cell_dir, how(), said.append)
+    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
     maps = pictures(cell_dir)
     assert set(maps) == {record.key for record in chosen(data.validation, 3)}
     assert all(picture.shape == (64, 64) and picture.dtype == np.uint8 for picture in maps.values())
@@ -117,7 +118,7 @@ def test_xbusnets_map_is_of_the_second_pass(opened, monkeypatch):
         return prediction
 
     monkeypatch.setattr(XBusNet, "predict", listens)
-    explain(cell, model, data, cell_dir, how(), print)
+    explain(cell, model, data, CellDir(cell_dir), how(), print)
     for (first, before, used), (again, given, _) in zip(handed[::2], handed[1::2], strict=True):
         assert (first, before, again) == (True, [""], False)
         assert given == used != [""]
@@ -127,11 +128,11 @@ def test_what_cannot_be_explained_is_said_and_ends_nothing(opened, monkeypatch):
     cell, model, data, cell_dir = opened("model=unet_small", "model.image_size=64")
     said: list[str] = []
     monkeypatch.setattr(UNet, "cam_layer", lambda self: nn.Identity())
-    explain(cell, model, data, cell_dir, how(), said.append)
+    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
     assert [line.partition(":")[0] for line in said] == [
         f"no Grad-CAM map of {record.key}" for record in chosen(data.validation, cell.evaluate.explain)
     ]
     monkeypatch.setattr(UNet, "cam_layer", Model.cam_layer)
-    explain(cell, model, data, cell_dir, how(), said.append)
+    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
     assert said[-1] == "no Grad-CAM maps: UNet.cam_layer names no layer"
     assert pictures(cell_dir) == {}

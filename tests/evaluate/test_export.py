@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bushpc
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import compose
 from bushpc.dispatch.grid import cv_plan
@@ -19,7 +20,6 @@ from bushpc.dist import World
 from bushpc.errors import DataError
 from bushpc.evaluate.export import export
 from bushpc.models.xbusnet import TextEncoder
-from bushpc.run import run_cell
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Manifest, read_image
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import CellConfig, ModelConfig, compose
 from bushpc.data.cache import resize
@@ -24,7 +25,7 @@ from bushpc.evaluate.evaluate import Predicting
 from bushpc.evaluate.external import evaluate_external
 from bushpc.models.base import Model
 from bushpc.report import build_report
-from bushpc.run import run_cell
+from bushpc.runs.layout import CellDir
 from bushpc.sample import LABELS, Prediction
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
@@ -72,7 +73,7 @@ def again(cell_dir, stop=lambda: False):
     cell = CellConfig.load(cell_dir / "config.yaml")
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     model = Dark(ModelConfig(image_size=64, pretrained=False))
-    return evaluate_external(cell, model, data, cell_dir, 7, how(stop), World(), print)
+    return evaluate_external(cell, model, data, CellDir(cell_dir), 7, how(stop), World(), print)
 
 
 def rows_of(cell_dir):

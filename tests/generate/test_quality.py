@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 import bushpc
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import compose
 from bushpc.dispatch.grid import cv_plan
@@ -28,7 +29,6 @@ from bushpc.dist import World
 from bushpc.errors import WeightsError
 from bushpc.generate import features, quality
 from bushpc.metrics.image import frechet_distance
-from bushpc.run import run_cell
 from bushpc.shards.manifest import Manifest, Record, ShardInfo, read_image, read_mask
 from bushpc.shards.split import load_folds
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from bushpc.cell import build_model
 from bushpc.config import compose
 from bushpc.dist import World
-from bushpc.run import build_model
 from bushpc.sample import Batch
 from bushpc.train.engine import Engine
 

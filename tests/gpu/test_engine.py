@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bushpc.cell import build_model, run_cell
 from bushpc.config import CellConfig
 from bushpc.dist import World
-from bushpc.run import build_model, run_cell
 from bushpc.sample import Batch
 from bushpc.train.preempt import StopFlag
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from bushpc.cell import build_model
 from bushpc.config import compose
-from bushpc.run import build_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,6 +17,7 @@ import yaml
 from diffusers import DDPMScheduler, StableDiffusionControlNetPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import compose
 from bushpc.dispatch.grid import cv_plan
@@ -31,7 +32,6 @@ from bushpc.models.tumor_generator import (
     split_moments,
 )
 from bushpc.nn.recompute import recompute
-from bushpc.run import run_cell
 from bushpc.train.loop import Stopped
 from bushpc.train.track import Tracker
 

@@ -97,7 +97,7 @@ def is_a_rank():
 
 
 if is_a_rank():
-    run, dist = types.ModuleType("bushpc.run"), types.ModuleType("bushpc.dist")
+    run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
     run.run_cell, dist.meet = run_cell, lambda *args: None
     dist.World = lambda rank, size, local_rank: types.SimpleNamespace(rank=rank, size=size, is_main=rank == 0)
-    sys.modules.update({"bushpc.run": run, "bushpc.dist": dist})
+    sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})

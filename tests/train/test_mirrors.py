@@ -13,10 +13,10 @@ from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bushpc.cell import run_cell
 from bushpc.config import compose
 from bushpc.dist import World
 from bushpc.errors import ConfigError
-from bushpc.run import run_cell
 from bushpc.train.loop import Stopped
 from bushpc.train.mirrors import Mirrors
 from bushpc.train.track import Tracker

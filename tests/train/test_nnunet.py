@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.grid import cv_plan, load_grid
 from bushpc.dist import World
 from bushpc.errors import ConfigError, TrainingError
 from bushpc.models.baselines import UNet
-from bushpc.run import run_cell
 from bushpc.sample import Prediction
 from bushpc.train.ledger import why_none
 from bushpc.train.loop import Stopped

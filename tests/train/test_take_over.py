@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bushpc.cell import run_cell
 from bushpc.config import compose, config_names, differences
 from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.control import resume, retry
@@ -21,7 +22,6 @@ from bushpc.dist import World
 from bushpc.errors import ConfigError, ResumeError
 from bushpc.evaluate.predictor import load
 from bushpc.report.page import build_report
-from bushpc.run import run_cell
 from bushpc.runs import checkpoint
 
 SMALL = (

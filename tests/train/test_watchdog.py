@@ -9,8 +9,9 @@ import sys
 import time
 
 from bushpc.process import children
+from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import process_start
-from bushpc.train.watchdog import Watchdog, stacks_path
+from bushpc.train.watchdog import Watchdog
 
 RANK = """
 import ctypes, multiprocessing, sys, time
@@ -51,7 +52,7 @@ def test_hung_ranks_end_with_their_stacks_their_workers_and_one_reason(tmp_path)
     assert time.monotonic() - began < 30
     for rank, (how, process, (out, err)) in enumerate(zip(waits, ranks, heard, strict=True)):
         assert process.returncode == -signal.SIGKILL
-        stacks = stacks_path(tmp_path, rank)
+        stacks = CellDir(tmp_path).stacks(rank)
         assert f"rank {rank} made no progress for 1 s, last: step 2 (" in err
         assert f"; stacks: {stacks}" in err
         assert how in stacks.read_text()
@@ -109,7 +110,7 @@ def test_a_rank_that_works_is_left_alone_and_leaves_nothing_behind(tmp_path):
 def test_stacks_can_be_asked_for_at_any_time_without_ending_the_rank(tmp_path):
     with Watchdog(tmp_path, 3, 100.0):
         os.kill(os.getpid(), signal.SIGQUIT)
-    assert "test_stacks_can_be_asked_for_at_any_time" in stacks_path(tmp_path, 3).read_text()
+    assert "test_stacks_can_be_asked_for_at_any_time" in CellDir(tmp_path).stacks(3).read_text()
 
 
 def test_nothing_is_watched_where_it_is_switched_off(tmp_path):

@@ -28,9 +28,9 @@ from common import machine, write_result
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from bushpc.cell import build_model
 from bushpc.config import compose
 from bushpc.models.vit_diffusion import BETA_SCHEDULES, DiffusionUNet, VitDiffusion
-from bushpc.run import build_model
 from bushpc.sample import Batch
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ours → diffusers'

@@ -27,9 +27,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bushpc.cell import build_model
 from bushpc.config import compose
 from bushpc.models.vit_diffusion import Condition, VitDiffusion
-from bushpc.run import build_model
 from bushpc.sample import Batch
 
 OURS = "bushpc"

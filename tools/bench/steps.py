@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from common import machine, write_result
 
+from bushpc.cell import run_cell
 from bushpc.cli import main as bushpc
 from bushpc.config import CellConfig, compose
 from bushpc.data.loader import FoldData, training_batches
 from bushpc.dist import World, join, leave, meet, seed_everything
-from bushpc.run import run_cell
 from bushpc.train.optim import adamw
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bushpc.cell import run_cell
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, validation_batches
 from bushpc.dist import World, meet
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.xbusnet import XBusNet
-from bushpc.run import run_cell
 from bushpc.train.ledger import read_ledger
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import TIME_LIMIT, StopFlag
@@ -258,7 +258,7 @@ def test_a_validation_that_a_stop_signal_came_before_is_made_up_for(make_cell, m
 def test_the_best_checkpoint_is_kept_though_a_stop_signal_came_before_its_validation(make_cell, monkeypatch):
     cell_dir = make_cell("owed_best", "train.validate_every=2", "train.keep=1", "train.keep_best=dice")
     dice = iter([0.9, 0.5, 0.4])
-    monkeypatch.setattr("bushpc.run.validation_metrics", lambda *_: {"dice": next(dice)})
+    monkeypatch.setattr("bushpc.cell.validation_metrics", lambda *_: {"dice": next(dice)})
     stop_before_validation_of_step_2(cell_dir, monkeypatch)
     run_cell(cell_dir, World())
     kept = {int(path.name.removeprefix("step_")) for path in (cell_dir / "checkpoints").glob("step_*")}
@@ -283,7 +283,7 @@ def test_a_plateau_and_an_early_stop_come_at_the_same_steps_however_often_a_run_
     def measured(cell, *_) -> float:
         return losses[lines_of(Path(cell.runs_dir) / cell.name / "cells" / "fold0", "train")[-1]["step"]]
 
-    monkeypatch.setattr("bushpc.run.tuning_loss", measured)
+    monkeypatch.setattr("bushpc.cell.tuning_loss", measured)
     undisturbed, disturbed = make_cell("tuned", *TUNED), make_cell("tuned_disturbed", *TUNED)
     run_cell(undisturbed, World())
     assert [(line["step"], line["loss"]) for line in lines_of(undisturbed, "tuning")] == list(losses.items())

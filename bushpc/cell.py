@@ -1,31 +1,12 @@
 """One cell from start to end; the only place that assembles data, model, engine, trainer and evaluator.
 
-runs/<name>/cells/<cell>/
-  config.yaml      frozen, composed configuration
-  state.json       phase, step, rate, host, process (heartbeat for `bushpc status`)
-  metrics.jsonl    curves
-  tensorboard/     the curves again; likewise wandb/ and mlruns/, where train.track names them
-  attempts.jsonl   where the time of each start went
-  lease.<n>.json   which process works here
-  hang/            every thread's stack, of a rank that made no progress
-  ledger/          which samples each step consumed, per rank
-  checkpoints/     sealed checkpoints
-  taken_over.json  whose weights, ledger and curves these are, where they are another cell's (train.weights_from)
-  calibration.csv  how well the predicted probabilities match, over all validation pixels
-  evaluated/       which images an evaluation is through with, until all are
-  per_image.csv    metrics of every validation image, written when complete
-  external/        the same of every image of other datasets
-  predictions/     probability maps
-  explain/         Grad-CAM maps of a few images
-  nnunet/          what nnU-Net writes itself, see bushpc.train.nnunet
-  DONE | FAILED    how it ended; neither while it is running, queued or stopped
+config.yaml in the cell's folder (bushpc.runs.layout) ─train→ checkpoints ─evaluate→ per-image CSV, DONE
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,13 +25,13 @@ from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validati
 from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
-from bushpc.files import write_atomically
 from bushpc.metrics.names import METRICS
 from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.runs.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
-from bushpc.runs.goodput import newest_saved
+from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import Lease, StoppedWaiting
+from bushpc.runs.records import DoneRecord
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Job, Stopped, train
@@ -62,26 +43,27 @@ from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
 
 
-def run_cell(cell_dir: Path, world: World, stop: StopFlag | None = None) -> Stopped | None:
-    """Train and evaluate the cell whose `config.yaml` lies in `cell_dir`, from wherever it stands.
+def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None) -> Stopped | None:
+    """Train and evaluate the cell whose `config.yaml` lies in `folder`, from wherever it stands.
 
     stop: opened by the caller, as early as it could. Returns None when the cell is done (also if it already was),
     Stopped when it was told to leave before.
     """
-    if (cell_dir / "DONE").exists():
+    cell_dir = CellDir(folder)
+    if cell_dir.done.exists():
         return None
     with contextlib.ExitStack() as around:
         if stop is None:  # not `stop or`: a flag that is down is false, and a new one knows of no deadline
             stop = around.enter_context(StopFlag())
-        cell = CellConfig.load(cell_dir / "config.yaml")
+        cell = CellConfig.load(cell_dir.config)
         assert cell.fold is not None, "dispatch gives every cell its fold"
         try:
-            waiting = Lease(cell_dir, stop=lambda: bool(stop)) if world.is_main else None
+            waiting = Lease(cell_dir.path, stop=lambda: bool(stop)) if world.is_main else None
             lease = around.enter_context(waiting) if waiting else None
         except StoppedWaiting:
-            return Stopped(step=newest_saved(cell_dir), signal_name=stop.signal_name or "a stop signal")
+            return Stopped(step=cell_dir.newest_step(), signal_name=stop.signal_name or "a stop signal")
         if world.is_main:
-            (cell_dir / "FAILED").unlink(missing_ok=True)  # of an attempt before
+            cell_dir.failed.unlink(missing_ok=True)  # of an attempt before
         watchdog = around.enter_context(Watchdog(cell_dir, world.rank, cell.engine.hang_s))
         gpus = world.size if cell.engine.device == "cuda" else 0
         tracker = Tracker(
@@ -112,7 +94,7 @@ def build_model(cell: CellConfig) -> Model:
 
 def _train_and_evaluate(
     cell: CellConfig,
-    cell_dir: Path,
+    cell_dir: CellDir,
     world: World,
     tracker: Tracker,
     stop: StopFlag,
@@ -121,10 +103,10 @@ def _train_and_evaluate(
 ) -> Stopped | None:
     assert cell.fold is not None
     start_ranks(cell, world)
-    data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
-    folder, store = cell_dir / "checkpoints", cell_dir.parent.parent / "frozen"
+    data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
+    folder = cell_dir.checkpoints
     model = build_model(cell)
-    frozen = checkpoint.store_frozen(store, frozen_parameters(model)) if world.is_main else None
+    frozen = checkpoint.store_frozen(cell_dir.run.frozen, frozen_parameters(model)) if world.is_main else None
     barrier()  # a stored file that was damaged is whole again now
     resumed = _newest(cell, cell_dir, tracker.say)
     start = resumed.step if resumed else 0
@@ -179,7 +161,7 @@ def _train_and_evaluate(
             tracker.validation(start, metrics)
             if world.is_main:
                 try:
-                    checkpoint.note_validation(folder / f"step_{start:08d}", metrics)
+                    checkpoint.note_validation(cell_dir.checkpoint(start), metrics)
                 except OSError as error:  # a full disk: the next save says what that means
                     tracker.say(f"the validation of step {start} could not be noted beside its checkpoint: {error}")
     job = Job(
@@ -201,7 +183,7 @@ def _train_and_evaluate(
 
 def _train_by_its_own_trainer(
     cell: CellConfig,
-    cell_dir: Path,
+    cell_dir: CellDir,
     world: World,
     tracker: Tracker,
     stop: StopFlag,
@@ -212,8 +194,8 @@ def _train_by_its_own_trainer(
     assert cell.fold is not None
     assert cell.model_class.trainer is not None
     start_ranks(cell, world)
-    data = FoldData.open(cell, cell.fold, cell_dir.parent.parent / "folds.csv")
-    folder = cell_dir / "checkpoints"
+    data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
+    folder = cell_dir.checkpoints
     model = build_model(cell)
     resumed = _newest(cell, cell_dir, tracker.say)
     start = resumed.step if resumed else 0
@@ -234,15 +216,15 @@ def _train_by_its_own_trainer(
     return _evaluate(cell, model.to(device), data, cell_dir, ended, how, world, tracker, stop, lease)
 
 
-def _newest(cell: CellConfig, cell_dir: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def _newest(cell: CellConfig, cell_dir: CellDir, say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to go on from, its own or the one that `train.weights_from` names. All ranks call it.
 
     Raises: ResumeError for one of other settings, and for weights that were taken over and cannot be read.
     """
     if cell.train.weights_from:
         from_main_or_raise(lambda: take_over(cell, cell_dir, say))
-    folder = cell_dir / "checkpoints"
-    found = checkpoint.newest(folder, cell_dir.parent.parent / "frozen", say)
+    folder = cell_dir.checkpoints
+    found = checkpoint.newest(folder, cell_dir.run.frozen, say)
     if found:
         _refuse_other_settings(cell, found)
         say(f"resumed from {found.path.name}")
@@ -265,7 +247,7 @@ def _evaluate(
     cell: CellConfig,
     model: Model,
     data: FoldData,
-    cell_dir: Path,
+    cell_dir: CellDir,
     step: int,
     how: Predicting,
     world: World,
@@ -288,9 +270,14 @@ def _evaluate(
     if world.is_main:
         assert lease is not None, "rank 0 holds it"
         lease.check()
-        done = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step}
-        done |= {"config": cell.hash, "rows": len(rows), "parameters": model.parameter_count()}
-        write_atomically(cell_dir / "DONE", json.dumps(done))
+        done = DoneRecord(
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            step=step,
+            config=cell.hash,
+            rows=len(rows),
+            parameters=model.parameter_count(),
+        )
+        done.write(cell_dir.done)
         forget(cell_dir)
         tracker.phase("done", step)
     return None
