@@ -1,4 +1,4 @@
-"""What a cell's GPUs draw: the driver's own counters (NVML) → `Attempt.energy_j`."""
+"""Energy used by a cell's GPUs: the driver's counters (NVML) → `Attempt.energy_j`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import typing as t
 
 
 class EnergyMeter:
-    """Joules that the GPUs of this attempt drew since the meter was made; None where no driver tells.
+    """Joules used by this attempt's GPUs since the meter was created; None if the driver has no counters.
 
-    gpus: of the attempt, all nodes together. Counted are those of them that this process sees, as a rule all of its
-    node; GPUs of other nodes are taken to draw as much as these do on average. A counter is the whole device's: idle
-    power is in it, and so is what others do on a GPU that they share.
+    gpus: of the attempt, summed over nodes. The meter reads the GPUs that this process sees, usually all of its node,
+    and assumes that GPUs of other nodes use the same on average. A counter covers the whole device, including idle
+    power and other users of a shared GPU.
     """
 
     def __init__(self, gpus: int) -> None:
@@ -21,11 +21,11 @@ class EnergyMeter:
         self._begin = self._read()
 
     def joules(self) -> float | None:
-        """So far. Counters of GPUs before Volta, and of MIG slices, do not exist."""
+        """Joules so far. GPUs before Volta and MIG slices have no counters."""
         now = self._read()
         if now is None or self._begin is None:
             return None
-        # A driver that was loaded again counts from 0.
+        # Reloading the driver resets the counters to 0.
         return max(0.0, now - self._begin) * self._gpus / len(self._devices)
 
     def _read(self) -> float | None:
@@ -39,7 +39,7 @@ class EnergyMeter:
 
 
 def _open(gpus: int) -> tuple[t.Any, list[t.Any]]:
-    """NVML and the devices that this process sees, `gpus` of them at most; none without a driver that answers."""
+    """NVML and at most `gpus` of the devices that this process sees; no devices without a working driver."""
     try:
         import pynvml
     except ImportError:
@@ -48,7 +48,7 @@ def _open(gpus: int) -> tuple[t.Any, list[t.Any]]:
         pynvml.nvmlInit()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.replace(" ", "").split(",") if visible else [str(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        # NVML counts in the order of the PCI bus, CUDA from the fastest: the same among GPUs of one kind.
+        # NVML numbers GPUs in PCI bus order, CUDA by speed; the orders agree for GPUs of one model.
         return pynvml, [
             pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(name)
             for name in names[:gpus]

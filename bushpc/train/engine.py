@@ -1,11 +1,12 @@
-"""The engine under the loop: ranks, ZeRO, precision, accumulation and averaging, behind one door for every model.
+"""The engine under the loop: ranks, ZeRO, precision, accumulation and averaging behind one interface for all models.
 
     Engine(cell, world, model, resumed) → losses(batch) → update(lr) → tensors() → checkpoint
 
-DDP and DeepSpeed's ZeRO both come through Accelerate. Precision is autocast around the model's own forward and our
-own loss scale, the same under every engine: DeepSpeed's bf16 casts BatchNorm's weights but not its buffers, and its
-autocast clips fp16 gradients before the loss scale is taken out (both 0.19). What leaves the engine is whole and
-in fp32: one tensor per parameter, whoever shared it out, so that any engine on any number of ranks can go on from it.
+Accelerate provides DDP and DeepSpeed's ZeRO. Precision is the same under every engine: autocast around the model's
+forward, and our own loss scale. DeepSpeed's own support is not used, because its bf16 casts BatchNorm's weights but
+not its buffers, and its autocast clips fp16 gradients before removing the loss scale (both in 0.19). The engine returns
+full fp32 tensors, one per parameter, however they are partitioned, so any engine with any number of ranks can resume
+from them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from bushpc.sample import Batch, Losses
 from bushpc.train.optim import Average, adamw
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# torch's own defaults for a loss scale: start, factor of growth, of retreat, and steps without overflow before growth.
+# torch's defaults for a loss scale: initial value, growth factor, backoff factor, and steps without overflow to growth.
 FIRST_SCALE, GROWTH, RETREAT, GROWTH_INTERVAL = 2.0**16, 2.0, 0.5, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What really runs, read from the objects that run it. engine: ddp, zero1, zero2 or zero3."""
+class EngineFacts:
+    """What actually runs, read from the running objects. engine: ddp, zero1, zero2 or zero3."""
 
     engine: str
     ranks: int
@@ -52,11 +53,11 @@ class Facts:
 
 
 class Engine:
-    """One rank's share of a training.
+    """One rank's part of a training.
 
-    model: as its author wrote it, trained in place; `predictor` gives the weights that predictions use.
-    Raises: TrainingError when the world, engine or device is not what the config asks; ResumeError when `resumed`
-    does not fit the model.
+    model: trained in place; `predictor` returns the weights to predict with.
+    Raises: TrainingError if world, engine or device differ from the config; ResumeError if `resumed` does not fit the
+    model.
     """
 
     def __init__(self, cell: CellConfig, world: World, model: Model, resumed: Checkpoint | None = None) -> None:
@@ -65,7 +66,7 @@ class Engine:
             _load_model(model, resumed)
         self.parameters = model.parameter_count()
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        # Before ZeRO-3 takes the parameters apart; predictions then load it with whole ones.
+        # Copied before ZeRO-3 partitions the parameters; predictions load the full ones into it.
         self._replica = copy.deepcopy(model) if cell.train.ema or self.config.kind == "zero3" else None
         if self.config.recompute:
             recompute(model, model.blocks)
@@ -90,32 +91,32 @@ class Engine:
             self._load(resumed)
 
     def train(self) -> None:
-        """Training mode."""
+        """Switch the model to training mode."""
         self.model.train()
 
     def losses(self, batch: Batch, last: bool = True) -> Losses:
-        """Forward and backward of one part of this rank's share of a global batch; gradients add up until `update`.
+        """Forward and backward pass on one micro-batch of this rank; gradients accumulate until `update`.
 
-        last: of the parts of this step; the ranks exchange gradients then.
+        last: this is the step's last micro-batch, after which the ranks exchange gradients.
         """
         if len(batch.keys) * self.facts.ranks * self.cell.train.accumulate != self.cell.train.batch_size:
             raise TrainingError(
-                f"{self.cell.train.accumulate} part(s) of {len(batch.keys)} samples on each of {self.facts.ranks} "
-                f"rank(s) do not make train.batch_size={self.cell.train.batch_size}"
+                f"{self.cell.train.accumulate} micro-batch(es) of {len(batch.keys)} samples on each of "
+                f"{self.facts.ranks} rank(s) do not add up to train.batch_size={self.cell.train.batch_size}"
             )
         batch = batch.to(self.device)
         if self.config.channels_last:
             batch = batch.channels_last()
-        with self._ranks.part(last):
+        with self._ranks.micro_batch(last):
             losses: Losses = self._ranks.wrapped(batch)
             self._ranks.backward(losses.total, self.scale.value if self.scale else None)
         return losses
 
     def update(self, lr: float) -> torch.Tensor:
-        """Clip, step and clear the gradients; returns their norm before clipping, infinite where it is not finite.
+        """Clip the gradients, step, and clear them; returns their norm before clipping, inf if it is not finite.
 
-        A step whose gradient is not finite leaves the weights alone with ZeRO and with fp16. Raises: TrainingError
-        when an fp16 loss scale below 1 still overflows.
+        With ZeRO and with fp16, a step whose gradient is not finite leaves the weights unchanged. Raises: TrainingError
+        if gradients still overflow with an fp16 loss scale below 1.
         """
         norm = self._ranks.update(lr, self.scale.value if self.scale else None)
         if self.scale:
@@ -125,9 +126,9 @@ class Engine:
         return norm
 
     def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """(part, name, tensor) of everything that a checkpoint holds. Collective: every rank walks to the end."""
+        """Yield (part, name, tensor) for everything in a checkpoint. Collective: every rank must exhaust it."""
         for name, parameter in self.trained.items():
-            yield "model", name, self._ranks.whole_weight(parameter)
+            yield "model", name, self._ranks.full_weight(parameter)
         for name, buffer in _saved_buffers(self.model):
             yield "model", name, buffer
         for name, parameter in self.trained.items():
@@ -135,10 +136,10 @@ class Engine:
                 yield "optimizer", f"{key}/{name}", value
         if self.average:
             for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
-                yield "ema", name, self._ranks.whole(averaged, parameter)
+                yield "ema", name, self._ranks.full(averaged, parameter)
 
     def state(self) -> dict[str, t.Any]:
-        """What a checkpoint holds besides tensors, for its meta.json."""
+        """What a checkpoint's meta.json holds besides the tensors."""
         return {
             "scale": vars(self.scale) if self.scale else None,
             "average_updates": self.average.updates if self.average else 0,
@@ -148,9 +149,9 @@ class Engine:
 
     @contextlib.contextmanager
     def predictor(self) -> Iterator[Model]:
-        """The model in evaluation mode with the weights that predictions use: the average where there is one.
+        """The model in evaluation mode with the weights to predict with: their average, if one is kept.
 
-        Collective. Every rank gets rank 0's buffers, which are those that a checkpoint holds.
+        Collective. Every rank gets rank 0's buffers, which are the ones in a checkpoint.
         """
         share_buffers(self.model)
         if self._replica is None:
@@ -159,14 +160,14 @@ class Engine:
             self.model.train()
             return
         replica = self._replica.to(self.device)
-        theirs = dict(replica.named_parameters())
+        replica_parameters = dict(replica.named_parameters())
         averaged = self.average.tensors if self.average else [None] * len(self.trained)
         with torch.no_grad():
             for (name, parameter), mean in zip(self.trained.items(), averaged, strict=True):
-                whole = self._ranks.whole_weight(parameter) if mean is None else self._ranks.whole(mean, parameter)
-                theirs[name].copy_(whole)
-            for mine, their in zip(self.model.buffers(), replica.buffers(), strict=True):
-                their.copy_(mine)
+                full = self._ranks.full_weight(parameter) if mean is None else self._ranks.full(mean, parameter)
+                replica_parameters[name].copy_(full)
+            for buffer, replica_buffer in zip(self.model.buffers(), replica.buffers(), strict=True):
+                replica_buffer.copy_(buffer)
         replica.eval()
         yield replica
 
@@ -174,15 +175,15 @@ class Engine:
         with self.autocast():
             return forward(batch)
 
-    def _check(self, world: World) -> Facts:
-        facts = Facts(
+    def _check(self, world: World) -> EngineFacts:
+        facts = EngineFacts(
             engine=self._ranks.kind(),
             ranks=torch_dist.get_world_size() if torch_dist.is_initialized() else 1,
             device=self.device.type,
             precision=self._real_precision(),
             global_batch=self._ranks.global_batch(),
         )
-        asked = Facts(
+        asked = EngineFacts(
             engine=self.config.kind,
             ranks=world.size,
             device=self.config.device,
@@ -191,12 +192,12 @@ class Engine:
         )
         if facts != asked:
             raise TrainingError(
-                f"asked for {asked}; got {facts}: check the launcher, the drivers and cluster.gpus_per_node"
+                f"asked for {asked}; got {facts}. Check the launcher, the drivers and cluster.gpus_per_node"
             )
         return facts
 
     def _real_precision(self) -> str:
-        """What a product really has within autocast: for a type that it does not know it only warns."""
+        """The precision of a matrix product under autocast, which only warns about a type it does not support."""
         with self.autocast():
             ones = torch.ones(8, 8, device=self.device)
             dtype = (ones @ ones).dtype
@@ -211,12 +212,12 @@ class Engine:
             self.scale.__dict__.update(resumed.meta["scale"])
         if self.average and "ema" in resumed.parts:
             for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
-                averaged.copy_(self._ranks.mine(resumed.parts["ema"][name].to(averaged.device), parameter))
+                averaged.copy_(self._ranks.local_part(resumed.parts["ema"][name].to(averaged.device), parameter))
             self.average.updates = resumed.meta["average_updates"]
 
 
 class _Ddp:
-    """All of the model on every rank."""
+    """The whole model on every rank."""
 
     def __init__(self, cell: CellConfig, world: World, model: Model) -> None:
         self.cell = cell
@@ -232,7 +233,7 @@ class _Ddp:
     def global_batch(self) -> int:
         return self.cell.train.batch_size
 
-    def part(self, last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last or self.size == 1 else self.wrapped.no_sync()
 
     def backward(self, loss: torch.Tensor, scale: float | None) -> None:
@@ -255,14 +256,14 @@ class _Ddp:
     def local_weights(self) -> list[torch.Tensor]:
         return [p.detach() for p in self.model.parameters() if p.requires_grad]
 
-    def whole_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+    def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
         return parameter.detach()
 
-    def whole(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    def full(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
         return local
 
-    def mine(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-        return whole
+    def local_part(self, full: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        return full
 
     def optimizer_state(self, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.optimizer.state.get(parameter, {}).items()
@@ -277,7 +278,7 @@ class _Ddp:
 
 
 class _Zero:
-    """DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) shared out over the ranks."""
+    """DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) partitioned over the ranks."""
 
     def __init__(self, cell: CellConfig, world: World, model: Model, trained: dict[str, nn.Parameter]) -> None:
         from accelerate import DeepSpeedPlugin
@@ -298,7 +299,7 @@ class _Zero:
         self.accelerator = Accelerator(
             mixed_precision="no",
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config),
-            # Without a name Accelerate believes on a CPU that it is alone.
+            # Without an explicit backend, Accelerate on a CPU assumes a single process.
             kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if cell.engine.device == "cuda" else "gloo")],
         )
         self.wrapped, _ = self.accelerator.prepare(model, adamw(model, cell.train))
@@ -314,7 +315,7 @@ class _Zero:
     def global_batch(self) -> int:
         return int(self.wrapped.train_batch_size())
 
-    def part(self, last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[None]:
         self.wrapped.set_gradient_accumulation_boundary(is_boundary=last)
         return contextlib.nullcontext()
 
@@ -337,23 +338,23 @@ class _Zero:
             return [p.detach() for p in self.trained]
         return [safe_get_local_fp32_param(p).detach() for p in self.trained]
 
-    def whole_weight(self, parameter: nn.Parameter) -> torch.Tensor:
+    def full_weight(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
         return parameter.detach() if self.stage < 3 else safe_get_full_fp32_param(parameter).detach()
 
-    def whole(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    def full(self, local: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
         if self.stage < 3:
             return local
         parts = local.new_empty(self.size * local.numel())
         torch_dist.all_gather_into_tensor(parts, local.contiguous())
         return parts[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
 
-    def mine(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    def local_part(self, full: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
         if self.stage < 3:
-            return whole
-        flat = whole.new_zeros(self.size * parameter.ds_tensor.numel())  # type: ignore[attr-defined]
-        flat[: whole.numel()] = whole.flatten()
+            return full
+        flat = full.new_zeros(self.size * parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+        flat[: full.numel()] = full.flatten()
         return flat.chunk(self.size)[torch_dist.get_rank()]
 
     def optimizer_state(self, parameter: nn.Parameter) -> Iterator[tuple[str, torch.Tensor]]:
@@ -370,12 +371,12 @@ class _Zero:
                 self._flat_state(parameter)[key].copy_(value)
             elif self.stage < 3:
                 safe_set_full_optimizer_state(parameter, value.to(self.accelerator.device), key)
-            else:  # the whole one would have to be a multiple of the ranks long
-                local = self.mine(value.to(self.accelerator.device), parameter)
+            else:  # DeepSpeed can set the full state only if its length is a multiple of the number of ranks
+                local = self.local_part(value.to(self.accelerator.device), parameter)
                 safe_set_local_optimizer_state(parameter, local, key)
 
     def _start_optimizer_state(self) -> None:
-        """Make AdamW's state now, at zero, where it would make it itself at the first step: a resume fills it."""
+        """Create AdamW's state now instead of at the first step, filled with zeros, so that a resume can load it."""
         for flat in self._flats():
             self.zero.optimizer.state[flat] = {
                 "step": torch.tensor(0.0),
@@ -386,7 +387,7 @@ class _Zero:
             self.zero._lazy_init_hp_params_optimizer_state()
 
     def _flats(self) -> list[torch.Tensor]:
-        """This rank's stretch of each group of parameters, which is what the optimizer steps on."""
+        """This rank's flat partition of each parameter group; the optimizer steps on these."""
         return self.zero.single_partition_of_fp32_groups if self.stage < 3 else self.zero.fp32_partitioned_groups_flat
 
     def _flat_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
@@ -396,13 +397,13 @@ class _Zero:
 
 
 class _LossScale:
-    """fp16's loss scale: grows now and then, halves when a gradient overflows, and then no step is taken."""
+    """fp16's loss scale: grows periodically; when a gradient overflows, it halves and the step is skipped."""
 
     def __init__(self) -> None:
         self.value, self.good_steps = FIRST_SCALE, 0
 
     def update(self, *, overflow: bool) -> None:
-        """Take note of one step. Raises: TrainingError when even a scale below 1 overflows."""
+        """Update the scale after a step. Raises: TrainingError if gradients overflow with a scale below 1."""
         self.good_steps = 0 if overflow else self.good_steps + 1
         if overflow:
             self.value *= RETREAT
@@ -410,36 +411,36 @@ class _LossScale:
             self.value, self.good_steps = self.value * GROWTH, 0
         if self.value < 1.0:
             raise TrainingError(
-                "the fp16 loss scale fell below 1 and gradients still overflow: lower train.lr, or use "
-                "engine.precision=bf16 or fp32; the last checkpoint is untouched"
+                "the fp16 loss scale fell below 1 and gradients still overflow. Lower train.lr, or use "
+                "engine.precision=bf16 or fp32; the last checkpoint is unchanged"
             )
 
 
 def start_ranks(cell: CellConfig, world: World) -> None:
-    """Bring the ranks together, and let nothing but the config decide: no launcher's environment, no default."""
+    """Start the process group as the config says, ignoring the launcher's environment and library defaults."""
     config = cell.engine
     if "OMP_NUM_THREADS" not in os.environ:
-        # Jobs of ours set it. Where nobody did, torch takes all cores for each rank, and so does Accelerate, which
-        # asks no config: two ranks that wait for each other's threads were six times slower than two with one each.
+        # Our jobs set it. Otherwise torch and Accelerate take all cores for each rank, and the ranks wait for each
+        # other's threads: two such ranks were six times slower than two with one thread each.
         share = max(1, len(os.sched_getaffinity(0)) // cell.cluster.ranks_per_node)
         torch.set_num_threads(min(torch.get_num_threads(), share))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     os.environ["DS_ACCELERATOR"] = config.device
-    if world.size == 1 and config.kind == "ddp":  # else Accelerate would open a group, as a launcher names one rank
+    if world.size == 1 and config.kind == "ddp":  # with a launcher's variables, Accelerate would open a process group
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)
-    if config.device == "cuda":  # TF32, torch's default for convolutions, is not the fp32 that was asked for
+    if config.device == "cuda":  # torch's default for convolutions is TF32, which must not replace a requested fp32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed one
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed one to be deterministic
         torch.use_deterministic_algorithms(True)
     join(
         world,
         cuda=config.device == "cuda",
-        timeout_s=2 * config.hang_s,  # longer than the watchdog's, which says more when it ends a rank
-        alone=config.kind != "ddp",  # DeepSpeed wants a process group even for one rank
+        timeout_s=2 * config.hang_s,  # longer than the watchdog's, whose message is more useful
+        alone=config.kind != "ddp",  # DeepSpeed needs a process group even for one rank
     )
 
 
@@ -451,7 +452,7 @@ def _load_model(model: Model, resumed: Checkpoint) -> None:
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Buffers that belong to the state dict, by its names."""
+    """The buffers in the state dict, by name."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
         if name not in parameters:

@@ -1,11 +1,11 @@
-"""Which samples every step consumed: written by each rank as it trains, read by `bushpc audit`.
+"""The ledger records which samples every step consumed. Each rank writes it during training; `bushpc audit` reads it.
 
 <cell>/ledger/rank<r>.csv   attempt,step,world,rank,samples
-<cell>/ledger/none.txt      instead of them: why nothing is noted here
+<cell>/ledger/none.txt      instead of these: the reason why no ledger is kept
 
-A line a step, which a human can read: `0,12,2,1,3:case044 3:case007` says that in attempt 0 step 12 (steps count from
-0) took on rank 1 of 2 case044 and case007 for epoch 3. A step that was done again has a line of each attempt; the
-later one counts. A checkpoint is sealed only after the lines of its steps are on the disk.
+There is one readable line per step: `0,12,2,1,3:case044 3:case007` means that in attempt 0, step 12 (steps count from
+0) took case044 and case007 for epoch 3 on rank 1 of 2. A repeated step has a line for each attempt; the later one
+counts. A checkpoint is sealed only after the lines of its steps are on disk.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from bushpc.files import flush_folder, write_atomically
 from bushpc.runs.layout import CellDir
 
-if t.TYPE_CHECKING:  # reading is done without torch
+if t.TYPE_CHECKING:  # readers do without torch
     from bushpc.dist import World
 
 HEADER = "attempt,step,world,rank,samples\n"
-# Lines that wait in memory at most; a flush writes what there is.
+# Maximum number of lines buffered in memory.
 BUFFERED = 256
 BLOCK = 1 << 16
 
 
 class Line(t.NamedTuple):
-    """One step of one rank. samples: `epoch:key` words, separated by blanks; keys hold none."""
+    """One step of one rank. samples: `epoch:key` words separated by spaces; keys contain none."""
 
     attempt: int
     step: int
@@ -43,7 +43,7 @@ class Line(t.NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Line | None:
-        """The inverse of `str`, without the line break; None for anything else."""
+        """The inverse of `str`, without the line break; None if the text is not a ledger line."""
         *numbers, samples = text.split(",", 4)
         if len(numbers) != 4 or not all(number.isdecimal() for number in numbers) or not samples:
             return None
@@ -54,12 +54,12 @@ class Line(t.NamedTuple):
 
 
 class Ledger:
-    """One rank's writer. Context manager: what was noted is on the disk when it closes.
+    """One rank's writer. Context manager: closing it writes all lines to disk.
 
     attempt: number of this start of the cell, the same on all ranks. start: steps done before.
 
-    A line that cannot be written (a full disk) is kept in memory, said, and tried again at the next flush: losing
-    the proof must not end the training, least of all on one rank alone. The audit names what is missing in the end.
+    Lines that cannot be written (a full disk) stay in memory with a warning and are retried at the next flush: losing
+    the ledger must not end the training, least of all on one rank only. The audit reports lines that stay missing.
     """
 
     def __init__(self, cell_dir: Path | CellDir, world: World, attempt: int, start: int) -> None:
@@ -68,7 +68,7 @@ class Ledger:
         self._lines: list[str] = []
 
     def note(self, step: int, keys: Sequence[str], epochs: Sequence[int]) -> None:
-        """The samples of this rank in `step`, counted from 0, in the order of its batch."""
+        """Record this rank's samples in `step`, counted from 0, in batch order."""
         assert step == self._next, f"step {step} after step {self._next - 1}"
         self._next += 1
         samples = " ".join(f"{epoch}:{key}" for epoch, key in zip(epochs, keys, strict=True))
@@ -77,11 +77,11 @@ class Ledger:
             self._write(durable=False)
 
     def flush(self) -> None:
-        """Force all that was noted to the disk."""
+        """Write all recorded lines to disk with fsync."""
         self._write(durable=True)
 
     def close(self) -> None:
-        """The last flush."""
+        """Flush for the last time."""
         self.flush()
 
     def __enter__(self) -> Ledger:
@@ -96,7 +96,7 @@ class Ledger:
             _append_whole_lines(self.path, self._lines, durable)
         except OSError as error:
             warnings.warn(
-                f"the ledger {self.path} cannot be written: {error}; {len(self._lines)} lines wait for the next flush",
+                f"the ledger {self.path} cannot be written: {error}. {len(self._lines)} lines wait for the next flush",
                 stacklevel=3,
             )
             return
@@ -104,20 +104,20 @@ class Ledger:
 
 
 def keep_none(cell_dir: CellDir, why: str) -> None:
-    """Note that steps take other samples than one of each an epoch, so that there is nothing to prove."""
+    """Record why a cell has no ledger: its epochs don't take every sample once, so there is nothing to audit."""
     cell_dir.ledger.mkdir(exist_ok=True)
     write_atomically(cell_dir.no_ledger, why)
 
 
 def why_none(cell_dir: Path | CellDir) -> str | None:
-    """What `keep_none` noted; None for a cell that has a ledger, or is to have one."""
+    """The reason recorded by `keep_none`; None for a cell that has or will have a ledger."""
     path = CellDir(cell_dir).no_ledger
     return path.read_text() if path.exists() else None
 
 
 def _append_whole_lines(path: Path, lines: Sequence[str], durable: bool) -> None:
-    """Append all lines or none, behind the last whole line: what a kill cut off goes."""
-    # Unbuffered: a buffer would be written once more when the file closes after a failure.
+    """Append all lines or none after the last complete line; a line truncated by a kill is removed."""
+    # Unbuffered: after a failed write, closing the file would write the buffer again.
     with path.open("ab+", buffering=0) as file:
         end = _end_of_whole_lines(file)
         file.truncate(end)
@@ -134,7 +134,7 @@ def _append_whole_lines(path: Path, lines: Sequence[str], durable: bool) -> None
 
 
 def _end_of_whole_lines(file: io.FileIO) -> int:
-    """Where the last line break of a file ends, 0 without one."""
+    """Position after the last line break of a file; 0 if there is none."""
     end = file.seek(0, os.SEEK_END)
     while end:
         begin = max(0, end - BLOCK)
@@ -149,7 +149,7 @@ def _end_of_whole_lines(file: io.FileIO) -> int:
 def read_ledger(cell_dir: Path | CellDir) -> Iterator[Line | str]:
     """Every line of every rank, in the order of its file; a text that says where, for one that cannot be read.
 
-    The half line that a kill left at the end of a file was never promised, and is passed over.
+    An incomplete last line, left by a kill, is skipped.
     """
     for path in CellDir(cell_dir).ledgers():
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:

@@ -1,4 +1,4 @@
-"""Batches → checkpoints: the one training loop, for every model and engine. It asks no names."""
+"""Batches → checkpoints: the model-agnostic training loop for every model and engine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from bushpc.train.optim import Schedule
 from bushpc.train.preempt import LEAD_S, StopFlag
 from bushpc.train.track import Tracker
 
-# Of the time between two saves, so much may at most go into waiting for them when saves have to come more often.
+# Maximum fraction of time blocked on saves when the grace time demands more frequent ones.
 STALL_SHARE = 0.05
 STEPS_REMEMBERED = 20
 
 
 class Stopped(t.NamedTuple):
-    """A cell ended early because it was told to; everything up to `step` is saved."""
+    """A cell ended early on request; everything up to `step` is saved."""
 
     step: int
     signal_name: str
@@ -39,10 +39,10 @@ class Stopped(t.NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What stands around the loop. alive: tells the watchdog how far this rank got.
+    """The services that the loop uses. alive: reports this rank's progress to the watchdog.
 
-    validate: metrics on the validation part with the engine's predictor; None where a stop signal came in between.
-    tune: the same of the loss on the tuning part, for the schedule.
+    validate: returns metrics on the validation part, by the engine's predictor; None if a stop signal interrupts it.
+    tune: the same for the loss on the tuning part, which the schedule follows.
     """
 
     tracker: Tracker
@@ -64,11 +64,12 @@ def train(
     start: int,
     frozen: str | None,
 ) -> Stopped | int:
-    """Train from step `start` to `cell.train.iterations`, or to where the schedule ends it; returns that step.
+    """Train from step `start` to `cell.train.iterations` or until the schedule stops early; returns the final step.
 
-    What is there at the end, or at a stop, is on the disk. frozen: SHA-256 of the frozen parameters in the run's store.
-    Raises: TrainingError (loss or gradient not finite: step, sample keys and loss terms are named), ResumeError (the
-    last checkpoint could not be written).
+    On return, the state at the final step or at the stop is on disk. frozen: SHA-256 of the frozen parameters in the
+    run's store.
+    Raises: TrainingError if loss or gradient is not finite (names step, sample keys and loss terms), ResumeError if
+    the last checkpoint cannot be written.
     """
     config, tracker, saver = cell.train, job.tracker, job.saver
     pace = Pace(config.save_every, cell.cluster.grace_s, tracker.say)
@@ -78,8 +79,8 @@ def train(
     def save(step: int, validation: dict[str, float] | None = None) -> None:
         nonlocal saved
         with tracker.spending("save"):
-            job.ledger.flush()  # before the vote: no checkpoint is sealed while the lines of a rank are missing
-            raise_if_broken(any_rank(health.broken())[0])  # the weights of a broken step are never saved
+            job.ledger.flush()  # before the collective call: no checkpoint is sealed while a rank's lines are missing
+            raise_if_broken(any_rank(health.broken())[0])  # never save the weights of a broken step
             began = time.monotonic()
             meta = {"config": cell.hash, "settings": cell.settings, "frozen": frozen, "torch": torch.__version__}
             meta |= engine.state() | pace.measured | {"validation": validation, "schedule": schedule.state()}
@@ -87,7 +88,7 @@ def train(
                 saver.still_ours()
                 saver.save(step, engine.tensors(), meta)
             else:
-                for _ in engine.tensors():  # collective: the shares of all ranks meet on the main one
+                for _ in engine.tensors():  # collective: the main rank gathers the parts of all ranks
                     pass
         pace.saved(time.monotonic() - began, saver.written_s)
         job.stop.lead_s = max(LEAD_S, 2 * pace.stop_s)
@@ -112,12 +113,12 @@ def train(
     engine.train()
     with contextlib.closing(training_batches(cell, data, world, start)) as batches:
         for step in range(start, config.iterations):
-            if schedule.owes_loss(step):
+            if schedule.needs_tuning_loss(step):
                 with tracker.spending("validate"):
                     loss = job.tune()
                 if loss is None:
                     return leave(step)
-                tracker.tuning(step, loss, schedule.tell(step, loss))
+                tracker.tuning(step, loss, schedule.report(step, loss))
                 pace.restart()
                 engine.train()
             if schedule.over:
@@ -125,7 +126,7 @@ def train(
             with tracker.spending("load"):
                 batch = next(batches)
             with tracker.spending("step"):
-                # Dropout depends on seed, step and rank alone: a resumed run draws what the undisturbed one did.
+                # Dropout depends only on seed, step and rank, so a resumed run draws the same as an uninterrupted one.
                 seed_everything(cell.seed, "step", step, world.rank)
                 lr = schedule.lr(step)
                 parts = batch.split(config.accumulate)
@@ -137,11 +138,11 @@ def train(
             job.alive(f"step {done}")
             tracker.alive(done)
             pace.stepped()
-            # Rank 0's clock decides for all. Multiples, so that a run saves at the same steps however often it stopped.
+            # Rank 0's clock decides for all. Saving at multiples makes the steps independent of interruptions.
             due = world.is_main and (
                 done % pace.save_every == 0 or bool(config.keep_every and done % config.keep_every == 0)
             )
-            # Whether the step before was broken: for this one a GPU would have to be waited for.
+            # This checks the previous step: checking the current one would wait for the GPU.
             any_broken, any_stop, any_due = any_rank(health.broken(), bool(job.stop), due)
             raise_if_broken(any_broken)
             health.watch(done, losses, norm, batch, overflow_allowed=engine.scale is not None)
@@ -161,7 +162,7 @@ def train(
                 engine.train()
             if any_due or done == config.iterations or (validation and config.keep_best):
                 save(done, validation)
-    if done > saved:  # the schedule ended it between two saves
+    if done > saved:  # the schedule stopped training between two saves
         save(done)
     with tracker.spending("save"):
         saver.finish()
@@ -169,7 +170,7 @@ def train(
 
 
 class Health:
-    """Whether a step's loss and gradient were numbers, learnt a step later so that no GPU is waited for."""
+    """Detects a loss or gradient that is not finite, one step late so that the loop never waits for the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -183,7 +184,7 @@ class Health:
     def watch(
         self, step: int, losses: list[Losses], norm: torch.Tensor, batch: Batch, *, overflow_allowed: bool
     ) -> None:
-        """Remember one step. overflow_allowed: with fp16 the loss scale deals with infinite gradients."""
+        """Remember one step. overflow_allowed: with fp16 the loss scale handles infinite gradients."""
         self.step, self.batch, self.losses, self.norm = step, batch, losses, norm
         finite = torch.stack([part.total.detach() for part in losses]).isfinite().all()
         if not overflow_allowed:
@@ -203,10 +204,9 @@ class Health:
         return not bool(self._flag)
 
     def what_broke(self) -> str:
-        """What is known of the broken step, the same on all ranks; every rank calls it.
+        """Describe the broken step, with the same text on all ranks. Collective.
 
-        Gradients are averaged over ranks, so a broken one is broken everywhere; only the losses tell whose samples
-        it was.
+        Gradients are averaged over ranks, so a broken one shows on every rank; only the losses identify the samples.
         """
         assert self.batch is not None
         assert self.norm is not None
@@ -222,9 +222,9 @@ class Health:
 
 
 class Pace:
-    """How long steps and saves take, and how often to save so that a stop within the site's grace time costs little.
+    """Measures steps and saves, and saves more often if the site's grace time is too short for a save at the stop.
 
-    save_every: now; `configured` steps, or fewer where the grace time is shorter than a step and a save.
+    save_every: current interval; `configured` steps, or fewer if the grace time is shorter than a step and a save.
     """
 
     def __init__(self, configured: int, grace_s: float | None, say: Callable[[str], None]) -> None:
@@ -236,37 +236,34 @@ class Pace:
 
     @property
     def step_s(self) -> float:
-        """Median of the last steps: the first one compiles, and now and then one waits."""
+        """Median of the last steps: the first one compiles, and a few others wait."""
         return statistics.median(self._steps) if self._steps else 0.0
 
     @property
     def stop_s(self) -> float:
-        """Seconds from a stop signal to the end of the save it causes, at most.
-
-        One step, the rest of a write that has just begun, and a save.
-        """
+        """Maximum seconds from a stop signal to the end of its save: one step, one pending write, one save."""
         return self.step_s + self._write_s + self.save_s
 
     @property
     def measured(self) -> dict[str, float]:
-        """For meta.json, where the next submission reads it."""
+        """Timings for meta.json; the next submission reads them."""
         times = {"step_s": self.step_s, "save_s": self.save_s, "stop_s": self.stop_s}
         return {name: round(seconds, 4) for name, seconds in times.items()}
 
     def restart(self) -> None:
-        """The next step begins now."""
+        """Start timing the next step."""
         self._mark = time.monotonic()
 
     def stepped(self, seconds: float | None = None) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         self._steps.append(time.monotonic() - self._mark if seconds is None else seconds)
         self.restart()
 
     def saved(self, stall_s: float, written_s: Sequence[float]) -> None:
-        """Note a save: how long the loop waited, and how long each write behind its back took so far.
+        """Record a save: how long it blocked the loop, and how long each background write took so far.
 
-        Saves come more often from now on if the grace time is too short: as often as they can be written without the
-        loop waiting for one, and without spending more than a small share of its time on copies.
+        If the grace time is too short, saves become more frequent: as often as writes can keep up without blocking the
+        loop, and without spending more than a small share of the time on copies.
         """
         self._write_s = statistics.median(written_s[-STEPS_REMEMBERED:]) if written_s else 0.0
         self.save_s = stall_s + self._write_s
@@ -277,14 +274,14 @@ class Pace:
         before, self.save_every = self.save_every, min(self.configured, max(1, often))
         if self.save_every != before:
             self.say(
-                f"to stop may take {self.stop_s:.1f} s (a step, a write under way and a save), "
-                f"and the site gives {self.grace_s:g} s (cluster.grace_s): "
-                f"a stop may lose the steps since the last save, so there is one every {self.save_every} steps now"
+                f"stopping may take {self.stop_s:.1f} s (a step, a pending write and a save), but the site allows "
+                f"{self.grace_s:g} s (cluster.grace_s). A stop may lose the steps since the last save, so the run now "
+                f"saves every {self.save_every} steps"
             )
 
 
 def means(losses: list[Losses]) -> tuple[float, dict[str, float]]:
-    """Total and terms of a step over its parts and all ranks; every rank calls it."""
+    """Total and terms of a step, averaged over its parts and all ranks. Collective."""
     names = list(losses[0].terms)
     rows = gather([[float(part.total.detach()), *(float(part.terms[name]) for name in names)] for part in losses])
     total, *terms = (sum(column) / len(rows) for column in zip(*rows, strict=True))

@@ -13,7 +13,7 @@ from bushpc.config import TrainConfig
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient, without weight decay on biases, norms and other vectors."""
+    """AdamW over the parameters that require a gradient; biases, norms and other vectors have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
@@ -22,13 +22,13 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 class Schedule:
-    """The learning rate of every step, and whether training is over before its last one.
+    """The learning rate of every step, and the early stop.
 
-    Warm-up, cosine (XBusNet, 2.3) and constant are functions of the step alone. `plateau` and the early stop follow
-    the loss on the tuning part, which the loop measures once an epoch and tells; what they remember is in `state`,
-    goes into every checkpoint, and makes a resumed run decide as an undisturbed one.
+    Warm-up, cosine (XBusNet, 2.3) and constant depend only on the step. `plateau` and the early stop follow the loss on
+    the tuning part, which the loop measures once an epoch and reports. Their `state` goes into every checkpoint, so a
+    resumed run decides as an uninterrupted one.
 
-    draws: samples of an epoch. state: of a checkpoint.
+    draws: samples per epoch. state: from a checkpoint.
     """
 
     def __init__(self, config: TrainConfig, draws: int, state: t.Mapping[str, t.Any] | None = None) -> None:
@@ -36,27 +36,27 @@ class Schedule:
         self.epoch, self.best, self.since_best, self.since_lower, self.lowered = 0, math.inf, 0, 0, 0
         self.__dict__.update(state or {})
 
-    def owes_loss(self, step: int) -> bool:
-        """Whether another epoch is over before `step`, and its loss on the tuning part is not told yet."""
+    def needs_tuning_loss(self, step: int) -> bool:
+        """Whether an epoch ended before `step` whose loss on the tuning part has not been reported."""
         return self.config.tuned and self._epochs(step) > self.epoch
 
-    def tell(self, step: int, loss: float) -> str | None:
-        """Take in the loss on the tuning part before `step`; returns what follows from it, in words."""
+    def report(self, step: int, loss: float) -> str | None:
+        """Take the loss on the tuning part before `step`; returns a message if the schedule reacts to it."""
         self.epoch = self._epochs(step)
-        better = loss < self.best  # never where it is no number
+        better = loss < self.best  # False for NaN
         self.best = loss if better else self.best
         self.since_best = 0 if better else self.since_best + 1
         self.since_lower = 0 if better else self.since_lower + 1
         if self.over:
-            return f"no better loss on the held-out samples for {self.since_best} epochs: training ends here"
+            return f"the loss on the held-out samples has not improved for {self.since_best} epochs: training stops"
         if self.config.schedule == "plateau" and self.since_lower >= self.config.plateau_patience:
             self.since_lower, self.lowered = 0, self.lowered + 1
-            return f"no better loss on the held-out samples: the learning rate is {self.lr(step):.2e} from here on"
+            return f"the loss on the held-out samples has not improved: the learning rate is now {self.lr(step):.2e}"
         return None
 
     @property
     def over(self) -> bool:
-        """Whether the early stop has come."""
+        """Whether the early stop has been reached."""
         return 0 < self.config.stop_patience <= self.since_best
 
     def lr(self, step: int) -> float:
@@ -71,7 +71,7 @@ class Schedule:
         return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def state(self) -> dict[str, t.Any]:
-        """What it remembers, for meta.json."""
+        """The schedule's memory, for meta.json."""
         names = ("epoch", "best", "since_best", "since_lower", "lowered")
         return {name: getattr(self, name) for name in names} if self.epoch else {}
 
@@ -80,10 +80,10 @@ class Schedule:
 
 
 class Average:
-    """Exponential moving average of the weights, over this rank's share of them.
+    """Exponential moving average of this rank's part of the weights.
 
-    The decay rises from 0.1 to `decay` as (1 + u) / (10 + u) over the updates u, so that a short training is not
-    dominated by its start; timm and TensorFlow do the same.
+    The decay rises from 0.1 to `decay` as (1 + u) / (10 + u) over the updates u, so that the initial weights don't
+    dominate a short training; timm and TensorFlow do the same.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], decay: float) -> None:

@@ -1,8 +1,8 @@
-"""Stop signals → a flag. Handlers do nothing else: saving inside one hangs or corrupts now and then.
+"""Stop signals → a flag. Handlers do nothing else: saving inside a handler can hang or corrupt data.
 
 Slurm's preemption sends TERM to every process of the step (or USR2 first, where the site sets
-preempt_send_user_signal); `scontrol requeue` and `scancel` send TERM. The trainer asks at step boundaries, all
-ranks agree there, save and leave. A job opens the flag before anything else, so this module imports no torch.
+preempt_send_user_signal); `scontrol requeue` and `scancel` send TERM. The trainer checks the flag at step boundaries,
+where all ranks agree, save and exit. A job opens the flag first of all, so this module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bushpc.runs.lease import slurm_job
 
 TIME_LIMIT = "the time limit"
 LEAD_S = 60.0
-# Far below any grace time that is worth the name.
+# Much shorter than any useful grace time.
 SLURM_ANSWERS_S = 10
 
 
 class StopFlag:
-    """Context manager: while it is open, a stop signal sets `signal_name` and nothing else. A near deadline does, too.
+    """Context manager. While open, a stop signal only sets `signal_name`; so does an approaching deadline.
 
-    deadline: when the job is ended, in seconds since the epoch; None where it has no limit, or none is known.
-    lead_s: so long before the deadline the flag rises; the trainer makes it as long as a step and a save take.
+    deadline: end of the job in seconds since the epoch; None if it has no limit or the limit is unknown.
+    lead_s: the flag is raised this long before the deadline; the trainer sets it to the time of a step and a save.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         for number in STOP_SIGNALS:
-            # Jobs of the local executor are started with INT ignored: a Ctrl-C in the terminal that submitted them
-            # reaches them too, and is not meant for them.
+            # The local executor starts jobs with INT ignored, because a Ctrl-C in the submitting terminal reaches them
+            # too but is not meant for them.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -58,7 +58,7 @@ class StopFlag:
         self.signal_name = signal.Signals(number).name
 
     def _lead(self) -> float:
-        # A lead longer than the job would stop it at its first step, and every one that comes back after it.
+        # A lead longer than the job would stop every attempt at its first step.
         assert self.deadline is not None
         return min(self.lead_s, (self.deadline - self._opened) / 2)
 

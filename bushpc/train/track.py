@@ -1,6 +1,6 @@
-"""What a run says while it runs: metrics.jsonl (curves), state.json (heartbeat), attempts.jsonl and lines in the log.
+"""Progress of a running cell: metrics.jsonl (curves), state.json (heartbeat), attempts.jsonl, and lines in the log.
 
-None of it may ever end a run: what cannot be written is said once and left out.
+A failed write never ends a run: it is reported once and skipped.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ ENDS = ("stopped", "done")
 
 
 class Tracker:
-    """Writes for the main rank; on the others every call does nothing.
+    """Writes on the main rank; on other ranks every call does nothing.
 
-    metrics.jsonl is appended to, one JSON object a line; after a resume a step may appear twice, the later counts.
-    The heartbeat carries this attempt and where its time went, so that even one that is killed leaves its account:
-    the next attempt moves it to attempts.jsonl, which holds one line per attempt.
+    metrics.jsonl has one JSON object per line; after a resume a step may appear twice, and the later line counts.
+    The heartbeat contains this attempt and where its time went, so a killed attempt leaves its record too: the next
+    attempt moves it to attempts.jsonl, which has one line per attempt.
 
-    ranks, gpus: of this attempt, all nodes together. mirrors: tools that get the curves, too.
-    `attempt` is its number, known to the active tracker alone.
+    ranks, gpus: of this attempt, summed over nodes. mirrors: experiment trackers that also receive the curves.
     """
 
     def __init__(
@@ -62,26 +61,26 @@ class Tracker:
 
     @property
     def attempt(self) -> int:
-        """How many starts of the cell there were before this one."""
+        """Number of earlier starts of the cell; only the active tracker knows it."""
         return self._attempt.number
 
     def spending(self, cause: str) -> contextlib.AbstractContextManager[None]:
-        """Charge the time within to `cause`, one of SPENDINGS; an inner one takes its time out of the outer one's."""
+        """Charge the enclosed time to `cause`, one of SPENDINGS. Nested contexts charge only the inner cause."""
         return self._spendings[cause]
 
     def resumed(self, step: int) -> None:
-        """Note that training goes on after `step` steps."""
+        """Record that training resumes after `step` steps."""
         self._from_step = self._step = step
         self._beat(force=True)
 
     def say(self, text: str) -> None:
-        """A line in the log."""
+        """Write a line to the log."""
         if self.active:
             with contextlib.suppress(OSError):  # a full disk under the log
                 print(time.strftime("%H:%M:%S"), text, flush=True)
 
     def phase(self, phase: str, step: int) -> None:
-        """Enter `starting`, `training`, `evaluating`, `stopped` or `done`; status shows it. The last two end it."""
+        """Enter `starting`, `training`, `evaluating`, `stopped` or `done` (shown by status). The last two are final."""
         self._phase, self._step = phase, step
         if phase != "starting":
             self._clock.started()
@@ -108,7 +107,7 @@ class Tracker:
         self.say(f"step {step}/{self.total}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
     def tuning(self, step: int, loss: float, follows: str | None) -> None:
-        """Log the loss on the tuning part, and what follows from it for the schedule."""
+        """Log the loss on the tuning part, and the schedule's reaction."""
         self._append({"kind": "tuning", "step": step, "loss": loss, "time": time.time()})
         self._mirror(step, "tuning", {"loss": loss})
         self.say(f"step {step}/{self.total}  loss on held-out training samples {loss:.4f}")
@@ -116,12 +115,12 @@ class Tracker:
             self.say(follows)
 
     def alive(self, step: int | None = None) -> None:
-        """Say at most every few seconds that the phase goes on. step: steps done, where that changed."""
+        """Update the heartbeat, at most every few seconds. step: steps done, if that changed."""
         self._step = self._step if step is None else step
         self._beat(force=False)
 
     def _begin(self, ranks: int, gpus: int) -> Attempt:
-        """This attempt, before it did anything; the one before goes to attempts.jsonl if it did not get there."""
+        """Start this attempt's record, and move the previous attempt's to attempts.jsonl if it is not there yet."""
         attempts = read_attempts(self.cell_dir) if self.active else []
         if attempts:
             self._try(lambda: _record(self.cell_dir, attempts[-1]))
@@ -146,11 +145,11 @@ class Tracker:
         )
 
     def _next_number(self, attempts: list[Attempt]) -> int:
-        """One that no attempt before had: the ledger tells attempts apart by it."""
+        """A number that no earlier attempt had: the ledger identifies attempts by it."""
         number = attempts[-1].number + 1 if attempts else 0
         if not self.active or Attempt.parse(read_note(self.cell_dir.heartbeat).get("attempt")):
             return number
-        # A heartbeat that cannot be read is of an attempt that is written down nowhere else.
+        # An unreadable heartbeat belongs to an attempt that is recorded nowhere else.
         return number + self.cell_dir.heartbeat.exists()
 
     def _account(self) -> Attempt:
@@ -212,7 +211,7 @@ class Tracker:
         if durable:
             state.write(path)
             return
-        # Not forced to the disk: on a busy file server that takes longer than a step, and the next one is 2 s away.
+        # No fsync: on a busy file server it takes longer than a step, and the next heartbeat is 2 s away.
         aside = path.with_name(f".{path.name}.{self._attempt.host}.{self._attempt.pid}")
         aside.write_text(state.to_json())
         aside.replace(path)
@@ -223,12 +222,12 @@ class Tracker:
             self._mute = False
         except OSError as error:
             if not self._mute:
-                self.say(f"status and curves cannot be written: {error}; the run goes on without")
+                self.say(f"status and curves cannot be written ({error}); the run continues without them")
             self._mute = True
 
 
 class _Clock:
-    """Charges every moment to one cause, beginning with `spent` seconds of start. Under a microsecond a switch."""
+    """Charges every moment to one cause, beginning with `spent` seconds of start. A switch takes under 1 µs."""
 
     def __init__(self, spent: float) -> None:
         self.seconds = dict.fromkeys(SPENDINGS, 0.0) | {"start": spent}
@@ -236,14 +235,14 @@ class _Clock:
         self._mark = time.monotonic()
 
     def settle(self) -> dict[str, float]:
-        """Charge what has passed, and return seconds by cause."""
+        """Charge the time since the last switch, and return seconds by cause."""
         now = time.monotonic()
         self.seconds[self._causes[-1]] += now - self._mark
         self._mark = now
         return self.seconds
 
     def started(self) -> None:
-        """From now on, what is charged to nothing else is no longer `start`."""
+        """From now on, charge time without another cause to `other` instead of `start`."""
         self.settle()
         self._causes[0] = "other"
 
@@ -257,7 +256,7 @@ class _Clock:
 
 
 class _Spending(contextlib.AbstractContextManager[None]):
-    """The context manager of one cause; it holds nothing, so it may be entered within itself."""
+    """The context manager of one cause; it has no state, so it is reentrant."""
 
     def __init__(self, clock: _Clock, cause: str) -> None:
         self._clock, self._cause = clock, cause
@@ -270,12 +269,12 @@ class _Spending(contextlib.AbstractContextManager[None]):
 
 
 def _began(now: float, submitted: float, earliest: float) -> float:
-    """When this attempt began: its Slurm job if that started for it, else its process; never before `earliest`."""
+    """Start of this attempt's Slurm job if that was started for it, else of its process; never before `earliest`."""
     ticks = process_start(os.getpid())
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK") if ticks else 0.0
     process = min(now, now - age)
     job = _environment_number("SLURM_JOB_START_TIME")
-    # An allocation that was there before the submission, or an attempt before in it, did not start for this one.
+    # An allocation older than the submission, or one with an earlier attempt in it, was not started for this one.
     began = job if max(submitted, earliest) <= job <= process else process
     return min(now, max(began, earliest))
 
@@ -286,13 +285,13 @@ def _environment_number(name: str) -> int:
 
 
 def _record(cell_dir: CellDir, attempt: Attempt) -> None:
-    """Add an attempt to attempts.jsonl, unless it is there already."""
+    """Append an attempt to attempts.jsonl, unless it is already there."""
     if all(there.number != attempt.number for there in read_attempts(cell_dir, state={})):
         _append_line(cell_dir.attempts, attempt.to_json())
 
 
 def _append_line(path: Path, line: str) -> None:
-    """Append a line of its own, also behind one that was cut off."""
+    """Append a line, starting a new one if the file ends in a truncated line."""
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))

@@ -1,10 +1,10 @@
-"""A rank that hangs ends within a set time, and says where. Opened by the run, told by the loop that work goes on.
+"""The watchdog ends a hung rank after a set time and records its stacks. The loop reports progress to it.
 
     rank → "step 37" through a pipe → guard process → silence: stacks to <cell>/hang/rank<r>.txt, FAILED, KILL
 
-The guard is a process of its own, because a thread of a rank that hangs in C code may never get Python's lock. It
-asks for the stacks with QUIT, which faulthandler answers without that lock; `kill -QUIT` on a rank does the same at
-any time, without ending it. No torch here: a guard should be there at once.
+The guard is a separate process, because if a rank hangs in C code, its Python threads may never get the GIL. It
+requests the stacks with QUIT, which faulthandler handles without the GIL; `kill -QUIT` on a rank does the same at any
+time without ending it. This module does not import torch, so that the guard starts at once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from bushpc.process import STOP_SIGNALS, children
 from bushpc.runs.layout import CellDir
 
 TICK_S = 1.0
-# All ranks of a hung collective hang at nearly the same time; when the first one has ended, srun ends the others.
+# In a hung collective all ranks hang at nearly the same time; once the first one ends, srun kills the others.
 OTHERS_WRITE_S = 5.0
 
 
 class Watchdog:
-    """Context manager: while it is open, `alive` must be called at least every `hang_s` seconds; 0 switches it off.
+    """Context manager. While open, `alive` must be called at least every `hang_s` seconds; 0 disables the watchdog.
 
-    A job that the cluster suspends does not hang: only time in which the guard itself ran is counted.
+    A suspended job does not count as hung, because only time in which the guard itself runs is counted.
     """
 
     def __init__(self, cell_dir: Path | CellDir, rank: int, hang_s: float) -> None:
@@ -54,7 +54,7 @@ class Watchdog:
             return
         assert self._stacks is not None
         assert self._guard.stdin is not None
-        # With what it started to kill us. Closing the pipe would not end it: DataLoader workers hold it, too.
+        # Kill the guard and its killer process. Closing the pipe would not: DataLoader workers have it open too.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._guard.pid, signal.SIGKILL)
         self._guard.wait()
@@ -65,17 +65,17 @@ class Watchdog:
             self.cell_dir.stacks(self.rank).unlink()
 
     def alive(self, where: str) -> None:
-        """Say what is being done now, in a few words: `step 37`. Costs microseconds."""
+        """Report progress with a few words, such as `step 37`. Takes microseconds."""
         if self._guard is not None:
             assert self._guard.stdin is not None
-            # A guard that was killed, or is stopped with its pipe full, must not be what stops the run.
+            # A guard that was killed, or is suspended with a full pipe, must not stop the run.
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._guard.stdin.fileno(), f"{where}\n".encode())
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "bushpc.train.watchdog"]
         command += [str(os.getpid()), str(self.rank), str(self.hang_s), str(self.cell_dir)]
-        # Preemption signals every process of the step; blocked signals stay blocked in a child.
+        # Preemption signals every process of the Slurm step; a child inherits blocked signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -87,7 +87,7 @@ class Watchdog:
 
 
 def guard(pid: int, rank: int, hang_s: float, cell_dir: CellDir) -> None:
-    """Watch `pid` through standard input until it ends; if it hangs first, have it write its stacks, and kill it."""
+    """Watch `pid` through standard input until it ends. If it hangs, make it write its stacks, and kill it."""
     where, since, silent_s = "start", time.time(), 0.0
     tick = min(TICK_S, hang_s / 4)
     while silent_s < hang_s:
@@ -96,15 +96,15 @@ def guard(pid: int, rank: int, hang_s: float, cell_dir: CellDir) -> None:
         if not select.select([0], [], [], tick)[0]:
             silent_s += tick
             continue
-        said = os.read(0, 1 << 16)
-        if not said:
+        received = os.read(0, 1 << 16)
+        if not received:
             return
-        where, since, silent_s = said.decode(errors="replace").splitlines()[-1], time.time(), 0.0
+        where, since, silent_s = received.decode(errors="replace").splitlines()[-1], time.time(), 0.0
     _end(pid, rank, hang_s, cell_dir, f"{where} ({time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))})")
 
 
 def _end(pid: int, rank: int, hang_s: float, cell_dir: CellDir, last: str) -> None:
-    # First of all, and apart from us: the file system that we write to may be the reason of the hang.
+    # Start the killer first, as a separate process: the file system we write to may be the cause of the hang.
     killer = _kill_after(OTHERS_WRITE_S, [pid, *_descendants(pid)])
     stacks = cell_dir.stacks(rank)
     reason = f"rank {rank} made no progress for {hang_s:g} s, last: {last}; stacks: {stacks}"
@@ -122,7 +122,7 @@ def _kill_after(seconds: float, pids: list[int]) -> subprocess.Popen[bytes]:
 
 
 def _descendants(pid: int) -> list[int]:
-    """DataLoader workers and the like, this guard left out."""
+    """All descendants, such as DataLoader workers, except this guard."""
     found = [child for child in children(pid) if child != os.getpid()]
     return found + [below for child in found for below in _descendants(child)]
 

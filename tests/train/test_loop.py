@@ -12,7 +12,7 @@ def test_saves_come_as_often_as_they_can_be_written_where_the_grace_time_is_too_
         pace.stepped(1.0)
     pace.saved(0.5, [60.0])
     assert pace.save_every == 60  # a write takes 60 steps; its copy, half a second, is less than 5 % of that
-    assert "to stop may take 121.5 s (a step, a write under way and a save), and the site gives 30 s" in said[0]
+    assert "stopping may take 121.5 s (a step, a pending write and a save), but the site allows 30 s" in said[0]
     pace.saved(0.5, [60.0, 60.0])
     assert len(said) == 1
     pace.saved(5.0, [60.0])

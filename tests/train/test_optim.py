@@ -43,11 +43,11 @@ def test_a_plateau_lowers_the_rate_as_often_as_torchs():
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2, threshold=0.0)
     for epoch, loss in enumerate(LOSSES, 1):
         step = 2 * epoch  # of 4 samples each, 8 are an epoch
-        assert schedule.owes_loss(step)
-        assert not schedule.owes_loss(step - 1)
-        schedule.tell(step, loss)
+        assert schedule.needs_tuning_loss(step)
+        assert not schedule.needs_tuning_loss(step - 1)
+        schedule.report(step, loss)
         reference.step(loss)
-        assert not schedule.owes_loss(step)
+        assert not schedule.needs_tuning_loss(step)
         assert schedule.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"])
     assert schedule.lr(0) == pytest.approx(2.5e-3)  # it did happen, twice
 
@@ -56,7 +56,7 @@ def test_training_ends_after_as_many_epochs_without_a_better_loss_as_told():
     schedule = Schedule(config(*TUNED, "train.stop_patience=5", "train.schedule=constant"), draws=4)
     over = []
     for step, loss in enumerate(LOSSES, 1):
-        schedule.tell(step, loss)
+        schedule.report(step, loss)
         over.append(schedule.over)
     assert over.index(True) == LOSSES.index(3.9) + 5
 
@@ -64,7 +64,7 @@ def test_training_ends_after_as_many_epochs_without_a_better_loss_as_told():
 def test_one_loss_that_is_no_number_counts_as_no_better_and_nothing_more():
     schedule = Schedule(config(*TUNED, "train.stop_patience=3", "train.schedule=constant"), draws=4)
     for step, loss in enumerate((2.0, math.nan, 1.0, 1.5), 1):
-        schedule.tell(step, loss)
+        schedule.report(step, loss)
     assert (schedule.best, schedule.since_best) == (1.0, 1)
 
 
@@ -74,7 +74,7 @@ def test_a_schedule_goes_on_from_its_state_as_if_undisturbed():
     parted = Schedule(train, draws=4)
     for step, loss in enumerate(LOSSES, 1):
         parted = Schedule(train, 4, json.loads(json.dumps(parted.state())))
-        assert whole.tell(step, loss) == parted.tell(step, loss)
+        assert whole.report(step, loss) == parted.report(step, loss)
         assert (whole.lr(step), whole.over) == (parted.lr(step), parted.over)
 
 
