@@ -4,15 +4,15 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=00:30:00
 #SBATCH --output=slurm-%x-%j.out
-# The ablation of the hybrid attention network's Table 2 on BUSI: five rows of five folds as one array, then the report.
+# Table 2 of the hybrid attention paper on BUSI: five rows of five folds as one array, then the report.
 #
 #   sbatch slurm/ablate_hybrid_attention.sh            from anywhere in the clone
-#   bash slurm/ablate_hybrid_attention.sh data=udiat   on a login node; words are overrides
+#   bash slurm/ablate_hybrid_attention.sh data=udiat   on a login node, with settings
 #
-# This job only submits and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml.
-# Submitting again runs only what is missing.
+# This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
+# Submit it again to run only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/ablate_hybrid_attention.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc grid grid=hybrid_attention_components data=busi cluster=a100 "$@"

@@ -4,17 +4,20 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=00:30:00
 #SBATCH --output=slurm-%x-%j.out
-# The ablation of the SAM multi-task paper's Table 3: three rows of five folds as one array, then the report.
+# Table 3 of the SAM multi-task paper: three rows of five folds as one array, then the report.
 #
 #   sbatch slurm/ablate_sam_multitask.sh                     from anywhere in the clone
-#   bash slurm/ablate_sam_multitask.sh data=breast           on a login node; words are overrides
+#   bash slurm/ablate_sam_multitask.sh data=breast           on a login node, with settings
 #
-# Stage the weights first: bushpc weights pull model=sam_multitask. The first job computes what SAM's encoder makes of
-# the images and keeps it for all others, in features/ beside the shards (loader.features_dir). This job only submits
-# and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml. Submitting again runs only
-# what is missing.
+# Stage the weights first:
+#   bushpc weights pull model=sam_multitask
+# The first job computes the outputs of SAM's frozen encoder and keeps them for all others in features/ beside the shards
+# (loader.features_dir).
+#
+# This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
+# Submit it again to run only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/ablate_sam_multitask.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc grid grid=sam_multitask_heads data=precise cluster=a100 "$@"

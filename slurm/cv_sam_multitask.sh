@@ -7,14 +7,17 @@
 # Five-fold cross-validation of SAM multi-task on the union of BUSI, BrEaST and BUS-BRA: five cells, then the report.
 #
 #   sbatch slurm/cv_sam_multitask.sh                     from anywhere in the clone
-#   bash slurm/cv_sam_multitask.sh data=breast           on a login node; words are overrides
+#   bash slurm/cv_sam_multitask.sh data=breast           on a login node, with settings
 #
-# Stage the weights first: bushpc weights pull model=sam_multitask. The first job computes what SAM's encoder makes of
-# the images and keeps it for all others, in features/ beside the shards (loader.features_dir). This job only submits
-# and ends at once. Your site's partition, account and GPUs are in configs/cluster/*.yaml. Submitting again runs only
-# what is missing.
+# Stage the weights first:
+#   bushpc weights pull model=sam_multitask
+# The first job computes the outputs of SAM's frozen encoder and keeps them for all others in features/ beside the shards
+# (loader.features_dir).
+#
+# This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
+# Submit it again to run only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/cv_sam_multitask.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc cv model=sam_multitask data=precise cluster=a100 "$@"

@@ -4,20 +4,24 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=00:30:00
 #SBATCH --output=slurm-%x-%j.out
-# What synthetic scans are worth: Tables 3 and 4 of the tumor generation paper. Classification, segmentation by a U-Net
-# and by the paper's nnU-Net: seven rows (nnU-Net's six) of five folds each as one array, then a report of each.
+# What synthetic scans are worth: Tables 3 and 4 of the tumor generation paper. Three grids: classification, segmentation
+# by a U-Net, segmentation by the paper's nnU-Net. Each has seven rows (nnU-Net six) of five folds, and a report.
 #
 #   sbatch slurm/downstream_tumor_generator.sh data.synthetic=synthetic      from anywhere in the clone
-#   bash slurm/downstream_tumor_generator.sh data.synthetic=synthetic        on a login node; words are overrides
-#   bash slurm/downstream_tumor_generator.sh udiat data.synthetic=of_udiat   trains on UDIAT, and tests on BUSI and STU
+#   bash slurm/downstream_tumor_generator.sh data.synthetic=synthetic        on a login node, with settings
+#   bash slurm/downstream_tumor_generator.sh udiat data.synthetic=of_udiat   train on UDIAT, test on BUSI and STU
 #
-# Generate first, for each fold by the generator that trained on its training part, eight scans for each real one:
-#   bushpc generate runs/GENERATOR fold=0 n=4200 out=synthetic/fold0         and so on; for UDIAT, n=1100 are enough
-# Stage the weights (bushpc weights pull model=efficientnet, and model=unet), pack busi, udiat and stu, and install
-# nnU-Net: .venv/bin/pip install -c constraints.txt -e '.[nnunet]'. This job only submits and ends at once. Your site's
-# partition, account and GPUs are in configs/cluster/*.yaml. Submitting again runs only what is missing.
+# Before:
+#   bushpc generate runs/GENERATOR fold=0 n=4200 out=synthetic/fold0         for every fold; for UDIAT n=1100 is enough
+#   bushpc weights pull model=efficientnet
+#   bushpc weights pull model=unet
+# The generator of a fold must have trained on that fold's training part; n is eight scans per real one. Pack busi, udiat
+# and stu, and install nnU-Net: .venv/bin/pip install -c constraints.txt -e '.[nnunet]'
+#
+# This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
+# Submit it again to run only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/downstream_tumor_generator.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 data=busi other=udiat

@@ -9,19 +9,19 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
-# Synthetic scans by a trained generator, on all GPUs of a node: one task per GPU. The samples are the same on any number.
+# Synthetic scans from a trained generator, on all GPUs of a node: one task per GPU. The samples do not depend on their
+# number.
 #
 #   bash slurm/generate.sh runs/generator fold=0 n=5000 out=shards/synthetic_busi/fold0     on a login node
-#   bash slurm/generate.sh --nodes=4 runs/generator …            other nodes, GPUs, time: sbatch's own options, with =
+#   bash slurm/generate.sh --nodes=4 runs/generator …            with options of sbatch, written with =
 #   bash slurm/generate.sh --ntasks-per-node=2 --gpus-per-node=0 runs/generator …           without GPUs
 #
-# That checks everything that can be checked without a GPU (`bushpc generate --check`, which loads the model), and then
-# submits. `sbatch slurm/generate.sh runs/generator …`, its options before the script, submits at once, and the job fails
-# where the check would have.
-# Paths are relative to the clone. Preempted, or out of time, the job goes back into the queue by itself, and on from the
-# batches that are done. `scancel` ends it; the same command goes on then, too.
+# This first checks what can be checked without a GPU (`bushpc generate --check`, which loads the model), then submits.
+# `sbatch slurm/generate.sh runs/generator …` submits without the check; put options of sbatch before the script.
+# Paths are relative to the clone. A job that is preempted or runs out of time requeues itself and continues after the last
+# finished batch. `scancel` ends it; the same command continues it.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/generate.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 # Your site's modules go here, e.g. `module load cuda`.
@@ -37,10 +37,10 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
 fi
 
 export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
-# 60 s before the limit; what ends this job then ends the ranks, and no batch is ever half written.
+# USR2 comes 60 s before the limit. The requeue then ends the ranks; batches are never half written.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR2
-# --kill-on-bad-exit: a rank that dies ends the others, which would wait for it. The shell waits for srun in `wait`, as
-# it minds signals only there.
+# --kill-on-bad-exit: a rank that dies ends the others, which would wait for it. The shell must be in `wait` to handle
+# signals while srun runs.
 srun --cpu-bind=cores --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
   .venv/bin/bushpc generate "$@" &
 wait $!

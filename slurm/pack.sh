@@ -5,13 +5,13 @@
 #SBATCH --exclusive
 #SBATCH --time=01:00:00
 #SBATCH --output=slurm-%x-%j.out
-# Pack a dataset into shards, on one compute node with all its cores.
+# Pack a dataset into shards on one compute node, with all its cores.
 #
-#   sbatch slurm/pack.sh breast FOLDER                 FOLDER as its publisher offers it
+#   sbatch slurm/pack.sh breast FOLDER                 FOLDER as the publisher ships it
 #   sbatch slurm/pack.sh phantom                       synthetic, needs no folder
-#   bash slurm/pack.sh breast FOLDER excerpt=true      here, without Slurm; further words are passed on
+#   bash slurm/pack.sh breast FOLDER excerpt=true      here, without Slurm; more words of `bushpc pack`
 #
-# Preempted or out of time, submit it again: finished shards are kept.
+# If the job is preempted or runs out of time, submit it again: finished shards are kept.
 set -euo pipefail
 if [ $# -lt 1 ]; then
   echo "usage: sbatch slurm/pack.sh DATASET [FOLDER] [KEY=VALUE ...]" >&2
@@ -19,12 +19,12 @@ if [ $# -lt 1 ]; then
 fi
 words=("data=$1")
 shift
-# A word without "=" is the folder. It may be relative to where the script is called, so it is resolved first.
+# A word without "=" is the folder. It may be relative to the folder of the call, so it is resolved first.
 if [ $# -gt 0 ] && [[ $1 != *=* || -d $1 ]]; then
   words+=("src=$(realpath -m -- "$1")")
   shift
 fi
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/pack.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 exec .venv/bin/bushpc pack "${words[@]}" "$@"

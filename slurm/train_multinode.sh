@@ -11,55 +11,55 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 # One fold of XBusNet on whole nodes with 8 x A100: one task per GPU, bf16 (engine.precision), gradients and optimizer
-# shared out by ZeRO-2.
+# sharded by ZeRO-2.
 #
-#   sbatch slurm/train_multinode.sh fold=1 engine=ddp        words are overrides
-#   sbatch --nodes=4 slurm/train_multinode.sh                other nodes, GPUs, partition, time: sbatch's own options
+#   sbatch slurm/train_multinode.sh fold=1 engine=ddp        with settings
+#   sbatch --nodes=4 slurm/train_multinode.sh                with options of sbatch
 #   sbatch --nodes=2 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=4 slurm/train_multinode.sh cluster=slurm
 #
-# Preempted, or out of time, the job saves and goes back into the queue by itself (--requeue; USR2 reaches the ranks
-# 120 s before the limit, so make that more than a step and a save take). `scancel` ends it. The same command goes on
-# from the last checkpoint; on another number of nodes, too, if it says name=… and the train.batch_size it had: the
-# default grows with the ranks, four samples for each.
+# A job that is preempted or runs out of time saves and requeues itself (--requeue). USR2 reaches the ranks 120 s before
+# the limit; make that longer than a step and a save take. `scancel` ends the job. The same command continues at the last
+# checkpoint. To continue on another number of nodes, give name=… and the old train.batch_size: the default is four
+# samples per rank.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool; then the clone is where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/train_multinode.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
 # Your site's modules go here, e.g. `module load cuda`.
 
-# Says why a link between GPUs or nodes failed, and is silent otherwise.
+# Print why a link between GPUs or nodes failed, and nothing else.
 export NCCL_DEBUG=WARN
 # A collective that fails or times out (2 x engine.hang_s) ends its rank instead of waiting for the job's limit.
-# torch's own default; stated because modules and shell profiles switch it off for old versions.
+# This is torch's default; some modules and shell profiles switch it off.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=3
-# Then every rank writes which collectives it was in: they differ where one rank took another way.
+# Every rank then writes which collectives it was in; a rank that took another branch differs.
 export TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE="$PWD/slurm-train-$SLURM_JOB_ID-nccl-rank"
-# Only where ranks cannot connect: NCCL then took a network that does not lead to the other nodes (a container's
-# bridge, the management network). `ip -brief address` on a node names them.
+# Set this only if ranks cannot connect: NCCL may have chosen a network that does not reach the other nodes (a container's
+# bridge, the management network). `ip -brief address` on a node lists them.
 # export NCCL_SOCKET_IFNAME=ib0
-# One thread pool per rank, as large as its share of the node; the default is all cores for each of the ranks.
+# Threads per rank: its share of the node. The default is all cores for every rank.
 export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
-# Compiled kernels lie on each node's own disk: many ranks in one shared folder wait for each other's file locks.
-# /tmp is everybody's: a folder of this name that is not ours may hold someone else's compiled code. Each node looks at
-# its own, so this runs in the ranks' tasks.
+# Compiled kernels go to each node's own disk, because many ranks in one shared folder wait for each other's file locks.
+# Anybody can write to /tmp, so a folder of this name that is not ours could hold someone else's code and is not used.
+# Every node checks its own folder, so this runs in the ranks' tasks.
 private_caches='
   cache="${TMPDIR:-/tmp}/bushpc-compiled-$UID"
   mkdir -m 700 "$cache" 2>/dev/null || [ -d "$cache" -a -O "$cache" -a ! -L "$cache" ] || cache="$(mktemp -d)"
   export TORCHINDUCTOR_CACHE_DIR="$cache/inductor" TRITON_CACHE_DIR="$cache/triton"
   exec "$@"'
 
-# When the ranks have ended: back into the queue, if they stopped in order to go on. A shell that has a handler waits
-# for srun to end before it minds the signal. Rank 0 writes the run's folder into the file, which both must see: TMPDIR
-# may be another one in every task.
+# When the ranks have ended, requeue the job if they stopped in order to continue. With a handler set, the shell waits for
+# srun to end before it handles a signal. Rank 0 writes the run's folder into the file. The file must be visible from
+# this shell and from rank 0, and TMPDIR may differ between tasks.
 mkdir -p runs
 run_file="$PWD/runs/.run-of-job-$SLURM_JOB_ID"
 trap : TERM USR2
 trap '.venv/bin/python -m bushpc.dispatch.come_back "$?" "$(cat "$run_file" 2>/dev/null)"; rm -f "$run_file"' EXIT
 
-# --cpu-bind: a rank's cores are its own, near its GPU where the site's gres.conf names cores for GPUs.
-# --cpus-per-task: since Slurm 22.05 srun does not take it over from the job.
+# --cpu-bind: every rank has its own cores, near its GPU if the site's gres.conf assigns cores to GPUs.
+# --cpus-per-task: since Slurm 22.05 srun does not inherit it from the job.
 # --kill-on-bad-exit: a rank that dies ends the others, which would wait for it in a collective.
-# All GPUs of a node are visible to all its ranks, as NCCL's direct copies between them need; LOCAL_RANK chooses.
+# All GPUs of a node are visible to all its ranks, because NCCL copies between them directly; LOCAL_RANK chooses one.
 gpus="${SLURM_GPUS_PER_NODE:-0}"
 srun --cpu-bind=cores --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
   bash -c "$private_caches" bash \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: pack a dataset, cross-validate a small XBusNet on this machine, end with the fold table and report.
+# `make demo`: pack a dataset, cross-validate a small XBusNet on this machine, print the fold table, write the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
