@@ -30,7 +30,7 @@ def compare(given: Arguments) -> None:
 def audit(given: Arguments) -> int:
     from rich.console import Console
 
-    from bushpc.dispatch.audit import audit_run, audit_table
+    from bushpc.ops.audit import audit_run, audit_table
 
     found = audit_run(given.run_dir)
     if given.json:

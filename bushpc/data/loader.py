@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bushpc.config import CellConfig
-from bushpc.data import parts
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.captions import NO_CAPTION, caption
+from bushpc.data.members import fold_members
 from bushpc.data.mixture import open_synthetic
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
@@ -62,23 +62,21 @@ class FoldData:
         manifest = Manifest.load(folder)
         refuse_synthetic(manifest, folder)
         folds = load_folds(folds_file, manifest.records, manifest.excerpt, normals=cell.data.normals)
-        real = [manifest.record(key) for key in folds.train(fold)]
-        validation = [manifest.record(key) for key in folds.validation(fold)]
-        synthetic = []
+        real, synthetic = manifest.records, []
         if cell.data.mixed:
             added = open_synthetic(t.cast(str, cell.data.synthetic), fold, cell.data.synthetic_sha256)
             synthetic, manifest = added.records(cell.data.normals), added.added_to(manifest)
-        train, holdout = parts.training_part(cell, real, synthetic)
-        lesions = [record for record in train if record.lesion_pixels]
+        members = fold_members(real, folds, fold, cell, synthetic)
+        lesions = [record for record in members.train if record.lesion_pixels]
         shares = [record.lesion_pixels / (record.height * record.width) for record in lesions]
         bins = SizeBins.from_training(shares, cell.prompting.size_quantiles)
         return cls(
             manifest=manifest,
             folder=folder,
-            train=train,
-            repeats=parts.repeats(train, cell.train.balance),
-            holdout=holdout,
-            validation=validation,
+            train=members.train,
+            repeats=members.repeats,
+            holdout=members.holdout,
+            validation=members.validation,
             bins=bins,
         )
 

@@ -29,12 +29,12 @@ from pathlib import Path
 
 from bushpc.config import CellConfig
 from bushpc.dispatch import run_folder, submit
-from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.doctor import ask
 from bushpc.dispatch.grid import Plan, cv_plan
 from bushpc.dispatch.processes import SEARCH, RunProcess, kill_rank, processes_of
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import read_json, write_atomically
+from bushpc.ops.audit import audit_run
 from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, read_note
 from bushpc.runs.lease import process_start
 

@@ -24,8 +24,8 @@ from bushpc import weights
 from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, ModelConfig, config_names
 from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
+from bushpc.data.members import fold_members
 from bushpc.data.mixture import Synthetic, open_synthetic
-from bushpc.data.parts import steps, training_part
 from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.sample import LABELS
@@ -261,7 +261,6 @@ class _Data:
         """
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
         config.model_class.check_run(config)
-        real = [self.manifest.record(key) for key in self._with(config.data.normals).train(fold)]
         synthetic, of_fold = [], config.data
         model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now
         if now:
@@ -274,21 +273,20 @@ class _Data:
             of_fold = dataclasses.replace(
                 config.data, synthetic=str(added.folder), synthetic_sha256=added.manifest.hash
             )
-        train, _ = training_part(config, real, synthetic)
-        labels = {record.label for record in train if record.label in LABELS}
+        members = fold_members(self.manifest.records, self._with(config.data.normals), fold, config, synthetic)
+        labels = {record.label for record in members.train if record.label in LABELS}
         if config.model_class.makes == {"class_prob_BL"} and len(labels) < 2:
             raise DataError(
                 f"model={config.choices['model']} tells labels apart, and what trains in fold {fold} of "
                 f"{self.manifest.dataset} has {'only ' + labels.pop() if labels else 'none'}. Take a dataset with "
                 f"labels ({', '.join(LABELS)}), see `bushpc shards list`"
             )
-        iterations = steps(train, config.train)
         cell = dataclasses.replace(
             config,
             fold=fold,
             data=of_fold,
             model=model,
-            train=dataclasses.replace(config.train, iterations=iterations),
+            train=dataclasses.replace(config.train, iterations=members.steps(config.train)),
         )
         return self._taking_over(cell) if now else cell
 

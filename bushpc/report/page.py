@@ -30,6 +30,7 @@ from bushpc.report.panel import RANKS, Shards, build_gallery, build_maps, build_
 from bushpc.report.study import Study, study_across, study_of
 from bushpc.report.summary import summarise
 from bushpc.report.tables import Table
+from bushpc.runs.layout import RunDir
 
 ROWS_ON_PAGE = 200  # of one table: a grid of a thousand cells must stay a page that a phone can open
 _ROWS_IN_SIGHT = 60  # a longer table scrolls in a box of its own
@@ -50,7 +51,7 @@ def build_report(run_dir: Path) -> ReportResult:
 
     Raises: DataError if the run directory contradicts itself (a damaged per-image CSV, an image in two folds).
     """
-    folder = Path(run_dir) / "report"
+    folder = RunDir(run_dir).report
     _restore_interrupted(folder)
     return _build(study_of(Path(run_dir)), folder)
 
@@ -62,7 +63,7 @@ def build_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Repor
     """
     folders = [Path(run_dir) for run_dir in run_dirs]
     study = study_across(folders)
-    names = "-".join(run.run["name"] for run in study.runs)
+    names = "-".join(run.run.name for run in study.runs)
     folder = Path(out) if out else study.runs[0].path.parent / f"compare-{names}"
     if folder.exists() and not (folder / "summary.json").is_file():
         raise DataError(f"{folder} is there and is no comparison, so it is left alone. Choose another --out FOLDER.")
@@ -125,7 +126,7 @@ def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], sh
         deviation_scale=figures.deviation_scale(),
         classes=content.classes_of(summary),
         ranks=RANKS,
-        commands=[shlex.join(str(part) for part in run.run["command"]) for run in study.runs],
+        commands=[shlex.join(str(part) for part in run.run.command) for run in study.runs],
         config=(baseline.name, baseline.config) if baseline else None,
     )
 
@@ -148,8 +149,8 @@ def _markdown(study: Study, summary: dict[str, t.Any], shown: dict[str, Table]) 
     if not summary["complete"]:
         parts += ["**INCOMPLETE**", "", *(f"- {tables.markdown(line)}" for line in _status(summary)), ""]
     for run in study.runs:
-        command = shlex.join(str(part) for part in run.run["command"]).replace("`", "'")
-        parts += [f"- {tables.markdown(run.run['name'])}: `{command}`, commit {run.run['commit'] or 'unknown'}"]
+        command = shlex.join(str(part) for part in run.run.command).replace("`", "'")
+        parts += [f"- {tables.markdown(run.run.name)}: `{command}`, commit {run.run.commit or 'unknown'}"]
     parts += ["", *(tables.to_markdown(table, ROWS_ON_PAGE) for table in shown.values())]
     return "\n".join(parts)
 

@@ -24,6 +24,7 @@ from bushpc.report.figures import DEVIATION_COLOURS, MOST_DEVIATION
 from bushpc.report.results import Arm, Run, of_class
 from bushpc.report.stats import STRATA
 from bushpc.report.study import Study
+from bushpc.runs.layout import CellDir
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
 RANKS = ("best", "median", "worst")
@@ -114,12 +115,12 @@ class Shards(t.NamedTuple):
 
 def open_shards(run: Run) -> Shards:
     """The shards that a run was made from, if they are still there and still the same."""
-    folder = Path(run.run["shards"])
+    folder = Path(run.run.shards)
     try:
         manifest = Manifest.load(folder)
     except DataError as error:
         return Shards(folder, None, f"The packed images cannot be read here, so no predictions are shown: {error}")
-    if manifest.hash != run.run["manifest_sha256"]:
+    if manifest.hash != run.run.manifest_sha256:
         said = f"{folder} was packed anew after this run, so its images are not shown beside these results."
         return Shards(folder, None, said)
     return Shards(folder, manifest, "")
@@ -196,7 +197,7 @@ def build_maps(study: Study, shards: Shards) -> Strips | None:
 
     def views(arm: Arm, key: str, fold: int) -> list[View]:
         image_HWC, _ = _scan(shards, key)
-        return [View(arm.label, heat(image_HWC, _read_gray(_folder(arm, fold) / "explain", key)), "")]
+        return [View(arm.label, heat(image_HWC, _read_gray(_folder(arm, fold).explain, key)), "")]
 
     return _strips(arms, shards, [(key, found[0][1][key]) for key in keys], views)
 
@@ -206,7 +207,7 @@ def _views(arm: Arm, shards: Shards, key: str, fold: int, k: int, label: str, ed
 
     Raises: DataError.
     """
-    folder = _folder(arm, fold) / "predictions" / arm.headline / (arm.classes[k] if k else "")
+    folder = _folder(arm, fold).predictions / arm.headline / (arm.classes[k] if k else "")
     prob_HW = _read_gray(folder, key)
     image_HWC, mask_HW = _scan(shards, key)
     found = [View(label, draw(image_HWC, mask_HW >> k & 1, prob_HW, arm.threshold, edge), "")]
@@ -249,10 +250,10 @@ def by_hash(keys: t.Iterable[str]) -> list[str]:
 
 def _maps(arm: Arm) -> dict[str, int]:
     """Key → fold of every Grad-CAM map of the arm's complete cells."""
-    return {path.stem: cell.fold for cell in arm.complete_cells for path in (cell.folder / "explain").glob("*.png")}
+    return {path.stem: cell.fold for cell in arm.complete_cells for path in cell.folder.explain.glob("*.png")}
 
 
-def _folder(arm: Arm, fold: int) -> Path:
+def _folder(arm: Arm, fold: int) -> CellDir:
     return next(cell.folder for cell in arm.cells if cell.fold == fold)
 
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import math
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from bushpc.errors import DataError, unknown_name
+from bushpc.config.frozen import FrozenSettings
+from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
-from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, trained_in
+from bushpc.runs.goodput import Attempt, Goodput, goodput, read_attempts, trained_in
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import CellRecord, DoneRecord, FoldsRecord, RowRecord, RunRecord
 from bushpc.sample import LABELS
 
 KINDS = ("cv", "grid", "train")
-FORMAT = 1  # of run.json, as dispatch writes it; runs of before it was counted have none and are alike
 
 # In the order in which they are shown. A label travels with its source into every table, legend and file.
 SOURCE_LABELS = {
@@ -43,11 +44,8 @@ _COLUMNS = (*_TEXT_COLUMNS, *ALWAYS, *_COUNT_COLUMNS)
 PROB_COLUMNS = tuple(f"prob_{label}" for label in LABELS)  # of models that tell labels apart
 _CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 _RUN_KEYS = (
-    "name", "kind", "created", "commit", "command", "model", "data", "prompts",
-    "shards", "manifest_sha256", "folds", "versions", "cells",
+    "name", "created", "command", "model", "data", "prompts", "shards", "manifest_sha256", "folds", "versions",
 )  # fmt: skip
-# libyaml's loader reads a thousand configs in seconds, the one in Python in a minute.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +74,13 @@ class Cell:
     goodput: where its time went; None before its first start. trained_in: folder of the cell whose weights, and curve,
     these are; "" where it trained by itself. config: text of the cell's composed config, or None where
     it was never written.
-    settings: the config, flat: `train.lr` → value; empty where it cannot be read, as no figure depends on it.
+    settings: the config, `train.lr` → value, with defaults of what it does not state; empty if it cannot be read.
     """
 
     name: str
     fold: int
     hash: str
-    folder: Path
+    folder: CellDir
     per_image: pd.DataFrame | None
     calibration: pd.DataFrame | None
     external: dict[str, pd.DataFrame]
@@ -105,7 +103,7 @@ class Cell:
 class Arm:
     """What is judged as one: a cross-validation, or a row of a grid.
 
-    run: `run.json` of its run, as it is. name: unique within the study. label: for people. given: the settings that
+    run: of its run. name: unique within the study. label: for people. given: the settings that
     its grid row states. cells: in order of fold.
     sources: prompt sources that were evaluated, in the order of SOURCE_LABELS; empty if no cell is complete.
     headline: the prompt source that the arm is judged by.
@@ -117,7 +115,7 @@ class Arm:
     per_image: rows of all complete cells, None if there is none.
     """
 
-    run: dict[str, t.Any]
+    run: RunRecord
     name: str
     label: str
     model: str
@@ -167,70 +165,64 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A run directory, read and checked. run: `run.json` as it is. baseline: the arm others are compared with."""
+    """A run folder, read and checked. run: its run.json. baseline: the arm that others are compared with."""
 
     path: Path
-    run: dict[str, t.Any]
+    run: RunRecord
     arms: list[Arm]
     baseline: Arm
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read a run directory. Raises: DataError, naming the file and row, if what is there contradicts itself."""
-    run = _read_run_json(run_dir / "run.json")
-    rows = _rows(run_dir / "run.json", run)
-    arms = [_read_arm(run_dir, run, row, entries) for row, entries in rows]
-    wanted = run["grid"]["baseline"] if run["kind"] == "grid" else None
+    """Read a run folder. Raises: DataError, naming the file and row, if what is there contradicts itself."""
+    folder = RunDir(run_dir)
+    run = _read_run(folder)
+    arms = [_read_arm(folder, run, row, entries) for row, entries in _rows(folder.file, run)]
+    wanted = run.grid.baseline if run.grid else None
     baseline = next((arm for arm in arms if arm.name == wanted), arms[0])
     return Run(path=run_dir, run=run, arms=arms, baseline=baseline)
 
 
-def _rows(path: Path, run: dict[str, t.Any]) -> list[tuple[dict[str, t.Any], list[dict[str, t.Any]]]]:
-    """Every row of the run with its entries of `cells`; a run that is no grid is one row."""
-    if run["kind"] != "grid":
-        alone = {"name": run["model"], "label": run["model"], "model": run["model"], "settings": {}}
-        return [(alone, run["cells"])]
-    try:
-        rows, baseline = run["grid"]["rows"], run["grid"]["baseline"]
-        names = [row["name"] for row in rows]
-        found = {name: [entry for entry in run["cells"] if entry["row"] == name] for name in names}
-        unknown = [entry["row"] for entry in run["cells"] if entry["row"] not in found]
-        whole = all({"name", "label", "model", "settings"} <= row.keys() for row in rows)
-    except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]]:
+    """Every row of the run with its cells; a run that is no grid is one row."""
+    if run.kind != "grid":
+        return [(RowRecord(name=run.model, label=run.model, model=run.model, settings={}), run.cells)]
+    if run.grid is None or any(cell.row is None for cell in run.cells):
         raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")
-    empty = [name for name in names if not found[name]]
+    names = [row.name for row in run.grid.rows]
+    unknown = [cell.row for cell in run.cells if cell.row not in names]
+    empty = [name for name in names if not run.cells_of(name)]
+    baseline = run.grid.baseline
     if unknown or empty or (baseline is not None and baseline not in names):
         said = (
             f"a cell belongs to row {unknown[0]!r}" if unknown else
             f"row {empty[0]!r} has no cell" if empty else f"its baseline is {baseline!r}"
         )  # fmt: skip
         raise DataError(f"{path}: {said}; rows are {', '.join(names)}. {_OTHER_VERSION}")
-    return [(row, found[row["name"]]) for row in rows]
+    return [(row, run.cells_of(row.name)) for row in run.grid.rows]
 
 
-def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entries: list[dict[str, t.Any]]) -> Arm:
-    folds = [entry["fold"] for entry in entries]
+def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[CellRecord]) -> Arm:
+    folds = [entry.fold for entry in entries]
     twice = sorted({fold for fold in folds if folds.count(fold) > 1})
     if twice:
         raise DataError(
-            f"{run_dir / 'run.json'}: fold {twice[0]} belongs to more than one cell; a cross-validation has one cell "
+            f"{run_dir.file}: fold {twice[0]} belongs to more than one cell; a cross-validation has one cell "
             "per fold. Run the same command again."
         )
-    cells = sorted((_read_cell(run_dir, entry) for entry in entries), key=lambda cell: cell.fold)
+    cells = sorted((_read_cell(run_dir, run, entry) for entry in entries), key=lambda cell: cell.fold)
     frames = [cell.per_image for cell in cells if cell.per_image is not None]
     sources = _common_sources(run_dir, cells)
     _refuse_keys_in_two_folds(cells)
     return Arm(
         run=run,
-        name=row["name"],
-        label=row["label"],
-        model=row["model"],
-        given=row["settings"],
+        name=row.name,
+        label=row.label,
+        model=row.model,
+        given=row.settings,
         cells=cells,
         sources=sources,
-        headline=_headline(run_dir, _first_setting(cells, "prompts", run["prompts"]), sources),
+        headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         metrics=_chosen_metrics(cells),
         classes=_common_classes(run_dir, cells),
@@ -239,7 +231,7 @@ def _read_arm(run_dir: Path, run: dict[str, t.Any], row: dict[str, t.Any], entri
             for name in ("nsd_mm", "nsd_px")
             if (given := _first_setting(cells, f"evaluate.{name}", None)) is not None
         },
-        generator_saw=frozenset(name for entry in entries for name in entry.get("generator_saw", ())),
+        generator_saw=frozenset(name for entry in entries for name in entry.generator_saw),
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
 
@@ -261,107 +253,80 @@ def source_label(source: str, sources: list[str]) -> str:
     return "no prompts" if sources == ["none"] else SOURCE_LABELS[source]
 
 
-def _read_run_json(path: Path) -> dict[str, t.Any]:
-    if not path.is_file():
+def _read_run(folder: RunDir) -> RunRecord:
+    run = RunRecord.read(folder.file)
+    if run is None:
         raise DataError(
-            f"{path.parent} is not a run directory: it has no run.json. Give the folder that `bushpc cv`, `grid` or "
+            f"{folder} is not a run directory: it has no run.json. Give the folder that `bushpc cv`, `grid` or "
             "`train` made."
         )
-    run = _read_json(path)
-    missing = [key for key in _RUN_KEYS if key not in run]
+    missing = [key for key in _RUN_KEYS if getattr(run, key) in ("", [], {}, FoldsRecord())]
     if missing:
-        raise DataError(f"{path}: no {', '.join(missing)}. {_OTHER_VERSION}")
-    if run.get("format", FORMAT) != FORMAT:
-        raise DataError(
-            f"{path} has format {run['format']}, and this version of bushpc reads {FORMAT}. {_OTHER_VERSION}"
-        )
-    if run["kind"] not in KINDS:
-        raise DataError(f"{path}: {unknown_name('kind of run', str(run['kind']), KINDS)} {_OTHER_VERSION}")
-    if run["prompts"] not in SOURCE_LABELS:
-        raise DataError(f"{path}: {unknown_name('prompt source', str(run['prompts']), SOURCE_LABELS)}")
-    if not run["cells"]:
-        raise DataError(f"{path}: it lists no cells. Run the same command again.")
+        raise DataError(f"{folder.file}: no {', '.join(missing)}. {_OTHER_VERSION}")
+    if run.kind not in KINDS:
+        raise DataError(f"{folder.file}: {unknown_name('kind of run', run.kind, KINDS)} {_OTHER_VERSION}")
+    if run.prompts not in SOURCE_LABELS:
+        raise DataError(f"{folder.file}: {unknown_name('prompt source', run.prompts, SOURCE_LABELS)}")
     return run
 
 
 _OTHER_VERSION = "It was written by another version or by hand; run again, or use the version it was made with."
 
 
-def _read_json(path: Path) -> dict[str, t.Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not JSON ({error}). It is damaged: delete it and run the same command again."
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, not an object. Delete it and run the command again.")
-    return content
-
-
-def _read_cell(run_dir: Path, cell: Mapping[str, t.Any]) -> Cell:
-    folder = run_dir / "cells" / cell["name"]
-    curve = _read_curve(folder / "metrics.jsonl")
-    config_path = folder / "config.yaml"
-    config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
-    settings = _settings(config)
+def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
+    folder = run_dir.cell(cell.name)
+    curve = _read_curve(folder.metrics)
+    config = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
+    settings = _settings(config, run)
     external = [Path(given).name for given in settings.get("evaluate.external") or ()]
     reason = _why_incomplete(folder, curve, settings.get("train.iterations"), external)
-    done = {} if reason else _read_json(folder / "DONE")
-    if done.get("config", cell["hash"]) != cell["hash"]:  # of a run that shared the cell, and was edited
+    done = DoneRecord() if reason else DoneRecord.read(folder.done) or DoneRecord()
+    if cell.hash and done.config not in (None, cell.hash):  # of a run that shared the cell, and was edited
         reason = "done with other settings than the run has now"
     attempts = read_attempts(folder)
     return Cell(
-        name=cell["name"],
-        fold=cell["fold"],
-        hash=cell["hash"],
+        name=cell.name,
+        fold=cell.fold,
+        hash=cell.hash or "",
         folder=folder,
-        per_image=None if reason else read_per_image(folder / "per_image.csv", cell["fold"]),
-        calibration=None if reason else _read_calibration(folder / "calibration.csv"),
-        external={}
-        if reason
-        else {name: read_per_image(folder / "external" / f"{name}.csv", cell["fold"]) for name in external},
+        per_image=None if reason else read_per_image(folder.per_image, cell.fold),
+        calibration=None if reason else _read_calibration(folder.calibration),
+        external={} if reason else {name: read_per_image(folder.external_csv(name), cell.fold) for name in external},
         reason=reason,
         curve=curve,
-        step=done.get("step"),
-        parameters=done.get("parameters"),
+        step=done.step,
+        parameters=done.parameters,
         attempts=attempts,
-        goodput=goodput(attempts, newest_saved(folder) if reason else None),
+        goodput=goodput(attempts, folder.newest_step() if reason else None),
         trained_in=trained_in(folder),
         config=config,
         settings=settings,
     )
 
 
-def _why_incomplete(folder: Path, curve: Curve, iterations: t.Any, external: list[str]) -> str | None:
-    if (folder / "DONE").is_file():
-        files = ["per_image.csv", *(f"external/{name}.csv" for name in external)]
-        missing = next((file for file in files if not (folder / file).is_file()), None)
-        return missing and f"marked DONE, but {missing} is not there"
-    if (folder / "FAILED").is_file():
-        first, *_traceback = (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+def _settings(config: str | None, run: RunRecord) -> dict[str, t.Any]:
+    if config is None:
+        return {}
+    try:
+        frozen = FrozenSettings.parse(config)
+    except ConfigError:
+        return {}
+    return frozen.settings | ({} if "prompts" in frozen.stated else {"prompts": run.prompts})
+
+
+def _why_incomplete(folder: CellDir, curve: Curve, iterations: t.Any, external: list[str]) -> str | None:
+    if folder.done.is_file():
+        files = [folder.per_image, *(folder.external_csv(name) for name in external)]
+        missing = next((file for file in files if not file.is_file()), None)
+        return f"marked DONE, but {missing.relative_to(folder.path)} is not there" if missing else None
+    if folder.failed.is_file():
+        first, *_traceback = folder.failed.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         return first.strip() or "failed"
-    if (folder / "per_image.csv").is_file():
+    if folder.per_image.is_file():
         return "evaluated, but not marked DONE"
     if curve.loss.empty:
-        return "no training step logged yet" if folder.is_dir() else "not started"
+        return "no training step logged yet" if folder.path.is_dir() else "not started"
     return f"not finished: last logged step {curve.loss.index[-1]}" + (f" of {iterations}" if iterations else "")
-
-
-def _settings(config: str | None) -> dict[str, t.Any]:
-    try:
-        return _flat(yaml.load(config or "", _YAML_LOADER))
-    except yaml.YAMLError:
-        return {}
-
-
-def _flat(content: t.Any, prefix: str = "") -> dict[str, t.Any]:
-    if not isinstance(content, dict):
-        return {}
-    flat: dict[str, t.Any] = {}
-    for key, value in content.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _first_setting(cells: list[Cell], key: str, otherwise: t.Any) -> t.Any:
@@ -484,7 +449,7 @@ def _refuse_uneven_sources(path: Path, frame: pd.DataFrame) -> None:
         raise DataError(f"{path}: key {uneven[0]!r} lacks a row of some prompt source. {_EVALUATE_AGAIN}")
 
 
-def _common_sources(run_dir: Path, cells: list[Cell]) -> list[str]:
+def _common_sources(run_dir: RunDir, cells: list[Cell]) -> list[str]:
     found = {cell.name: set(cell.per_image["prompts"]) for cell in cells if cell.per_image is not None}
     if not found:
         return []
@@ -498,7 +463,7 @@ def _common_sources(run_dir: Path, cells: list[Cell]) -> list[str]:
     return [source for source in SOURCE_LABELS if source in found[first]]
 
 
-def _common_classes(run_dir: Path, cells: list[Cell]) -> tuple[str, ...]:
+def _common_classes(run_dir: RunDir, cells: list[Cell]) -> tuple[str, ...]:
     """Mask classes in the order of the columns."""
     dice = of_class("dice", "")
     found = {
@@ -517,7 +482,7 @@ def _common_classes(run_dir: Path, cells: list[Cell]) -> tuple[str, ...]:
     return next(iter(found.values()), ())
 
 
-def _headline(run_dir: Path, asked: str, sources: list[str]) -> str:
+def _headline(run_dir: RunDir, asked: str, sources: list[str]) -> str:
     if asked in sources or not sources:
         return asked
     # A source comes to another one for a model that does not read what it changes, and was evaluated as that.
@@ -536,7 +501,7 @@ def _refuse_keys_in_two_folds(cells: list[Cell]) -> None:
         for key in cell.per_image["key"].unique():
             if key in owner:
                 raise DataError(
-                    f"{cell.folder / 'per_image.csv'}: key {key!r} was validated in cell {owner[key]} too; an image "
+                    f"{cell.folder.per_image}: key {key!r} was validated in cell {owner[key]} too; an image "
                     "belongs to one fold. The cells were made with different folds: run the whole cross-validation "
                     "again under a new name."
                 )

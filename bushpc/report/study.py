@@ -130,8 +130,8 @@ def _label(arm: Arm, mixed: bool) -> str:
 def study_of(run_dir: Path) -> Study:
     """The study of one run. Raises: DataError if its folder contradicts itself."""
     run = read_run(run_dir)
-    title = run.run["grid"]["title"] if run.run["kind"] == "grid" else run.arms[0].model
-    return Study(f"{title} ({run.run['name']})", run.run["kind"], [run], run.arms, run.baseline)
+    title = run.run.grid.title if run.run.grid else run.arms[0].model
+    return Study(f"{title} ({run.run.name})", run.run.kind, [run], run.arms, run.baseline)
 
 
 def study_across(run_dirs: Sequence[Path]) -> Study:
@@ -151,7 +151,7 @@ def study_across(run_dirs: Sequence[Path]) -> Study:
     runs = [read_run(folder) for folder in run_dirs]
     for run in runs[1:]:
         _refuse_other_data(runs[0], run)
-    names = [run.run["name"] for run in runs]
+    names = [run.run.name for run in runs]
     # Two runs of one name lie in different folders, and then only these tell them apart.
     said = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
     arms = [_named(arm, run, name) for run, name in zip(runs, said, strict=True) for arm in run.arms]
@@ -166,15 +166,14 @@ def _named(arm: Arm, run: Run, name: str) -> Arm:
 
 def _refuse_other_data(first: Run, other: Run) -> None:
     for what, key in (("datasets", "data"), ("packed data (manifests)", "manifest_sha256")):
-        if first.run[key] != other.run[key]:
+        ours, theirs = getattr(first.run, key), getattr(other.run, key)
+        if ours != theirs:
             raise DataError(
-                f"mixed {what} in one comparison: {first.path} has {first.run[key]}, {other.path} has "
-                f"{other.run[key]}. Allowed are runs on the same packed data: compare those, or run one of them again."
+                f"mixed {what} in one comparison: {first.path} has {ours}, {other.path} has {theirs}. "
+                "Allowed are runs on the same packed data: compare those, or run one of them again."
             )
-    if first.run["folds"]["sha256"] != other.run["folds"]["sha256"]:
-        said = [
-            f"{run.path} has {run.run['folds']['source']} {run.run['folds']['sha256'][:12]}" for run in (first, other)
-        ]
+    if first.run.folds.sha256 != other.run.folds.sha256:
+        said = [f"{run.path} has {run.run.folds.source} {run.run.folds.sha256[:12]}" for run in (first, other)]
         raise DataError(
             f"mixed folds in one comparison: {', '.join(said)}. An image would be judged by models that trained on "
             "other images. Allowed are runs on the same folds file: compare those, or run one of them again with "

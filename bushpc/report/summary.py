@@ -35,8 +35,8 @@ def summarise(study: Study) -> dict[str, t.Any]:
         "title": study.title,
         "kind": study.kind,
         # An excerpt has another name, so that no figure published for the whole dataset stands beside it.
-        "data": run["data"] + (" (excerpt)" if run.get("excerpt") else ""),
-        "folds_source": run["folds"]["source"],
+        "data": run.data + (" (excerpt)" if run.excerpt else ""),
+        "folds_source": run.folds.source,
         "complete": all(arm.complete for arm in study.arms),
         "baseline": study.baseline.name,
         "shown_metrics": study.metrics,
@@ -67,14 +67,14 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
     return {
         "arm": arm.name,
         "label": arm.label,
-        "run": arm.run["name"],
+        "run": arm.run.name,
         "model": arm.model,
         "settings": _settings(study, arm),
         "parameters": next((cell.parameters for cell in arm.cells if cell.parameters), None),
         "complete": arm.complete,
         "synthetic": _synthetic(arm),
         "folds": {
-            "source": arm.run["folds"]["source"],
+            "source": arm.run.folds.source,
             "expected": len(arm.cells),
             "complete": [cell.fold for cell in arm.complete_cells],
             "missing": [{"cell": cell.name, "fold": cell.fold, "reason": cell.reason} for cell in arm.missing_cells],

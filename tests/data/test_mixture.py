@@ -18,10 +18,10 @@ from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.data.mixture import PREFIX, open_synthetic
-from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.grid import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
+from bushpc.ops.audit import audit_run
 from bushpc.shards.manifest import Manifest, read_image
 
 UNET = ("model=unet_small", "model.image_size=64")

@@ -233,7 +233,7 @@ def test_a_grid_and_a_run_are_compared_arm_by_arm_into_the_folder_that_was_asked
             {"folds": {"source": "published", "sha256": "e" * 64}},
             "mixed folds in one comparison.*run one of them again",
         ),
-        ({"format": 2}, "b/run.json has format 2, and this version of bushpc reads 1.*another version"),
+        ({"format": 2}, "b/run.json has format 2, and this version of bushpc .* reads up to 1.*bushpc 0.1.0 wrote it"),
         ({"kind": "sweep"}, "unknown kind of run 'sweep'.*another version"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 
 from bushpc.cell import run_cell
 from bushpc.config import compose, config_names, differences
-from bushpc.dispatch.audit import audit_run
 from bushpc.dispatch.control import resume, retry
 from bushpc.dispatch.grid import Plan, cv_plan, grid_plan
 from bushpc.dispatch.run_folder import write_run
@@ -21,6 +20,7 @@ from bushpc.dispatch.status import read_status, totals_line
 from bushpc.dist import World
 from bushpc.errors import ConfigError, ResumeError
 from bushpc.evaluate.predictor import load
+from bushpc.ops.audit import audit_run
 from bushpc.report.page import build_report
 from bushpc.runs import checkpoint
 

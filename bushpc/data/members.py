@@ -1,9 +1,10 @@
-"""The training part of a fold → what is trained on, what is held out of it, and how often each sample is drawn.
+"""Who trains, tunes and validates in a fold, and how often each sample is drawn.
 
-    folds → training part ─hold_out→ tuning part (learning rate, early stop), and the rest ─mix→ with synthetic scans
-    ─repeats→ draws of an epoch
+    folds ─fold_members→ validation part; tuning part (learning rate, early stop); training part, with synthetic scans
+    and the draws of an epoch
 
-Needs key, patient and label only, and no torch: the login node counts steps with it, and `bushpc audit` ledgers.
+Needs key, patient and label only, and no torch: the plan counts steps with it on the login node, the loader draws
+batches from it, and `bushpc audit` checks ledgers against it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import math
 import typing as t
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bushpc.errors import ConfigError, DataError
+from bushpc.shards.split import Folds
 
 if t.TYPE_CHECKING:
-    from bushpc.config import CellConfig, TrainConfig
+    from bushpc.config import DataConfig, TrainConfig
 
 
 class Scan(t.Protocol):
@@ -35,6 +38,42 @@ class Scan(t.Protocol):
 
 
 AnyScan = t.TypeVar("AnyScan", bound=Scan)
+
+
+class CellSettings(t.Protocol):
+    """What is read of a cell: a CellConfig has it, and so have FrozenSettings."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members(t.Generic[AnyScan]):
+    """The parts of a fold. repeats: how often an epoch draws each of `train`. holdout: of the real training scans,
+    held out for the schedule.
+    """
+
+    train: list[AnyScan]
+    repeats: list[int]
+    holdout: list[AnyScan]
+    validation: list[AnyScan]
+
+    @property
+    def draws(self) -> Counter[str]:
+        """How often an epoch draws each key."""
+        return Counter({scan.key: times for scan, times in zip(self.train, self.repeats, strict=True)})
+
+    def steps(self, config: TrainConfig) -> int:
+        """Optimiser steps of `train.epochs` passes over what trains; `train.iterations` if that is null."""
+        if config.epochs is None:
+            return config.iterations
+        return math.ceil(config.epochs * sum(self.repeats) / config.batch_size)
 
 
 def hold_out(scans: Sequence[AnyScan], share: float, seed: int) -> tuple[list[AnyScan], list[AnyScan]]:
@@ -87,14 +126,18 @@ def repeats(scans: Sequence[Scan], balance: bool) -> list[int]:
     return [round(most / counts[scan.label]) if balance else 1 for scan in scans]
 
 
-def training_part(
-    cell: CellConfig, real: Sequence[AnyScan], synthetic: Sequence[AnyScan]
-) -> tuple[list[AnyScan], list[AnyScan]]:
-    """(what trains, the tuning part) of a fold. real: its training part. synthetic: of data.synthetic; may be empty.
+def fold_members(
+    scans: Sequence[AnyScan], folds: Folds, fold: int, cell: CellSettings, synthetic: Sequence[AnyScan] = ()
+) -> Members[AnyScan]:
+    """Divide the scans of a dataset for one fold of a cell.
 
-    Raises: ConfigError where `train.holdout` is less than half a patient of every label: nothing would be held out;
-    DataError where there are too few synthetic scans.
+    scans: all that are packed. synthetic: those of data.synthetic for this fold, whether or not they have normals.
+    Raises: ConfigError for a fold that does not exist, and if `train.holdout` is less than half a patient of every
+    label, as nothing would be held out; DataError if there are too few synthetic scans.
     """
+    validation = set(folds.validation(fold))
+    wanted = [scan for scan in scans if scan.key in folds.fold_by_key and _is_wanted(scan, cell)]
+    real = [scan for scan in wanted if scan.key not in validation]
     share = cell.train.holdout
     train, held = hold_out(real, share, cell.seed)
     if share and not held:
@@ -105,12 +148,15 @@ def training_part(
         )
     if cell.data.mixed:
         assert cell.data.synthetic_ratio is not None, "composition sets it"
-        train = mix(train, synthetic, cell.data.synthetic_ratio, cell.data.real)
-    return train, held
+        generated = [scan for scan in synthetic if _is_wanted(scan, cell)]
+        train = mix(train, generated, cell.data.synthetic_ratio, cell.data.real)
+    return Members(
+        train=train,
+        repeats=repeats(train, cell.train.balance),
+        holdout=held,
+        validation=[scan for scan in wanted if scan.key in validation],
+    )
 
 
-def steps(train: Sequence[Scan], config: TrainConfig) -> int:
-    """Optimiser steps of `train.epochs` passes over what trains; `train.iterations` where that is null."""
-    if config.epochs is None:
-        return config.iterations
-    return math.ceil(config.epochs * sum(repeats(train, config.balance)) / config.batch_size)
+def _is_wanted(scan: Scan, cell: CellSettings) -> bool:
+    return cell.data.normals or scan.label != "normal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bushpc.config import compose
-from bushpc.data.parts import hold_out, repeats, steps, training_part
+from bushpc.data.members import fold_members, hold_out, repeats
 from bushpc.errors import ConfigError
+from bushpc.shards.split import Folds
 
 
 def scans(*labels: str, each: int = 1):
@@ -72,11 +74,36 @@ def test_balance_draws_rare_labels_about_as_often():
 )
 def test_epochs_are_counted_in_steps(words, expected):
     config = compose(["model=unet_small", "data=phantom", "train.iterations=70", "train.batch_size=8", *words])
-    train, _ = training_part(config, scans(*["benign"] * 15, *["malignant"] * 5), [])
-    assert steps(train, config.train) == expected
+    members = fold_of(config, scans(*["benign"] * 15, *["malignant"] * 5))
+    assert members.steps(config.train) == expected
 
 
 def test_a_share_that_holds_out_nobody_is_refused_before_anything_runs():
     words = ["model=unet_small", "data=phantom", "train.holdout=0.01", "train.stop_patience=2"]
     with pytest.raises(ConfigError, match=r"train\.holdout=0\.01: of the fold's 40 training scans"):
-        training_part(compose(words), scans(*["benign"] * 40), [])
+        fold_of(compose(words), scans(*["benign"] * 40))
+
+
+def test_every_scan_trains_tunes_or_validates_and_none_does_two_of_them():
+    words = ["model=unet_small", "data=phantom", "train.holdout=0.2", "train.stop_patience=2"]
+    whole = scans(*["benign"] * 20, *["malignant"] * 10, *["normal"] * 5)
+    folds = Folds(fold_by_key={scan.key: i % 5 for i, scan in enumerate(whole)})
+    for normals in (False, True):
+        members = fold_members(whole, folds, 2, compose([*words, f"data.normals={str(normals).lower()}"]))
+        parts = [[scan.key for scan in part] for part in (members.train, members.holdout, members.validation)]
+        assert sorted(itertools.chain(*parts)) == sorted(s.key for s in whole if normals or s.label != "normal")
+        assert all(parts)
+        assert {folds.fold_by_key[key] for key in parts[2]} == {2}
+        assert members.draws == dict.fromkeys(parts[0], 1)
+
+
+def test_a_fold_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="fold=1 does not exist"):
+        fold_members(scans("benign"), Folds(fold_by_key={"k0s0": 0}), 1, compose(["model=unet_small", "data=phantom"]))
+
+
+def fold_of(config, part):
+    """Fold 0, which `part` trains, of a dataset with one more scan to validate."""
+    alone = SimpleNamespace(key="alone", patient="alone", label="benign")
+    folds = Folds(fold_by_key={scan.key: int(scan is not alone) for scan in (*part, alone)})
+    return fold_members([*part, alone], folds, 0, config)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from bushpc.cell import run_cell
 from bushpc.cli import main
-from bushpc.dispatch.audit import CellAudit, audit_run
 from bushpc.dist import World
+from bushpc.ops.audit import CellAudit, audit_run
 from bushpc.runs.goodput import goodput, read_attempts
 from bushpc.train.ledger import Ledger
 
@@ -122,7 +122,7 @@ def test_repeated_draws_are_held_against_the_settings(run):
 
 def test_a_sample_that_was_held_out_of_training_is_named(run):
     run.refold("".join(["key,patient,label,fold\n", *(f"{key},{key},benign,1\n" for key in KEYS)]))
-    config = f"seed: 3\ntrain:\n  batch_size: {BATCH}\n  holdout: 0.2\n"
+    config = f"seed: 3\ntrain:\n  batch_size: {BATCH}\n  holdout: 0.2\n  stop_patience: 2\n"
     (run.cell_dir / "config.yaml").write_text(config)
     run.attempt(0, 3)  # 12 draws of 10 samples, as if nothing was held out
     held_out = {text.split(": ")[1].split(" is ")[0] for text in run.audit().violations if "held out" in text}
@@ -345,5 +345,5 @@ def test_no_run_is_no_run(tmp_path, capsys):
 
 
 def test_the_audit_needs_no_torch():
-    script = "import sys, bushpc.dispatch.audit; sys.exit('torch' in sys.modules)"
+    script = "import sys, bushpc.ops.audit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -12,19 +12,20 @@ import csv
 import json
 import typing as t
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
+from bushpc.config.frozen import FrozenSettings
+from bushpc.data.members import fold_members
 from bushpc.data.mixture import open_synthetic
-from bushpc.data.parts import Scan as Drawn
-from bushpc.data.parts import hold_out, mix, repeats
-from bushpc.errors import DataError
-from bushpc.files import read_json, sha256_of
-from bushpc.runs.goodput import read_note, trained_in
+from bushpc.errors import ConfigError, DataError
+from bushpc.files import sha256_of
+from bushpc.runs.goodput import trained_in
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import DoneRecord, RunRecord
 from bushpc.shards.manifest import Manifest
+from bushpc.shards.split import Folds
 from bushpc.train.ledger import Line, read_ledger, why_none
 
 if t.TYPE_CHECKING:
@@ -91,15 +92,14 @@ def audit_run(run_dir: Path) -> RunAudit:
 
     Raises: DataError if `run_dir` is not a run, or its folds.csv or a config.yaml is not what it was started with.
     """
-    run = read_json(run_dir / "run.json")
-    if run is None:
-        raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
-    scans = _folds(run_dir, run)
-    cells = [audit_cell(run_dir / "cells" / cell["name"], scans, cell["fold"]) for cell in run["cells"]]
+    run = RunDir(run_dir)
+    record = RunRecord.open(run)
+    scans = _folds(run, record)
+    cells = [audit_cell(run.cell(cell.name), scans, cell.fold) for cell in record.cells]
     return RunAudit(run_dir=run_dir, cells=cells)
 
 
-def audit_cell(cell_dir: Path, scans: list[Scan], fold: int) -> CellAudit:
+def audit_cell(cell_dir: CellDir, scans: list[Scan], fold: int) -> CellAudit:
     """Audit one cell. scans: of all folds. Raises: DataError for a damaged config."""
     if unproved := why_none(cell_dir):
         return CellAudit(name=cell_dir.name, unproved=unproved)
@@ -330,53 +330,44 @@ class _Parts(t.NamedTuple):
     others: dict[str, str]
 
 
-def _folds(run_dir: Path, run: Mapping[str, t.Any]) -> list[Scan]:
+def _folds(run: RunDir, record: RunRecord) -> list[Scan]:
     """The rows of the run's folds, of the samples that are packed."""
-    path = run_dir / "folds.csv"
+    path = run.folds
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             scans = [Scan(row["key"], row["patient"], row["label"], int(row["fold"])) for row in rows]
-        if sha256_of(path) != run["folds"]["sha256"]:
+        if sha256_of(path) != record.folds.sha256:
             raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
-    if not run.get("excerpt"):
+    if not record.excerpt:
         return scans
-    packed = {record.key for record in Manifest.load(Path(run["shards"])).records}
+    packed = {scan.key for scan in Manifest.load(Path(record.shards)).records}
     return [scan for scan in scans if scan.key in packed]
 
 
-def _parts(cell_dir: Path, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
-    """What a cell's settings make of the folds, and its global batch; runs of earlier versions lack some settings."""
-    path = cell_dir / "config.yaml"
+def _parts(cell_dir: CellDir, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
+    """What a cell's settings make of the folds, and its global batch."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        batch_size, seed = int(config["train"]["batch_size"]), int(config.get("seed", 0))
-        share, balance = float(config["train"].get("holdout", 0)), bool(config["train"].get("balance", False))
-        data = config.get("data", {})
-        normals, ratio = bool(data.get("normals", False)), float(data.get("synthetic_ratio") or 0)
-        folder, sha256, keep_real = data.get("synthetic"), data.get("synthetic_sha256"), bool(data.get("real", True))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
-    wanted = [scan for scan in scans if normals or scan.label != "normal"]
-    train, held_out = hold_out([scan for scan in wanted if scan.fold != fold], share, seed)
-    drawn: t.Sequence[Drawn] = train
-    others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
-    others |= {scan.key: "of the validation part" for scan in wanted}
-    others |= {scan.key: "held out of training for the schedule" for scan in held_out}
-    if folder and ratio:
-        records = open_synthetic(folder, fold, sha256).records(normals)
+        cell = FrozenSettings.load(cell_dir.config)
+    except ConfigError as error:
+        raise DataError(f"{error}: restore {cell_dir.config} to audit the run") from error
+    synthetic: list[Scan] = []
+    if cell.data.mixed:
+        records = open_synthetic(str(cell.data.synthetic), fold, cell.data.synthetic_sha256).records(cell.data.normals)
         synthetic = [Scan(record.key, record.patient, record.label, IN_NO_FOLD) for record in records]
-        others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
-        others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in train}
-        drawn = mix(drawn, synthetic, ratio, keep_real)
-    times = zip(drawn, repeats(drawn, balance), strict=True)
-    return _Parts(Counter({scan.key: often for scan, often in times}), others), batch_size
+    folds = Folds(fold_by_key={scan.key: scan.fold for scan in scans})
+    members = fold_members(scans, folds, fold, cell, synthetic)
+    wanted = [scan for scan in scans if cell.data.normals or scan.label != "normal"]
+    others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
+    others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in wanted}
+    others |= {scan.key: "of the validation part" for scan in members.validation}
+    others |= {scan.key: "held out of training for the schedule" for scan in members.holdout}
+    others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
+    return _Parts(members.draws, others), cell.train.batch_size
 
 
-def _steps_owed(cell_dir: Path) -> int:
+def _steps_owed(cell_dir: CellDir) -> int:
     """How many steps the cell says that it has done and saved, by its DONE and the names of its checkpoints."""
-    saved = [path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*")]
-    done = read_note(cell_dir / "DONE").get("step", 0)
-    return max([int(step) for step in saved if step.isdecimal()] + [done if isinstance(done, int) else 0])
+    return max(cell_dir.newest_step(), DoneRecord.read_valid(cell_dir.done).step or 0)
