@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import tempfile
 import typing as t
 from pathlib import Path
 
-import yaml
-
-from bushpc.config import CONFIG_DIR, ModelConfig, compose, config_names
+from bushpc.config import ModelConfig, as_word, compose, model_names
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
@@ -98,7 +95,7 @@ def pull_command(
         # Inside a job the folder below the current directory is not the one that the user's shell would find.
         if config is None or folder != compose([f"model={name}"]).weights_dir:
             settings["weights_dir"] = folder
-    words = [f"model={name}", *(_override(key, value) for key, value in settings.items())]
+    words = [f"model={name}", *(f"{key}={as_word(value)}" for key, value in settings.items())]
     return shlex.join(["bushpc", "weights", "pull", *words])
 
 
@@ -110,11 +107,8 @@ def _advice_in_a_job(model_class: type[Model], weights_dir: str | Path | None) -
 def _yamls_of(model_class: type[Model]) -> list[str]:
     """The names that `model=` takes for this class."""
     target = f"{model_class.__module__}.{model_class.__name__}"
-    contents = {
-        name: yaml.safe_load((CONFIG_DIR / "model" / f"{name}.yaml").read_text()) for name in config_names("model")
-    }
-    names = [name for name, content in contents.items() if content.get("model", {}).get("_target_") == target]
-    assert names, f"no yaml in {CONFIG_DIR / 'model'} has _target_: {target}"
+    names = model_names(target)
+    assert names, f"no yaml of configs/model has _target_: {target}"
     return names
 
 
@@ -126,19 +120,6 @@ def _nearest_yaml(model_class: type[Model], config: ModelConfig) -> tuple[str, d
         changes[name] = {key: value for key, value in given.items() if value != own[key]}
     nearest = min(changes, key=lambda name: len(changes[name]))
     return nearest, changes[nearest]
-
-
-def _override(key: str, value: t.Any) -> str:
-    """key=value in Hydra's grammar."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    if not isinstance(value, str):
-        text = json.dumps(value, separators=(",", ":"))
-    elif re.fullmatch(r"[A-Za-z/][A-Za-z0-9_./-]*", value):
-        text = value
-    else:
-        text = QuotedString(text=value, quote=Quote.double).with_quotes()
-    return f"{key}={text}"
 
 
 def _problem(file: WeightFile, folder: Path) -> str | None:

@@ -1,12 +1,14 @@
-"""Hydra yaml + overrides → one typed, frozen `CellConfig` per training run. Every command starts here.
+"""The one reader of settings: Hydra's groups and yaml files, site yamls, grids and words → a checked `CellConfig`.
 
-`configs/` documents each field where it stands; the dataclasses below give each its type. A name, key or value
-that cannot work is refused here, on the login node, before anything is queued.
+    compose(["model=unet", "cluster=mysite", "train.lr=3e-4"])
+
+Later wins: a field's default, `config.yaml`, the chosen `data/`, `model/`, `engine/` and `cluster/` yamls, words of the
+command line, the row of a grid. Whatever cannot work is refused here, on the login node, before anything is queued. A
+text is taken as it is typed; other values are read by Hydra's grammar.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.util
 import os
@@ -14,20 +16,37 @@ import re
 import typing as t
 from pathlib import Path
 
-import yaml
-
 from bushpc.config import places
-from bushpc.config.fields import Settings
-from bushpc.config.read import build, flat
-from bushpc.config.schema import TOOLS, CellConfig
+from bushpc.config.fields import About, Settings, allowed, as_word, fields_of, is_text
+from bushpc.config.read import Scalar, build, flat, plain
+from bushpc.config.schema import TOOLS, CellConfig, ClusterConfig, field_of, kinds, model_class_of
+from bushpc.config.source import hydra_compose, interpolates, read_config
 from bushpc.errors import ConfigError, unknown_name
 
 GROUPS = ("data", "model", "engine", "cluster")
 S = t.TypeVar("S", bound=Settings)
 
 
+class Origin(t.NamedTuple):
+    """A composed setting. source: `default`, a yaml file with its line, or the word that sets it."""
+
+    key: str
+    value: t.Any
+    source: str
+    about: About
+
+
+class Described(t.NamedTuple):
+    """A setting as help shows it. allowed: type and bounds. default: as it is typed; empty where there is none."""
+
+    key: str
+    allowed: str
+    default: str
+    about: About
+
+
 def compose(overrides: t.Sequence[str]) -> CellConfig:
-    """Compose `configs/` with Hydra-style overrides into one checked config.
+    """Compose the configs with Hydra-style overrides into one checked config.
 
     Raises: ConfigError naming the nearest valid group, option or key for anything unknown.
     """
@@ -35,52 +54,68 @@ def compose(overrides: t.Sequence[str]) -> CellConfig:
 
 
 class Composer:
-    """Overrides that many cells share → cells. Hydra takes a third of a second, and is asked once per choice of groups.
+    """Overrides that many cells share → cells. Hydra is asked once per choice of groups.
 
     overrides: as on the command line; a later word wins. Raises: ConfigError, as `compose` does.
     """
 
     def __init__(self, overrides: t.Sequence[str]) -> None:
-        self.overrides = tuple(overrides)
-        self._chosen = {group: _group_choice(overrides, group) for group in GROUPS}
-        self._composed: dict[tuple[str, ...], tuple[set[str], dict[str, t.Any]]] = {}
+        self.words = _words(overrides)
+        self.chosen = {group: _group_choice(self.words, group) for group in GROUPS}
+        self._composed: dict[tuple[str, ...], _Content] = {}
 
     def __call__(self, settings: t.Mapping[str, t.Any]) -> CellConfig:
-        """The cell with `settings` besides, as `train.lr` → value, or a group → one of its names; they win.
+        """The cell with `settings` as well, as `train.lr` → value, or a group → one of its names; they win.
 
         Raises: ConfigError.
         """
-        groups = {key: _group_choice([f"{key}={value}"], key) for key, value in settings.items() if key in GROUPS}
-        chosen = self._chosen | groups
-        valid, content = self._compose(chosen)
-        content = copy.deepcopy(content)
-        for key, value in settings.items():
-            if key in GROUPS:
-                continue
-            if key not in valid:
-                raise ConfigError(unknown_name("setting", key, valid))
-            *path, last = key.split(".")
-            group = content
-            for name in path:
-                group = group[name]
-            group[last] = value
-        content["choices"] = chosen
-        return _resolve(CellConfig.from_dict(content))
+        groups = {key: _group_choice({key: str(value)}, key) for key, value in settings.items() if key in GROUPS}
+        chosen = self.chosen | groups
+        composed = self.content(chosen)
+        values = {key: composed.of_row(value) for key, value in settings.items() if key not in GROUPS}
+        return _resolve(CellConfig.from_dict({**composed.with_values(values), "choices": chosen}))
 
-    def _compose(self, chosen: t.Mapping[str, str]) -> tuple[set[str], dict[str, t.Any]]:
-        """Valid keys under this choice of groups, and the settings that the overrides give them."""
+    def content(self, chosen: t.Mapping[str, str]) -> _Content:
+        """The settings under this choice of groups, words included."""
         groups = tuple(f"{group}={choice}" for group, choice in chosen.items())
         if groups not in self._composed:
-            values = [word for word in self.overrides if word.partition("=")[0] not in GROUPS]
-            valid = _leaf_keys(_hydra_compose(list(groups)))
-            for word in values:
-                key, equals, _ = word.partition("=")
-                if not equals:
-                    raise ConfigError(f"'{word}' is not an override: write key=value, for example train.lr=3e-4")
-                if key not in valid:
-                    raise ConfigError(unknown_name("setting", key, sorted(valid)))
-            self._composed[groups] = valid, _hydra_compose([*groups, *values])
+            yaml = hydra_compose("config", groups)
+            model = model_class_of(str(yaml.get("model", {}).get("_target_"))).Config
+            words = {key: text for key, text in self.words.items() if key not in GROUPS}
+            self._composed[groups] = _Content(CellConfig, _defaults(CellConfig, model), yaml, words, model)
         return self._composed[groups]
+
+
+def explain(overrides: t.Sequence[str]) -> list[Origin]:
+    """Every setting of `compose(overrides)` with where its value comes from. Raises: ConfigError, as `compose` does."""
+    composer = Composer(overrides)
+    cell, composed = composer({}), composer.content(composer.chosen)
+    values = flat(cell.to_dict())
+    abouts = kinds(CellConfig) | kinds(type(cell.model))
+    sources = {key: f"{key}={text}" for key, text in composer.words.items()}
+    return [
+        Origin(key, values[key], sources.get(key) or composed.source(key), about)
+        for key, (about, _) in abouts.items()
+        if key in values
+    ]
+
+
+def described(cls: type[Settings] = CellConfig) -> list[Described]:
+    """Every setting of a config class, and of those that it holds; a model's own are `described(model.Config)`."""
+    found = []
+    for key, (about, _) in kinds(cls).items():
+        place = field_of(cls, key.removeprefix(cls.prefix))
+        assert place is not None, key
+        owner, name = place
+        info = fields_of(owner)[name]
+        default = "" if info.is_required() else as_word(plain(owner.default(name)))
+        found.append(Described(key, allowed(owner, name), default, about))
+    return found
+
+
+def group_names() -> dict[str, list[str]]:
+    """The groups and what can be chosen of each: `cluster` → [a100, local, slurm]."""
+    return {group: config_names(group) for group in GROUPS}
 
 
 def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[str, t.Any]) -> CellConfig:
@@ -90,24 +125,18 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
     """
     if not overrides:
         return cell
-    content = cell.to_dict()
-    profiles = [word.partition("=")[2] for word in overrides if word.startswith("cluster=")]
-    settings: dict[str, t.Any] = {}
-    if profiles:
-        name = _group_choice([f"cluster={profiles[-1]}"], "cluster")
-        content["cluster"] = yaml.safe_load((places.CONFIG_DIR / "cluster" / f"{name}.yaml").read_text())
-        content["choices"] = {**cell.choices, "cluster": name}
-        settings |= kept
-    for word in overrides:
-        key, equals, _ = word.partition("=")
-        if equals and key not in GROUPS:
-            settings[key] = _parsed(word)
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        if not isinstance(content.get(group), dict) or name not in content[group]:
-            raise ConfigError(unknown_name("setting", key, sorted(_leaf_keys(content))))
-        content[group][name] = value
-    changed = _resolve(CellConfig.from_dict(content))
+    words = _words(overrides)
+    base, yaml, choices = _quoted(cell.to_dict()), {}, cell.choices
+    del base["choices"]
+    if "cluster" in words:
+        choices = {**choices, "cluster": _group_choice(words, "cluster")}
+        # The other groups are those of the frozen cell, whatever became of their files.
+        yaml = {"cluster": hydra_compose("config", [f"cluster={choices['cluster']}"]).get("cluster", {})}
+        base["cluster"] = _quoted(plain(ClusterConfig()))
+    given = {key: text for key, text in words.items() if key not in GROUPS}
+    composed = _Content(CellConfig, base, yaml, given, type(cell.model))
+    values = {key: composed.of_row(value) for key, value in kept.items() if "cluster" in words and key not in given}
+    changed = _resolve(CellConfig.from_dict({**composed.with_values(values), "choices": choices}))
     if changed.cluster.gpus_per_node and changed.engine.device == "cpu":
         raise ConfigError(
             f"cluster.gpus_per_node={changed.cluster.gpus_per_node}: this run trains on the CPU (engine.device=cpu, on "
@@ -117,64 +146,200 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
 
 
 def compose_command(cls: type[S], name: str, overrides: t.Sequence[str]) -> S:
-    """`configs/<name>.yaml` with overrides: the settings of a command that trains nothing. Raises: ConfigError."""
-    content = yaml.safe_load((places.CONFIG_DIR / f"{name}.yaml").read_text())
-    valid = _leaf_keys(content)
+    """The settings of a command that trains nothing: defaults, `<name>.yaml`, words. Raises: ConfigError."""
+    yaml = hydra_compose(name, []) if places.config_file(name) else {}
+    return build(cls, _Content(cls, _defaults(cls), yaml, _words(overrides)).with_values({}))
+
+
+def config_names(group: str) -> list[str]:
+    """The valid names of a group: the yaml files in its folder, the user's own included."""
+    return sorted({path.stem for folder in places.config_folders() for path in (folder / group).glob("*.yaml")})
+
+
+def model_names(target: str) -> list[str]:
+    """The names that `model=` takes for this class, such as `bushpc.models.baselines.UNet`."""
+    names = []
+    for name in config_names("model"):
+        path = places.config_file(f"model/{name}")
+        content = read_config(path)[1] if path else {}
+        if "defaults" in content:  # it may take its class from another file
+            content = hydra_compose("config", [f"model={name}"])
+        if str((content.get("model") or {}).get("_target_")) == target:
+            names.append(name)
+    return names
+
+
+class _Content:
+    """Settings under one choice of groups: base ← yaml ← words, resolved.
+
+    cls: what they are settings of; model: the Config of its model, if it has one. base: plain settings, texts quoted.
+    yaml: as Hydra composed it, unresolved.
+    """
+
+    def __init__(
+        self,
+        cls: type[Settings],
+        base: dict[str, t.Any],
+        yaml: t.Any,
+        words: t.Mapping[str, str],
+        model: type[Settings] | None = None,
+    ) -> None:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        self.cls, self.model, self._yaml = cls, model, yaml
+        self.valid = set(kinds(cls) | (kinds(model) if model else {}))
+        values = {key: self._of_word(key, text) for key, text in words.items()}
+        tree = OmegaConf.create(base, flags={"allow_objects": True})
+        try:
+            tree.merge_with(yaml)
+            for key, value in _settled(values).items():
+                *path, last = key.split(".")
+                node = tree
+                for name in path:
+                    node = node[name]
+                node[last] = value
+            self._content = _typed_where_interpolated(OmegaConf.to_container(tree, resolve=True))
+        except (OmegaConfBaseException, TypeError, KeyError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"the settings cannot be composed: {lines[0]}. `${{oc.env:NAME}}` and `${{group.setting}}` stand for "
+                "another value; a `${NAME}` for the shell has no '.' or ':'"
+            ) from error
+
+    def with_values(self, values: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        """The settings with these as well, as `train.lr` → value. Raises: ConfigError for an unknown key."""
+        content = dict(self._content)
+        for key, value in _settled(values).items():
+            self._require(key)
+            *path, last = key.split(".")
+            group = content
+            for name in path:
+                group[name] = dict(group[name])
+                group = group[name]
+            group[last] = value
+        return content
+
+    def of_row(self, value: t.Any) -> t.Any:
+        """A value as a grid's yaml gives it, for the field to read."""
+        if isinstance(value, (list, tuple)):
+            return [self.of_row(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        if interpolates(value):
+            from omegaconf import OmegaConf
+
+            value = str(OmegaConf.create({**self._content, "row": value}, flags={"allow_objects": True})["row"])
+        return Scalar(value, quoted=False, where="a row of the grid", nulls=())
+
+    def source(self, key: str) -> str:
+        """Where a setting that no word sets comes from: a yaml with its line, or `default`."""
+        from omegaconf import OmegaConf
+
+        found: t.Any = OmegaConf.to_container(self._yaml, resolve=False) if self._yaml else {}
+        for name in key.split("."):
+            if not isinstance(found, dict) or name not in found:
+                return "default"
+            found = found[name]
+        while isinstance(found, list) and found:
+            found = found[0]
+        return found.where if isinstance(found, Scalar) else "yaml"
+
+    def _of_word(self, key: str, text: str) -> t.Any:
+        """What a word gives its field: a text as it is typed, anything else by Hydra's grammar."""
+        self._require(key)
+        if interpolates(text):
+            return text
+        place = field_of(self.cls, key, self.model)
+        if place is None or not is_text(*place):
+            return _parsed(key, text)
+        return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
+
+    def _require(self, key: str) -> None:
+        if key not in self.valid:
+            raise ConfigError(unknown_name("setting", key, sorted(self.valid)))
+
+
+def _words(overrides: t.Sequence[str]) -> dict[str, str]:
+    """`train.lr=3e-4` → key and text; a later word wins."""
+    words = {}
     for word in overrides:
-        *path, last = word.partition("=")[0].split(".")
-        if ".".join([*path, last]) not in valid:
-            raise ConfigError(unknown_name("setting", word.partition("=")[0], valid))
-        group = content
-        for key in path:
-            group = group[key]
-        group[last] = _parsed(word)
-    return build(cls, content)
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"'{word}' is not an override: write key=value, for example train.lr=3e-4")
+        words[key] = text
+    return words
 
 
-def _parsed(word: str) -> t.Any:
+def _settled(values: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """An explicit number of iterations counts, even where a yaml counts epochs. Raises: ConfigError for both."""
+    if "train.iterations" not in values:
+        return dict(values)
+    if (epochs := values.get("train.epochs")) is not None:
+        raise ConfigError(
+            f"train.iterations={values['train.iterations']} with train.epochs={epochs}: epochs determine the number of "
+            "iterations, so give one of them"
+        )
+    return {**values, "train.epochs": None}
+
+
+def _parsed(key: str, text: str) -> t.Any:
     """The value of one override in Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(word).value()
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+        if override.is_sweep_override():
+            first = text.partition(",")[0]
+            raise ConfigError(
+                f"{key}={text}: one value is needed, for example {key}={first}. To train with several, write a grid: "
+                f"configs/grid/mine.yaml with `axes: {{{key}: [{text}]}}`, then bushpc grid grid=mine"
+            )
+        return override.value()
     except HydraException as error:
-        raise ConfigError(f"{word} cannot be read: {error}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{key}={text} cannot be read: {reason}") from error
 
 
-def config_names(group: str) -> list[str]:
-    """The valid names of a group: the yaml files in its folder."""
-    return sorted(path.stem for path in (places.CONFIG_DIR / group).glob("*.yaml"))
+def _defaults(cls: type[Settings], model: type[Settings] | None = None) -> dict[str, t.Any]:
+    """The defaults of a config class as plain settings; fields without one are left out."""
+    content = {name: cls.default(name) for name, info in fields_of(cls).items() if not info.is_required()}
+    content.pop("choices", None)
+    return _quoted(plain(content)) | ({"model": _defaults(model)} if model else {})
 
 
-def _group_choice(overrides: t.Sequence[str], group: str) -> str:
-    given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == group]
-    if not given:
-        given = [entry[group] for entry in _main_defaults() if isinstance(entry, dict) and group in entry]
-    choice = given[-1]
+def _quoted(value: t.Any) -> t.Any:
+    """Plain settings whose texts mean themselves, whatever they look like."""
+    if isinstance(value, dict):
+        return {key: _quoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    return Scalar(value, quoted=True, where="default") if isinstance(value, str) else value
+
+
+def _typed_where_interpolated(value: t.Any) -> t.Any:
+    """What is plain text after composition stood as `${…}`: a number comes out of the environment as text, too."""
+    if isinstance(value, dict):
+        return {key: _typed_where_interpolated(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed_where_interpolated(item) for item in value]
+    return Scalar(value, quoted=False, where="interpolation", nulls=()) if isinstance(value, str) else value
+
+
+def _group_choice(words: t.Mapping[str, str], group: str) -> str:
+    choice = words[group] if group in words else _main_choices()[group]
     if choice not in config_names(group):
         raise ConfigError(unknown_name(group, choice, config_names(group)))
     return choice
 
 
-def _main_defaults() -> list[t.Any]:
-    return yaml.safe_load((places.CONFIG_DIR / "config.yaml").read_text())["defaults"]
-
-
-def _hydra_compose(overrides: list[str]) -> dict[str, t.Any]:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(places.CONFIG_DIR), version_base="1.3"):
-            config = hydra.compose("config", overrides=overrides)
-            return t.cast("dict[str, t.Any]", OmegaConf.to_container(config, resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"the overrides {overrides} cannot be read: {error}") from error
+def _main_choices() -> dict[str, str]:
+    """What config.yaml chooses of each group."""
+    path = places.config_file("config")
+    assert path is not None, "bushpc ships one"
+    entries = read_config(path)[1].get("defaults", [])
+    return {group: str(name) for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
 
 
 def _resolve(cell: CellConfig) -> CellConfig:
@@ -211,8 +376,8 @@ def _resolve(cell: CellConfig) -> CellConfig:
             synthetic=_absolute(cell.data.synthetic),
             synthetic_ratio=float(cell.data.mixed) if cell.data.synthetic_ratio is None else cell.data.synthetic_ratio,
         ),
-        runs_dir=_absolute(cell.runs_dir) or str(places.ROOT / "runs"),
-        weights_dir=_absolute(cell.weights_dir) or str(places.ROOT / "weights"),
+        runs_dir=_absolute(cell.runs_dir) or str(places.home() / "runs"),
+        weights_dir=_absolute(cell.weights_dir) or str(places.home() / "weights"),
         evaluate=dataclasses.replace(
             cell.evaluate, external=tuple(str(shards_folder(given)) for given in cell.evaluate.external)
         ),
@@ -227,7 +392,7 @@ def _resolve(cell: CellConfig) -> CellConfig:
 def shards_folder(data: str) -> Path:
     """The folder of a packed dataset, given by its name or itself. Raises: ConfigError."""
     if data in config_names("data"):
-        return places.ROOT / "shards" / data
+        return places.home() / "shards" / data
     if data and Path(data).expanduser().is_dir():
         return Path(data).expanduser().resolve()
     raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))
@@ -242,7 +407,3 @@ def _absolute_stream(stream: str | None) -> str | None:
     if stream is None or re.match(r"[a-z]+:", stream):
         return stream
     return os.path.abspath(os.path.expanduser(stream)) + ("/" if stream.endswith("/") else "")
-
-
-def _leaf_keys(content: t.Mapping[str, t.Any]) -> set[str]:
-    return set(flat(content)) - {"model._target_"}

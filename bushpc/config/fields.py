@@ -28,6 +28,8 @@ C = t.TypeVar("C", bound="Settings")
 F = t.TypeVar("F", bound=t.Callable[..., t.Any])
 # The longest part of a wrong value that a message shows, in characters.
 MOST_SHOWN = 200
+# In a list of texts, an item with one of these stands in quotes.
+COMMAS = ",'\""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,15 @@ def _about(cls: type, name: str) -> About:
     return found if isinstance(found, About) else About(sentence="")
 
 
+def is_text(cls: type, name: str) -> bool:
+    """Whether a field holds text, a path, a word of several, or a list of such."""
+    members = [
+        t.get_args(each)[0] if t.get_origin(each) is tuple else each
+        for each in _members(fields_of(cls)[name].annotation)
+    ]
+    return any(each is str or t.get_origin(each) is t.Literal for each in members)
+
+
 def allowed(cls: type, name: str) -> str:
     """Type and bounds of a field in words: `int ≥ 1, or null`."""
     info = fields_of(cls)[name]
@@ -167,7 +178,8 @@ def as_word(value: t.Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (tuple, list)):
-        return f"[{','.join(as_word(item) for item in value)}]"
+        items = [as_word(item) for item in value]
+        return f"[{','.join(repr(item) if set(item) & set(COMMAS) else item for item in items)}]"
     return str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing as t
 
@@ -20,6 +21,11 @@ YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # Deepest nesting that libyaml reads here; where its stack ends it takes the process with it.
 DEEP = 500
 MOST_INT = 2**63
+YAML_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+FLOAT = re.compile(r"[+-]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+)")
+INFINITE = re.compile(r"[+-]?\.?(inf|nan)", re.IGNORECASE)
 
 
 def build(cls: type[S], content: t.Any, prefix: str | None = None) -> S:
@@ -58,11 +64,18 @@ def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str
     """
     origin, args = t.get_origin(hint), t.get_args(hint)
     if origin in (t.Union, types.UnionType):
-        if value is None and type(None) in args:
+        if value is None or (isinstance(value, Scalar) and value.is_null):
             return None
         return _coerced(cls, name, next(arg for arg in args if arg is not type(None)), value, key)
     if isinstance(hint, type) and issubclass(hint, Settings):
-        return build(hint, value, key + ".")
+        return build(hint, _read(value, hint), key + ".")
+    is_text = hint is str or origin is t.Literal
+    if origin is tuple and args[0] is str and isinstance(value, Scalar) and not value.quoted:
+        value = _split(value, key)
+    elif not is_text:
+        value = _read(value, hint)
+    elif isinstance(value, (Scalar, TypedInt, TypedFloat)):
+        value = None if isinstance(value, Scalar) and value.is_null else value.text
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_coerced(cls, name, args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, t.Mapping):
@@ -72,17 +85,115 @@ def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str
         }
     if value != value or (type(value) is int and abs(value) >= MOST_INT):
         raise ConfigError(f"{key} is not a number, or one too large to count with; allowed: below 2^63")
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # `name=2024` is read as a number by yaml
-    if hint is str and isinstance(value, str) and not value.isprintable():
+    if is_text and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # `name: 2024` in the frozen config of an older version
+    if is_text and isinstance(value, str) and not value.isprintable():
         raise ConfigError(
             f"{key}={shown(value)}: line breaks and control characters are not allowed, jobs are shell scripts"
         )
-    if isinstance(value, (dict, list)) or (hint is str and not isinstance(value, str)):
+    if isinstance(value, (dict, list)) or origin is tuple or (hint is str and not isinstance(value, str)):
         raise ConfigError(
             f"{key}={shown(value)} is a {type(value).__name__}; allowed: {allowed(cls, name)}{example(cls, name)}"
         )
     return value
+
+
+class Scalar:
+    """A value as it is typed, in a yaml file or as a word, for the field to read.
+
+    is_null: whether it can stand for no value. where: file and line, or the word.
+    """
+
+    __slots__ = ("is_null", "quoted", "text", "where")
+
+    def __init__(self, text: str, *, quoted: bool, where: str, nulls: t.Collection[str] = YAML_NULLS) -> None:
+        self.text, self.quoted, self.where = text, quoted, where
+        self.is_null = not quoted and text in nulls
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+
+class TypedInt(int):
+    """A number that remembers how it was typed, should its field be text."""
+
+    text = ""
+
+
+class TypedFloat(float):
+    """As `TypedInt`."""
+
+    text = ""
+
+
+def number(text: str) -> t.Any:
+    """A plain scalar of a yaml file as number or text, which remembers how it was typed."""
+    value = typed(text)
+    if type(value) in (int, float):
+        value = TypedInt(value) if type(value) is int else TypedFloat(value)
+        value.text = text
+    return value
+
+
+def typed(text: str) -> t.Any:
+    """What a plain text stands for where its field is no text: null, true, a number; else the text itself.
+
+    >>> typed("1e2"), typed("10"), typed("010"), typed("no")
+    (100.0, 10, '010', False)
+    """
+    if text in YAML_NULLS:
+        return None
+    if text.lower() in BOOLEANS:
+        return BOOLEANS[text.lower()]
+    if INT.fullmatch(text):
+        return int(text)
+    if FLOAT.fullmatch(text) or INFINITE.fullmatch(text):
+        return float(text if FLOAT.fullmatch(text) else text.replace(".", ""))
+    return text
+
+
+def _read(value: t.Any, hint: t.Any) -> t.Any:
+    """The value of a field that is no text."""
+    if isinstance(value, Scalar):
+        return value.text if value.quoted else typed(value.text)
+    if isinstance(value, (TypedInt, TypedFloat)):
+        return typed(value.text)
+    return value
+
+
+def _split(value: Scalar, key: str) -> list[str]:
+    """`[a, 'b, c']` → its texts. Quotes are needed around a text with a comma, and taken away."""
+    text = value.text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ConfigError(f"{key}={value.text}: a list is needed; write {key}=[{value.text}]")
+    items = _items(text[1:-1])
+    if not all(items) and items != [""]:
+        raise ConfigError(f"{key}={value.text}: an item of the list is empty; write {key}=[a,b], or [] for none")
+    return [_unquoted(item) for item in items if item]
+
+
+def _items(text: str) -> list[str]:
+    """`a, 'b, c'` → its items, split at commas outside quotes. A quote counts where an item starts with it."""
+    items, quote = [""], ""
+    for before, char in zip(" " + text, text, strict=False):
+        if char == "," and not quote:
+            items.append("")
+            continue
+        if quote:
+            quote = "" if char == quote and before != "\\" else quote
+        elif char in "'\"" and not items[-1].strip():
+            quote = char
+        items[-1] += char
+    return [item.strip() for item in items]
+
+
+def _unquoted(item: str) -> str:
+    if len(item) > 1 and item[0] in "'\"" and item[-1] == item[0]:
+        return item[1:-1].replace(f"\\{item[0]}", item[0])
+    return item
 
 
 def load_yaml(text: str) -> t.Any:

@@ -21,7 +21,7 @@ import yaml
 
 from bushpc.config import places
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
-from bushpc.config.read import YAML_DUMPER, YAML_FAILS, build, build_fields, flat, load_yaml, plain
+from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
 
@@ -415,7 +415,7 @@ class DataConfig(Settings):
     @property
     def folder(self) -> Path:
         """The folder with card, folds, tars and manifest."""
-        return Path(self.root).expanduser().resolve() if self.root else places.ROOT / "shards" / self.name
+        return Path(self.root).expanduser().resolve() if self.root else places.home() / "shards" / self.name
 
     @property
     def mixed(self) -> bool:
@@ -751,7 +751,7 @@ class CellConfig(Settings):
     @property
     def settings(self) -> dict[str, t.Any]:
         """Every setting that determines the result, as `train.lr` → value."""
-        kinds = self._kinds
+        kinds = self._known
         groups = {name: value for name, value in self.to_dict().items() if self.about(name).affects != "nothing"}
         hashed = {key: value for key, value in flat(groups).items() if _is_hashed(kinds.get(key), value)}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
@@ -763,8 +763,8 @@ class CellConfig(Settings):
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 
     @property
-    def _kinds(self) -> dict[str, tuple[About, t.Any]]:
-        return {**_kinds(type(self)), **_kinds(type(self.model))}
+    def _known(self) -> dict[str, tuple[About, t.Any]]:
+        return {**kinds(type(self)), **kinds(type(self.model))}
 
     @property
     def training_hash(self) -> str:
@@ -777,7 +777,7 @@ class CellConfig(Settings):
         return [line for line in _changes(trained, self.settings) if not self._is_of_prediction(line.partition(":")[0])]
 
     def _is_of_prediction(self, key: str) -> bool:
-        about = self._kinds[key][0] if key in self._kinds else None
+        about = self._known[key][0] if key in self._known else None
         group, _, name = key.partition(".")
         return (about is not None and about.affects in ("predictions", "evaluation")) or (
             group == "model" and name in self.model_class.prediction_fields
@@ -820,7 +820,8 @@ class CellConfig(Settings):
 def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[t.Any], ModelConfig]:
     """The model's class and settings from the group `model` of a config, `_target_` included. Raises: ConfigError."""
     content = dict(content)
-    model_class = _model_class(content.pop("_target_", None))
+    target = content.pop("_target_", None)
+    model_class = model_class_of(target.text if isinstance(target, Scalar) else target)
     return model_class, build(model_class.Config, content, "model.")
 
 
@@ -871,22 +872,37 @@ def _is_hashed(kind: tuple[About, t.Any] | None, value: t.Any) -> bool:
     return about.affects != "nothing" and (about.since == 1 or value != plain(default))
 
 
+def field_of(cls: type[Settings], key: str, model: type[Settings] | None = None) -> tuple[type[Settings], str] | None:
+    """The class and the name of the field that `train.lr` is; None if there is none. model: what `model.` means."""
+    name, _, rest = key.partition(".")
+    if name not in fields_of(cls):
+        return None
+    inner = model if name == "model" and model else fields_of(cls)[name].annotation
+    if rest and isinstance(inner, type) and issubclass(inner, Settings):
+        return field_of(inner, rest)
+    return cls, name
+
+
 @cached
-def _kinds(cls: type[Settings], prefix: str | None = None) -> dict[str, tuple[About, t.Any]]:
+def kinds(cls: type[Settings], prefix: str | None = None) -> dict[str, tuple[About, t.Any]]:
     """`train.lr` → what is known of it and its default, for a config class and those that it holds."""
     prefix = cls.prefix if prefix is None else prefix
     found: dict[str, tuple[About, t.Any]] = {}
     for name, info in fields_of(cls).items():
         inner = info.annotation
+        if name in ("model_class", "choices"):  # what the groups' names stand for, no settings
+            continue
         if isinstance(inner, type) and issubclass(inner, Settings):
-            found |= {} if inner is ModelConfig else _kinds(inner, f"{prefix}{name}.")
+            found |= {} if inner is ModelConfig else kinds(inner, f"{prefix}{name}.")
             continue
         default = None if info.is_required() else cls.default(name)
         found[prefix + name] = cls.about(name), default
+        if isinstance(default, dict):
+            found |= {f"{prefix}{name}.{key}": (cls.about(name), value) for key, value in default.items()}
     return found
 
 
-def _model_class(target: t.Any) -> type[t.Any]:
+def model_class_of(target: t.Any) -> type[t.Any]:
     if not isinstance(target, str) or not target.startswith("bushpc.models."):
         raise ConfigError(f"model._target_={target}: must name a class below bushpc.models, see configs/model")
     module, _, name = target.rpartition(".")
@@ -900,4 +916,4 @@ def _model_class(target: t.Any) -> type[t.Any]:
 
 
 # Which samples a step sees follows from these, and a checkpoint belongs to a step: no run may resume with others.
-ORDER = tuple(key for key, (about, _) in _kinds(CellConfig).items() if about.order)
+ORDER = tuple(key for key, (about, _) in kinds(CellConfig).items() if about.order)

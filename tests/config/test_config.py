@@ -40,7 +40,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("cluster.nodes=2", "use cluster=slurm"),
         ("engine.device=cuda", "gives a cell no GPU"),
         ("just_a_word", "write key=value"),
-        ("name=$(touch${IFS}owned)", "cannot be read"),
+        ("name=$(touch${IFS}owned)", "a folder name of letters"),
         ("name=../elsewhere", "a folder name of letters"),
         ("augment.zoom=1", "must be ≥ 0 and < 1"),
         ("train.lr=inf", "train.lr=inf: must be > 0 and < inf; for example train.lr=0.0001"),
