@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -14,7 +13,7 @@ import torch
 
 from bushpc import weights
 from bushpc.cli import main
-from bushpc.config import CONFIG_DIR, ModelConfig, compose
+from bushpc.config import ModelConfig, compose
 from bushpc.errors import WeightsError
 from bushpc.models.base import Model, WeightFile
 from bushpc.models.baselines import UNet
@@ -43,12 +42,11 @@ def toy_is_a_model(monkeypatch, tmp_path_factory):
     module.Toy = Toy
     monkeypatch.setitem(sys.modules, "bushpc.models.toy", module)
     configs = tmp_path_factory.mktemp("configs") / "configs"
-    shutil.copytree(CONFIG_DIR, configs)
+    (configs / "model").mkdir(parents=True)
     (configs / "model" / "toy.yaml").write_text(
         "# @package _global_\nmodel: {_target_: bushpc.models.toy.Toy, image_size: 32, pretrained: true}\n"
     )
-    monkeypatch.setattr("bushpc.config.places.CONFIG_DIR", configs)
-    monkeypatch.setattr("bushpc.weights.CONFIG_DIR", configs)
+    monkeypatch.setenv("BUSHPC_CONFIGS", str(configs))
 
 
 @pytest.fixture

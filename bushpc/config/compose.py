@@ -252,7 +252,8 @@ class _Content:
             return text
         place = field_of(self.cls, key, self.model)
         if place is None or not is_text(*place):
-            return _parsed(key, text)
+            value = _parsed(key, text)
+            return Scalar(value, quoted=True, where=f"{key}={text}") if isinstance(value, str) else value
         return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
 
     def _require(self, key: str) -> None:

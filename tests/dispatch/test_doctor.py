@@ -357,7 +357,7 @@ def test_a_line_that_is_still_being_written_is_left_for_the_next_time(tmp_path):
 def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tmp_path, monkeypatch):
     configs = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, configs)
-    monkeypatch.setattr("bushpc.config.places.CONFIG_DIR", configs)
+    monkeypatch.setenv("BUSHPC_CONFIGS", str(configs))
     monkeypatch.setattr(survey, "CONFIG_DIR", configs)
     config = compose([*words, "cluster=slurm", "cluster.partition=night", "cluster.setup=[module load cuda]"])
     found = survey.Survey(

@@ -67,12 +67,12 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from bushpc.cli import main
-    from bushpc.config import compose, places
+    from bushpc.config import compose
     from bushpc.dispatch import survey
 
     configs = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, configs)
-    monkeypatch.setattr(places, "CONFIG_DIR", configs)
+    monkeypatch.setenv("BUSHPC_CONFIGS", str(configs))
     monkeypatch.setattr(survey, "CONFIG_DIR", configs)
     words = [*words, "cluster.nodes=2"]
     assert main(["doctor", "--slurm", "--json", "--write", "here", *words]) == 0
