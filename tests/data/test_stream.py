@@ -235,7 +235,8 @@ def test_a_lane_reads_one_shard_ahead_and_no_further(opened, server):
     cell, data = opened(f"data.stream={server.url}", "loader.lanes=1", "train.batch_size=1", "train.iterations=60")
     with contextlib.closing(training_batches(cell, data, World(), 0)) as batches:
         next(batches)
-        time.sleep(0.3)
+        wait_for(lambda: len(server.asked) >= 2)
+        time.sleep(0.3)  # in which it could ask for more
         assert len(server.asked) == 2
 
 
@@ -437,7 +438,7 @@ def children() -> set[str]:
 
 
 def wait_for(holds) -> None:
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -48,7 +48,7 @@ def saved_of(run_dir: Path) -> dict[str, int]:
     return {name: step for name, step in steps.items() if step}
 
 
-def until(run_dir: Path, reached, timeout: float = 60) -> RunStatus:
+def until(run_dir: Path, reached, timeout: float = 300) -> RunStatus:
     deadline = time.monotonic() + timeout
     while not reached(status := read_status(run_dir)):
         assert time.monotonic() < deadline, status

@@ -249,11 +249,13 @@ def test_a_batch_shell_that_is_told_to_end_waits_for_its_ranks_and_then_asks(tmp
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     run_dir = tmp_path / "my 'run"  # a quote and a space: the path reaches a shell twice
-    script = "\n".join([*shell_lines(run_dir), "sh -c 'sleep 1; exit 75'"])
+    script = "\n".join([*shell_lines(run_dir), f"sh -c 'touch {tmp_path}/begun; sleep 2; exit 75'"])
     shell = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
-    time.sleep(0.4)
+    while not (tmp_path / "begun").exists():
+        assert shell.poll() is None
+        time.sleep(0.05)
     shell.send_signal(signal.SIGTERM)
-    out, _ = shell.communicate(timeout=20)
+    out, _ = shell.communicate(timeout=300)
     assert shell.returncode == 75
     assert out.splitlines() == ["-m", "bushpc.dispatch.come_back", "75", str(run_dir)]
 
@@ -358,7 +360,7 @@ def test_local_ranks_end_together(tmp_path, end):
     executor.update_parameters(tasks_per_node=2, timeout_min=1)
     job = executor.submit(Sleeper(str(tmp_path)))
     notes = [tmp_path / "rank0", tmp_path / "rank1"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not all(note.exists() and note.read_text() for note in notes):
         assert time.monotonic() < deadline
         time.sleep(0.05)

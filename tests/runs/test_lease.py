@@ -102,7 +102,7 @@ def test_a_killed_holder_of_this_machine_is_replaced_at_once(start, tmp_path):
     began = time.monotonic()
     with Lease(tmp_path) as lease:
         lease.check()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # waiting for it takes 60 s
 
 
 def test_one_that_left_is_followed_at_once_even_from_another_machine(tmp_path):
@@ -112,7 +112,7 @@ def test_one_that_left_is_followed_at_once_even_from_another_machine(tmp_path):
     began = time.monotonic()
     with Lease(tmp_path) as lease:
         lease.check()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # waiting for it takes 60 s
 
 
 def test_a_silent_holder_of_another_machine_is_waited_for_until_its_time_is_over(tmp_path):
@@ -140,12 +140,12 @@ def test_a_holder_that_lives_is_not_taken_for_dead_because_its_clock_is_late(tmp
     renewer = threading.Thread(target=renew_by_a_clock_an_hour_late)
     renewer.start()
     try:
-        with pytest.raises(LeaseError, match="another process works on"), Lease(tmp_path, renew_s=0.5):
+        with pytest.raises(LeaseError, match="another process works on"), Lease(tmp_path, renew_s=2.0):
             pass
     finally:
         left.set()
         renewer.join()
-    with Lease(tmp_path, renew_s=0.5) as lease:  # silent now, and old: two renewals of it are waited for
+    with Lease(tmp_path, renew_s=2.0) as lease:  # silent now, and old: two renewals of it are waited for
         lease.check()
 
 
@@ -165,13 +165,14 @@ def test_an_earlier_start_of_the_same_job_is_followed_at_once_and_another_job_is
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    naps, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (naps.append(seconds), sleep(seconds)))
     for job_id, restart, at_once in (("8", 1, True), ("8", 2, False), ("9", 1, False)):
         as_of_another_machine(tmp_path, job_id=job_id, restart=restart)
         os.utime(holder_file(tmp_path))
-        began = time.monotonic()
+        naps.clear()
         with Lease(tmp_path, ttl_s=0.8):
-            waited = time.monotonic() - began
-        assert (waited < 0.5) is at_once, (job_id, restart, waited)
+            assert (not naps) is at_once, (job_id, restart)
 
 
 def test_a_holder_that_was_stopped_for_long_notices_before_it_writes(start, tmp_path):
@@ -195,12 +196,12 @@ def test_a_file_server_that_is_away_for_a_moment_ends_no_holder_and_one_that_sta
             raise away.pop()
         return answers(folder)
 
-    with Lease(tmp_path, renew_s=0.05, ttl_s=1.0) as lease:
+    with Lease(tmp_path, renew_s=0.05, ttl_s=4.0) as lease:
         monkeypatch.setattr(os, "listdir", listdir)
         lease.check()
         assert not away
         away += [OSError(errno.EIO, "Input/output error")] * 100
-        with pytest.raises(LeaseError, match=r"could not be found out for 1 s \(.*Input/output error"):
+        with pytest.raises(LeaseError, match=r"could not be found out for 4 s \(.*Input/output error"):
             lease.check()
         away.clear()
 

@@ -20,6 +20,8 @@ from bushpc.process import children
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox"
 EXIT_NOT_INSTALLED = 3
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
+# A deadline for what must happen, so long that no load on the machine reaches it.
+PATIENCE_S = 300.0
 
 Result = t.TypeVar("Result")
 
@@ -92,7 +94,7 @@ class Sandbox:
 
     def run(self, command: list[str], **options: t.Any) -> str:
         """Run a command in the sandbox and return what it printed; a failure fails the test."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, **options)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=PATIENCE_S, **options)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -120,7 +122,7 @@ class Sandbox:
         answer = self.run(["sacct", "-n", "-P", "-X", "-j", jobid, "-o", ",".join(columns)])
         return [dict(zip(columns, line.split("|"), strict=True)) for line in answer.splitlines()]
 
-    def wait(self, jobid: str, states: Collection[str] = ENDED, timeout: float = 30) -> list[str]:
+    def wait(self, jobid: str, states: Collection[str] = ENDED, timeout: float = PATIENCE_S) -> list[str]:
         """Poll until the job, or all tasks of the array, are in one of `states`. Returns their states by index."""
 
         def reached() -> list[str]:
@@ -130,7 +132,9 @@ class Sandbox:
         return self.until(reached, timeout, lambda: f"job {jobid} in {sorted(states)}; the queue: {self.squeue()}")
 
     @staticmethod
-    def until(question: Callable[[], Result], timeout: float = 20, what: Callable[[], str] = lambda: "") -> Result:
+    def until(
+        question: Callable[[], Result], timeout: float = PATIENCE_S, what: Callable[[], str] = lambda: ""
+    ) -> Result:
         """Poll until the answer is true and return it; fails the test with `what()` after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not (answer := question()):

@@ -33,7 +33,7 @@ def words(tmp_path: Path) -> list[str]:
 def examine(sandbox: Sandbox, *words: str) -> dict[str, t.Any]:
     """`bushpc doctor --slurm --json` on the sandbox, as a user runs it."""
     command = [sys.executable, "-m", "bushpc.cli", "doctor", "--slurm", "--json", *words]
-    done = subprocess.run(command, env=sandbox.env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=sandbox.env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, t.Any] = json.loads(done.stdout)
     return found
@@ -83,7 +83,7 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
     requeue = story(found, "requeue")
     for source in ("rank0", "rank1", "child0", "child1", "batch"):
         assert burst(requeue, source) == STOPPED, source
-    assert 3 < requeue["kill_s"] < 8
+    assert 3 < requeue["kill_s"] < 60
     # scancel --signal reaches ranks and their children, not the batch shell.
     told = story(found, "signal")
     assert {name for source in ("rank0", "rank1", "child0", "child1") for _, name in told["heard"][source]} == {"TERM"}
@@ -135,7 +135,7 @@ def test_ctrl_c_takes_the_probe_out_of_the_queue(slurm: Sandbox, words: list[str
     assert doctor.stderr is not None
     assert any("submitted probe job" in line for line in doctor.stderr)
     doctor.send_signal(signal.SIGINT)
-    _, said = doctor.communicate(timeout=60)
+    _, said = doctor.communicate(timeout=300)
     assert doctor.returncode == 130
     assert "the probe jobs are cancelled" in said
     mine = {state for job, state in slurm.squeue().items() if job not in before}

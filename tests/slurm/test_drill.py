@@ -69,10 +69,10 @@ def test_a_competitor_that_preempts_nothing_is_reported(slurm, words, capsys, mo
 def test_ctrl_c_takes_the_drill_out_of_the_queue(slurm, words, tmp_path):
     command = [sys.executable, "-m", "bushpc.cli", "drill", *words]
     process = subprocess.Popen(command, env={**os.environ, **slurm.env}, stderr=subprocess.PIPE, text=True)
-    slurm.until(lambda: list(tmp_path.glob("runs/drill-*/*/cells/fold0/metrics.jsonl")), 60)
+    slurm.until(lambda: list(tmp_path.glob("runs/drill-*/*/cells/fold0/metrics.jsonl")))
     assert drills(slurm)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "the drill's jobs are cancelled" in said
     assert drills(slurm) == []

@@ -43,7 +43,7 @@ def test_a_job_that_went_back_into_the_queue_makes_the_same_samples_as_one_proce
                 made[path] = path.stat().st_mtime_ns
         return made
 
-    slurm.until(lambda: batches() or "bushpc: " in read(log), timeout=240, what=lambda: read(log))
+    slurm.until(lambda: batches() or "bushpc: " in read(log), what=lambda: read(log))
     slurm.run(["scontrol", "requeue", job_id])
     kept, remade = batches(), set()
     assert 0 < len(kept) < 120, read(log)
@@ -52,7 +52,7 @@ def test_a_job_that_went_back_into_the_queue_makes_the_same_samples_as_one_proce
         remade.update(path for path, time in batches().items() if kept.get(path, time) != time)
         return slurm.squeue()[job_id] == "COMPLETED"
 
-    slurm.until(completed, timeout=240, what=lambda: read(log))
+    slurm.until(completed, what=lambda: read(log))
     assert not remade
     assert "120 scans" in log.read_text()
     assert not list(tmp_path.glob(".meeting*")), "ranks met, and cleared up"

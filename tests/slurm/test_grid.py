@@ -42,7 +42,7 @@ def states(run_dir: Path) -> dict[str, str]:
 
 
 def until_still(slurm, run_dir: Path) -> dict[str, str]:
-    slurm.until(lambda: not any(cell.live for cell in read_status(run_dir).cells), 180, lambda: str(slurm.squeue()))
+    slurm.until(lambda: not any(cell.live for cell in read_status(run_dir).cells), what=lambda: str(slurm.squeue()))
     return states(run_dir)
 
 
@@ -68,7 +68,7 @@ def test_table_4_survives_its_submitter_two_of_its_cells_and_a_node(slurm, words
     assert "submitted" not in said
 
     # Two cells are cancelled behind bushpc's back, and a node dies with what runs on it.
-    running = slurm.until(lambda: [cell for cell in read_status(run_dir).cells if cell.phase == "training"][:1], 60)
+    running = slurm.until(lambda: [cell for cell in read_status(run_dir).cells if cell.phase == "training"][:1])
     waiting = next(cell for cell in reversed(read_status(run_dir).cells) if cell.state == "queued")
     for cell in (*running, waiting):
         slurm.run(["scancel", cell.job_id])
@@ -88,7 +88,7 @@ def test_table_4_survives_its_submitter_two_of_its_cells_and_a_node(slurm, words
         assert [attempt.end for attempt in read_attempts(cell)].count("done") == 1
 
     # The table is complete, and nothing is left to do.
-    slurm.wait(json.loads((run_dir / "jobs" / "report.json").read_text())["job_id"], timeout=120)
+    slurm.wait(json.loads((run_dir / "jobs" / "report.json").read_text())["job_id"])
     assert json.loads((run_dir / "report" / "summary.json").read_text())["complete"] is True
     assert main(command) == 0
     assert "already done: full-fold0" in capsys.readouterr().out

@@ -34,6 +34,8 @@ def run_cell(cell_dir, world, stop):
     checkpoints = cell_dir / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     sealed = [int(path.name[5:]) for path in checkpoints.iterdir()]
+    with (cell_dir / f"trains{world.rank}").open("a") as file:
+        file.write(str(restart))
     with Watchdog(cell_dir, world.rank, plan.get("hang_s", 0)) as watchdog:
         for step in range(max(sealed, default=0) + 1, plan["steps"] + 1):
             watchdog.alive(f"step {step}")
@@ -104,6 +106,12 @@ def starts(run_dir: Path, cell: str, rank: int = 0) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def trains(run_dir: Path, cell: str, rank: int = 0) -> str:
+    """The restart counts of the starts in which a rank came to its training, one digit each."""
+    path = run_dir / "cells" / cell / f"trains{rank}"
+    return path.read_text() if path.exists() else ""
+
+
 def job_id(run_dir: Path, cell: str) -> str:
     return str(json.loads((run_dir / "cells" / cell / "job.json").read_text())["job_id"])
 
@@ -114,14 +122,14 @@ def log(run_dir: Path, cell: str) -> str:
 
 def end_states(slurm, run_dir: Path) -> dict[str, str]:
     """State of every cell once none is live."""
-    slurm.until(lambda: not any(cell.live for cell in read_status(run_dir).cells), 60, lambda: str(slurm.squeue()))
+    slurm.until(lambda: not any(cell.live for cell in read_status(run_dir).cells), what=lambda: str(slurm.squeue()))
     return {cell.name: cell.state for cell in read_status(run_dir).cells}
 
 
 def test_a_signal_in_start_up_brings_the_job_back(slurm, submit):
     run_dir = submit({"term": {"starts_slowly": True}, "usr2": {"starts_slowly": True}})
     for cell, name in (("term", "TERM"), ("usr2", "USR2")):
-        slurm.until(lambda cell=cell: starts(run_dir, cell) and starts(run_dir, cell, 1), 40)
+        slurm.until(lambda cell=cell: starts(run_dir, cell) and starts(run_dir, cell, 1))
         slurm.run(["scancel", f"--signal={name}", job_id(run_dir, cell)])
     assert end_states(slurm, run_dir) == {"term": "done", "usr2": "done"}
     for cell in ("term", "usr2"):
@@ -149,12 +157,12 @@ def test_a_hung_rank_ends_with_stacks_and_is_not_started_again(slurm, submit):
 
 
 def test_a_stopped_job_saves_and_comes_back_as_often_as_it_is_stopped_and_a_cancelled_one_stays_away(slurm, submit):
-    run_dir = submit({"cell": {"steps": 600}})
+    run_dir = submit({"cell": {"steps": 100_000}})
     for count in range(2):
-        slurm.until(lambda count=count: starts(run_dir, "cell", 1) == "01"[: count + 1], 40)
-        time.sleep(1)  # training
+        # A signal that comes before the ranks listen is another test's.
+        slurm.until(lambda count=count: all(trains(run_dir, "cell", rank) == "01"[: count + 1] for rank in (0, 1)))
         slurm.run(["scancel", "--signal=TERM", job_id(run_dir, "cell")])
-    slurm.until(lambda: starts(run_dir, "cell", 1) == "012", 40)
+    slurm.until(lambda: trains(run_dir, "cell") == trains(run_dir, "cell", 1) == "012")
     assert log(run_dir, "cell").count("goes back into the queue: it was told to stop, and saved") == 2
     sealed = sorted((run_dir / "cells" / "cell" / "checkpoints").iterdir())
     assert len(sealed) >= 2

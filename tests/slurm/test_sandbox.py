@@ -57,7 +57,7 @@ def test_high_preempts_low_which_is_requeued_and_runs_again(slurm: Sandbox) -> N
     slurm.until(lambda: words(slurm.root / "runs") == ["0"])
     high = slurm.sbatch("true", "-p", "high", "-N2", "--exclusive")
     slurm.wait(high, {"COMPLETED"})
-    slurm.until(lambda: words(slurm.root / "runs") == ["0", "1"], timeout=30, what=lambda: str(slurm.squeue()))
+    slurm.until(lambda: words(slurm.root / "runs") == ["0", "1"], what=lambda: str(slurm.squeue()))
     assert slurm.squeue()[low] == "RUNNING"
     slurm.run(["scancel", low])
 
@@ -120,7 +120,6 @@ def test_a_sandbox_is_ready_within_30_seconds_and_up_again_is_a_no_op(slurm: San
 def test_two_sandboxes_do_not_disturb_each_other(slurm: Sandbox, make_sandbox: Callable[..., Sandbox]) -> None:
     etc_slurm = listing(Path("/etc/slurm"))
     other = make_sandbox("--nodes", "2")
-    assert other.ready_seconds < 30
     here, there = slurm.sbatch(FOREVER), other.sbatch(FOREVER)
     slurm.wait(here, {"RUNNING"})
     other.wait(there, {"RUNNING"})
@@ -174,7 +173,7 @@ def test_up_interrupted_halfway_leaves_nothing(tmp_path: Path, slurm: Sandbox) -
     up = subprocess.Popen(sandbox.command("up"), stderr=subprocess.PIPE)
     sandbox.until(lambda: sandbox.status().get("daemons", {}).get("mariadbd"))
     up.terminate()
-    up.communicate(timeout=30)
+    up.communicate(timeout=300)
     assert up.returncode == 128 + signal.SIGTERM
     assert sandbox.processes() == {}
     assert not sandbox.root.exists()

@@ -101,7 +101,7 @@ def test_a_rank_does_not_outlive_a_parent_that_is_killed(tmp_path):
     assert process_start(pid)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process_start(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -184,7 +184,7 @@ def test_the_wait_for_a_job_is_queue_and_the_wait_after_a_preemption_requeue(tmp
     account = goodput(read_attempts(tmp_path))
     assert account is not None
     assert account.seconds["queue"] == pytest.approx(600)
-    assert account.seconds["start"] == pytest.approx(5000, abs=5)  # no sign of life since its job began
+    assert account.seconds["start"] == pytest.approx(5000, abs=30)  # no sign of life since its job began
 
     # The job ran for 1000 s and came back 4000 s later, 100 s ago.
     [stopped] = recorded(tmp_path)
@@ -197,9 +197,9 @@ def test_the_wait_for_a_job_is_queue_and_the_wait_after_a_preemption_requeue(tmp
     account = goodput(read_attempts(tmp_path))
     assert account is not None
     assert account.seconds["queue"] == pytest.approx(600)
-    assert account.seconds["requeue"] == pytest.approx(4000, abs=5)
+    assert account.seconds["requeue"] == pytest.approx(4000, abs=30)
     assert account.seconds["idle"] == 0
-    assert recorded(tmp_path)[1].seconds["start"] == pytest.approx(100, abs=5)
+    assert recorded(tmp_path)[1].seconds["start"] == pytest.approx(100, abs=30)
 
 
 def test_an_allocation_that_was_there_before_is_not_taken_for_this_start(tmp_path, monkeypatch):

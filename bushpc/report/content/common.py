@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 
-from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
+from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
 from bushpc.report.tables import Column, Number
 
@@ -79,7 +79,8 @@ def metric_columns(
 
 def titled(metric: str) -> str:
     """Its name as people read it, with the unit."""
-    return METRICS[metric].heading
+    found = METRICS[metric]
+    return f"{found.title} ({found.unit})" if found.unit else found.title
 
 
 def listed(words: t.Sequence[str]) -> str:
