@@ -25,7 +25,7 @@ from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validati
 from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
-from bushpc.metrics.names import METRICS
+from bushpc.metrics.registry import METRICS
 from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.runs.checkpoint import Checkpoint, Retention, Saver, frozen_parameters

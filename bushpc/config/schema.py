@@ -23,7 +23,7 @@ from bushpc.config import places
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
 from bushpc.errors import ConfigError, unknown_name
-from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
+from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 
 # Tools that show curves, and how each is installed.
 TOOLS = {"tensorboard": "tensorboard", "wandb": "'bushpc[wandb]'", "mlflow": "'bushpc[mlflow]'"}

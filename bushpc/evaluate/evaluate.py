@@ -20,9 +20,8 @@ from bushpc.data.prompts import FROM_MASK
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.journal import Journal, Line
 from bushpc.files import write_atomically
-from bushpc.metrics.label import label_metrics
-from bushpc.metrics.mask import Confusion, betti_error, confusion, mask_metrics, surface_metrics
-from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
+from bushpc.metrics.mask import Confusion, MaskPair, Spacing
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS, label_metrics, mask_metrics
 from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
 from bushpc.sample import LABELS, Batch, Prediction, label_index
@@ -141,10 +140,7 @@ def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
 
 def summary_line(rows: list[dict[str, t.Any]]) -> str:
     """`Dice 0.8123  IoU …` for the log."""
-    return "  ".join(
-        f"{METRICS[name].title}{f' ({METRICS[name].unit})' * bool(METRICS[name].unit)} {value:.4f}"
-        for name, value in means(rows).items()
-    )
+    return "  ".join(f"{METRICS[name].heading} {value:.4f}" for name, value in means(rows).items())
 
 
 def _prob(label: str) -> str:
@@ -241,10 +237,10 @@ def _row(
     classes = data.manifest.mask_classes
     counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
     if prob_KHW is not None:
-        counts = confusion(prob_KHW, mask_KHW, cell.evaluate.threshold)
-        by_class = {
-            name: _measure(cell, record, *pair) for name, *pair in zip(classes, prob_KHW, mask_KHW, strict=True)
-        }
+        pairs = [_pair(cell, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
+        counts = Confusion(*map(np.array, zip(*(pair.counts for pair in pairs), strict=True)))
+        wanted = (*ALWAYS, *cell.evaluate.metrics)
+        by_class = {name: mask_metrics(pair, wanted) for name, pair in zip(classes, pairs, strict=True)}
     measured = _mean_of_classes(list(by_class.values()))
     if prediction.scores is not None:
         measured |= {name: float(score_B[i]) for name, score_B in prediction.scores.items()}
@@ -271,14 +267,21 @@ def _row(
     return row
 
 
-def _measure(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
-    """Every image metric of one class that was asked for, and some more."""
-    threshold = cell.evaluate.threshold
-    measured = {name: float(value) for name, value in mask_metrics(prob_HW, mask_HW, threshold).items()}
-    measured |= _surfaces(cell, record, prob_HW, mask_HW)
-    if "betti_error" in cell.evaluate.metrics:
-        measured["betti_error"] = betti_error(prob_HW, mask_HW, threshold)
-    return measured
+def _pair(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
+    """Prediction and reference of one mask class, with the pixel's size in every unit that is known for this image."""
+    edges: dict[Spacing, float | None] = {"mm": record.pixel_mm, "px": 1.0}
+    height, width = mask_HW.shape
+    return MaskPair(
+        prob=prob_HW,
+        mask=mask_HW,
+        threshold=cell.evaluate.threshold,
+        pixel={
+            unit: (edge * record.height / height, edge * record.width / width)
+            for unit, edge in edges.items()
+            if edge is not None
+        },
+        tolerance={"mm": cell.evaluate.nsd_mm, "px": cell.evaluate.nsd_px},
+    )
 
 
 def _mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
@@ -288,22 +291,6 @@ def _mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
         defined = [measured[name] for measured in of_classes if not math.isnan(measured[name])]
         means[name] = math.fsum(defined) / len(defined) if defined else float("nan")
     return means
-
-
-def _surfaces(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
-    """Distances of surfaces in the units that were asked for, and that are known for this image."""
-    measured: dict[str, float] = {}
-    edges = {"mm": record.pixel_mm, "px": 1.0}
-    for unit, tolerance in (("mm", cell.evaluate.nsd_mm), ("px", cell.evaluate.nsd_px)):
-        names, edge = (f"hd95_{unit}", f"nsd_{unit}"), edges[unit]
-        if not set(names) & set(cell.evaluate.metrics):
-            continue
-        values = (float("nan"), float("nan"))
-        if edge is not None:
-            pixel = (edge * record.height / mask_HW.shape[0], edge * record.width / mask_HW.shape[1])
-            values = surface_metrics(prob_HW, mask_HW, pixel, tolerance, cell.evaluate.threshold)
-        measured |= dict(zip(names, values, strict=True))
-    return measured
 
 
 def save_probability(prob_HW: np.ndarray, path: Path) -> None:

@@ -50,7 +50,7 @@ from bushpc.evaluate.predictor import (
     open_run,
 )
 from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
-from bushpc.metrics.names import METRICS
+from bushpc.metrics.registry import METRICS
 from bushpc.models.base import Model
 from bushpc.report.results import SOURCE_LABELS
 from bushpc.sample import LABELS, Batch

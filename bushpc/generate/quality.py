@@ -29,7 +29,7 @@ from bushpc.evaluate.predictor import Predictor, choose_device, load
 from bushpc.files import EXPORT_FILE, read_json, sha256_of, write_atomically
 from bushpc.generate.features import INCEPTION, NONE, Features, inception, of_model
 from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
-from bushpc.metrics.mask import confusion, dice
+from bushpc.metrics.mask import MaskPair, dice
 from bushpc.report.panel import by_hash
 from bushpc.report.stats import Interval, intervals
 from bushpc.runs.layout import RunDir
@@ -605,7 +605,7 @@ def _masks(
 
 
 def _dice(mask_HW: np.ndarray, found_HW: np.ndarray) -> float:
-    return float(dice(confusion(found_HW, mask_HW)))
+    return float(dice(MaskPair(prob=found_HW, mask=mask_HW)))
 
 
 def _to_show(images: pd.DataFrame) -> list[int]:

@@ -1,42 +1,47 @@
 """Label metrics of a set of images: accuracy, F1, AUC and cross-entropy of benign | malignant | normal. Numpy, SciPy.
 
-Prediction.class_prob_BL, Batch.label_B → numbers of a fold → curves and the report
+Prediction.class_prob_BL, Batch.label_B → one number per fold and metric → curves and the report
+
+Everywhere here prob_NL holds class probabilities whose rows sum to 1, and label_N the index of the true class, ≥ 0.
+`registry.label_metrics` computes all of them and leaves out images without a label.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
-LEAST_PROB = 1e-7  # within the logarithm: a probability that rounded to 0 would make the mean infinite
+LEAST_PROB = 1e-7  # smallest argument of the logarithm: a probability that rounded to 0 would make the mean infinite
 
 
-def label_metrics(prob_NL: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
-    """`label_accuracy`, `label_f1`, `label_auc` and `label_ce` of N images; NaN where one is not defined.
+def accuracy(prob_NL: np.ndarray, label_N: np.ndarray) -> float:
+    """Share of images whose most probable class is the true one."""
+    return float((prob_NL.argmax(axis=1) == label_N).mean())
 
-    prob_NL: floats, rows sum to 1. label_N: index of the true class, -1 where there is none; those are left out.
-    F1 is the mean over the classes that occur among the images or the predictions, AUC the mean over the classes
-    that occur among the images, one against all others;
-    it is NaN where all images have one class. CE is the mean negative logarithm of the true class' probability.
-    """
-    prob_NL, label_N = np.asarray(prob_NL, float), np.asarray(label_N)
-    prob_NL, label_N = prob_NL[label_N >= 0], label_N[label_N >= 0]
-    if not len(label_N):
-        return dict.fromkeys(("label_accuracy", "label_f1", "label_auc", "label_ce"), float("nan"))
+
+def f1(prob_NL: np.ndarray, label_N: np.ndarray) -> float:
+    """Mean F1 over the classes that occur among the images or the predictions."""
     predicted_N = prob_NL.argmax(axis=1)
-    true_class = prob_NL[np.arange(len(label_N)), label_N]
+    return float(np.mean([_f1(predicted_N == c, label_N == c) for c in np.union1d(label_N, predicted_N)]))
+
+
+def auc(prob_NL: np.ndarray, label_N: np.ndarray) -> float:
+    """Mean AUC over the classes that occur among the images, one against all others; NaN if there is only one."""
     present = np.unique(label_N)
-    aucs = [auc(prob_NL[:, label], label_N == label) for label in present] if len(present) > 1 else []
-    return {
-        "label_accuracy": float((predicted_N == label_N).mean()),
-        "label_f1": float(np.mean([_f1(predicted_N == c, label_N == c) for c in np.union1d(present, predicted_N)])),
-        "label_auc": float(np.mean(aucs)) if aucs else float("nan"),
-        "label_ce": float(-np.log(np.clip(true_class, LEAST_PROB, 1.0)).mean()),
-    }
+    if len(present) < 2:
+        return float("nan")
+    return float(np.mean([binary_auc(prob_NL[:, label], label_N == label) for label in present]))
 
 
-def auc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties half (Mann-Whitney)."""
+def cross_entropy(prob_NL: np.ndarray, label_N: np.ndarray) -> float:
+    """Mean negative logarithm of the true class' probability."""
+    true_class = prob_NL[np.arange(len(label_N)), label_N]
+    return float(-np.log(np.clip(true_class, LEAST_PROB, 1.0)).mean())
+
+
+def binary_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, ties count half (Mann-Whitney)."""
+    from scipy.stats import rankdata  # takes 0.3 s to import, and every command imports the list of metrics
+
     positives = int(positive_N.sum())
     negatives = len(positive_N) - positives
     ranks = rankdata(score_N)

@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bushpc.metrics.names import METRICS
+from bushpc.metrics.registry import METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import cost_of
 from bushpc.report.results import source_label

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.metrics.label import LEAST_PROB, label_metrics
-from bushpc.metrics.names import LABEL_METRICS
+from bushpc.metrics.label import LEAST_PROB
+from bushpc.metrics.registry import LABEL_METRICS, Metric, label_metrics
 from bushpc.report.results import PROB_COLUMNS
 from bushpc.report.stats import Interval, percentiles, resamples
 from bushpc.sample import LABELS
@@ -161,10 +161,14 @@ def roc(rows: pd.DataFrame, label: str) -> tuple[np.ndarray, np.ndarray]:
 class Weighted:
     """The label metrics of images that count more than once, for many weightings at a time.
 
-    With weights of 1 it gives what `metrics.label.label_metrics` does, and with counts what that gives for copies.
+    With weights of 1 it gives what `label_metrics` does, and with counts what that gives for copies.
+
+    The four metrics below have a fast formula. Any other is computed from copies of the images, one weighting at a
+    time, which takes minutes for a large dataset.
     """
 
     def __init__(self, prob_NL: np.ndarray, label_N: np.ndarray) -> None:
+        self.prob_NL, self.label_N = prob_NL, label_N
         images = np.arange(len(label_N))
         predicted_NL = prob_NL.argmax(axis=1)[:, None] == np.arange(prob_NL.shape[1])
         true_NL = label_N[:, None] == np.arange(prob_NL.shape[1])
@@ -175,7 +179,7 @@ class Weighted:
         self.rankings = [_Ranking(prob_NL[:, c], true_NL[:, c]) for c in range(prob_NL.shape[1]) if true_NL[:, c].any()]
 
     def __call__(self, weight_RN: np.ndarray) -> np.ndarray:
-        """(R, 4) in the order of LABEL_METRICS. weight_RN: how often each image counts."""
+        """(R, metrics) in the order of LABEL_METRICS. weight_RN: how often each image counts."""
         size_R = weight_RN.sum(axis=1)
         with np.errstate(invalid="ignore"):
             f1_RL = 2 * (weight_RN @ self.hits_NL) / (weight_RN @ self.either_NL)
@@ -186,7 +190,15 @@ class Weighted:
             "label_auc": _mean_of_defined(auc_RL),
             "label_ce": weight_RN @ self.ce_N / size_R,
         }
-        return np.stack([by_name[name] for name in LABEL_METRICS], axis=1)
+        others = {
+            name: self._of_copies(metric, weight_RN) for name, metric in LABEL_METRICS.items() if name not in by_name
+        }
+        return np.stack([(by_name | others)[name] for name in LABEL_METRICS], axis=1)
+
+    def _of_copies(self, metric: Metric, weight_RN: np.ndarray) -> np.ndarray:
+        assert metric.function is not None, "a metric of labels is computed here"
+        copies = (np.repeat(np.arange(len(self.label_N)), weight_N.astype(int)) for weight_N in weight_RN)
+        return np.array([metric.function(self.prob_NL[each], self.label_N[each]) for each in copies])
 
 
 class _Ranking:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from bushpc.config.frozen import FrozenSettings
 from bushpc.errors import ConfigError, DataError, unknown_name
-from bushpc.metrics.names import ALWAYS, IMAGE_METRICS, METRICS
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.runs.goodput import Attempt, Goodput, goodput, read_attempts, trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, FoldsRecord, RowRecord, RunRecord

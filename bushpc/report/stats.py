@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.metrics.names import ALWAYS
+from bushpc.metrics.registry import ALWAYS
 
 
 class Stratum(t.NamedTuple):

@@ -15,11 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from bushpc.errors import DataError
-from bushpc.metrics.names import ALWAYS, IMAGE_METRICS
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, Run, read_run, source_label
 from bushpc.sample import LABELS
-
-_PIXEL_RATES = ("fpr", "fnr", "sensitivity", "specificity", "precision", "accuracy")
 
 
 class Entry(t.NamedTuple):
@@ -83,7 +81,7 @@ class Study:
         other, so that a better one by itself says nothing (XBusNet 3.1 tests Dice and IoU). None of models that give
         labels alone.
         """
-        found = [name for name in self.image_metrics if name not in _PIXEL_RATES]
+        found = [name for name in self.image_metrics if METRICS[name].tested]
         return found or (["dice"] if self.image_metrics or not self.metrics else [])
 
     @property

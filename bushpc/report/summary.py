@@ -11,7 +11,7 @@ import typing as t
 import numpy as np
 import pandas as pd
 
-from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS
+from bushpc.metrics.registry import IMAGE_METRICS, LABEL_METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import Cost, cost_of
 from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, of_class, source_label

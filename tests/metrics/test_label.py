@@ -5,8 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc, multiclass_f1_score
 
-from bushpc.metrics.label import label_metrics
-from bushpc.metrics.names import LABEL_METRICS
+from bushpc.metrics.registry import LABEL_METRICS, label_metrics
 
 
 @pytest.fixture

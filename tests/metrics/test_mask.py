@@ -14,7 +14,16 @@ from torchmetrics.functional.classification import (
     binary_stat_scores,
 )
 
-from bushpc.metrics.mask import betti_error, betti_numbers, confusion, lesion_length, mask_metrics, surface_metrics
+from bushpc.metrics.mask import MaskPair, betti_error, betti_numbers, confusion, lesion_length, surface_metrics
+from bushpc.metrics.registry import METRICS
+
+OF_PIXEL_COUNTS = ("dice", "iou", "fpr", "fnr", "sensitivity", "specificity", "precision", "accuracy", "bce")
+
+
+def measured(prob, mask) -> dict[str, np.ndarray]:
+    """The metrics that take several images at once, as arrays of the axes before height and width."""
+    pair = MaskPair(prob=prob, mask=mask)
+    return {name: METRICS[name].function(pair) for name in OF_PIXEL_COUNTS}
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def test_counts_agree_with_torchmetrics(case):
 
 def test_dice_and_iou_agree_with_monai_and_torchmetrics(case):
     prob, mask = case
-    metrics = mask_metrics(prob, mask)
+    metrics = measured(prob, mask)
     predicted, actual = torch.tensor(prob >= 0.5)[:, None], torch.tensor(mask)[:, None]
     np.testing.assert_allclose(metrics["dice"], compute_dice(predicted, actual)[:, 0], rtol=1e-6)
     np.testing.assert_allclose(metrics["iou"], compute_iou(predicted, actual)[:, 0], rtol=1e-6)
@@ -45,7 +54,7 @@ def test_dice_and_iou_agree_with_monai_and_torchmetrics(case):
 def test_case_worked_by_hand():
     mask = np.array([[1, 1, 1, 0], [0, 0, 0, 0]])
     prob = np.array([[0.9, 0.5, 0.1, 0.8], [0.2, 0.7, 0.0, 0.4]])  # TP 2, FN 1, FP 2, TN 3; 0.5 counts as lesion
-    metrics = mask_metrics(prob, mask)
+    metrics = measured(prob, mask)
     assert metrics["dice"] == pytest.approx(4 / 7)
     assert metrics["iou"] == pytest.approx(2 / 5)
     assert metrics["fpr"] == pytest.approx(2 / 5)
@@ -54,16 +63,16 @@ def test_case_worked_by_hand():
 
 def test_leading_axes_are_images(case):
     prob, mask = case
-    whole = mask_metrics(prob.reshape(2, 3, 20, 30), mask.reshape(2, 3, 20, 30))
+    whole = measured(prob.reshape(2, 3, 20, 30), mask.reshape(2, 3, 20, 30))
     assert whole["dice"].shape == (2, 3)
-    assert whole["dice"][1, 0] == mask_metrics(prob[3], mask[3])["dice"]
+    assert whole["dice"][1, 0] == measured(prob[3], mask[3])["dice"]
 
 
 @pytest.mark.parametrize("predicted_pixels", [0, 4])
 def test_an_empty_reference_has_no_overlap_metrics_but_a_false_positive_rate(predicted_pixels):
     prob = np.zeros((4, 4))
     prob.flat[:predicted_pixels] = 1
-    metrics = mask_metrics(prob, np.zeros((4, 4)))
+    metrics = measured(prob, np.zeros((4, 4)))
     assert all(np.isnan(metrics[name]) for name in ("dice", "iou", "fnr"))
     assert metrics["fpr"] == pytest.approx(predicted_pixels / 16)
 
@@ -71,7 +80,7 @@ def test_an_empty_reference_has_no_overlap_metrics_but_a_false_positive_rate(pre
 def test_an_empty_prediction_of_a_lesion_misses_all_of_it():
     mask = np.zeros((4, 4))
     mask[1, 1] = 1
-    metrics = mask_metrics(np.zeros((4, 4)), mask)
+    metrics = measured(np.zeros((4, 4)), mask)
     assert (metrics["dice"], metrics["iou"], metrics["fpr"]) == (0, 0, 0)
     assert metrics["fnr"] == pytest.approx(1)
 
@@ -101,7 +110,7 @@ def test_lesion_length_is_the_longest_side_of_the_bounding_box(pixels, length):
 
 def test_pixel_rates_agree_with_torchmetrics(case):
     prob, mask = case
-    metrics = mask_metrics(prob, mask)
+    metrics = measured(prob, mask)
     references = {
         "sensitivity": binary_recall,
         "specificity": binary_specificity,
@@ -118,8 +127,8 @@ def test_bce_agrees_with_torch_and_stays_finite_for_certainty_that_is_wrong(case
     reference = torch.nn.functional.binary_cross_entropy(
         torch.tensor(prob), torch.tensor(mask, dtype=torch.float64), reduction="none"
     )
-    np.testing.assert_allclose(mask_metrics(prob, mask)["bce"], reference.mean((1, 2)), rtol=1e-6)
-    assert np.isfinite(mask_metrics(np.zeros((2, 2)), np.ones((2, 2)))["bce"])
+    np.testing.assert_allclose(measured(prob, mask)["bce"], reference.mean((1, 2)), rtol=1e-6)
+    assert np.isfinite(measured(np.zeros((2, 2)), np.ones((2, 2)))["bce"])
 
 
 def square(left: int, top: int = 10, size: int = 20) -> np.ndarray:
@@ -192,12 +201,15 @@ def test_pieces_and_holes_worked_by_hand(rows, pieces, holes):
 
 
 def test_betti_error_counts_wrong_pieces_and_wrong_holes_of_the_thresholded_map():
+    def error(prob: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> float:
+        return betti_error(MaskPair(prob=prob, mask=mask, threshold=threshold))
+
     mask, prob = square(10), 0.6 * square(10).astype(float)
-    assert betti_error(prob, mask) == 0
+    assert error(prob, mask) == 0
     prob[15:17, 15:17] = 0.4  # a hole
     prob[2, 2] = prob[5, 60] = prob[40, 40] = 0.55  # three stray pixels
-    assert betti_error(prob, mask) == 3 + 1
-    assert betti_error(prob, mask, threshold=0.3) == 3
-    assert betti_error(prob, mask, threshold=0.7) == 1  # nothing is found
-    assert betti_error(np.zeros((48, 64)), np.zeros((48, 64))) == 0
-    assert betti_error(prob, np.zeros((48, 64))) == 4 + 1
+    assert error(prob, mask) == 3 + 1
+    assert error(prob, mask, threshold=0.3) == 3
+    assert error(prob, mask, threshold=0.7) == 1  # nothing is found
+    assert error(np.zeros((48, 64)), np.zeros((48, 64))) == 0
+    assert error(prob, np.zeros((48, 64))) == 4 + 1

@@ -9,8 +9,7 @@ import torchmetrics.functional.classification
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
-from bushpc.metrics.label import label_metrics
-from bushpc.metrics.names import LABEL_METRICS
+from bushpc.metrics.registry import LABEL_METRICS, label_metrics
 from bushpc.report import label_stats, stats
 from bushpc.sample import LABELS
 

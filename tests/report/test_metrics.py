@@ -9,7 +9,7 @@ import scipy.stats
 
 from bushpc.dispatch.grid import load_grid
 from bushpc.errors import DataError
-from bushpc.metrics.label import label_metrics
+from bushpc.metrics.registry import label_metrics
 from bushpc.report import build_report, published
 from bushpc.report.published import find_published
 from bushpc.report.results import read_run

@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from bushpc.errors import DataError
-from bushpc.metrics.names import ALWAYS
+from bushpc.metrics.registry import ALWAYS
 from bushpc.report import build_report
 
 

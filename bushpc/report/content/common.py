@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 
-from bushpc.metrics.names import ALWAYS, LABEL_METRICS, METRICS
+from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
 from bushpc.report.tables import Column, Number
 
@@ -79,8 +79,7 @@ def metric_columns(
 
 def titled(metric: str) -> str:
     """Its name as people read it, with the unit."""
-    found = METRICS[metric]
-    return f"{found.title} ({found.unit})" if found.unit else found.title
+    return METRICS[metric].heading
 
 
 def listed(words: t.Sequence[str]) -> str:

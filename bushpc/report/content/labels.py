@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bushpc.metrics.names import LABEL_METRICS
+from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.content.common import (
     FOLDS,
     METHOD,

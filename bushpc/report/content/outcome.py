@@ -8,7 +8,7 @@ import typing as t
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bushpc.metrics.names import IMAGE_METRICS, LABEL_METRICS, METRICS, SCORE_METRICS
+from bushpc.metrics.registry import IMAGE_METRICS, LABEL_METRICS, METRICS, Metric
 from bushpc.report.content.common import (
     FOLDS,
     METHOD,
@@ -121,7 +121,7 @@ def _task(summary: Summary) -> str:
     tested = set(summary["tested_metrics"])
     if not tested:
         return "Classification of validation images"
-    if tested <= SCORE_METRICS.keys():
+    if all(METRICS[metric].of == "pixels" for metric in tested):
         return "Validation images as the model itself scores them"
     return f"Segmentation at {_threshold(summary)} on validation images"
 
@@ -243,24 +243,24 @@ def _definition_notes(summary: Summary) -> list[str]:
     notes += _coverage(of_images, [(line.arm, line.figures()) for line in lines(summary)], "lesion")
     by_reason: dict[str, list[str]] = {}
     for metric in summary["undefined_metrics"]:
-        by_reason.setdefault(_why_undefined(metric), []).append(titled(metric))
+        by_reason.setdefault(METRICS[metric].undefined, []).append(titled(metric))
     notes += [f"Not shown: {listed(names)}, as {reason}." for reason, names in by_reason.items()]
-    if any(metric in LABEL_METRICS for metric in shown):
-        notes.append(
-            "Classification: of all images of a fold that have a label; F1 and AUC are means over the labels, AUC of "
-            "each against all others; CE is the mean cross-entropy."
-        )
-    if any(metric.startswith("hd95") for metric in shown):
-        notes.append(
-            "HD95: 95th percentile of the Hausdorff distance; where a lesion is there and nothing was found, the "
-            "image's diagonal."
-        )
-    if "betti_error" in shown:
-        notes.append("Betti error: pieces and holes of the predicted mask too many or too few, wherever they are.")
-    tolerances = summary["arms"][0]["tolerance"]
-    nsd = [f"{tolerances[metric]:g} {metric[-2:]}" for metric in shown if metric in tolerances]
-    if nsd:
-        notes.append(f"NSD (surface Dice): share of both contours that lie within {listed(nsd)} of the other.")
+    return [*notes, *_metric_notes(shown, summary["arms"][0]["tolerance"])]
+
+
+def _metric_notes(shown: list[str], tolerance: dict[str, float]) -> list[str]:
+    """What the shown metrics say of themselves, classification first. Metrics with the same note share it."""
+    by_note: dict[str, list[Metric]] = {}
+    for metric in (METRICS[name] for name in shown):
+        by_note.setdefault(metric.note, []).append(metric)
+    order = list(METRICS.values())
+    notes = []
+    for note, metrics in sorted(
+        by_note.items(), key=lambda item: (item[1][0].of != "labels", min(map(order.index, item[1])))
+    ):
+        said = [f"{tolerance[metric.name]:g} {metric.spacing}" for metric in metrics if metric.name in tolerance]
+        if note and ("{tolerance}" not in note or said):
+            notes.append(note.format(tolerance=listed(said)))
     return notes
 
 
@@ -277,7 +277,7 @@ def _coverage(metrics: list[str], of_arms: list[tuple[Summary, Summary]], what: 
         if any(images < all_images for images, all_images in found):
             images, all_images = ({pair[i] for pair in found} for i in (0, 1))
             said = f"{_range(images)} of {_range(all_images)} images; the others have no {what}"
-            said += " or no known pixel size" if metric.endswith("_mm") else ""
+            said += " or no known pixel size" if METRICS[metric].spacing == "mm" else ""
             by_count.setdefault(said, []).append(titled(metric))
     return [f"{listed(names)}: of {said}." for said, names in by_count.items()]
 
@@ -285,16 +285,6 @@ def _coverage(metrics: list[str], of_arms: list[tuple[Summary, Summary]], what: 
 def _range(counts: set[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _why_undefined(metric: str) -> str:
-    if metric == "label_auc":
-        return "no model here gives a probability of each label, or all images have one label"
-    if metric in LABEL_METRICS:
-        return "no model here gives a probability of each label, or no image has a label"
-    if metric.endswith("_mm"):
-        return "the size of a pixel is known for no image with a lesion"
-    return "the evaluation measured it for no image"
 
 
 def ablation_table(summary: Summary) -> Table | None:

@@ -9,7 +9,7 @@ The form of these files:
     models          the models, and with them their variants (`xbusnet_…`), whose runs it is shown for
     decimals        how many the paper prints; one number, or metric → number
     percent         metrics that the paper prints in percent; ours are fractions, so they are shown as such
-    rows            the paper's name → figures by metric (metrics/names.py; `parameters`): a mean, or [mean, SD].
+    rows            the paper's name → figures by metric (metrics/registry.py; `parameters`): a mean, or [mean, SD].
                     By class, by stratum and of other datasets (external) these stand one level below the class,
                     stratum or dataset.
                     Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from bushpc.metrics.names import METRICS
+from bushpc.metrics.registry import METRICS
 
 PARAMETERS = "parameters"
 

@@ -1,0 +1,217 @@
+"""Every metric, one entry each. The config, the evaluator, the per-image CSV and the report all read this list.
+
+config `evaluate.metrics` → evaluate: one column of per_image.csv per metric → report: one column of the tables
+
+To add a metric, add a `Metric` to the list below. Nothing else needs to know its name.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bushpc.metrics import label, mask
+
+INFINITE = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: how it is computed, how it is printed, and what a reader has to know about it.
+
+    name: in `evaluate.metrics`, in CSV headers and in summary.json.
+    title: in table headers.
+    of: what it is computed from.
+        "masks": a predicted and a reference mask of one image; `function(MaskPair)`.
+        "pixels": an image that the model generates. The model computes it itself (`Prediction.scores`), so there is no
+        `function`.
+        "labels": the labels of a set of images, all of which have one; `function(prob_NL, label_N)`.
+    grid: where pixels are counted. "network" is the square image that the model reads. A paper's figure is comparable
+        only on the same grid. None for metrics of labels.
+    spacing: unit of the distances that it measures, if it measures any; the grid's pixels are converted to it.
+    unit: of the metric itself.
+    low, high: smallest and largest possible value; anything else in a CSV is an error.
+    always: every per_image.csv has it, whether or not `evaluate.metrics` lists it.
+    tested: whether arms are compared by it. Rates of pixels are not: a threshold trades one for another, so a better
+        one says nothing by itself.
+    note: sentence below the tables. Metrics with the same note share it; `{tolerance}` stands for their tolerances.
+    undefined: reason given by the report when no image has it.
+    """
+
+    name: str
+    title: str
+    of: t.Literal["masks", "pixels", "labels"] = "masks"
+    function: Callable[..., t.Any] | None = None
+    more_is_better: bool
+    grid: t.Literal["network"] | None = "network"
+    spacing: mask.Spacing | None = None
+    unit: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    always: bool = False
+    tested: bool = True
+    note: str = ""
+    undefined: str = "the evaluation measured it for no image"
+
+    def __post_init__(self) -> None:
+        assert (self.function is None) == (self.of == "pixels"), f"{self.name}: only the model computes its own scores"
+        assert (self.grid is None) == (self.of == "labels"), f"{self.name}: masks and pixels need a grid, labels none"
+
+    @property
+    def heading(self) -> str:
+        """Title and unit, as tables and the log show it."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+METRICS: dict[str, Metric] = {}  # all, by name
+IMAGE_METRICS: dict[str, Metric] = {}  # of one image: masks and pixels
+LABEL_METRICS: dict[str, Metric] = {}  # of a set of images
+
+
+def register(metric: Metric) -> None:
+    """Add a metric. Also for a program that uses bushpc and has a metric of its own."""
+    assert metric.name not in METRICS, f"there are two metrics called {metric.name}"
+    METRICS[metric.name] = metric
+    (LABEL_METRICS if metric.of == "labels" else IMAGE_METRICS)[metric.name] = metric
+
+
+_HD95 = (
+    "HD95: 95th percentile of the Hausdorff distance; where a lesion is there and nothing was found, the "
+    "image's diagonal."
+)
+_NSD = "NSD (surface Dice): share of both contours that lie within {tolerance} of the other."
+_NO_PIXEL_SIZE = "the size of a pixel is known for no image with a lesion"
+_LABELS = (
+    "Classification: of all images of a fold that have a label; F1 and AUC are means over the labels, AUC of "
+    "each against all others; CE is the mean cross-entropy."
+)
+_NO_LABEL = "no model here gives a probability of each label, or no image has a label"
+_ONE_LABEL = "no model here gives a probability of each label, or all images have one label"
+
+for _metric in (
+    Metric(name="dice", title="Dice", function=mask.dice, more_is_better=True, always=True),
+    Metric(name="iou", title="IoU", function=mask.iou, more_is_better=True, always=True),
+    Metric(name="fpr", title="FPR", function=mask.fpr, more_is_better=False, always=True, tested=False),
+    Metric(name="fnr", title="FNR", function=mask.fnr, more_is_better=False, always=True, tested=False),
+    Metric(name="sensitivity", title="Sensitivity", function=mask.sensitivity, more_is_better=True, tested=False),
+    Metric(name="specificity", title="Specificity", function=mask.specificity, more_is_better=True, tested=False),
+    Metric(name="precision", title="Precision", function=mask.precision, more_is_better=True, tested=False),
+    Metric(name="accuracy", title="Pixel accuracy", function=mask.accuracy, more_is_better=True, tested=False),
+    Metric(name="bce", title="BCE", function=mask.bce, more_is_better=False, high=INFINITE),
+    Metric(
+        name="hd95_mm",
+        title="HD95",
+        function=mask.hd95_mm,
+        more_is_better=False,
+        spacing="mm",
+        unit="mm",
+        high=INFINITE,
+        note=_HD95,
+        undefined=_NO_PIXEL_SIZE,
+    ),
+    Metric(
+        name="hd95_px",
+        title="HD95",
+        function=mask.hd95_px,
+        more_is_better=False,
+        spacing="px",
+        unit="px",
+        high=INFINITE,
+        note=_HD95,
+    ),
+    Metric(
+        name="nsd_mm",
+        title="NSD, tolerance in mm",
+        function=mask.nsd_mm,
+        more_is_better=True,
+        spacing="mm",
+        note=_NSD,
+        undefined=_NO_PIXEL_SIZE,
+    ),
+    Metric(
+        name="nsd_px",
+        title="NSD, tolerance in px",
+        function=mask.nsd_px,
+        more_is_better=True,
+        spacing="px",
+        note=_NSD,
+    ),
+    Metric(
+        name="betti_error",
+        title="Betti error",
+        function=mask.betti_error,
+        more_is_better=False,
+        high=INFINITE,
+        note="Betti error: pieces and holes of the predicted mask too many or too few, wherever they are.",
+    ),
+    Metric(name="denoising_mse", title="Denoising MSE", of="pixels", more_is_better=False, high=INFINITE),
+    Metric(name="reconstruction_mse", title="Reconstruction MSE", of="pixels", more_is_better=False, high=INFINITE),
+    Metric(
+        name="label_accuracy",
+        title="Accuracy",
+        of="labels",
+        function=label.accuracy,
+        more_is_better=True,
+        grid=None,
+        note=_LABELS,
+        undefined=_NO_LABEL,
+    ),
+    Metric(
+        name="label_f1",
+        title="F1",
+        of="labels",
+        function=label.f1,
+        more_is_better=True,
+        grid=None,
+        note=_LABELS,
+        undefined=_NO_LABEL,
+    ),
+    Metric(
+        name="label_auc",
+        title="AUC",
+        of="labels",
+        function=label.auc,
+        more_is_better=True,
+        grid=None,
+        note=_LABELS,
+        undefined=_ONE_LABEL,
+    ),
+    Metric(
+        name="label_ce",
+        title="CE",
+        of="labels",
+        function=label.cross_entropy,
+        more_is_better=False,
+        grid=None,
+        high=INFINITE,
+        note=_LABELS,
+        undefined=_NO_LABEL,
+    ),
+):
+    register(_metric)
+
+ALWAYS = tuple(name for name, metric in METRICS.items() if metric.always)
+
+
+def mask_metrics(pair: mask.MaskPair, names: t.Iterable[str]) -> dict[str, float]:
+    """These of the metrics that are computed from masks, for one mask class of one image; NaN where one is undefined.
+
+    `names` may hold other metrics. They are left out.
+    """
+    wanted = (metric for name in dict.fromkeys(names) if (metric := METRICS[name]).of == "masks")
+    return {metric.name: float(metric.function(pair)) for metric in wanted if metric.function is not None}
+
+
+def label_metrics(prob_NL: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
+    """Every label metric of N images; NaN where one is undefined.
+
+    prob_NL: floats, rows sum to 1. label_N: index of the true class, or -1 where an image has none. Those are left out.
+    """
+    prob_NL, label_N = np.asarray(prob_NL, float), np.asarray(label_N)
+    prob_NL, label_N = prob_NL[label_N >= 0], label_N[label_N >= 0]
+    if not len(label_N):
+        return dict.fromkeys(LABEL_METRICS, float("nan"))
+    return {name: float(of.function(prob_NL, label_N)) for name, of in LABEL_METRICS.items() if of.function is not None}
