@@ -7,6 +7,7 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc.config import freeze
 from bushpc.config.fields import Settings, fields_of
 from bushpc.config.read import YAML_FAILS, build, flat, load_yaml, plain
 from bushpc.config.schema import CellConfig, DataConfig, EvaluateConfig, TrainConfig
@@ -44,6 +45,7 @@ class FrozenSettings:
             content = load_yaml(text)
             if not isinstance(content, dict):
                 raise TypeError(f"a {type(content).__name__} where groups of settings are needed")
+            content = freeze.CONFIG.read(content)
             stated = flat(content)
             settings = {**_defaults(), **stated}
             return cls(

@@ -19,7 +19,7 @@ from pathlib import Path
 import typing_extensions as te
 import yaml
 
-from bushpc.config import places
+from bushpc.config import freeze, places
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
 from bushpc.errors import ConfigError, unknown_name
@@ -791,14 +791,14 @@ class CellConfig(Settings):
 
     def to_yaml(self) -> str:
         """The frozen `config.yaml` of a run directory."""
-        return yaml.dump(self.to_dict(), Dumper=YAML_DUMPER, sort_keys=False)
+        return yaml.dump({**freeze.CONFIG.stamp(), **self.to_dict()}, Dumper=YAML_DUMPER, sort_keys=False)
 
     @classmethod
     def from_dict(cls, content: t.Mapping[str, t.Any]) -> CellConfig:
         """Build and check. Raises: ConfigError for an unknown key, a wrong type or an impossible combination."""
         if not isinstance(content, t.Mapping) or not isinstance(content.get("model", {}), t.Mapping):
             raise ConfigError("expected a group of settings, and in it another one named `model`")
-        content = dict(content)
+        content = freeze.CONFIG.read(content)
         model_class, model = model_of(content.pop("model", {}))
         return cls(
             model_class=model_class, model=model, **build_fields(cls, content, "", skip=("model_class", "model"))

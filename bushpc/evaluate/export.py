@@ -34,12 +34,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, freeze
 from bushpc.data.lineage import of_cell
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.predictor import (
-    EXPORT_FORMAT,
     Member,
     Recipe,
     TrainedCell,
@@ -151,7 +150,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
     card = Card.find(config.data.name, config.data.folder)
     needs = config.model_class.needs(config.model)
     return {
-        "format": EXPORT_FORMAT,
+        "format": freeze.EXPORT.number,
         "bushpc": version("bushpc"),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "run": {"name": record.name, "commit": record.commit, "created": record.created, "row": run.row},
@@ -432,7 +431,7 @@ def _portable(config: CellConfig) -> str:
         data=dataclasses.replace(config.data, root=None, stream=None),
         loader=dataclasses.replace(config.loader, cache_dir=None, features_dir=None),
     )
-    return yaml.dump({**there.to_dict(), "model": _portable_model(config)}, sort_keys=False)
+    return yaml.dump({**freeze.CONFIG.stamp(), **there.to_dict(), "model": _portable_model(config)}, sort_keys=False)
 
 
 def _portable_model(config: CellConfig) -> dict[str, t.Any]:

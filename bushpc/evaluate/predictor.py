@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bushpc.config import CellConfig, load_frozen, model_of
+from bushpc.config import CellConfig, freeze, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
 from bushpc.data.loader import FoldData
@@ -42,7 +42,6 @@ from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
 from bushpc.sample import LABELS, Batch, Prediction
 
-EXPORT_FORMAT = 1
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
 OUTSIDE = "outside_state/"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -397,11 +396,9 @@ def load_cell(cell: TrainedCell) -> Member:
 def load_export(path: Path, fold: int | None = None) -> tuple[list[Member], Recipe]:
     """The models in a folder that `bushpc export` wrote, whatever they make. Raises: DataError, ConfigError."""
     content = read_json(path / EXPORT_FILE) or {}
-    if content.get("format") != EXPORT_FORMAT:
-        raise DataError(
-            f"{path / EXPORT_FILE} has format {content.get('format')}, and this version of bushpc reads "
-            f"{EXPORT_FORMAT}. Export the run again, or use the version that wrote it ({content.get('bushpc')})"
-        )
+    if "format" not in content:
+        raise DataError(f"{path / EXPORT_FILE} states no format: it is damaged, or no export. Export the run again")
+    content = freeze.EXPORT.read(content, str(path / EXPORT_FILE))
     try:
         folds = {each["fold"]: each for each in content["folds"]}
         if fold is not None and fold not in folds:

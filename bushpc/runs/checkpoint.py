@@ -36,6 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
+from bushpc.config import freeze
 from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
 from bushpc.files import flush_file, flush_folder, sha256_of, share_file, write_atomically
@@ -125,7 +126,9 @@ def write(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        (aside / META).write_text(json.dumps({"step": step, "parts": list(parts), **meta}, indent=1))
+        (aside / META).write_text(
+            json.dumps({**freeze.CHECKPOINT.stamp(), "step": step, "parts": list(parts), **meta}, indent=1)
+        )
         for part, tensors in parts.items():
             path = aside / f"{part}.safetensors"
             save_file(tensors, path)
@@ -170,7 +173,7 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
     """Verify and load one checkpoint. Raises: ResumeError saying which file is damaged."""
     sealed = verify(path)
     try:
-        meta = _read_json(path / META)
+        meta = freeze.CHECKPOINT.read(_read_json(path / META), str(path / META))
         if (validation := _validation(path)) is not None:
             meta["validation"] = validation
         step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}

@@ -25,6 +25,7 @@ from types import UnionType
 import numpy as np
 from PIL import Image
 
+from bushpc.config import freeze
 from bushpc.errors import DataError
 from bushpc.files import sha256_of, write_atomically
 
@@ -106,7 +107,7 @@ class Manifest:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}).{_repack(path)}") from error
         try:
-            content = json.loads(text)
+            content = freeze.MANIFEST.read(json.loads(text), str(path))
             stated = content.pop("hash")
             content.setdefault("synthetic", False)
             content["shards"] = [_build(ShardInfo, shard) for shard in content["shards"]]
@@ -124,7 +125,7 @@ class Manifest:
 
     def save(self, folder: str | Path) -> None:
         """Write `folder`/manifest.json atomically; the same manifest always gives the same bytes."""
-        content = {**self._content(), "hash": self.hash}
+        content = {**self._content(), "hash": self.hash, "format": freeze.MANIFEST.number}
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(Path(folder) / FILE_NAME, text)
 

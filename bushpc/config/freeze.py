@@ -1,0 +1,68 @@
+"""Format numbers of what is written to stay: configs, checkpoints, exports, manifests. What an older version wrote, a
+newer one reads.
+
+A field that is added needs no new format: where it is missing, it has its default. A field that is renamed or changes
+its meaning does: raise the number, and add the function that makes the new form of the old one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import typing as t
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from bushpc.errors import BushpcError, ConfigError, DataError
+
+Content = dict[str, t.Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A kind of file with its number.
+
+    migrations: number → what makes the content of the next one. What has no number is of format 1: 71c433b and before.
+    """
+
+    kind: str
+    number: int
+    error: type[BushpcError]
+    migrations: Mapping[int, Callable[[Content], Content]] = field(default_factory=dict)
+
+    def stamp(self) -> Content:
+        """What a file states about itself: its format, and which bushpc wrote it."""
+        return {"format": self.number, "bushpc": version()}
+
+    def read(self, content: Mapping[str, t.Any], where: str = "") -> Content:
+        """The content in today's format, without its stamp. where: the file, for the message. Raises: `error`."""
+        content = dict(content)
+        written, by = content.pop("format", 1), content.pop("bushpc", None)
+        if type(written) is not int or written < 1:
+            raise self.error(
+                f"{where or self.kind} has format {written!r:.80}: it is damaged, formats are numbered 1, 2, …"
+            )
+        if written > self.number:
+            raise self.error(
+                f"{where or f'this {self.kind}'} has format {written}, and bushpc {version()} reads {self.kind}s up to "
+                f"format {self.number}. It was written by bushpc {by or '(unknown)'}: use that version or a newer one"
+            )
+        for number in range(written, self.number):
+            content = self.migrations[number](content)
+        return content
+
+
+@functools.cache
+def version() -> str:
+    """Of this bushpc, as it is installed."""
+    try:
+        return importlib.metadata.version("bushpc")
+    except importlib.metadata.PackageNotFoundError:  # run from a copy of its code
+        return "(not installed)"
+
+
+CONFIG = Format(kind="config", number=1, error=ConfigError)
+# No ResumeError: a run must not walk back from a newer checkpoint to an older one, as it does from a damaged one.
+CHECKPOINT = Format(kind="checkpoint", number=1, error=ConfigError)
+EXPORT = Format(kind="export", number=1, error=DataError)
+MANIFEST = Format(kind="manifest", number=1, error=DataError)
