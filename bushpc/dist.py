@@ -1,7 +1,7 @@
-"""Facts about the ranks of one run, and agreement between them. The only place that asks who is rank 0.
+"""The ranks of a run, and communication between them. Only this module decides who is rank 0.
 
-One rank is one process (one srun task). Ranks meet through a file in the run directory, so that neither address
-nor port is fixed.
+One rank is one process (one srun task). Ranks meet through a file in the run folder, so neither address nor port is
+fixed.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class World:
 
 
 def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
-    """Set MASTER_ADDR and MASTER_PORT on all ranks: rank 0 takes a free port and tells the others by a file.
+    """Set MASTER_ADDR and MASTER_PORT on all ranks: rank 0 picks a free port and publishes it in a file.
 
     folder: visible to all ranks. attempt: the same on all ranks of this start and never used before (job id and
-    restart count), so that nobody reads the address of a dead predecessor. node_name: what the scheduler calls
-    this node. Raises: TrainingError when rank 0 does not show up, or gives an address that leads nowhere.
+    restart count), so that no rank reads the address of a dead predecessor. node_name: the scheduler's name for this
+    node. Raises: TrainingError if rank 0 does not appear, or its address is unreachable.
     """
     if world.size == 1:
         return
@@ -92,29 +92,29 @@ def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
     while not note.exists():
         if time.monotonic() > deadline:
             raise TrainingError(
-                f"rank {world.rank} waited {RENDEZVOUS_TIMEOUT_S} s for rank 0 at {note}: "
-                "rank 0 did not start, or the runs folder is not shared between the nodes; see rank 0's log"
+                f"rank {world.rank} waited {RENDEZVOUS_TIMEOUT_S} s for rank 0 at {note}. "
+                "Either rank 0 did not start (see its log), or the nodes do not share the runs folder"
             )
         time.sleep(0.05)
-    told = json.loads(note.read_text())
-    if told["address"].startswith("127.") and told["host"] != socket.gethostname():
+    meeting_point = json.loads(note.read_text())
+    if meeting_point["address"].startswith("127.") and meeting_point["host"] != socket.gethostname():
         raise TrainingError(
-            f"rank 0 on {told['host']} knows itself only as {told['address']}, which other nodes cannot reach: "
-            f"give {told['host']} a name that resolves to its network address (/etc/hosts or DNS)"
+            f"rank 0 on {meeting_point['host']} resolves its own name to {meeting_point['address']}, which other nodes "
+            "cannot reach. Give this host a name that resolves to its network address (/etc/hosts or DNS)"
         )
-    os.environ.update(MASTER_ADDR=told["address"], MASTER_PORT=str(told["port"]))
+    os.environ.update(MASTER_ADDR=meeting_point["address"], MASTER_PORT=str(meeting_point["port"]))
 
 
 @contextlib.contextmanager
 def meeting(world: World, folder: Path) -> Iterator[None]:
-    """For the ranks of a launcher, which `join` inside: they know where, by its word or by a file below `folder`.
+    """Context manager in which the ranks of a launcher can `join`: it sets the address, if the launcher does not.
 
-    srun says nothing, so there rank 0 writes the file. folder: visible to all ranks. Raises: TrainingError.
+    srun sets none, so rank 0 publishes it in a file in `folder`, which all ranks must see. Raises: TrainingError.
     """
     if world.size > 1 and "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise TrainingError(
-            "RANK is set, but not where the ranks meet: set MASTER_ADDR and MASTER_PORT, too, or unset RANK: under "
-            "srun, bushpc finds the rest by itself"
+            "RANK is set, but MASTER_ADDR or MASTER_PORT is not. Set both; or, under srun, unset RANK, and bushpc "
+            "finds the address itself"
         )
     if world.size == 1 or "RANK" in os.environ:
         yield
@@ -126,15 +126,15 @@ def meeting(world: World, folder: Path) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
     meet(world, place, attempt, os.environ.get("SLURMD_NODENAME", ""))
     yield
-    if world.is_main:  # the group is whole, so everyone has read it
+    if world.is_main:  # the group is complete, so every rank has read the file
         shutil.rmtree(place, ignore_errors=True)
 
 
 def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> None:
-    """Open the process group at MASTER_ADDR and MASTER_PORT; a second call, or one of a lone rank, does nothing.
+    """Open the process group at MASTER_ADDR and MASTER_PORT. Does nothing if it is open, or for a single rank.
 
-    Tensors on GPUs talk through NCCL, tensors on CPUs through gloo: votes then never wait for a GPU's queue.
-    timeout_s: a collective that takes longer fails, 0 leaves it to torch. alone: a lone rank opens a group of one.
+    Tensors on GPUs use NCCL, tensors on CPUs gloo, so that flags never wait for a GPU's queue.
+    timeout_s: a collective that takes longer fails; 0 for torch's default. alone: a single rank opens a group of one.
     """
     if torch_dist.is_initialized() or (world.size == 1 and not alone):
         return
@@ -152,18 +152,18 @@ def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> 
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """For each flag: is it true on one rank at least? Every rank must call it, at the same step."""
+    """For each flag, whether it is true on at least one rank. Collective."""
     if not torch_dist.is_initialized():
         return flags
-    votes = torch.tensor([int(flag) for flag in flags])  # on the CPU, so that no GPU has to be waited for
+    votes = torch.tensor([int(flag) for flag in flags])  # on the CPU, so that it does not wait for a GPU
     torch_dist.all_reduce(votes, op=torch_dist.ReduceOp.MAX)
     return tuple(bool(vote) for vote in votes.tolist())
 
 
 def share_buffers(model: torch.nn.Module) -> None:
-    """Give all ranks rank 0's buffers: BatchNorm's running statistics drift apart, as each rank sees other samples.
+    """Copy rank 0's buffers to all ranks: BatchNorm's running statistics differ, as each rank sees other samples.
 
-    Called before a prediction, so that every rank predicts with what the checkpoint holds.
+    Called before predictions, so that every rank uses the buffers in the checkpoint.
     """
     if torch_dist.is_initialized():
         for buffer in model.buffers():
@@ -189,7 +189,7 @@ def from_main(item: Item) -> Item:
 
 
 def from_main_or_raise(make: t.Callable[[], Item]) -> Item:
-    """What `make` gives on rank 0, on every rank; a BushpcError that it raises there is raised on all of them."""
+    """The result of `make` on rank 0, on every rank; if it raises a BushpcError, every rank raises it."""
     made: tuple[Item | None, BushpcError | None] = (None, None)
     if not torch_dist.is_initialized() or torch_dist.get_rank() == 0:
         try:
@@ -209,7 +209,7 @@ def barrier() -> None:
 
 
 def leave() -> None:
-    """Close the process group, if there is one; a second call does nothing."""
+    """Close the process group, if it is open."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -217,8 +217,8 @@ def leave() -> None:
 def seed_everything(*parts: int | str) -> None:
     """Seed Python, NumPy and torch from all parts together.
 
-    The trainer calls it with (seed, step, rank) at every step: dropout then depends on the step alone, and a
-    resumed run continues with the very numbers that an uninterrupted one would have drawn.
+    The trainer calls it with (seed, step, rank) at every step, so dropout depends only on the step, and a resumed run
+    draws the same numbers as an uninterrupted one.
     """
     seed = keyed_seed(*parts)
     random.seed(seed)
@@ -232,10 +232,10 @@ def keyed_seed(*parts: int | str) -> int:
 
 
 def reachable_address(node_name: str = "") -> str:
-    """An address of this host that other nodes can use: its names' first that is not loopback.
+    """An address of this host that other nodes can reach: the first one of its names that is not loopback.
 
-    Debian's own /etc/hosts gives the host's name as 127.0.1.1, which is why the first answer is not simply taken.
-    A machine that knows itself by loopback alone is a single machine, and gets that.
+    Debian's default /etc/hosts maps the host name to 127.0.1.1, so the first answer may be loopback. A machine that has
+    only loopback addresses is assumed to be a single machine and gets 127.0.0.1.
     """
     found = []
     for name in (node_name, socket.gethostname(), socket.getfqdn()):

@@ -1,7 +1,7 @@
-"""Errors a user can act on. First room of the house: everything may import it, it imports nothing.
+"""Errors a user can act on. Every module may import this one; it imports nothing from bushpc.
 
-Each message says three things: what was given, what is allowed, what to do next. The command line prints
-the message alone; a traceback is for our own defects, which `assert` reports.
+Each message says three things: what was given, what is allowed, what to do next. The command line prints only the
+message. Tracebacks are for our own bugs, which `assert` reports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from collections.abc import Iterable
 
 
 class BushpcError(Exception):
-    """Base of every error that is the user's to solve; the command line exits with 2 on it."""
+    """Base class of every error that the user can fix; the command line then exits with 2."""
+
+
+class BushpcWarning(UserWarning):
+    """Something the user should know although work continues. In tests it is an error (pyproject.toml)."""
 
 
 class ConfigError(BushpcError):
@@ -19,27 +23,27 @@ class ConfigError(BushpcError):
 
 
 class DataError(BushpcError):
-    """Raw data, shards or folds that are missing, damaged or contradict each other."""
+    """Raw data, shards or folds that are missing, damaged or contradictory."""
 
 
 class WeightsError(BushpcError):
-    """Pretrained weights that are not staged, or are not what their name says."""
+    """Pretrained weights that are not staged, or that differ from what was pulled."""
 
 
 class ResumeError(BushpcError):
-    """A run directory or checkpoint that cannot be continued as asked."""
+    """A run folder or checkpoint that cannot be continued as requested."""
 
 
 class DispatchError(BushpcError):
-    """The cluster refused, or what it said about a job cannot be understood."""
+    """The cluster rejected a request, or its answer about a job cannot be parsed."""
 
 
 class TrainingError(BushpcError):
-    """Training that must not go on: a non-finite loss, a world that is not the one asked for."""
+    """Training that must not continue: a non-finite loss, or ranks that differ from the configuration."""
 
 
 def unknown_name(kind: str, given: str, valid: Iterable[str], then: str = "") -> str:
-    """The one wording for a name that does not exist: the nearest match first, then every valid name.
+    """The message for an unknown name: the closest match first, then every valid name.
 
     >>> print(unknown_name("model", "xbusnt", ["unet", "xbusnet"]))
     unknown model 'xbusnt'; did you mean 'xbusnet'? Valid: unet, xbusnet.

@@ -1,4 +1,4 @@
-"""Writing that is whole or absent, and hashing. Used by every room that writes files; knows nothing of them."""
+"""Atomic writes, locks and hashes for all modules that write files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bushpc.errors import DataError
+from bushpc.errors import BushpcWarning, DataError
 
-# What `bushpc export` writes beside the folders of the folds; models ask it, too, and rooms that know no torch.
+# Written by `bushpc export` next to the folders of the folds. It is defined here for models and for modules without
+# torch.
 EXPORT_FILE = "export.json"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never a part, even after a crash."""
+    """Write a file so that readers see either the old or the new content, never a part, even after a crash."""
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
@@ -30,7 +31,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(path)
-    except BaseException:  # a half file would only add to what fills the disk
+    except BaseException:  # a partial file would only take space on a full disk
         aside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
@@ -38,41 +39,43 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields False at once if another process holds it. Freed by the kernel on any death."""
+    """Lock the file `path`; yields False if another process has it locked. The kernel unlocks it on any death."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        except OSError as error:  # some cluster file systems have no locks; then there is nothing to ask
+        except OSError as error:  # some cluster file systems have no locks
             warnings.warn(
-                f"no file locks in {path.parent} ({error}): two processes there would not notice", stacklevel=3
+                f"no file locks in {path.parent} ({error}): two processes there would not notice each other",
+                BushpcWarning,
+                stacklevel=3,
             )
         yield True
 
 
 def read_json(path: Path) -> dict[str, t.Any] | None:
-    """The object in a JSON file, or None where there is no file (yet). Raises: DataError if it is damaged."""
+    """The object in a JSON file, or None if there is no file. Raises: DataError if it is damaged."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} cannot be read: {error}. Restore it, or move it away if it can be made anew"
+            f"{path} cannot be read: {error}. Restore it, or move it away if it can be created again"
         ) from error
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} holds a {type(content).__name__} where an object is needed. Restore it or move it away"
+            f"{path} must contain a JSON object, not a {type(content).__name__}. Restore it, or move it away"
         )
     return content
 
 
 def share_file(source: Path, target: Path) -> None:
-    """Have `source`, which nobody writes to any more, as `target`, too: a hard link, or else a copy on the disk.
+    """Make `target` a hard link to `source`, or else a copy. `source` must not change any more.
 
-    A target that is there already is left alone.
+    An existing target is left unchanged.
     """
     if target.exists():
         return
@@ -81,7 +84,7 @@ def share_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileExistsError:
         return
-    except OSError:  # another file system, or one without links, or somebody else's file
+    except OSError:  # a different file system, one without links, or another user's file
         try:
             shutil.copyfile(source, aside)
             flush_file(aside)
@@ -92,13 +95,13 @@ def share_file(source: Path, target: Path) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Force a file that another library wrote to the disk."""
+    """fsync a file that another library wrote."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Force names to the disk: a rename is durable only when the folder that holds it is."""
+    """fsync a folder: a rename is durable only after its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,7 +110,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether it is a folder of this user, and no link to one: where everybody may write, anybody may lay either."""
+    """Whether `path` is a folder of this user and not a link: in a world-writable place, others could create either."""
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 

@@ -1,4 +1,4 @@
-"""What ends processes: the signals of a job, and the end of a parent. Used by trainer, loader and jobs; no torch."""
+"""How processes end: a job's stop signals, and the death of a parent. Without torch; used by trainer, loader, jobs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import os
 import signal
 from pathlib import Path
 
-# Not USR1: NCCL may own it. INT is a user's Ctrl-C on a run in the foreground.
+# USR1 is left out because NCCL may use it. INT is a user's Ctrl-C on a run in the foreground.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL, parent: int | None = None) -> None:
-    """Have the kernel send `number` to this process when its parent ends, however it does. Linux only, as Slurm is.
+    """Make the kernel send `number` to this process when its parent ends, for any reason. Linux only, like Slurm.
 
-    parent: its process id, where that was known before this process began. The kernel goes by the parent's thread: it
-    has to be one that lasts.
+    parent: its process id, if known before this process started. The kernel watches the parent's thread that started
+    this process, so that thread must not end earlier.
     """
     parent = os.getppid() if parent is None else parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it ended while we asked
+    if os.getppid() != parent:  # it ended before prctl took effect
         os.kill(os.getpid(), number)
 
 
@@ -29,7 +29,7 @@ def children(pid: int) -> list[int]:
     """Processes whose parent is `pid`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(path.parent.name))
     return found

@@ -1,8 +1,8 @@
-"""Pretrained weights: pulled by a person on a login node, checked before a submit, only read by jobs.
+"""Pretrained weights: a user pulls them on the login node, submit checks them, jobs only read them.
 
     hub ─pull→ weights folder + weights.lock.json ─check→ submit ─load_staged→ model
 
-Nothing here but `pull` touches the network, and only `.safetensors` are read: a pickle can run code.
+Only `pull` uses the network. Only `.safetensors` files are read, because a pickle can run code.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ LOCK = "weights.lock.json"
 
 
 def pull(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> list[Path]:
-    """Stage every pretrained file of this configuration; those that verify already are left alone.
+    """Stage every pretrained file of this configuration, except those that are already valid; returns the paths.
 
-    Each file is downloaded aside, hashed, renamed to its place, and recorded in `weights.lock.json` with
-    the commit that its revision stood for. Returns the paths. Raises: WeightsError when the hub does not
-    give the file.
+    Each file is downloaded to a temporary folder, hashed, moved into place, and recorded in `weights.lock.json` with
+    the commit of its revision. Raises: WeightsError if the download fails.
     """
     folder = Path(weights_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +42,9 @@ def pull(model_class: type[Model], config: ModelConfig, weights_dir: str | Path)
 
 
 def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> list[str]:
-    """What keeps a job with this configuration from loading its weights, one sentence each; [] if nothing.
+    """One sentence for each reason why a job with this configuration cannot load its weights; [] if there is none.
 
-    Reads and hashes local files only.
+    Only reads and hashes local files.
     """
     folder = Path(weights_dir)
     problems = (_problem(file, folder) for file in model_class.weight_files(config))
@@ -53,20 +52,20 @@ def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path
 
 
 def require(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> None:
-    """`check`, as an error. Raises: WeightsError with every problem and the command that mends them all."""
+    """Raises: WeightsError with every problem that `check` finds and the command that fixes them all."""
     problems = check(model_class, config, weights_dir)
     if problems:
         raise WeightsError("\n".join([*problems, f"Run: {pull_command(model_class, config, weights_dir)}"]))
 
 
 def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | Path | None) -> dict[str, torch.Tensor]:
-    """The tensors of one staged file, on the CPU. Raises: WeightsError when it is missing or unreadable."""
+    """The tensors of a staged file, on the CPU. Raises: WeightsError if it is missing or unreadable."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if weights_dir is None:
         raise WeightsError(
-            f"{model_class.__name__} was asked to start from pretrained weights, and no weights folder was given. "
+            f"{model_class.__name__} needs pretrained weights, but no weights folder is given. "
             f"Set weights_dir and {_advice_in_a_job(model_class, None)}; or set pretrained=false."
         )
     path = Path(weights_dir) / file.name
@@ -82,17 +81,17 @@ def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | P
 def pull_command(
     model_class: type[Model], config: ModelConfig | None = None, weights_dir: str | Path | None = None
 ) -> str:
-    """The command a user types into a shell on the login node.
+    """The shell command that stages the weights on the login node.
 
-    config: what it must stage the files of: every setting that differs from the model's yaml is spelled out, since
-        some of them decide which files are loaded. Without it the command names the model alone.
-    weights_dir: where it must put them; left out if it is the folder that the command takes by itself.
+    config: the configuration to stage. The command contains every setting that differs from the model's yaml, because
+        some settings decide which files are loaded. Without a config, it contains only the model.
+    weights_dir: the target folder; omitted from the command if it is the default.
     """
     name, settings = _nearest_yaml(model_class, config) if config else (_yamls_of(model_class)[0], {})
     settings = {f"model.{key}": value for key, value in settings.items()}
     if weights_dir is not None:
         folder = str(Path(weights_dir).resolve())
-        # Inside a job the folder below the current directory is not the one that the user's shell would find.
+        # A job's current directory differs from the user's, so the default folder is not the same there.
         if config is None or folder != compose([f"model={name}"]).weights_dir:
             settings["weights_dir"] = folder
     words = [f"model={name}", *(f"{key}={as_word(value)}" for key, value in settings.items())]
@@ -100,7 +99,7 @@ def pull_command(
 
 
 def _advice_in_a_job(model_class: type[Model], weights_dir: str | Path | None) -> str:
-    # The check before the submit named the whole command; in here only model and folder are known.
+    # The check at submission printed the full command; a job knows only model and folder.
     return f"run, with this run's model settings, {pull_command(model_class, weights_dir=weights_dir)}"
 
 
@@ -113,7 +112,7 @@ def _yamls_of(model_class: type[Model]) -> list[str]:
 
 
 def _nearest_yaml(model_class: type[Model], config: ModelConfig) -> tuple[str, dict[str, t.Any]]:
-    """The yaml that needs the fewest changes to become `config`, and these changes."""
+    """The yaml with the fewest differences to `config`, and these differences."""
     changes = {}
     for name in _yamls_of(model_class):
         given, own = dataclasses.asdict(config), dataclasses.asdict(compose([f"model={name}"]).model)
@@ -128,25 +127,25 @@ def _problem(file: WeightFile, folder: Path) -> str | None:
         return f"{path} is not staged."
     entry = _read_lock(folder).get(file.name)
     if entry is None:
-        return f"{path} is not recorded in {LOCK}, so nobody knows what it is."
+        return f"{path} is not recorded in {LOCK}, so its origin is unknown."
     if entry["hub_repo"] != file.hub_repo or entry["hub_file"] != file.hub_file:
         return f"{path} was pulled from {entry['hub_repo']}/{entry['hub_file']}, not {file.hub_repo}/{file.hub_file}."
     if entry["revision"] != file.revision:
         return f"{path} was pulled at revision {entry['revision']}, not {file.revision}."
     found = sha256_of(path)
     if found != entry["sha256"]:
-        return f"{path} has sha256 {found}, and {LOCK} says {entry['sha256']}: it changed after it was pulled."
+        return f"{path} has sha256 {found}, but {LOCK} has {entry['sha256']}: the file changed after it was pulled."
     return None
 
 
 def _download(file: WeightFile, folder: Path) -> str:
-    """Fetch one file to its final name; returns the commit it came from."""
+    """Download one file to its final name; returns its commit."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert file.name.endswith(".safetensors"), file.name
     try:
-        # A branch may move between two requests, so it is resolved first and the file asked for by commit.
+        # A branch may move between two requests, so resolve it first and request the file by commit.
         commit = huggingface_hub.HfApi().model_info(file.hub_repo, revision=file.revision).sha
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pull-") as aside:
             downloaded = huggingface_hub.hf_hub_download(file.hub_repo, file.hub_file, revision=commit, local_dir=aside)
@@ -155,7 +154,7 @@ def _download(file: WeightFile, folder: Path) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise WeightsError(
             f"could not pull {file.hub_repo}/{file.hub_file} at {file.revision}: {error}. "
-            "Pull on a machine with internet access and copy the weights folder, its lock file included."
+            "Pull on a machine with internet access, and copy the weights folder including its lock file."
         ) from error
     return str(commit)
 
@@ -179,4 +178,4 @@ def _read_lock(folder: Path) -> dict[str, dict[str, t.Any]]:
     try:
         return read_json(path) or {}
     except DataError as error:
-        raise WeightsError(f"{error}: remove it and pull the weights again") from error
+        raise WeightsError(f"{error}: delete it and pull the weights again") from error

@@ -46,7 +46,7 @@ def generate(given: Arguments) -> int:
     from bushpc.generate import generate as room
     from bushpc.shards.progress import progress
 
-    source = room.Source(
+    source = room.GeneratorSource(
         run_dir=given.run_dir,
         fold=given.fold,
         row=given.row,

@@ -1,4 +1,4 @@
-"""Random changes of image and mask together, keyed by (seed, sample, turn): the same on any rank or worker."""
+"""Random augmentation of image and mask, keyed by (seed, sample, turn): the same on any rank or worker."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bushpc.shards.manifest import Record
 
 
 class Augment:
-    """Applies `configs/config.yaml: augment` with torchvision's v2 transforms, by label as strong as `strength` says.
+    """Applies the `augment` settings with torchvision's v2 transforms; `strength` scales them by label.
 
-    A call draws from torch's CPU generator, seeded from its sample and turn and restored afterwards, so that the
-    trainer's own random numbers do not depend on how many samples were loaded in its process.
+    A call draws from torch's CPU generator, seeded by sample and turn and restored afterwards, so the trainer's own
+    random numbers do not depend on how many samples its process loads.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -24,13 +24,13 @@ class Augment:
         self._by_label = {label: _transform(config, getattr(config.strength, label)) for label in LABELS}
 
     def variant(self, turn: int) -> int:
-        """Which of a sample's changes it gets when it was drawn `turn` times before."""
+        """The variant of a sample that was drawn `turn` times before."""
         return turn % self.variants if self.variants else turn
 
     def __call__(
         self, image_CHW: torch.Tensor, mask_KHW: torch.Tensor, record: Record, seed: int, turn: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 image and mask in, uint8 image and mask out, of the same shapes."""
+        """Augment image and mask; both are uint8 and keep their shapes."""
         transform = self._by_label[record.label if record.label in LABELS else "benign"]
         if transform is None:
             return image_CHW, mask_KHW
@@ -41,7 +41,7 @@ class Augment:
 
 
 def _transform(config: AugmentConfig, strength: float) -> v2.Compose | None:
-    """All changes at a share of their full strength; None where nothing is left of them."""
+    """All transforms at a fraction of their full strength; None if none is left."""
     steps: list[torch.nn.Module] = []
     if config.hflip * strength:
         steps.append(v2.RandomHorizontalFlip(config.hflip * strength))

@@ -1,17 +1,17 @@
-"""Shards → decoded pixels, once per node: every rank, loader worker and cell of a node reads the same memory maps.
+"""Shards → decoded pixels, once per node: all ranks, loader workers and cells of a node share the same memory maps.
 
-    <place>/lock                                   held while caches are made or deleted in this place
+    <place>/lock                                   held while caches are created or deleted in this place
     <place>/<dataset>-<size>-<content>_<host>_<boot>/
       images.npy   (N, S, S, C) uint8
-      masks.npy    (N, S, S) uint8, bit k set inside of mask class k
-      ready.npy    (N,) bool: the rows whose pixels are there
+      masks.npy    (N, S, S) uint8, bit k is mask class k
+      ready.npy    (N,) bool: which rows are decoded
       chunks       byte c is locked by the process that decodes chunk c
-      users        locked (shared) by every process that uses the cache, for as long as it lives
+      users        locked (shared) by every process that uses the cache, until it ends
 
-All processes of the node decode together: each claims chunks that nobody holds, writes their pixels and only then
-their flags. The kernel frees the locks of a process that dies, so that the others, or the next job, go on where it
-stood. A cache that nobody uses is deleted when its decode was left half-way, when the machine was restarted since
-(a disk may then hold flags without their pixels), or when all caches together take more than `loader.cache_gb`.
+All processes of a node decode together: each claims free chunks, writes their pixels and then their flags. The kernel
+releases the locks of a process that dies, so the other processes, or the next job, continue from there. An unused cache
+is deleted if its decoding is incomplete, if the machine has rebooted since (a disk may then have flags without their
+pixels), or if all caches together exceed `loader.cache_gb`.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ from bushpc.errors import DataError
 from bushpc.files import is_own_folder
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 
-# Part of a cache's name: raise it when `resize` makes other pixels, or the files mean something else.
+# Part of a cache's name: increase it when `resize` produces different pixels or the file format changes.
 VERSION = 4
 SHARED_MEMORY = Path("/dev/shm")
-# Small enough that a stop signal waits for a fraction of a second, large enough that locks cost nothing.
+# Small enough to react to a stop signal within a fraction of a second, large enough to make locking negligible.
 CHUNK_ROWS = 8
 POLL_S = 0.05
-# Preallocation in memory writes zeros, some GB a second: in pieces, a stop signal need not wait for all of them.
+# Preallocation in memory writes zeros at a few GB/s. It is done in pieces, so that a stop signal interrupts it.
 ALLOCATED_AT_ONCE = 1 << 30
 GB = 1e9
 
 
 class DecodingStopped(Exception):
-    """`keep_going` said no before every image was decoded. There is no cache to train from; what is done is kept."""
+    """`keep_going` returned False before all images were decoded. There is no complete cache; finished parts remain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Decoded images (N, S, S, C) and masks (N, S, S) in bits, uint8 and read-only, and the row of each key."""
+    """Decoded images (N, S, S, C) and masks as bits (N, S, S), uint8 and read-only, and the row of each key."""
 
     images_NSSC: np.ndarray
     masks_NSS: np.ndarray
     rows: dict[str, int]
 
 
-# What this process has open, with the lock that says so: it is in use until the process ends, in whatever room.
+# Caches that this process has open, with their locks; they stay in use until the process ends.
 _opened: dict[tuple[str, int, str | None], tuple[Cache, t.IO[bytes]]] = {}
 
 
@@ -79,11 +79,11 @@ def open_cache(
     keep_going: Callable[[], bool] = lambda: True,
     log: Callable[[str], None] = print,
 ) -> Cache:
-    """A whole dataset at `image_size`, decoded by now. A second call in a process returns the first's.
+    """A fully decoded dataset at `image_size`. Later calls in the same process return the same cache.
 
-    folder: of the shards. keep_going: asked between chunks, several times a second.
-    Raises: DecodingStopped when `keep_going` says no; DataError where there is no room, and for an image that cannot
-    be used at this size.
+    folder: of the shards. keep_going: called between chunks, several times a second.
+    Raises: DecodingStopped if `keep_going` returns False; DataError if there is no space, or an image cannot be used
+    at this size.
     """
     key = (manifest.hash, image_size, loader.cache_dir)
     if key in _opened:
@@ -96,7 +96,7 @@ def open_cache(
         home = _existing(usable, files) or _create(usable, refused, files, keep_going)
         users = (home / "users").open("rb+")
         fcntl.flock(users, fcntl.LOCK_SH)
-        os.utime(home / "users")  # the time of its last use
+        os.utime(home / "users")  # records the last use
     try:
         _decode(home, folder, records, image_size, keep_going, log)
     except BaseException:
@@ -112,7 +112,7 @@ def open_cache(
 
 
 def places(loader: LoaderConfig) -> list[Path]:
-    """The folders in which a cache may lie, first choice first; one per user, who alone may write there."""
+    """The folders that may hold a cache, in order of preference; only this user can write to them."""
     if loader.cache_dir:
         return [Path(loader.cache_dir)]
     parents = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() else []
@@ -120,19 +120,20 @@ def places(loader: LoaderConfig) -> list[Path]:
 
 
 def room(place: Path) -> int:
-    """Bytes that a new cache may take in an existing folder.
+    """Bytes that a new cache may use in an existing folder: nine tenths of the free space.
 
-    Nine tenths of what is free there. In memory also no more than half of what this job may still take: the pages
-    count as its own, and the model wants some too.
+    In memory, also at most half of what this job may still allocate: the pages count against the job, and the model
+    needs memory too.
     """
     free = shutil.disk_usage(place).free * 9 // 10
     return min(free, memory_left() // 2) if _in_memory(place) else free
 
 
 def memory_left(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may still take: what the machine has, and what its control groups allow.
+    """Bytes of memory that this process may still allocate, limited by the machine and by its control groups.
 
-    root: below which `proc` and `sys` lie. What a group holds as file cache can be had, so it counts as free.
+    root: the folder that contains `proc` and `sys`. A group's inactive file cache can be reclaimed, so it counts as
+    free.
     """
     with (root / "proc/meminfo").open() as lines:
         left = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -147,28 +148,28 @@ def memory_left(root: Path = Path("/")) -> int:
             continue
         group = root / "sys/fs/cgroup" / top / path.lstrip("/")
         for level in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # the root has no limit, and "max" is no number
-                facts = dict(fact.split() for fact in (level / "memory.stat").read_text().splitlines())
-                room_there = int((level / limit).read_text()) - int((level / used).read_text())
-                left.append(room_there + int(facts[droppable]))
+            with contextlib.suppress(OSError, ValueError, KeyError):  # the root has no limit; a limit may be "max"
+                statistics = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+                unused = int((level / limit).read_text()) - int((level / used).read_text())
+                left.append(unused + int(statistics[droppable]))
     return max(0, min(left))
 
 
 def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, aspect not kept (paper 2.2).
+    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, ignoring the aspect (paper 2.2).
 
-    The nearest pixel brings all of its bits with it, so mask classes do not mix.
+    Nearest-neighbour sampling copies all bits of a pixel, so mask classes do not mix.
     """
-    # uint8 all the way: torch's kernels for it round as float32 and `round` would, to one grey level, 4 times as fast.
+    # Stay in uint8: torch's uint8 kernels match float32 plus `round` to within one grey level, at 4 times the speed.
     image = _resized(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], image_size, "bilinear")
     mask = _resized(torch.from_numpy(mask_HW)[None, None], image_size, "nearest-exact")
     return image[0].permute(1, 2, 0).numpy(), mask[0, 0].numpy()
 
 
 def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One sample from its shard: image (S, S, C) and mask (S, S) in bits, uint8.
+    """Read one sample from its shard: image (S, S, C) and mask as bits (S, S), uint8.
 
-    Raises: DataError when image and mask differ in size, or the lesion vanishes at this one.
+    Raises: DataError if image and mask differ in size, or the lesion vanishes at this size.
     """
     return fit(folder / record.shard, record, read_image(folder, record), read_mask(folder, record), image_size)
 
@@ -176,14 +177,14 @@ def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, n
 def fit(
     shard: Path | str, record: Record, image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`resize` of the sample `record`, whose lesion must survive it. Raises: DataError naming `shard` and sample."""
+    """`resize` a sample and check that its lesion survives. Raises: DataError naming `shard` and sample."""
     if image_HWC.shape[:2] != mask_HW.shape:
-        raise DataError(f"{shard}: {record.key} has an image and a mask of different size; pack again")
+        raise DataError(f"{shard}: image and mask of {record.key} differ in size; pack the dataset again")
     image_SSC, mask_SS = resize(image_HWC, mask_HW, image_size)
     if record.lesion_pixels and not mask_SS.any():
         raise DataError(
             f"the lesion of {record.key} ({record.lesion_pixels} of {record.height} x {record.width} pixels) "
-            f"vanishes at model.image_size={image_size}: no overlap can be measured there; raise model.image_size"
+            f"vanishes at model.image_size={image_size}, so its overlap cannot be measured. Increase model.image_size"
         )
     return image_SSC, mask_SS
 
@@ -199,21 +200,21 @@ def _decode(
     keep_going: Callable[[], bool],
     log: Callable[[str], None],
 ) -> None:
-    """Decode what is missing together with all other processes that do so; returns when nothing is."""
+    """Decode missing rows together with the node's other processes; returns when all rows are decoded."""
     ready = _map(home / "ready.npy", "r+")
     if ready.all():
         return
     cpus = len(os.sched_getaffinity(0))
     log(f"decoding {int((~ready).sum())} of {len(ready)} images for all processes of this node: {cpus} threads, {home}")
     images, masks = _map(home / "images.npy", "r+"), _map(home / "masks.npy", "r+")
-    # POSIX locks go when the process closes any descriptor of the file: it is opened here and nowhere else.
+    # POSIX locks are released when the process closes any descriptor of the file, so it is opened only here.
     with (home / "chunks").open("rb+") as claims, _threads(cpus) as pool:
 
         def decode_chunk(first: int) -> bool:
             try:
                 fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, first)
             except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # another process is at it
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # another process has it
                     return False
                 raise
             try:
@@ -236,13 +237,13 @@ def _decode(
             finally:
                 for chunk in chunks:
                     chunk.cancel()
-            if not claimed:  # others hold all that is left: wait for their flags, or for their locks if they die
+            if not claimed:  # other processes have the rest: wait for their flags, or for their locks if they die
                 time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads, not processes: Pillow and torch release the interpreter. Each resizes alone, all cores are taken."""
+    """A pool of threads, as Pillow and torch release the GIL. Each uses one core, so torch's own threads are off."""
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, "decode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -256,12 +257,12 @@ def _resized(pixels_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     return torch.nn.functional.interpolate(pixels_BCHW, (size, size), mode=mode, antialias=antialias)
 
 
-# --- where a cache lies, and which ones go ----------------------------------------------------------------------
+# --- where caches are stored, and which are deleted -------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """Name of a cache's folder, and the arrays in it."""
+    """The name of a cache's folder, and its arrays."""
 
     name: str
     arrays: dict[str, tuple[type, tuple[int, ...]]]
@@ -291,23 +292,23 @@ def _boot() -> str:
 def _lock_places(
     wanted: list[Path], locks: contextlib.ExitStack, keep_going: Callable[[], bool]
 ) -> tuple[list[Path], list[str]]:
-    """Those places that can be used, locked until `locks` closes, and a line on each that cannot.
+    """The usable places, locked until `locks` closes, and a message for each unusable one.
 
-    Every process locks them in the same order, all before it decides: so all processes of a node choose the same.
+    Every process locks all of them in the same order before it decides, so all processes of a node choose the same.
     """
     usable, refused = [], []
     for place in wanted:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             if place.parent.stat().st_mode & stat.S_IWOTH and not _is_ours_alone(place):
-                refused.append(f"{place} is a link, or someone else may write in it")
+                refused.append(f"{place} is a link, or other users can write to it")
                 continue
             lock = locks.enter_context((place / "lock").open("ab"))
             while not _try_lock(lock):
                 if not keep_going():
-                    raise DecodingStopped(f"another process makes or deletes a cache in {place}")
+                    raise DecodingStopped(f"another process is creating or deleting a cache in {place}")
                 time.sleep(POLL_S)
-        except OSError as error:  # not ours to write in, or a network file system without locks
+        except OSError as error:  # not writable, or a network file system without locks
             refused.append(f"{place} cannot be used: {error}")
         else:
             usable.append(place)
@@ -315,7 +316,7 @@ def _lock_places(
 
 
 def _is_ours_alone(place: Path) -> bool:
-    """Whether the folder is this user's, and nobody else may put or exchange files in it."""
+    """Whether the folder belongs to this user and nobody else can write to it."""
     return is_own_folder(place) and not place.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -328,12 +329,12 @@ def _try_lock(file: t.IO[bytes]) -> bool:
 
 
 def _existing(usable: list[Path], files: _Files) -> Path | None:
-    """The cache, whole or half decoded, where a place has it."""
+    """The existing cache, complete or not, if a place has it."""
     for place in usable:
         home = place / files.name
         if all(_fits(home / name, *array) for name, array in files.arrays.items()) and (home / "users").exists():
             return home
-        # Cleaners of temporary folders take single files. Who still has the others open keeps them.
+        # Cleaners of temporary folders may have deleted some of its files. Processes keep the files they have open.
         shutil.rmtree(home, ignore_errors=True)
     return None
 
@@ -347,11 +348,11 @@ def _fits(path: Path, dtype: type, shape: tuple[int, ...]) -> bool:
 
 
 def _create(usable: list[Path], refused: list[str], files: _Files, keep_going: Callable[[], bool]) -> Path:
-    """Preallocate an empty cache in the first place with room. Raises: DataError when there is none."""
+    """Preallocate an empty cache in the first place with enough space. Raises: DataError if there is none."""
     for place in usable:
-        there = room(place)
-        if there < files.bytes:
-            refused.append(f"{place} has room for {there / GB:.2f} GB")
+        available = room(place)
+        if available < files.bytes:
+            refused.append(f"{place} has space for {available / GB:.2f} GB")
             continue
         aside = place / f".{files.name}"
         try:
@@ -368,14 +369,14 @@ def _create(usable: list[Path], refused: list[str], files: _Files, keep_going: C
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     raise DataError(
-        f"the decoded images take {files.bytes / GB:.2f} GB, and there is no place for them: {'; '.join(refused)}. "
-        "Set loader.cache_dir to a folder on a disk of the node, ask for more memory (cluster.mem_gb) if it is to "
-        "be /dev/shm, or lower loader.cache_gb so that caches that nobody uses make way"
+        f"there is no space for the decoded images ({files.bytes / GB:.2f} GB): {'; '.join(refused)}. "
+        "Set loader.cache_dir to a folder on a disk of the node, request more memory (cluster.mem_gb) to use "
+        "/dev/shm, or lower loader.cache_gb so that unused caches are deleted"
     )
 
 
 def _allocate(path: Path, dtype: type, shape: tuple[int, ...], keep_going: Callable[[], bool]) -> None:
-    """An array file of zeros whose every block is there: a full disk is an error now, not a bus error later."""
+    """Create an array file of zeros with all blocks allocated: a full disk is an error now, not a bus error later."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
@@ -390,11 +391,13 @@ def _allocate(path: Path, dtype: type, shape: tuple[int, ...], keep_going: Calla
 
 
 def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[[str], None]) -> None:
-    """Delete caches of this host that nobody uses: stale ones, and beyond the limit those unused for longest."""
+    """Delete unused caches of this host: stale ones, and, above the size limit, the least recently used ones."""
     kept, gone = wanted.bytes, []
     idle: list[tuple[float, Path]] = []
     for place in usable:
-        for aside in place.glob(f".*_{socket.gethostname()}_*"):  # its maker died: making one needs the place's lock
+        for aside in place.glob(
+            f".*_{socket.gethostname()}_*"
+        ):  # its creator died: creating one needs the place's lock
             shutil.rmtree(aside, ignore_errors=True)
         for home in place.glob(f"[!.]*_{socket.gethostname()}_*"):
             if home.name == wanted.name:
@@ -415,11 +418,11 @@ def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[
         shutil.rmtree(home, ignore_errors=True)
     if gone:
         names = ", ".join(home.name for home in gone)
-        log(f"reclaimed {freed / GB:.2f} GB of decoded images that nobody uses: {names}")
+        log(f"reclaimed {freed / GB:.2f} GB of unused decoded images: {names}")
 
 
 def _is_idle(home: Path) -> bool:
-    """Whether no process uses it. Nobody begins to while the place is locked."""
+    """Whether no process uses the cache. None can start to while the place is locked."""
     try:
         with (home / "users").open("rb+") as users:
             return _try_lock(users)
@@ -439,13 +442,13 @@ def _size(home: Path) -> int:
 
 
 def _map(path: Path, mode: t.Literal["r", "r+"] = "r") -> np.ndarray:
-    """A mapped array as a plain one: memmap's own class makes every indexing slower."""
+    """Map an array file as a plain ndarray, because indexing np.memmap is slower."""
     return np.asarray(np.load(path, mmap_mode=mode, allow_pickle=False))
 
 
 def _in_memory(place: Path) -> bool:
-    """Whether the folder's file system lives in memory, as /dev/shm does and a temporary folder may."""
+    """Whether the folder's file system is in memory, as /dev/shm is and a temporary folder may be."""
     mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     above = [(point, kind) for point, kind in mounts if place.resolve().is_relative_to(point)]
-    nearest = max(reversed(above), key=lambda mount: len(mount[0]))  # of several at one point the last is seen
+    nearest = max(reversed(above), key=lambda mount: len(mount[0]))  # of several mounts at one point, the last counts
     return nearest[1] in ("tmpfs", "ramfs")

@@ -1,16 +1,15 @@
-"""What a frozen part of a model makes of every sample, computed once and kept for all epochs, folds and cells.
+"""Features from a model's frozen part, computed once per sample and shared by all epochs, folds and cells.
 
-    decoded pixels ─Preparation→ images ─Model.features→ files ─Features→ Batch.features
+    decoded pixels ─Preparation→ images ─Model.features→ files ─FeatureStore→ Batch.features
 
     <features_dir>/<dataset>-<content>/
-      plain/00000.safetensors …            the samples in groups, as they are
-      augment-<content>/03-00000.safetensors …   those that the fourth of augment.variants changes
+      plain/00000.safetensors …            groups of samples without augmentation
+      augment-<content>/03-00000.safetensors …   the samples that the fourth of augment.variants changes
 
-A folder's name stands for all that its files depend on: data, image size, the frozen weights and the settings beside
-them, precision; that of a variant's also for augmentation and seed. Files are written whole or not at all, and every
-tensor is held against its checksum when a process first reads it. All processes that want the same features, ranks or
-cells, on any node, compute them together: each takes the groups that nobody else holds. The kernel frees the locks of
-one that dies.
+A folder's name contains a hash of everything its files depend on: data, image size, frozen weights, feature settings
+and precision; for variants also augmentation and seed. Files are written atomically, and every tensor's checksum is
+verified when a process first reads it. All processes that need the same features (ranks or cells, on any node) compute
+them together: each takes groups that no other process has locked. The kernel releases the locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from bushpc.models.base import Model
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Record
 
-# Part of a folder's name: raise it when files mean something else.
+# Part of a folder's name: increase it when the file format changes.
 VERSION = 1
-# Samples of a file. What a killed process had of its group is computed again.
+# Samples per file. If a process is killed, its unfinished group is computed again.
 GROUP = 32
 POLL_S = 0.5
 PROGRESS_S = 30.0
@@ -49,10 +48,10 @@ GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Features:
-    """The features of a dataset, all there. plain: the folder of samples as they are; changed: that of variants.
+class FeatureStore:
+    """The complete features of a dataset. plain: the folder of unaugmented samples; changed: that of variants.
 
-    rows: place of each key in the manifest.
+    rows: position of each key in the manifest.
     """
 
     plain: Path
@@ -60,9 +59,9 @@ class Features:
     rows: dict[str, int]
 
     def __call__(self, keys: Sequence[str], variants: Sequence[int | None]) -> dict[str, torch.Tensor]:
-        """Name → B x …, of B samples, each in its variant of the augmentation; None is the sample as it is.
+        """Features of B samples by name, B x …. Each sample has an augmentation variant; None is unaugmented.
 
-        Raises: DataError naming a file that is missing or damaged.
+        Raises: DataError naming a missing or damaged file.
         """
         samples = [self._sample(key, variant) for key, variant in zip(keys, variants, strict=True)]
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
@@ -75,14 +74,14 @@ class Features:
         return _open(self.file(self.rows[key] // GROUP, None))[key]
 
     def file(self, group: int, variant: int | None) -> Path:
-        """Where a group of samples lies."""
+        """The file of a group of samples."""
         if variant is None:
             return self.plain / f"{group:05d}.safetensors"
         return self.changed / f"{variant:02d}-{group:05d}.safetensors"
 
 
 class _File(t.Mapping[str, dict[str, torch.Tensor]]):
-    """Key → the features of a sample, in mapped memory, verified when they are first asked for."""
+    """Key → the features of a sample, memory-mapped and verified at first access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +93,7 @@ class _File(t.Mapping[str, dict[str, torch.Tensor]]):
         sample = {name: self._tensors.get_tensor(f"{key}/{name}") for name in self._checksums[key]}
         if key not in self._verified:
             if {name: _checksum(tensor) for name, tensor in sample.items()} != self._checksums[key]:
-                raise DataError(f"{self.path} is damaged: {key}. Delete it, and run the same command again")
+                raise DataError(f"{self.path} is damaged at {key}. Delete it, and run the same command again")
             self._verified.add(key)
         return sample
 
@@ -115,7 +114,7 @@ def _open(path: Path) -> _File:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there, as long as its header says; its tensors are verified when they are read."""
+    """Whether a file exists with the length that its header states; its tensors are verified on reading."""
     try:
         _File(path)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
@@ -136,11 +135,12 @@ def compute_features(
     *,
     keep_going: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] = print,
-) -> Features:
-    """The features of every sample of a fold, and of every variant of those it trains on, computed where they are not.
+) -> FeatureStore:
+    """The features of every sample of a fold and of every variant of its training samples; computes missing ones.
 
-    The frozen part goes to `device` only if something is missing, and leaves it again. keep_going: asked between
-    batches. Raises: DecodingStopped when it says no, with every finished group kept; DataError where there is no room.
+    The frozen part is moved to `device` only if something is missing, and back to the CPU afterwards. keep_going:
+    called between batches. Raises: DecodingStopped if it returns False (finished groups are kept); DataError if there
+    is no space.
     """
     features = _place(cell, model, data)
     plain = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
@@ -156,8 +156,8 @@ def compute_features(
     if not missing:
         return features
     say(
-        f"computing what the frozen part of {type(model).__name__} makes of {len(groups)} groups of {GROUP} samples"
-        + (f", and of {changing.augment.variants} variants of them" if changing.augment else "")
+        f"computing features of the frozen part of {type(model).__name__} for {len(groups)} groups of {GROUP} samples"
+        + (f" and {changing.augment.variants} variants of them" if changing.augment else "")
         + f": {len(missing)} of {len(files)} files are missing in {features.plain.parent}"
     )
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader, keep_going=keep_going, log=say)
@@ -173,7 +173,7 @@ def compute_features(
         records = data.manifest.records[group * GROUP : (group + 1) * GROUP]
         for first in range(0, len(records), cell.evaluate.batch_size):
             if not keep_going():
-                raise DecodingStopped(f"{len(files) - len(missing)} of {len(files)} files of features are there")
+                raise DecodingStopped(f"{len(files) - len(missing)} of {len(files)} feature files are finished")
             some = records[first : first + cell.evaluate.batch_size]
             batch = pixels(plain, some, 0)
             if variant is not None:
@@ -191,7 +191,7 @@ def compute_features(
                     checksums[record.key] = {name: _checksum(value) for name, value in sample.items()}
         return save(tensors, {"crc32": json.dumps(checksums)})
 
-    told = 0.0
+    reported = 0.0
     while missing:
         claimed = False
         for path in missing:
@@ -200,28 +200,27 @@ def compute_features(
                 with exclusive(path.with_suffix(".lock")) as ours:
                     if not ours or _is_whole(path):
                         continue
-                    for leftover in path.parent.glob(f".{path.name}.*"):  # of one that was killed: the lock is ours
+                    for leftover in path.parent.glob(f".{path.name}.*"):  # from a killed process, as we hold the lock
                         leftover.unlink()
                     write_atomically(path, make(*files[path]))
-            except FileNotFoundError:  # where locks do nothing: another process took ours for a leftover
+            except FileNotFoundError:  # without working locks, another process can delete ours as a leftover
                 continue
             except OSError as error:
                 raise DataError(
-                    f"{path} cannot be written ({error}). Make room there, or set loader.features_dir to another "
-                    "folder that all nodes see; what is done is kept. Or set loader.features=false"
+                    f"{path} cannot be written ({error}). Free some space, or set loader.features_dir to another "
+                    "folder that all nodes share (finished files are kept), or set loader.features=false"
                 ) from error
             claimed = True
-            if time.monotonic() - told > PROGRESS_S:
-                told, there = time.monotonic(), [size for file in files if (size := _size(file))]
-                expected = sum(there) / len(there) * len(files)
-                sizes = f"{sum(there) / GB:.2f} of some {expected / GB:.2f} GB"
-                say(f"{len(there)} of {len(files)} files of features, {sizes}")
+            if time.monotonic() - reported > PROGRESS_S:
+                reported, existing = time.monotonic(), [size for file in files if (size := _size(file))]
+                expected = sum(existing) / len(existing) * len(files)
+                sizes = f"{sum(existing) / GB:.2f} of about {expected / GB:.2f} GB"
+                say(f"{len(existing)} of {len(files)} feature files, {sizes}")
         missing = [path for path in missing if not _is_whole(path)]
-        if (
-            missing and not claimed
-        ):  # others hold all that is left: wait for their files, or for their locks if they die
+        # Other processes have the rest: wait for their files, or for their locks if they die.
+        if missing and not claimed:
             if not keep_going():
-                raise DecodingStopped("other processes compute the last files of features")
+                raise DecodingStopped("other processes are computing the last feature files")
             time.sleep(POLL_S)
     for module in model.outside_state().values():
         module.cpu()
@@ -229,8 +228,8 @@ def compute_features(
     return features
 
 
-def _place(cell: CellConfig, model: Model, data: FoldData) -> Features:
-    """Where the features of this cell lie."""
+def _place(cell: CellConfig, model: Model, data: FoldData) -> FeatureStore:
+    """Locate the features of this cell."""
     content = {
         "version": VERSION,
         "model": f"{type(model).__module__}.{type(model).__name__}",
@@ -243,7 +242,7 @@ def _place(cell: CellConfig, model: Model, data: FoldData) -> Features:
     augment = {"augment": dataclasses.asdict(cell.augment), "seed": cell.seed}
     parent = Path(cell.loader.features_dir) if cell.loader.features_dir else data.folder / "features"
     home = parent / f"{data.manifest.dataset}-{_short(content)}"
-    return Features(
+    return FeatureStore(
         plain=home / "plain",
         changed=home / f"augment-{_short(augment)}",
         rows={record.key: row for row, record in enumerate(data.manifest.records)},

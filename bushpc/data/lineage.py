@@ -1,8 +1,8 @@
-"""What a model has learnt from, through all that it started from: nobody is judged on scans that it remembers.
+"""The lineage of a model: all data that it and its starting weights were trained on, so that tests use unseen scans.
 
     cell ─trained_on→ run.json → export.json, generate.json ─refuse_seen, same_data→ what may train or test
 
-No torch: the login node asks.
+This module does not import torch: the login node uses it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bushpc.runs.records import RunRecord
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
 
-# Beside the shards that `bushpc generate` wrote.
+# Written by `bushpc generate` next to its shards.
 GENERATED = "generate.json"
 
 Training = dict[str, t.Any]
 
 
 def training(manifest: Manifest, folder: Path, folds_sha256: str, fold: int) -> Training:
-    """A training on one fold's training part. data: null for what is made here, of which another seed makes others."""
+    """A training on one fold's training part. data: None for a generated dataset, as another seed gives other scans."""
     return {
         "data": None if Card.find(manifest.dataset, folder).made_here else manifest.dataset,
         "manifest_sha256": manifest.hash,
@@ -35,10 +35,10 @@ def training(manifest: Manifest, folder: Path, folds_sha256: str, fold: int) -> 
 
 
 def trained_on(cell: CellConfig, manifest: Manifest, folds_sha256: str) -> list[Training]:
-    """Every training that the cell's weights come from: its own, also on synthetic scans, those of its base, and those
-    of whatever made the synthetic scans.
+    """All trainings behind the cell's weights: its own (synthetic scans included), its base model's, and those of the
+    generator of the synthetic scans.
 
-    Weights that are staged, and a base that `bushpc export` did not write, are left out: nobody knows theirs.
+    Staged weights, and a base that `bushpc export` did not write, are left out because their training is unknown.
     """
     assert cell.fold is not None, "dispatch gives every cell its fold"
     base = cell.model.starts_from
@@ -57,7 +57,7 @@ def _of_synthetic(data: DataConfig) -> list[Training]:
 
 
 def of_cell(run: RunRecord, name: str) -> list[Training]:
-    """Of a cell, as its run.json has it; of older runs, which started from nothing that was trained here, its own."""
+    """The trainings behind a cell, from its run.json. Older runs record none and have only their own."""
     cell = run.cell(name)
     if cell.trained_on is not None:
         return cell.trained_on
@@ -72,25 +72,25 @@ def of_cell(run: RunRecord, name: str) -> list[Training]:
 
 
 def of_exported(folder: Path) -> list[Training]:
-    """Of a fold's folder of an export; none where `bushpc export` did not write it."""
+    """The trainings behind a fold's folder of an export; none if `bushpc export` did not write it."""
     folds = (read_json(folder.parent / EXPORT_FILE) or {}).get("folds", [])
     return [each for fold in folds if fold["name"] == folder.name for each in fold["trained_on"]]
 
 
 def of_generated(folder: Path) -> list[Training]:
-    """Of all that made the images in `folder`. Raises: DataError where that is not known."""
+    """The trainings behind the generator of the images in `folder`. Raises: DataError if they are unknown."""
     noted = read_json(folder / GENERATED)
     if noted is None or not noted.get("trained_on"):
         raise DataError(
-            f"{folder} has no {GENERATED} that says what the generator of its images was trained on, so nobody knows "
-            f"which scans it remembers. `bushpc generate` writes it beside the shards: copy it along with them"
+            f"{folder} has no {GENERATED} that states what the generator of its images was trained on, so it is "
+            "unknown which scans they may reproduce. `bushpc generate` writes it next to the shards: copy it with them"
         )
     found: list[Training] = noted["trained_on"]
     return found
 
 
 def distinct(trainings: Iterable[Training]) -> list[Training]:
-    """Each once, in the order in which they come."""
+    """The trainings without repetitions, in their order."""
     found: list[Training] = []
     for each in trainings:
         if each not in found:
@@ -99,21 +99,21 @@ def distinct(trainings: Iterable[Training]) -> list[Training]:
 
 
 def same_data(trained: Mapping[str, t.Any], manifest: Manifest) -> bool:
-    """Whether a training was on this dataset, be it packed in another way."""
+    """Whether a training used this dataset, even if packed differently."""
     return trained["manifest_sha256"] == manifest.hash or trained.get("data") == manifest.dataset
 
 
 def refuse_seen(
-    what: str, trainings: Iterable[Training], manifest: Manifest, folds_sha256: str, fold: int, way_on: str
+    what: str, trainings: Iterable[Training], manifest: Manifest, folds_sha256: str, fold: int, advice: str
 ) -> None:
-    """Raises: DataError where one of them was on scans that this fold of this dataset is validated on.
+    """Raises: DataError if one of the trainings used scans that validate this fold of this dataset.
 
-    what: comes from these trainings. way_on: what to do then.
+    what: the subject of the message, which has these trainings. advice: what to do.
     """
     for each in trainings:
         if same_data(each, manifest) and (each["folds_sha256"], each["fold"]) != (folds_sha256, fold):
             others = " of other folds" if each["folds_sha256"] != folds_sha256 else ""
             raise DataError(
-                f"{what} has learnt from scans of fold {fold}'s validation part: it was trained in fold "
-                f"{each['fold']}{others}. {way_on}, or train fold={each['fold']} alone"
+                f"{what} was trained on scans of fold {fold}'s validation part, in fold {each['fold']}{others}. "
+                f"{advice}, or train only fold={each['fold']}"
             )

@@ -34,7 +34,7 @@ from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds, refuse_synthetic
 
 if t.TYPE_CHECKING:  # which builds on this module
-    from bushpc.data.features import Features
+    from bushpc.data.features import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class FoldData:
     holdout: list[Record]
     validation: list[Record]
     bins: SizeBins
-    features: Features | None = None
+    features: FeatureStore | None = None
 
     @classmethod
     def open(cls, cell: CellConfig, fold: int, folds_file: Path) -> FoldData:
@@ -206,7 +206,7 @@ class Samples(Dataset[Batch]):
     """Batches of some records from the cache; each is asked for as the draws of its samples."""
 
     def __init__(
-        self, records: list[Record], cache: Cache, prepare: Preparation, features: Features | None = None
+        self, records: list[Record], cache: Cache, prepare: Preparation, features: FeatureStore | None = None
     ) -> None:
         self.records, self.cache, self.prepare, self.features = records, cache, prepare, features
         self.rows = np.array([cache.rows[record.key] for record in records], dtype=np.intp)

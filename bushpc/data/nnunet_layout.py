@@ -1,13 +1,13 @@
-"""A fold's images and masks → a raw dataset as nnU-Net wants it, and the split that it has to keep.
+"""A fold's images and masks → a raw dataset in nnU-Net's format, and the split that it must use.
 
     raw/Dataset001_<name>/          imagesTr/<case>_0000.png (RGB), labelsTr/<case>.png (0 and 1), dataset.json
     preprocessed/Dataset001_<name>/ splits_final.json: one split, which is this fold
 
-nnU-Net reads the scans that dataset.json lists. It plans from the fold's real training scans, so that runs which differ
-in the synthetic ones have the same batch size, patch and network; then it preprocesses all that train or validate.
+nnU-Net reads the scans that dataset.json lists. It plans on the fold's real training scans, so that runs with different
+synthetic scans get the same batch size, patch and network; then it preprocesses all training and validation scans.
 
-All at the size at which every model gets them, resized by the same code, so that numbers compare. nnU-Net calls a scan
-a case. It takes height and width for the real ones: what is not square is as squeezed as for all other models.
+All images are resized to the size that every model gets, by the same code, so that results are comparable. As for all
+other models, images that are not square are squeezed; nnU-Net is not told. nnU-Net calls a scan a case.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from bushpc.files import write_atomically
 from bushpc.shards.manifest import Record
 
 ENDING = ".png"
-FAST = 1  # zlib's level: the files are read a few times, and deleted
+FAST = 1  # zlib level: the files are read a few times and then deleted
 
 
 def dataset_name(data: FoldData) -> str:
-    """The folder's name; nnU-Net wants a number in it."""
+    """The folder's name; nnU-Net requires a number in it."""
     return f"Dataset001_{data.manifest.dataset}"
 
 
 def case_of(key: str) -> str:
-    """A sample's name among nnU-Net's files. Only keys of synthetic scans have a slash."""
+    """A sample's name in nnU-Net's files. Only keys of synthetic scans have a slash."""
     return key.replace("/", "__")
 
 
 def real_training_part(data: FoldData, normals: bool) -> list[Record]:
-    """The fold's real scans that are not validated on, whatever trains. normals: whether with normal scans."""
+    """The fold's real scans outside the validation part. normals: include normal scans."""
     validated = {record.key for record in data.validation}
     wanted = data.manifest.records if normals else data.manifest.lesions
     return [r for r in wanted if not r.key.startswith(PREFIX) and r.key not in validated]
@@ -52,16 +52,17 @@ def export(
     folder: Path,
     keep_going: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Write one mask class of all scans and the split below `folder`; returns the raw dataset, which lists `planned`.
+    """Write all scans with one mask class, and the split, to `folder`; returns the raw dataset, which lists `planned`.
 
-    planned: what nnU-Net plans from. keep_going: asked before each scan. Raises: DecodingStopped when it says no.
+    planned: the scans that nnU-Net plans on. keep_going: called before each scan. Raises: DecodingStopped if it returns
+    False.
     """
     name = dataset_name(data)
     raw = folder / "raw" / name
     for part in ("imagesTr", "labelsTr"):
         (raw / part).mkdir(parents=True)
     records = {record.key: record for record in (*data.train, *data.validation, *planned)}
-    assert len({case_of(key) for key in records}) == len(records), "a key that only a slash tells from another"
+    assert len({case_of(key) for key in records}) == len(records), "two keys differ only by a slash"
     for key in records:
         if not keep_going():
             raise DecodingStopped
@@ -75,14 +76,14 @@ def export(
 
 
 def split(data: FoldData) -> dict[str, list[str]]:
-    """The fold by nnU-Net's names."""
+    """The fold with nnU-Net's names."""
     return {
         part: [case_of(r.key) for r in records] for part, records in (("train", data.train), ("val", data.validation))
     }
 
 
 def list_scans(dataset: Path, data: FoldData, records: Sequence[Record]) -> None:
-    """Have `dataset`, raw or preprocessed, be of these scans alone, as far as nnU-Net reads it next."""
+    """Write a dataset.json to `dataset` (raw or preprocessed) that lists only these scans for nnU-Net."""
     cases = [case_of(record.key) for record in records]
     described = {
         "channel_names": {str(i): channel for i, channel in enumerate(data.manifest.channels)},
@@ -90,7 +91,7 @@ def list_scans(dataset: Path, data: FoldData, records: Sequence[Record]) -> None
         "numTraining": len(cases),
         "file_ending": ENDING,
         "overwrite_image_reader_writer": "NaturalImage2DIO",
-        # Listed, or nnU-Net looks for them with processes that it ends by a signal, which ours do not die of.
+        # List the files; otherwise nnU-Net finds them with processes that it ends by a signal, which ours ignore.
         "dataset": {
             case: {"images": [f"imagesTr/{case}_0000{ENDING}"], "label": f"labelsTr/{case}{ENDING}"} for case in cases
         },

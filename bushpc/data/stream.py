@@ -1,11 +1,11 @@
-"""Shards elsewhere → batches: URLs and commands instead of local tars, for sets too large or too far to keep here.
+"""Remote shards → batches: streams URLs and commands instead of local tars, for datasets too large to copy.
 
     manifest ─Lanes→ which samples, in which order ─_Lane→ their bytes, verified ─Preparation→ batches
 
-Nothing is unpacked or kept: each rank reads the shards of its lanes once an epoch, front to back. The promises are
-those of bushpc.data.loader: the global batch of a step depends on seed, lanes and step alone, every sample is seen
-exactly once an epoch, rank r takes places r, r + ranks, r + 2·ranks … of it, and a position is the step. A sample is
-delivered only after all of its shard arrived with the SHA-256 that the manifest states.
+Nothing is unpacked or stored: each rank reads the shards of its lanes from start to end once an epoch. The guarantees
+are those of bushpc.data.loader: the global batch of a step depends only on seed, lanes and step; every sample is seen
+exactly once an epoch; rank r takes positions r, r + ranks, r + 2·ranks … of the batch; and the step is the only
+position to save. A sample is delivered only after its whole shard arrived with the SHA-256 in the manifest.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from bushpc.errors import DataError
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Manifest, Record, ShardInfo, decode_image, decode_mask
 
-# A gateway that fails over, a server that sheds load or a signal that ends the reading command is over in seconds;
-# what fails after 1 + 2 + 4 s of waiting is down, and the run had better say so.
+# A gateway failover, an overloaded server or a killed reading command recovers within seconds. After 1 + 2 + 4 s of
+# waiting, the source counts as down and the run fails.
 TRIES = 4
 BACKOFF_S = 1.0
-# How long a command may take to exit after its output has ended, before it is killed.
+# Time for a command to exit after the end of its output, before it is killed.
 EXIT_S = 5.0
-# How often one who waits for data asks whether they are still wanted.
+# How often a reader that waits for data checks whether it should stop.
 POLL_S = 0.1
 BLOCK = 1 << 20
 
 
 class Piece(t.NamedTuple):
-    """Samples of one shard that one lane delivers one after another. picks: which of the shard's, in that order."""
+    """Consecutive samples of a lane from one shard. picks: their indices in the shard's training samples, in order."""
 
     epoch: int
     shard: int
@@ -58,15 +58,15 @@ class Piece(t.NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
-    """Which sample stands at which place of the stream: arithmetic, nothing is read.
+    """The order of samples in the stream. Pure arithmetic; nothing is read.
 
-    sizes: training samples of each shard, none 0. count: lanes (G). seed: of the run.
+    sizes: number of training samples per shard, all > 0. count: number of lanes (G). seed: of the run.
 
-    An epoch is the shards in an order drawn from (seed, epoch), each one's samples permuted likewise, laid end to
-    end and cut into G stretches. Lane l reads its stretches of the epochs 0, 1, 2 … end to end, and place p of the
-    stream is place p // G of lane p % G. With N samples an epoch, lane l holds ceil((e·N - l) / G) samples before
-    epoch e. So no lane is ever ahead of another by more than one sample, and epoch e is the places e·N to
-    (e + 1)·N - 1 of the stream, as it is in the indexed loader.
+    An epoch concatenates the shards in an order drawn from (seed, epoch), with each shard's samples permuted in the
+    same way, and is cut into G stretches. Lane l reads its stretches of epochs 0, 1, 2 … in sequence, and position p
+    of the stream is position p // G of lane p % G. With N samples per epoch, lane l holds ceil((e·N - l) / G) samples
+    before epoch e. So no lane is ahead of another by more than one sample, and epoch e is positions e·N to
+    (e + 1)·N - 1 of the stream, as in the indexed loader.
     """
 
     sizes: tuple[int, ...]
@@ -75,15 +75,15 @@ class Lanes:
 
     @property
     def samples(self) -> int:
-        """N, samples an epoch."""
+        """N, the samples per epoch."""
         return sum(self.sizes)
 
     def before(self, lane: int, epoch: int) -> int:
-        """How many samples a lane holds before an epoch begins."""
+        """Number of samples of a lane before an epoch begins."""
         return -((lane - epoch * self.samples) // self.count)
 
     def pieces(self, lane: int, first: int, stop: int) -> Iterator[Piece]:
-        """What the places from `first` to before `stop` of a lane hold."""
+        """The pieces at positions `first` to `stop` (exclusive) of a lane."""
         while first < stop:
             epoch = (first * self.count + lane) // self.samples
             begin, end = self.before(lane, epoch), min(self.before(lane, epoch + 1), stop)
@@ -92,7 +92,7 @@ class Lanes:
             first = end
 
     def _between(self, epoch: int, first: int, stop: int) -> Iterator[Piece]:
-        """The pieces between two places of an epoch."""
+        """The pieces between two positions of an epoch."""
         passed = 0
         for shard in self._permutation(len(self.sizes), "shards", epoch):
             low, high = max(first - passed, 0), min(stop - passed, self.sizes[shard])
@@ -108,8 +108,8 @@ class Lanes:
 def training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Iterator[Batch]:
     """This rank's share of the global batches from step `start` to the end of training, streamed from `data.stream`.
 
-    Closing the iterator ends worker processes, reading threads and the commands behind them.
-    Raises: DataError naming shard, URL and sample, for a shard that cannot be read or is not the manifest's.
+    Closing the iterator ends worker processes, reading threads and their commands.
+    Raises: DataError naming shard, URL and sample, if a shard cannot be read or differs from the manifest.
     """
     steps = _Steps(cell, data, world, start)
     workers = min(cell.loader.workers, len(steps.lanes))
@@ -117,7 +117,7 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
         with contextlib.closing(iter(steps)) as batches:
             yield from map(_unless_failed, batches)
         return
-    # Workers are asked in turn and deliver one part of every step each, so `workers` parts in a row are one step.
+    # Workers are read in turn and deliver one part of each step, so `workers` consecutive parts are one step.
     parts = map(_unless_failed, in_workers(steps, workers))
     order = _order_of_parts(len(steps.lanes), workers, steps.per_lane)
     try:
@@ -125,15 +125,15 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
             yield _joined(list(itertools.islice(parts, workers)), order)
     finally:
         steps.closing.set()
-        # Workers end now and at once. A traceback would hold them until it is collected as a cycle, in which their
-        # queues are closed before they are told to leave: torch then waits five seconds for each.
+        # End the workers now. Otherwise a traceback could keep them alive until the garbage collector runs, which
+        # closes their queues before telling them to exit: torch then waits five seconds for each.
         del parts
 
 
 def validation_batches(cell: CellConfig, data: FoldData, world: World, records: Sequence[Record]) -> Iterator[Batch]:
-    """This rank's share of `records`, streamed, with the spatial prompts that their masks give.
+    """This rank's share of `records`, streamed, with spatial prompts from their masks.
 
-    A share is a run of neighbours, as those lie in the same shards. Raises: DataError, as `training_batches`.
+    A share is contiguous, because neighbours are in the same shards. Raises: DataError, as `training_batches`.
     """
     mine = records[world.rank * len(records) // world.size : (world.rank + 1) * len(records) // world.size]
     prepare = validation_preparation(cell, data)
@@ -144,9 +144,9 @@ def validation_batches(cell: CellConfig, data: FoldData, world: World, records: 
 
 
 def require_reachable(stream: str, manifest: Manifest) -> None:
-    """Open the first shard of `stream` and read its first sample, for the login node: the rest is checked as it comes.
+    """Read the first sample of the first shard of `stream`, on the login node; all else is checked during training.
 
-    Raises: DataError if that fails, or is not the sample that the manifest has there.
+    Raises: DataError if that fails, or the sample differs from the manifest.
     """
     shard = manifest.shards[0]
     first = next(record for record in manifest.records if record.shard == shard.file)
@@ -157,7 +157,7 @@ def require_reachable(stream: str, manifest: Manifest) -> None:
 
 
 class _Encoded(t.NamedTuple):
-    """A sample as the stream holds it: PNG bytes that are known to be the packer's."""
+    """A sample from the stream: PNG bytes, verified to be the packer's."""
 
     epoch: int
     record: Record
@@ -168,8 +168,8 @@ class _Encoded(t.NamedTuple):
 class _Steps(IterableDataset[t.Any]):
     """One part of this rank's batch for every step, from the lanes of this worker process.
 
-    closing: set it, and a worker that waits for data that do not come stops waiting.
-    A failure is delivered instead of raised: the DataLoader would wrap its message into a traceback.
+    closing: when set, workers stop waiting for data.
+    An error is yielded, not raised, because the DataLoader would wrap it in a traceback.
     """
 
     def __init__(self, cell: CellConfig, data: FoldData, world: World, start: int) -> None:
@@ -211,7 +211,7 @@ def _unless_failed(part: Batch | DataError) -> Batch:
 
 
 def _order_of_parts(lanes: int, workers: int, per_lane: int) -> list[int]:
-    """Where each sample of a rank's batch lies in its workers' parts laid end to end."""
+    """The position of each sample of a rank's batch in the concatenation of its workers' parts."""
     widths = [len(range(worker, lanes, workers)) for worker in range(workers)]
     begins = [per_lane * sum(widths[:worker]) for worker in range(workers)]
     return [
@@ -222,27 +222,27 @@ def _order_of_parts(lanes: int, workers: int, per_lane: int) -> list[int]:
 
 
 def _joined(parts: list[Batch], order: list[int]) -> Batch:
-    """One batch of several, its samples in `order`."""
+    """Concatenate batches, with the samples in `order`."""
 
     def join(values: list[t.Any]) -> t.Any:
         if isinstance(values[0], torch.Tensor):
             return torch.cat(values)[order]
-        laid = [item for value in values for item in value]
-        return [laid[place] for place in order]
+        items = [item for value in values for item in value]
+        return [items[place] for place in order]
 
     names = [field.name for field in fields(Batch) if getattr(parts[0], field.name) is not None]
     return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 def _batch(prepare: Preparation, cell: CellConfig, items: list[_Encoded]) -> Batch:
-    """Decode, and then do exactly what the indexed loader does with rows of its cache."""
+    """Decode the samples, and prepare them exactly as the indexed loader prepares rows of its cache."""
     fitted = []
     for _, record, image_png, mask_png in items:
-        shard = cell.data.folder / record.shard  # where it would lie; its manifest does
+        shard = cell.data.folder / record.shard  # for messages: only the manifest is in this folder
         image_HWC, mask_HW = decode_image(image_png, record, shard), decode_mask(mask_png, record, shard)
         fitted.append(fit(record.shard, record, image_HWC, mask_HW, cell.model.image_size))
     image_BSSC, mask_BSS = map(np.stack, zip(*fitted, strict=True))
-    epochs = [item.epoch for item in items]  # and its turn: a stream delivers each sample once an epoch
+    epochs = [item.epoch for item in items]  # also the turn, as a stream delivers each sample once an epoch
     return prepare(epochs, epochs, [item.record for item in items], image_BSSC, mask_BSS)
 
 
@@ -252,7 +252,7 @@ def _stream_of(cell: CellConfig) -> str:
 
 
 def _by_shard(manifest: Manifest, records: Iterable[Record]) -> list[tuple[ShardInfo, list[Record]]]:
-    """Records by the shard that holds them, in the order in which shards and records first appear."""
+    """Records by shard, in the order in which shards and records first appear."""
     shards = {shard.file: shard for shard in manifest.shards}
     parts: dict[str, list[Record]] = {}
     for record in records:
@@ -264,9 +264,9 @@ def _by_shard(manifest: Manifest, records: Iterable[Record]) -> list[tuple[Shard
 
 
 class _Lane:
-    """Samples of one piece after another; while one is handed out, the next is already being read.
+    """Yields the samples of its pieces and prefetches the next piece meanwhile.
 
-    So a lane holds the PNG bytes of two pieces at most, and a piece is a shard at most.
+    So a lane holds the PNG bytes of at most two pieces, and a piece is at most one shard.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class _Lane:
         return item
 
     def close(self) -> None:
-        """Stop reading; nothing of it is left when this returns."""
+        """Stop reading; on return no thread or command is left."""
         if self._ahead:
             self._ahead.stop()
 
@@ -301,7 +301,7 @@ class _Lane:
 
 
 class _Fetch(threading.Thread):
-    """Reads one piece, whole and verified, or fails with one DataError. Starts at once."""
+    """A thread that reads and verifies one whole piece, or fails with one DataError. It starts at once."""
 
     def __init__(self, stream: str, epoch: int, shard: ShardInfo, records: list[Record]) -> None:
         super().__init__(name=f"fetch {shard.file}", daemon=True)
@@ -314,11 +314,11 @@ class _Fetch(threading.Thread):
     def run(self) -> None:
         try:
             self._items = _with_retries(self._stream, self._shard, self._records, self._connection, self._read)
-        except Exception as error:  # raised again in `result`, where somebody listens
+        except Exception as error:  # raised again by `result` in the caller's thread
             self._error = error
 
     def result(self, closing: t.Callable[[], bool]) -> list[_Encoded]:
-        """The samples, in the order of the piece; waits for them, but not beyond `closing`."""
+        """Wait for the samples, in the piece's order, unless `closing` becomes true."""
         while self.is_alive():
             self.join(POLL_S)
             if closing():
@@ -328,7 +328,7 @@ class _Fetch(threading.Thread):
         return self._items
 
     def stop(self) -> None:
-        """End the reading wherever it is."""
+        """Abort the read."""
         self._connection.stop()
         self.join(EXIT_S)
 
@@ -341,7 +341,7 @@ class _Fetch(threading.Thread):
 
 
 class _Connection:
-    """What a reading thread holds open, so that another thread can cut it off."""
+    """The open stream of a reading thread, which another thread can abort."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -349,10 +349,10 @@ class _Connection:
 
     @contextlib.contextmanager
     def open(self, url: str) -> Iterator[_Connection]:
-        """Connect for the length of a `with`; the command behind a pipe ends with it, unless KILL ends us."""
+        """Context manager of a connection. On exit it kills the command behind a pipe, unless we are killed first."""
         if url.startswith("pipe:"):
-            # A session of its own: all that the command started can be ended together, and a Ctrl-C or a TERM for
-            # the ranks' group does not reach it.
+            # In a separate session, all processes of the command can be killed together, and a Ctrl-C or a TERM to the
+            # ranks' process group does not reach them.
             self._file = Pipe(url.removeprefix("pipe:"), mode="rb", shell=True, start_new_session=True)
         else:
             self._file = gopen(url, "rb")
@@ -364,13 +364,13 @@ class _Connection:
                 self._file.close()
 
     def read(self, count: int) -> bytes:
-        """`count` bytes, fewer only at the end."""
+        """Read `count` bytes, or fewer at the end of the stream."""
         if self.stopped.is_set():
             return b""
         return (self._file.stream if isinstance(self._file, Pipe) else self._file).read(count)
 
     def exit_status(self) -> int:
-        """How the command behind the data ended once they have; 0 where there is none."""
+        """Exit status of the command after the end of its output; 0 if there is no command."""
         if not isinstance(self._file, Pipe):
             return 0
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -378,7 +378,7 @@ class _Connection:
         return 0
 
     def stop(self) -> None:
-        """Let `read` and all waiting end now; called from another thread."""
+        """End `read` and all waits now. Called from another thread."""
         self.stopped.set()
         self._kill()
 
@@ -386,7 +386,7 @@ class _Connection:
         process = self._file.proc if isinstance(self._file, Pipe) else None
         if process and process.poll() is None:
             process.kill()
-            with contextlib.suppress(ProcessLookupError):  # curl stays in our own group
+            with contextlib.suppress(ProcessLookupError):  # webdataset's curl has no process group of its own
                 os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -400,9 +400,9 @@ def _with_retries(
     connection: _Connection,
     read: t.Callable[[_Reading], Result],
 ) -> Result:
-    """`read` a shard from its beginning until it arrives whole.
+    """`read` a shard from the start, and retry until it arrives completely.
 
-    Raises: DataError after TRIES failures, at once where another file arrives, and where `connection` was stopped.
+    Raises: DataError after TRIES failures; at once if the content differs from the manifest or `connection` is stopped.
     """
     url = _url(stream, shard)
     for failed in range(TRIES):
@@ -411,51 +411,51 @@ def _with_retries(
         try:
             with connection.open(url):
                 return read(_Reading(connection, url, shard))
-        except ValueError as error:  # what gopen raises for a scheme it does not know
+        except ValueError as error:  # gopen raises it for an unknown scheme
             raise DataError(f"data.stream={stream} cannot be opened: {error}") from error
         except OSError as error:
             last = error
         if connection.stopped.is_set():
             break
     raise DataError(
-        f"shard {shard.file} with sample '{records[0].key}' cannot be read from {url} (tried {TRIES} times, and waited "
-        f"in between): {last}. The shard's name is appended to data.stream={stream} as it is, so a folder ends with '/'"
+        f"shard {shard.file} with sample '{records[0].key}' cannot be read from {url} (tried {TRIES} times with "
+        f"pauses): {last}. The shard's name is appended to data.stream={stream} as is, so a folder must end with '/'"
     ) from last
 
 
 def _url(stream: str, shard: ShardInfo) -> str:
-    # The name becomes part of a shell command, and the manifest may be somebody else's.
+    # The name becomes part of a shell command, and the manifest may come from somebody else.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", shard.file):
-        raise DataError(f"shard {shard.file!r} of the manifest: a name of letters, digits, '.', '_' and '-' is needed")
+        raise DataError(f"shard {shard.file!r} of the manifest: a name may have letters, digits, '.', '_' and '-' only")
     return stream + shard.file
 
 
 class _Reading:
-    """One pass over one shard, front to back. Raises: OSError where it ends early, DataError for other content."""
+    """One sequential pass over a shard. Raises: OSError if it ends early, DataError if its content differs."""
 
     def __init__(self, connection: _Connection, url: str, shard: ShardInfo) -> None:
         self._connection, self._url, self._shard = connection, url, shard
         self._position, self._digest = 0, hashlib.sha256()
 
     def image(self, record: Record) -> bytes:
-        """The image of `record`, PNG."""
+        """The image of `record` as PNG."""
         return self._member(f"{record.key}.image.png", record.image_offset, record.image_bytes)
 
     def mask(self, record: Record) -> bytes:
-        """The mask of `record`, PNG."""
+        """The mask of `record` as PNG."""
         return self._member(f"{record.key}.mask.png", record.mask_offset, record.mask_bytes)
 
     def finish(self) -> None:
-        """Read what is left and hold the whole against the manifest."""
+        """Read the rest, and compare size and SHA-256 of the whole shard with the manifest."""
         while self._position < self._shard.bytes:
             self._exactly(min(BLOCK, self._shard.bytes - self._position), "the end")
         if self._connection.read(1) or self._digest.hexdigest() != self._shard.sha256:
-            raise self._altered(f"its size or SHA-256 is not the manifest's ({self._shard.sha256})")
+            raise self._altered(f"its size or SHA-256 differs ({self._shard.sha256} expected)")
 
     def _member(self, name: str, offset: int, length: int) -> bytes:
         header = offset - tarfile.BLOCKSIZE
         if header < self._position:
-            raise self._altered(f"the manifest has {name} at byte {offset}, inside of what comes before it")
+            raise self._altered(f"the manifest has {name} at byte {offset}, which overlaps the member before it")
         while self._position < header:
             self._exactly(min(BLOCK, header - self._position), name)
         found = self._exactly(tarfile.BLOCKSIZE, name)[:100].rstrip(b"\0").decode(errors="replace")
@@ -470,13 +470,13 @@ class _Reading:
         if len(content) < count:
             status = self._connection.exit_status()
             raise OSError(
-                f"it ends after {self._position} of {self._shard.bytes} bytes, before {name} is whole"
+                f"it ends after {self._position} of {self._shard.bytes} bytes, before the end of {name}"
                 + (f"; the command that reads it ended with status {status}" if status else "")
             )
         return content
 
     def _altered(self, what: str) -> DataError:
         return DataError(
-            f"shard {self._shard.file} at {self._url} is not the one of the manifest: {what}. Upload the tars and the "
-            "manifest of the same packing"
+            f"shard {self._shard.file} at {self._url} differs from the manifest: {what}. Upload tars and manifest "
+            "from the same packing"
         )

@@ -33,7 +33,7 @@ from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
 from bushpc.data.loader import FoldData
 from bushpc.data.prompt_table import Known, mirrored
 from bushpc.data.prompts import FirstPass, SizeBins
-from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
+from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import Model
@@ -275,6 +275,10 @@ class _GivenOrFirstPass:
         return [given or found for given, found in zip(self.given, self.otherwise(prob_BHW), strict=True)]
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, BushpcWarning, stacklevel=3)
+
+
 def load(
     path: str | Path,
     *,
@@ -282,7 +286,7 @@ def load(
     row: str | None = None,
     device: str = "auto",
     tta: bool = False,
-    say: Callable[[str], None] = warnings.warn,
+    say: Callable[[str], None] = _warn,
 ) -> Predictor:
     """The trained model in a run folder, or in a folder that `bushpc export` wrote.
 

@@ -1,9 +1,9 @@
-"""Images → the features by which sets of images are compared: Inception's, for FID and KID, or a trained model's own.
+"""Images → features for comparing sets of images: Inception's (for FID and KID), or those of a trained model.
 
-FID and KID are distances in the features of one network, the Inception v3 of 2015-12-05 (Heusel et al. 2017), here in
-torch-fidelity's port and fed as torchmetrics feeds it. It was trained on photographs. The features of a classifier of
-ultrasound may tell more, but give other figures, so those go by other names; features of an untrained network tell
-nothing and are not to be had.
+FID and KID are distances in the features of one particular network, the Inception v3 of 2015-12-05 (Heusel et al.
+2017); we use torch-fidelity's port with torchmetrics' preprocessing. It was trained on photographs. Features of an
+ultrasound classifier may be more meaningful but give different values, so the distances then have other names. Features
+of an untrained network are meaningless and not offered.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from bushpc.evaluate.predictor import batch_of, load_cell, load_export, open_run
 from bushpc.files import EXPORT_FILE, sha256_of
 
 INCEPTION, NONE = "inception", "none"
-# The end of its name is the beginning of its hash, as torch's hub has it.
+# As in torch's hub, the name ends with the first digits of the hash.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
-    """A network up to its features.
+class FeatureExtractor:
+    """A network that extracts features.
 
-    name: what they are of, in words. frechet, kernel: what the two distances in them are called.
+    name: describes the network. frechet, kernel: names of the two distances in its features.
     see: images of one size (uint8, H x W x 3) → float32, images x features.
     """
 
@@ -46,12 +46,12 @@ class Features:
     see: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def inception(weights_dir: Path, device: str) -> Features:
-    """FID's and KID's network, from its staged file. Raises: WeightsError where that is missing or another one."""
+def inception(weights_dir: Path, device: str) -> FeatureExtractor:
+    """The network for FID and KID, from its staged file. Raises: WeightsError if the file is missing or wrong."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     require_inception(weights_dir)
-    # torch-fidelity unpickles whatever it is given, so it is given tensors that were read without unpickling.
+    # torch-fidelity unpickles its input, so read the tensors safely first and pass only these on.
     tensors: t.Any = io.BytesIO()
     torch.save(torch.load(weights_dir / INCEPTION_FILE, map_location="cpu", weights_only=True), tensors)
     tensors.seek(0)
@@ -62,13 +62,13 @@ def inception(weights_dir: Path, device: str) -> Features:
             features_ND = network(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device))
         return features_ND.float().cpu().numpy()
 
-    return Features(name="Inception v3 of 2015-12-05", frechet="FID", kernel="KID", see=see)
+    return FeatureExtractor(name="Inception v3 of 2015-12-05", frechet="FID", kernel="KID", see=see)
 
 
-def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], None]) -> Features:
-    """A trained model's: the mean over the image of what its `cam_layer` gives; of a classifier, its last features.
+def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], None]) -> FeatureExtractor:
+    """Features of a trained model: the output of its `cam_layer` (a classifier's last features), averaged over space.
 
-    run_dir: a run, or what `bushpc export` wrote. fold: None takes the first that is trained.
+    run_dir: a run, or the output of `bushpc export`. fold: None selects the first trained fold.
     Raises: as `bushpc.load`; ConfigError for a model without such a layer.
     """
     if (run_dir / EXPORT_FILE).exists():
@@ -79,13 +79,13 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
     layer = model.cam_layer()
     if layer is None:
         raise ConfigError(
-            f"features={run_dir}: {type(model).__name__} names no layer whose features could be compared (cam_layer). "
-            "Take the run of a model that does, such as efficientnet, or features=inception"
+            f"features={run_dir}: {type(model).__name__} defines no feature layer (cam_layer). "
+            "Use the run of a model that does, such as efficientnet, or features=inception"
         )
     given: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: t.Any, output: torch.Tensor) -> None:
-        given[:] = [output]  # of several passes, the last
+        given[:] = [output]  # with several passes, keep the last
 
     layer.register_forward_hook(keep)
 
@@ -96,7 +96,7 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
         return given.pop().float().flatten(2).mean(dim=2).cpu().numpy()
 
     place = next(name for name, module in model.named_modules() if module is layer)
-    return Features(
+    return FeatureExtractor(
         name=f"{type(model).__name__} ({place}) of {run_dir}, {member.name}",
         frechet="Fréchet distance",
         kernel="Kernel distance",
@@ -108,13 +108,13 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
 
 
 def pull_inception(weights_dir: Path) -> None:
-    """Stage Inception's file, unless it is there. Raises: WeightsError when it cannot be had, or is another one."""
+    """Stage Inception's file, unless it is staged. Raises: WeightsError if the download fails or its hash is wrong."""
     if _inception_problem(weights_dir) is None:
         return
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     weights_dir.mkdir(parents=True, exist_ok=True)
-    try:  # it comes to a name of its own, and to its place once its hash is right
+    try:  # downloads to a temporary name, and renames once the hash is verified
         torch.hub.download_url_to_file(
             URL_INCEPTION_V3, str(weights_dir / INCEPTION_FILE), hash_prefix=INCEPTION_SHA256, progress=False
         )
@@ -126,15 +126,15 @@ def pull_inception(weights_dir: Path) -> None:
 
 
 def require_inception(weights_dir: Path) -> None:
-    """Raises: WeightsError, with what else can be done, where Inception's file is missing or another one."""
+    """Raises: WeightsError, with alternatives, if Inception's file is missing or wrong."""
     problem = _inception_problem(weights_dir)
     if problem:
         folder = [] if weights_dir == ROOT / "weights" else [f"weights_dir={weights_dir}"]
         pull = shlex.join(["bushpc", "weights", "pull", f"features={INCEPTION}", *folder])
         raise WeightsError(
-            f"{problem} FID and KID are distances in this network's features. Run, where there is internet: {pull}\n"
-            "Without it: features=RUN compares in the features of a model that you trained (such figures are not FID "
-            f"and KID, and are called otherwise); features={NONE} measures all that needs no features"
+            f"{problem} FID and KID are distances in this network's features. On a machine with internet, run: {pull}\n"
+            "Alternatives: features=RUN uses the features of a model that you trained (the distances are then not FID "
+            f"and KID, and have other names); features={NONE} skips everything that needs features"
         )
 
 
@@ -143,4 +143,4 @@ def _inception_problem(weights_dir: Path) -> str | None:
     if not path.is_file():
         return f"{path} is not staged."
     found = sha256_of(path)
-    return None if found == INCEPTION_SHA256 else f"{path} has sha256 {found}, not {INCEPTION_SHA256}: pull it anew."
+    return None if found == INCEPTION_SHA256 else f"{path} has sha256 {found}, not {INCEPTION_SHA256}: pull it again."

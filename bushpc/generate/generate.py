@@ -1,15 +1,15 @@
-"""Trained generator → synthetic shards: `bushpc generate RUN out=FOLDER n=…`.
+"""LoadedGenerator generator → synthetic shards: `bushpc generate RUN out=FOLDER n=…`.
 
     seed, index ─priors→ masks, captions ─generator, in batches over all ranks→ images ─write_shards→ OUT
 
-    OUT/generate.json       what the samples depend on; another attempt must ask for the same
-    OUT/.generating/        batches that are done, until the shards are whole; and the lock
-    OUT/contact_sheet.png   some of the images, masks outlined
+    OUT/generate.json       everything the samples depend on; a later attempt must request the same
+    OUT/.generating/        finished batches, until the shards are complete; and the lock
+    OUT/contact_sheet.png   some of the images with outlined masks
     OUT/card.yaml, *.tar, manifest.json   ordinary shards, marked synthetic
 
-What is in a batch follows from its number alone: not from the ranks, nor from where an earlier attempt was killed. So
-any number of ranks makes the same images; on a CPU to the last digit with as many threads each. A batch lies on the
-disk whole or not at all, and is made once.
+The content of a batch depends only on its number, not on the ranks or on where an earlier attempt was killed. So any
+number of ranks gives the same images; on a CPU bit for bit, if the ranks have the same number of threads. Batches are
+written atomically and computed once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError
 from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run
 from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.generate.contact_sheet import MOST, Shown, write_sheet
 from bushpc.generate.priors import Drawn, Priors, PriorsConfig
-from bushpc.generate.sheet import MOST, Shown, write_sheet
 from bushpc.sample import Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards.card import FILE_NAME as CARD_FILE
@@ -49,9 +49,9 @@ from bushpc.shards.write import write_shards
 from bushpc.train.engine import start_ranks
 
 SHEET_FILE, LOCK_FILE, WORK_FOLDER = "contact_sheet.png", ".lock", ".generating"
-# Noise seeds stay exact where a reader takes numbers for doubles.
+# Limits noise seeds so that JSON readers that use doubles keep them exact.
 SEEDS = 2**53
-# At the end ranks wait for each other: one that is slower, or lost its GPU's clock, may be hours behind.
+# At the end ranks wait for each other; a slow rank, for instance with a throttled GPU, may be hours behind.
 PATIENCE_S = 12 * 3600
 
 
@@ -71,11 +71,11 @@ class GenerateConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which generator. run_dir: of its training. adapter: another run, whose adapter the generator takes over.
+class GeneratorSource:
+    """Selects the generator. run_dir: of its training. adapter: another run, whose adapter the generator loads.
 
-    fold, row: which cell of the run; adapter_fold, adapter_row: of the adapter's. adapter_fold None takes the
-    generator's fold, where the adapter's run has that one.
+    fold, row: select the cell of the run; adapter_fold, adapter_row: that of the adapter's run. adapter_fold None
+    selects the generator's fold, if the adapter's run has it.
     """
 
     run_dir: Path
@@ -88,10 +88,10 @@ class Source:
     def __post_init__(self) -> None:
         for name in ("adapter_fold", "adapter_row"):
             if self.adapter is None and getattr(self, name) is not None:
-                raise ConfigError(f"{name}={getattr(self, name)} without adapter=: give the adapter's run, too")
+                raise ConfigError(f"{name}={getattr(self, name)} needs adapter=: give the adapter's run too")
 
     def open(self) -> list[TrainedRun]:
-        """The generator's run, then the adapter's, if any; each with the one cell. Raises: as `find_generator`."""
+        """The generator's run, then the adapter's, if any; each with one cell. Raises: as `find_generator`."""
         run = find_generator(self.run_dir, self.fold, self.row)
         if self.adapter is None:
             return [run]
@@ -100,10 +100,10 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A generator, loaded. cells, members: its own, then those of the adapter that it took over, if any.
+class LoadedGenerator:
+    """A loaded generator. cells, members: its own, then those of its adapter, if any.
 
-    trained_on: what either learnt from, see `bushpc.data.lineage`.
+    trained_on: the trainings of both, see `bushpc.data.lineage`.
     """
 
     cells: list[TrainedCell]
@@ -112,20 +112,20 @@ class Trained:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 as hex of all tensors that make the images, `generator` and `adapter`."""
+        """SHA-256 as hex of the tensors of `generator` and `adapter`."""
         return {name: each.sha256 for name, each in zip(("generator", "adapter"), self.members, strict=False)}
 
 
 def generate(
-    source: Source, out: Path, config: GenerateConfig, *, world: World | None = None, show: Show | None = None
+    source: GeneratorSource, out: Path, config: GenerateConfig, *, world: World | None = None, show: Show | None = None
 ) -> Manifest | None:
-    """Make `config.n` samples with a trained generator, as one of the ranks of `world`; done ones are kept.
+    """Generate `config.n` samples as one of the ranks of `world`; finished batches are kept.
 
-    show: told how many samples there are, on rank 0. Returns the manifest, on the other ranks None. Of a set whose
-    tars are no longer whole, everything is made again, and is the same.
-    Raises: ConfigError for a run that is no generator, an adapter of another base, priors that cannot be drawn in this
-    generator's frame, and an `out` that holds anything else; DataError, ResumeError for runs that are not whole;
-    DataError where nothing can be written.
+    show: reports progress on rank 0. Returns the manifest on rank 0, else None. If the tars of a finished set are
+    damaged, all samples are generated again, with the same result.
+    Raises: ConfigError for a run that is not a generator, an adapter of a different base, priors that do not fit this
+    generator's frame, and an `out` with other content; DataError, ResumeError for incomplete runs; DataError if `out`
+    cannot be written.
     """
     world = world or World()
     out, runs, priors = _understand(source, out, config)
@@ -139,7 +139,7 @@ def generate(
         if missing is None:
             return Manifest.load(out) if world.is_main else None
         if world.is_main and show and (out / manifests.FILE_NAME).exists():
-            show(0, config.n, f"{out} is no longer whole: what its shards held is made again")
+            show(0, config.n, f"{out} is damaged: the samples of its shards are generated again")
         for number in missing[world.rank :: world.size]:
             drawn = [priors(index) for index in config.batches[number]]
             seeds = [noise_seed(config.seed, index) for index in config.batches[number]]
@@ -153,11 +153,11 @@ def generate(
         return _finish(out, config, trained, priors, stated) if world.is_main else None
 
 
-def check(source: Source, out: Path, config: GenerateConfig) -> int:
-    """All that `generate` refuses, before a job is queued for it: nothing is made or written. Raises: as `generate`.
+def check(source: GeneratorSource, out: Path, config: GenerateConfig) -> int:
+    """Run all checks of `generate` before a job is queued, without generating or writing. Raises: as `generate`.
 
-    It may run where the job's GPU is not: a set that is there is taken to go on where it began. Returns how many
-    batches are missing.
+    It may run on a machine without the job's GPU, so for an existing set it assumes the device on which it was started.
+    Returns the number of missing batches.
     """
     out, runs, _ = _understand(source, out, config)
     device = (read_json(out / GENERATED) or {}).get("device", "cpu")
@@ -168,9 +168,9 @@ def check(source: Source, out: Path, config: GenerateConfig) -> int:
 def find_generator(
     run_dir: Path, fold: int | None, row: str | None, *, like: int | None = None, of: str = ""
 ) -> TrainedRun:
-    """The run with the one cell that is meant. Raises: ConfigError if it makes no images, or is one of several.
+    """The run with the selected cell. Raises: ConfigError if it is not a generator, or several cells match.
 
-    like: the fold where none is said, if the run has it. of: before the words `fold` and `row` in messages.
+    like: the fold if none is given and the run has it. of: prefix of the words `fold` and `row` in messages.
     """
     find = functools.partial(open_run, run_dir, row=row, say=lambda line: None)
     try:
@@ -188,46 +188,46 @@ def find_generator(
         )
     if others:
         folds = ", ".join(str(each.fold) for each in run.cells)
-        raise ConfigError(f"{run_dir} has several generators, one of each fold: choose one with {of}fold=, of {folds}")
+        raise ConfigError(f"{run_dir} has a generator for each fold: choose one with {of}fold= (one of {folds})")
     return run
 
 
 def noise_seed(seed: int, index: int) -> int:
-    """Of the noise that sample `index` grows from."""
+    """The seed of the initial noise of sample `index`."""
     return keyed_seed(seed, "noise", index) % SEEDS
 
 
 # --- one rank ---------------------------------------------------------------------------------------------------
 
 
-def _understand(source: Source, out: Path, config: GenerateConfig) -> tuple[Path, list[TrainedRun], Priors]:
-    """What can be refused before a model is loaded."""
+def _understand(source: GeneratorSource, out: Path, config: GenerateConfig) -> tuple[Path, list[TrainedRun], Priors]:
+    """Open and check everything that does not require loading a model."""
     runs = source.open()
     priors = Priors(config.priors, runs[0].cells[0].config.model.image_size, config.seed)
     out = out.resolve()
     with _writing(out):
-        there = next(folder for folder in (out, *out.parents) if folder.exists())
-        if not there.is_dir():
-            raise ConfigError(f"out={out}: {there} is a file; choose a new folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"no permission in {there}")
+        existing = next(folder for folder in (out, *out.parents) if folder.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"out={out}: {existing} is a file; choose a new folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission in {existing}")
     return out, runs, priors
 
 
 def _precision(cell: CellConfig, device: str) -> Precision:
-    """As in evaluation, on the device of the evaluation."""
+    """The precision of evaluation on this device."""
     return cell.engine.precision if cell.engine.device == device else "fp32"
 
 
 def _engine_of(cell: CellConfig, device: str) -> CellConfig:
-    """The training's settings of threads and kernels, for ranks that share nothing but files."""
+    """The training's thread and kernel settings, for ranks that communicate only through files."""
     where: Device = "cpu" if device == "cpu" else "cuda"
     precision = _precision(cell, device)
     engine = dataclasses.replace(cell.engine, kind="ddp", device=where, precision=precision, hang_s=PATIENCE_S / 2)
     return dataclasses.replace(cell, engine=engine)
 
 
-def _load(runs: list[TrainedRun]) -> Trained:
+def _load(runs: list[TrainedRun]) -> LoadedGenerator:
     cells = [run.cells[0] for run in runs]
     members = [load_cell(cell) for cell in cells]
     model: t.Any = members[0].model
@@ -235,10 +235,10 @@ def _load(runs: list[TrainedRun]) -> Trained:
         model.load_adapter(adapter.model, "adapter")
         model.use_adapter("adapter")
     seen = [each for run, cell in zip(runs, cells, strict=True) for each in of_cell(run.record, cell.name)]
-    return Trained(cells=cells, members=members, trained_on=distinct(seen))
+    return LoadedGenerator(cells=cells, members=members, trained_on=distinct(seen))
 
 
-def _images(trained: Trained, drawn: list[Drawn], seeds: list[int], device: str) -> np.ndarray:
+def _images(trained: LoadedGenerator, drawn: list[Drawn], seeds: list[int], device: str) -> np.ndarray:
     """One batch: uint8, (B, S, S, 3)."""
     precision = _precision(trained.cells[0].config, device)
     model: t.Any = trained.members[0].model.to(device).eval()
@@ -247,8 +247,8 @@ def _images(trained: Trained, drawn: list[Drawn], seeds: list[int], device: str)
         image_BCHW: torch.Tensor = model.generate(mask_BHW, [each.caption for each in drawn], seeds)
     if not torch.isfinite(image_BCHW).all():
         raise TrainingError(
-            f"the generator of {trained.cells[0].folder} made pixels that are no numbers, from seeds {seeds}: it has "
-            "diverged, or engine.precision is too coarse for it"
+            f"the generator of {trained.cells[0].folder} produced pixels that are not finite, from seeds {seeds}: its "
+            "training diverged, or engine.precision is too low"
         )
     return (image_BCHW.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -258,7 +258,7 @@ def _batch_file(out: Path, number: int) -> Path:
 
 
 def _write_batch(path: Path, image_BSSC: np.ndarray, drawn: list[Drawn]) -> None:
-    """Images with the very masks that they were made by, whole or not at all."""
+    """Write images and the masks they were generated from, atomically."""
     stream = io.BytesIO()
     np.savez_compressed(stream, image_BSSC=image_BSSC, mask_BSS=np.stack([each.mask_SS for each in drawn]))
     write_atomically(path, stream.getvalue())
@@ -267,69 +267,71 @@ def _write_batch(path: Path, image_BSSC: np.ndarray, drawn: list[Drawn]) -> None
 # --- rank 0: before and after -----------------------------------------------------------------------------------
 
 
-def _stated(config: GenerateConfig, trained: Trained, device: str) -> dict[str, t.Any]:
-    """What the samples depend on, by the words that set it; and for `data.synthetic` what the generator has seen."""
+def _stated(config: GenerateConfig, trained: LoadedGenerator, device: str) -> dict[str, t.Any]:
+    """The settings that the samples depend on, and the generator's trainings (for `data.synthetic`)."""
     cell = trained.cells[0].config
     settings = {
         **{"device": device, "precision": _precision(cell, device)},
-        # Tensors alone do not say how they are used: sampler, steps, guidance, attention heads, ….
+        # Tensors don't determine how they are used: sampler, steps, guidance, attention heads, ….
         "model": dataclasses.asdict(cell.model.standalone()),
         **dataclasses.asdict(config),
     }
     stated = {**trained.hashes, "trained_on": trained.trained_on, **flat(settings)}
-    return t.cast(dict[str, t.Any], json.loads(json.dumps(stated)))  # as it will be read
+    return t.cast(dict[str, t.Any], json.loads(json.dumps(stated)))  # as it is read back
 
 
 @contextlib.contextmanager
 def _writing(out: Path) -> t.Iterator[None]:
-    """Raises: DataError for what a file system refuses inside."""
+    """Context manager: turns an OSError into a DataError."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{out} cannot be written ({error}). Mend that; the same command then goes on") from error
+        raise DataError(f"{out} cannot be written ({error}). Fix that and run the same command again") from error
 
 
 def _refuse_others(out: Path, stated: dict[str, t.Any]) -> None:
-    """Raises: ConfigError if `out` holds anything but these samples, or a part of them."""
+    """Raises: ConfigError if `out` contains anything other than these samples or a part of them."""
     if not (out / GENERATED).exists() and any(out.glob("[!.]*")):
-        raise ConfigError(f"out={out} holds other files: choose a new folder")
+        raise ConfigError(f"out={out} contains other files: choose a new folder")
     then = read_json(out / GENERATED) or stated
     if differ := [key for key in {**then, **stated} if then.get(key) != stated.get(key)]:
         changes = "; ".join(f"{key} was {then.get(key)}, now {stated.get(key)}" for key in differ)
-        raise ConfigError(f"out={out} holds other samples: {changes}. Choose another folder, or delete this one")
+        raise ConfigError(f"out={out} contains other samples: {changes}. Choose another folder, or delete this one")
 
 
 def _missing(out: Path, config: GenerateConfig) -> list[int] | None:
-    """The batches that are neither there nor in shards; None of a set that is whole."""
+    """The missing batches; None if the set is complete."""
     try:
         manifests.verify(out, Manifest.load(out), deep=True)
         return None
     except DataError:
-        pass  # not packed, or damaged: either way the thing to do is to make what lacks
+        pass  # not packed, or damaged: generate what is missing in either case
     return [number for number in range(len(config.batches)) if not _batch_file(out, number).exists()]
 
 
 def _begin(out: Path, stated: dict[str, t.Any], config: GenerateConfig, held: contextlib.ExitStack) -> list[int] | None:
-    """Hold `out` for this command; as `_missing`. Raises: ConfigError if it is anyone else's; DataError."""
+    """Lock `out` for this command; returns the result of `_missing`. Raises: ConfigError if it is in use; DataError."""
     with _writing(out):
-        _refuse_others(out, stated)  # before anything is written there
+        _refuse_others(out, stated)  # before anything is written
         (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
         if not held.enter_context(exclusive(out / WORK_FOLDER / LOCK_FILE)):
-            raise ConfigError(f"another process generates into {out}: wait for it, or choose another folder")
-        _refuse_others(out, stated)  # begun by another in between
+            raise ConfigError(f"another process is generating into {out}: wait for it, or choose another folder")
+        _refuse_others(out, stated)  # another process may have started in between
         write_atomically(out / GENERATED, json.dumps(stated, indent=1))
         return _missing(out, config)
 
 
-def _finish(out: Path, config: GenerateConfig, trained: Trained, priors: Priors, stated: dict[str, t.Any]) -> Manifest:
+def _finish(
+    out: Path, config: GenerateConfig, trained: LoadedGenerator, priors: Priors, stated: dict[str, t.Any]
+) -> Manifest:
     """Batches → contact sheet, card and shards, the manifest last."""
-    # Samples come in order. A cache of this set alone: another one in this process may have had the same paths.
+    # Samples come in order. The cache is local, as another set in this process may have had the same paths.
     load = functools.partial(_load_sample, functools.lru_cache(maxsize=2)(_read_batch))
     items = [_item(out, config, trained, priors, index) for index in range(config.n)]
     with _writing(out):
         samples = [load(item) for item in items[:MOST]]
         captions = [priors(index).caption for index in range(len(samples))]
-        scans = [Shown(s.image_HWC, s.mask_HW, said) for s, said in zip(samples, captions, strict=True)]
+        scans = [Shown(s.image_HWC, s.mask_HW, caption) for s, caption in zip(samples, captions, strict=True)]
         title = f"{len(scans)} of {config.n} synthetic scans, generator {trained.hashes['generator'][:12]}"
         write_sheet(scans, out / SHEET_FILE, title)
         card = _card(config, trained, items)
@@ -339,12 +341,12 @@ def _finish(out: Path, config: GenerateConfig, trained: Trained, priors: Priors,
         sources = {**trained.hashes, "settings": hashlib.sha256(settings.encode()).hexdigest()}
         manifest = write_shards(card, out, Plan(items, sources), load)
         for path in (out / WORK_FOLDER).iterdir():
-            if path.name != LOCK_FILE:  # which this process holds
+            if path.name != LOCK_FILE:  # this process holds the lock
                 path.unlink()
     return manifest
 
 
-def _item(out: Path, config: GenerateConfig, trained: Trained, priors: Priors, index: int) -> Item:
+def _item(out: Path, config: GenerateConfig, trained: LoadedGenerator, priors: Priors, index: int) -> Item:
     drawn = priors(index)
     number, place = divmod(index, config.batch_size)
     attributes = {
@@ -373,8 +375,8 @@ def _read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         return batch["image_BSSC"], batch["mask_BSS"]
 
 
-def _card(config: GenerateConfig, trained: Trained, items: list[Item]) -> Card:
-    """After the data that was learnt last, the adapter's where there is one."""
+def _card(config: GenerateConfig, trained: LoadedGenerator, items: list[Item]) -> Card:
+    """The card, named after the data of the last training (the adapter's, if there is one)."""
     data, model = trained.cells[-1].config.data.name, trained.cells[0].config.model_class.__name__
     runs = [f"run {c.folder.run.name}, fold {c.fold}, step {c.step}" for c in trained.cells]
     licences = {c.config.data.name: _licence(c) for c in trained.cells}
@@ -382,21 +384,21 @@ def _card(config: GenerateConfig, trained: Trained, items: list[Item]) -> Card:
     return Card(
         name=f"synthetic_{data}",
         title=f"{config.n} synthetic scans after {data}",
-        what=f"{model} ({', adapted by '.join(runs)}) made the images by masks and captions of a clinical prior; the "
-        "masks are those.",
-        licence=f"that of the scans which trained the generator ({listed}), and of the weights that it started from",
+        what=f"{model} ({', adapted by '.join(runs)}) generated the images from masks and captions drawn from a "
+        "clinical prior; the dataset's masks are these masks.",
+        licence=f"that of the generator's training scans ({listed}) and of its initial weights",
         citation="Pan et al., Clinical Prior-Guided Tumor Generation for Breast Ultrasound, MICCAI 2025",
         verified=True,
         counts=dict(Counter(item.label for item in items)),
-        notes=["Synthetic: for training only. bushpc takes it as data.synthetic=, and never into a fold."],
+        notes=["Synthetic: for training only. bushpc accepts it as data.synthetic=, but never in a fold."],
         synthetic=True,
     )
 
 
 def _licence(cell: TrainedCell) -> str:
-    """Of the data that it was trained on."""
+    """The licence of the cell's training data."""
     data = cell.config.data
     try:
         return Card.find(data.name, data.folder).licence
-    except DataError:  # not here any more, and none of the project's
+    except DataError:  # no longer here, and not one of the project's datasets
         return "see there"

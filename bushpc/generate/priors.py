@@ -1,11 +1,11 @@
-"""Clinical prior → what a synthetic scan is to show: attributes, lesion mask, caption (tumor generator 2.2).
+"""Clinical prior → the content of a synthetic scan: attributes, lesion mask, caption (tumor generator 2.2).
 
     seed, index ─draw→ class, size, echogenicity, boundary ─(6)→ ellipse ─(7)→ mask
                                                            └─ template → caption
 
-One draw of the attributes steers both mask and caption, and is kept with the sample. A sample depends on seed and index
-alone, whoever draws it and in whatever order. The frame is the square image that the generator makes, x across and y
-down, in pixels.
+The same drawn attributes determine mask and caption, and are stored with the sample. A sample depends only on seed and
+index, not on the process or the order of draws. The frame is the generator's square image in pixels, x across and y
+down.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bushpc.data.captions import CLEAR, HETEROGENEOUS, HOMOGENEOUS, UNCLEAR, cap
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError
 
-# The deformation's control points stand on a grid with so many intervals across the lesion, and as many down.
+# The grid of the deformation's control points has this many intervals across and down the lesion.
 INTERVALS = 5
-# In standard deviations: no control point moves farther. So it is known beforehand how far a lesion can reach.
+# Maximum displacement of a control point in standard deviations, so that the reach of a lesion is known beforehand.
 FARTHEST = 1.5
-# What a deformed pixel keeps of its area, at least. At 0 the field folds, and tears the lesion into pieces.
+# Minimum fraction of its area that a deformed pixel keeps. At 0 the field folds and tears the lesion into pieces.
 LEAST_AREA = 0.2
-# Pixels on the outline itself belong to the lesion, whatever single precision makes of them.
+# Pixels exactly on the outline belong to the lesion, despite rounding in single precision.
 ROUNDING = 1e-6
 
 
 @config_class
 class ClassPrior(Settings):
-    """What lesions of one class look like. The defaults are those of benign ones."""
+    """The distribution of lesions of one class. The defaults describe benign lesions."""
 
     aspect: tuple[float, ...] = setting(
         (1.2, 2.2), "Range of the ellipse's longer over its shorter axis: width over height if benign, else inverse."
@@ -51,7 +51,7 @@ class ClassPrior(Settings):
     )
 
     def check(self, where: str) -> None:
-        """Raises: ConfigError for ranges in which nothing can be drawn."""
+        """Raises: ConfigError for invalid ranges."""
         _check_range(f"{where}.aspect", self.aspect, 1.0)
         _check_range(f"{where}.sigma", self.sigma, 0.0)
         for name in ("heterogeneous", "unclear"):
@@ -91,7 +91,7 @@ class PriorsConfig(Settings):
     malignant: ClassPrior = setting(MALIGNANT, "Malignant lesions, taller than wide (6).")
 
     def __post_init__(self) -> None:
-        """Refuse what no lesion can be drawn from. Raises: ConfigError."""
+        """Raises: ConfigError if no lesion can be drawn."""
         _require(bool(self.sizes_mm), "priors.sizes_mm={}", "at least one size with its range in millimetres")
         for name, bounds in self.sizes_mm.items():
             _check_range(f"priors.sizes_mm.{name}", bounds, 0.0)
@@ -100,10 +100,10 @@ class PriorsConfig(Settings):
 
 
 class Drawn(t.NamedTuple):
-    """What one synthetic scan is to show.
+    """The content of one synthetic scan.
 
-    attributes: as they are stored with the sample: size, echogenicity, boundary; the ellipse (6) in pixels of the
-    frame: a, b, x0, y0; sigma (7). mask_SS: uint8, 1 inside the lesion.
+    attributes: as stored with the sample: size, echogenicity, boundary; the ellipse (6) in pixels of the frame: a, b,
+    x0, y0; sigma (7). mask_SS: uint8, 1 inside the lesion.
     """
 
     label: str
@@ -115,7 +115,7 @@ class Drawn(t.NamedTuple):
 class Priors:
     """index → `Drawn`, for frames of `size` pixels.
 
-    Raises: ConfigError where the smallest ellipse has no pixels, or the largest lesion would leave the frame.
+    Raises: ConfigError if the smallest ellipse has no pixels, or the largest lesion can leave the frame.
     """
 
     def __init__(self, config: PriorsConfig, size: int, seed: int) -> None:
@@ -127,8 +127,8 @@ class Priors:
             if shorter < 1:
                 raise ConfigError(
                     f"priors.sizes_mm: a {label} lesion of {least:g} mm in a frame of {config.frame_mm:g} mm and "
-                    f"{size} pixels has zero size (semi-axes of {longer} and {shorter} pixels). Raise that size, lower "
-                    f"priors.{label}.aspect or priors.frame_mm, or take a generator of larger images"
+                    f"{size} pixels has zero size (semi-axes of {longer} and {shorter} pixels). Increase that size, "
+                    f"lower priors.{label}.aspect or priors.frame_mm, or use a generator of larger images"
                 )
             longer, shorter = self._semi_axes(most, prior.aspect[0])
             reach = longer + FARTHEST * prior.sigma[1] * shorter
@@ -136,7 +136,7 @@ class Priors:
                 raise ConfigError(
                     f"priors.sizes_mm: a {label} lesion of {most:g} mm, deformed with sigma {prior.sigma[1]:g}, can "
                     f"reach {2 * reach / size * config.frame_mm:.1f} mm, outside a frame of {config.frame_mm:g} mm. "
-                    f"Lower the size or priors.{label}.sigma, or raise priors.frame_mm"
+                    f"Lower the size or priors.{label}.sigma, or increase priors.frame_mm"
                 )
 
     def __call__(self, index: int) -> Drawn:
@@ -163,14 +163,14 @@ class Priors:
         return Drawn(label, attributes, mask_SS, caption(label, attributes))
 
     def _semi_axes(self, length_mm: float, aspect: float) -> tuple[int, int]:
-        """The longer and the shorter one in whole pixels, never equal."""
+        """The longer and the shorter semi-axis in whole pixels, never equal."""
         longer = length_mm / self.config.frame_mm * self.size / 2
         return round(longer), min(round(longer / aspect), round(longer) - 1)
 
     def _place(self, filled: np.ndarray, semi_axis: int, rng: np.random.Generator) -> tuple[slice, slice, int]:
-        """Along one axis: the filled part of a shape, where in the frame it goes, and its centre there.
+        """Along one axis: the filled part of a shape, its place in the frame, and its centre there.
 
-        The centre is drawn where (6) allows it and the deformed outline is inside the frame, too.
+        The centre is drawn so that (6) allows it and the deformed outline stays inside the frame.
         """
         first, last = np.flatnonzero(filled)[[0, -1]].tolist()
         before, after = len(filled) // 2 - first, last - len(filled) // 2
@@ -184,11 +184,12 @@ def _uniform(rng: np.random.Generator, between: tuple[float, ...]) -> float:
 
 
 def deformed_ellipse(a: int, b: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """An ellipse (6) with semi-axes a across and b down, elastically deformed (7): bool, its centre in the middle.
+    """An ellipse (6) with semi-axes a across and b down, elastically deformed (7): bool, centred in the array.
 
-    The displacement field is a uniform cubic B-spline. Its control points move by normal draws, with a standard
-    deviation of sigma times the shorter semi-axis, so that a form does not depend on the lesion's size. The paper says
-    how sigma acts and neither its unit nor the grid. A field that would fold is damped until it does not.
+    The displacement field is a uniform cubic B-spline. Its control points are displaced by normal draws with a standard
+    deviation of sigma times the shorter semi-axis, so the shape does not depend on the lesion's size. The paper
+    describes the effect of sigma, but gives neither its unit nor the grid. A field that folds is damped until it does
+    not.
     """
     deviation = sigma * min(a, b)
     moves = deviation * np.clip(rng.standard_normal((2, *[len(PLACES)] * 2)), -FARTHEST, FARTHEST)
@@ -196,7 +197,7 @@ def deformed_ellipse(a: int, b: int, sigma: float, rng: np.random.Generator) -> 
     spacing_y, spacing_x = 2 * y / INTERVALS, 2 * x / INTERVALS
     while _areas(moves[0] / spacing_y, moves[1] / spacing_x, spacing_y / spacing_x).min() < LEAST_AREA:
         moves *= 0.8
-    # Where the pixels come from, in semi-axes: the spline of the control points' places is the identity.
+    # Source positions of the pixels, in semi-axes: the spline through the undisplaced control points is the identity.
     weights_Y, weights_X = (_spline(np.linspace(0, INTERVALS, 2 * edge + 1)) for edge in (y, x))
     from_y = weights_Y @ ((PLACES[:, None] * spacing_y + moves[0]) / b).astype(np.float32) @ weights_X.T
     from_x = weights_Y @ ((PLACES[None, :] * spacing_x + moves[1]) / a).astype(np.float32) @ weights_X.T
@@ -204,7 +205,7 @@ def deformed_ellipse(a: int, b: int, sigma: float, rng: np.random.Generator) -> 
 
 
 def _spline(t: np.ndarray, derivative: bool = False) -> np.ndarray:
-    """What each control point of a uniform cubic B-spline weighs at `t`, 0 to INTERVALS: float32, (len(t), points)."""
+    """Weights of a uniform cubic B-spline's control points at `t`, 0 to INTERVALS: float32, (len(t), points)."""
     interval = np.minimum(t.astype(int), INTERVALS - 1)
     u = t - interval
     if derivative:
@@ -217,16 +218,17 @@ def _spline(t: np.ndarray, derivative: bool = False) -> np.ndarray:
     return weights
 
 
-# Of the control points, in intervals from the lesion's centre; the outermost ones stand beside the lesion.
+# Positions of the control points, in intervals from the lesion's centre; the outermost ones lie outside the lesion.
 PLACES = np.arange(-1.0, INTERVALS + 2) - INTERVALS / 2
 _SAMPLES = np.linspace(0, INTERVALS, 4 * INTERVALS + 1)
 _VALUE, _SLOPE = _spline(_SAMPLES), _spline(_SAMPLES, derivative=True)
 
 
 def _areas(moves_y: np.ndarray, moves_x: np.ndarray, ratio: float) -> np.ndarray:
-    """Determinant of the deformation's Jacobian at points all over the lesion.
+    """Determinant of the deformation's Jacobian at sample points over the lesion.
 
-    moves_y, moves_x: of the control points, in their own spacing down and across. ratio: of these two.
+    moves_y, moves_x: displacements of the control points in units of their spacing down and across. ratio: spacing down
+    over spacing across.
     """
     yy, yx = _SLOPE @ moves_y @ _VALUE.T, _VALUE @ moves_y @ _SLOPE.T * ratio
     xy, xx = _SLOPE @ moves_x @ _VALUE.T / ratio, _VALUE @ moves_x @ _SLOPE.T
@@ -238,10 +240,10 @@ def _check_range(name: str, bounds: tuple[float, ...], least: float) -> None:
     _require(
         len(bounds) == 2 and least <= bounds[0] <= bounds[1] < np.inf,
         f"{name}={list(bounds)}",
-        f"two rising numbers from {least:g} on",
+        f"two ascending numbers ≥ {least:g}",
     )
 
 
 def _require(holds: bool, given: str, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{given}: allowed is {allowed}")
+        raise ConfigError(f"{given}: it must be {allowed}")

@@ -1,11 +1,11 @@
-"""What generated images are worth, before anything is trained on them.
+"""Quality of generated images, measured before anything is trained on them.
 
-    synthetic shards, real shards ─look→ pictures, features, masks found → figures → terminal, CSV, JSON, page
+    synthetic shards, real shards → thumbnails, features, predicted masks → figures → terminal, CSV, JSON, page
 
-Four questions, each answered beside what real images get. Are the sets alike (FID, KID)? Do training images come back
-(nearest neighbours)? Is the lesion where the mask says (a segmenter that was trained on real images)? Are the images as
-varied as real ones? The real images are held out: the generator has not seen them, which for `part=validation` means
-the validation part of the fold that it was trained in.
+It answers four questions, each with the corresponding figure for real images. Are the distributions similar (FID,
+KID)? Are training images copied (nearest neighbours)? Is the lesion where the mask says (a segmenter trained on real
+images)? Are the images as diverse as real ones? The real images are held out from the generator: with
+`part=validation`, they are the validation part of the fold in which it was trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.evaluate.predictor import Predictor, choose_device, load
 from bushpc.files import EXPORT_FILE, read_json, sha256_of, write_atomically
-from bushpc.generate.features import INCEPTION, NONE, Features, inception, of_model
+from bushpc.generate.features import INCEPTION, NONE, FeatureExtractor, inception, of_model
 from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import MaskPair, dice
 from bushpc.report.panel import by_hash
@@ -42,25 +42,24 @@ from bushpc.shards.split import find_folds, load_folds
 PARTS = ("validation", "all")
 SYNTHETIC, HELD_OUT, TRAINING, REAL = "synthetic", "real, held out", "real, training part", "real"
 CORRELATION, FEATURES = "correlation", "features"
-ALL = "all"  # labels together
+ALL = "all"  # all labels together
 
 _BATCH = 16  # images per forward pass
-_ROWS = 256  # of a matrix of similarities at once, which bounds the memory
-# Pairs are made of so many images a set, drawn by a hash of their keys; a mean over more is hardly another.
+_ROWS = 256  # rows of a similarity matrix per step; limits the memory
+# Maximum number of images per set for pairwise means, selected by a hash of their keys; more hardly change the mean.
 MOST_SSIM, MOST_PAIRED = 20, 500
-_SSIM_EDGE = 176  # pixels; five scales of an 11-pixel window take no fewer
-_SHOWN = 6  # masks as found: of the images where they fit least, and of any
+_SSIM_EDGE = 176  # pixels; the minimum for five scales of an 11-pixel window
+_SHOWN = 6  # number of predicted masks to show: so many of the worst, and so many of a random selection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What shall be compared.
+    """The request: what to compare, and how.
 
-    synthetic, against: folders of shards, generated and real. part: which of the real images are held out; `all` for a
-    dataset that the generator was not trained on. folds, fold: of `part=validation`; fold None is that of the
-    generator's training, where `synthetic` states it. features: `inception`, a run
-    folder or `none`. segmenter: run folder or exported model, or None. weights_dir: where Inception's file is staged.
-    device: auto, cpu or cuda.
+    synthetic, against: folders of generated and real shards. part: which real images are held out; `all` for a dataset
+    that the generator was not trained on. folds, fold: for `part=validation`; fold None is the fold of the generator's
+    training, if `synthetic` states it. features: `inception`, a run folder or `none`. segmenter: run folder, exported
+    model or None. weights_dir: where Inception's file is staged. device: auto, cpu or cuda.
     """
 
     synthetic: Path
@@ -74,16 +73,16 @@ class Asked:
     device: str
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant. Raises: ConfigError."""
+        """Raises: ConfigError for contradictory settings."""
         if self.part not in PARTS:
             raise ConfigError(unknown_name("part", self.part, PARTS))
         if self.part == "all" and self.fold is not None:
-            raise ConfigError(f"part=all, fold={self.fold}: all images have no fold; leave one of the two out")
+            raise ConfigError(f"part=all, fold={self.fold}: part=all uses no fold; leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the sets. name: SYNTHETIC, HELD_OUT or TRAINING. records: scans with a lesion."""
+    """One of the compared sets. name: SYNTHETIC, HELD_OUT or TRAINING. records: scans with a lesion."""
 
     name: str
     folder: Path
@@ -91,21 +90,21 @@ class Part:
 
     @property
     def labels(self) -> Counter[str]:
-        """Images by label."""
+        """Number of images by label."""
         return Counter(record.label for record in self.records)
 
     def places(self, label: str) -> list[int]:
-        """Positions of the records of a label, or of all, in an order that has nothing to do with what they are."""
+        """Positions of the records with a label (or of all), in a pseudo-random order."""
         place = {record.key: i for i, record in enumerate(self.records) if label in (ALL, record.label)}
         return [place[key] for key in by_hash(place)]
 
     def patients(self, places: Sequence[int]) -> list[str]:
-        """Those of the records at these positions."""
+        """The patients of the records at these positions."""
         return [self.records[i].patient for i in places]
 
 
 class Distance(t.NamedTuple):
-    """How far images of a label are from those held out. number, against: how many there are of each."""
+    """Distance between images of a label and the held-out ones. number, against: number of images of each."""
 
     label: str
     images: str
@@ -116,12 +115,12 @@ class Distance(t.NamedTuple):
 
 
 class Nearness(t.NamedTuple):
-    """How near the images of a set are to their nearest training images.
+    """How close the images of a set are to their nearest training images.
 
-    by: CORRELATION, which is high for near ones, or FEATURES, a distance. median: of the images; twentieth: where the
-    nearest 5 % of them begin; nearest: of the nearest. copies: images that are the same picture as a training image.
-    beyond: generated images that are nearer to a training image than any held-out image is. p: of finding as many by
-    chance. None for the held-out images themselves.
+    by: CORRELATION (high is close) or FEATURES (a distance). median, twentieth, nearest: of the values of all images,
+    the median, the 5 % quantile from the close end, and the closest. copies: images that are the same picture as a
+    training image. beyond: generated images closer to a training image than any held-out image is. p: probability of at
+    least as many by chance. beyond and p are None for the held-out images.
     """
 
     by: str
@@ -136,7 +135,7 @@ class Nearness(t.NamedTuple):
 
 
 class Agreement(t.NamedTuple):
-    """Dice of the masks that a segmenter finds with those that the images have. missed: share without any overlap."""
+    """Dice of a segmenter's masks with the images' own masks. missed: share without any overlap."""
 
     label: str
     images: str
@@ -146,10 +145,10 @@ class Agreement(t.NamedTuple):
 
 
 class Diversity(t.NamedTuple):
-    """How much the images of a set differ, on average over pairs of patients; None where there are no pairs.
+    """How much the images of a set differ, averaged over pairs of patients; None if there are no pairs.
 
-    ms_ssim: similarity, 1 in a set of one picture. distance: of features. repeated: images that are the same picture as
-    another one of the set.
+    ms_ssim: similarity, 1 if all are the same picture. distance: of features. repeated: images that are the same
+    picture as another image of the set.
     """
 
     label: str
@@ -162,20 +161,20 @@ class Diversity(t.NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """parts, manifests: by the name of the part. edge: of the squares that all images were made, in pixels.
+    """parts, manifests: by the part's name. edge: all images were resized to squares of this edge, in pixels.
 
-    images: a row for each image, generated or held out: images (name of the part), key, patient, label. With a training
-    part: nearest (the training image of the highest correlation), correlation, mirrored, and copy (whether it is the
-    same picture as a training image); with features near_features and distance, likewise. With a segmenter: dice.
-    found: the masks that the segmenter found, of some generated images. elsewhere: the other datasets that the
-    generator has learnt from. notes: what to know of the figures, in words.
+    images: a row for each generated or held-out image: images (name of the part), key, patient, label. With a training
+    part: nearest (the training image with the highest correlation), correlation, mirrored, and copy (whether it is the
+    same picture as a training image); with features also near_features and distance. With a segmenter: dice.
+    found: the segmenter's masks of some generated images. elsewhere: other datasets that the generator was trained on.
+    notes: remarks on the figures.
     """
 
     asked: Asked
     manifests: dict[str, Manifest]
     parts: dict[str, Part]
     edge: int
-    features: Features | None
+    features: FeatureExtractor | None
     distances: list[Distance]
     nearness: list[Nearness]
     agreement: list[Agreement]
@@ -187,17 +186,17 @@ class Quality:
 
     @property
     def copies(self) -> int:
-        """How many generated images are training images."""
+        """Number of generated images that are copies of training images."""
         return max((each.copies for each in self.nearness if each.images == SYNTHETIC), default=0)
 
     @property
     def generators(self) -> list[str]:
-        """Hashes of the generators that made the images, as their samples state them."""
+        """Hashes of the images' generators, from their samples' attributes."""
         stated = (record.attributes.get("generator") for record in self.parts[SYNTHETIC].records)
         return sorted({str(generator) for generator in stated if generator})
 
     def to_json(self) -> str:
-        """Every figure and what it is of, without the single images."""
+        """All figures with their context, without the table of single images."""
         figures = {name: getattr(self, name) for name in ("distances", "nearness", "agreement", "diversity")}
         content = {
             "asked": {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.asked).items()},
@@ -215,10 +214,10 @@ class Quality:
 
 
 def judge(asked: Asked, say: Callable[[str], None], progress: Show | None = None) -> Quality:
-    """Compare. say: told what the user should know.
+    """Compare the sets. say: receives messages for the user.
 
-    Raises: ConfigError for what cannot be compared, WeightsError where Inception's file is missing, DataError for
-    shards that cannot be read, and what `bushpc.load` raises.
+    Raises: ConfigError if they cannot be compared, WeightsError if Inception's file is missing, DataError for shards
+    that cannot be read, and what `bushpc.load` raises.
     """
     synthetic, real = _open(asked)
     asked = _settle_fold(asked, real)
@@ -239,7 +238,7 @@ def judge(asked: Asked, say: Callable[[str], None], progress: Show | None = None
         shown = [parts[SYNTHETIC].records[i] for i in _to_show(images)]
         masks = _masks(parts[SYNTHETIC], shown, segmenter, lambda: None)
         found = {record.key: found_HW for record, (_, found_HW) in zip(shown, masks, strict=True)}
-    tick("comparing them")
+    tick("comparing the images")
     labels = [ALL, *sorted(parts[SYNTHETIC].labels.keys() & parts[HELD_OUT].labels.keys())]
     return Quality(
         asked=asked,
@@ -259,14 +258,14 @@ def judge(asked: Asked, say: Callable[[str], None], progress: Show | None = None
 
 
 def write(quality: Quality, folder: Path) -> None:
-    """Write `folder`/images.csv and quality.json, each whole."""
+    """Write `folder`/images.csv and quality.json, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "images.csv", quality.images.to_csv(index=False, lineterminator="\n"))
     write_atomically(folder / "quality.json", quality.to_json())
 
 
 def _plain(figure: t.Any) -> dict[str, t.Any]:
-    """A figure with its intervals as JSON has them."""
+    """A figure with its intervals as plain dictionaries, for JSON."""
     return {key: _plain(value) if hasattr(value, "_asdict") else value for key, value in figure._asdict().items()}
 
 
@@ -281,45 +280,45 @@ def _open(asked: Asked) -> tuple[Manifest, Manifest]:
             "folder that `bushpc generate` wrote first, and the real scans as against=…"
         )
     if real.synthetic:
-        raise DataError(f"against={asked.against} holds synthetic images. Give the real scans that they are to be like")
+        raise DataError(f"against={asked.against} holds synthetic images. Give the real scans to compare with")
     for manifest, folder in ((synthetic, asked.synthetic), (real, asked.against)):
         if len(manifest.channels) != 3:
-            raise DataError(f"{folder} holds images of {len(manifest.channels)} channels; images of three are compared")
+            raise DataError(f"{folder} holds images of {len(manifest.channels)} channels; only three are supported")
     return synthetic, real
 
 
 def _settle_fold(asked: Asked, real: Manifest) -> Asked:
-    """With the fold that the generator was trained in, which `bushpc generate` notes of each run that had a part in it.
+    """Fill in the fold in which the generator was trained, as recorded by `bushpc generate`.
 
-    Raises: ConfigError where it is not known, and where the generator has seen what would be held out.
+    Raises: ConfigError if it is unknown, or if the generator was trained on images that would be held out.
     """
     stated = _stated(asked)
     trained = [each for each in stated if same_data(each, real)]
     if stated and not trained and asked.part != "all":
         raise ConfigError(
-            f"against={asked.against}: the generator was not trained on images of it, so that there are no copies to "
-            "look for, and none is held out. Give part=all to compare with all of them, or against= what it was "
-            "trained on"
+            f"against={asked.against}: the generator was not trained on this dataset, so it has no training images to "
+            "copy and no held-out part. Give part=all to compare with all its images, or set against= to the "
+            "generator's training data"
         )
     if asked.part == "all":
         if trained:
             raise ConfigError(
                 f"part=all: the generator was trained on images of {asked.against}, in fold {trained[0]['fold']}. "
-                "Leave part=all out: those that it has not seen are then held out"
+                "Leave part=all out, and the images that it has not seen are held out"
             )
         return asked
     fold = trained[0]["fold"] if trained and asked.fold is None else asked.fold
     if fold is None:
         raise ConfigError(
-            f"{asked.synthetic} does not say in which fold of {asked.against} its generator was trained: give fold=K, "
-            "whose validation part it has not seen; or part=all, if it was trained on other data"
+            f"{asked.synthetic} does not record in which fold of {asked.against} its generator was trained. Give that "
+            "fold as fold=K; or give part=all if it was trained on other data"
         )
     folds_sha256 = sha256_of(find_folds(real, asked.against, asked.folds))
     if trained and any((each["folds_sha256"], each["fold"]) != (folds_sha256, fold) for each in trained):
         raise ConfigError(
             f"folds={asked.folds}, fold={fold}: the generator was trained on images of that validation part, in fold "
             f"{trained[0]['fold']} of the folds with SHA-256 {str(trained[0]['folds_sha256'])[:12]} (these have "
-            f"{folds_sha256[:12]}). Give folds= and fold= as it had them"
+            f"{folds_sha256[:12]}). Give the folds= and fold= of its training"
         )
     return dataclasses.replace(asked, fold=fold)
 
@@ -349,11 +348,13 @@ def _parts(asked: Asked, synthetic: Manifest, real: Manifest) -> dict[str, Part]
         parts[TRAINING] = Part(name=TRAINING, folder=asked.against, records=training)
     for part in parts.values():
         if len(part.records) < 2:
-            raise DataError(f"{part.folder}: {len(part.records)} scans with a lesion ({part.name}); two are the least")
+            raise DataError(
+                f"{part.folder}: {len(part.records)} scans with a lesion ({part.name}); at least two needed"
+            )
     return parts
 
 
-def _features(asked: Asked, synthetic: Manifest, real: Manifest, say: Callable[[str], None]) -> Features | None:
+def _features(asked: Asked, synthetic: Manifest, real: Manifest, say: Callable[[str], None]) -> FeatureExtractor | None:
     if asked.features == NONE:
         return None
     device = choose_device(asked.device)
@@ -371,15 +372,15 @@ def _segmenter(asked: Asked, synthetic: Manifest, real: Manifest, say: Callable[
 
 
 def _fold_of(path: Path, word: str, asked: Asked, synthetic: Manifest, real: Manifest) -> int | None:
-    """The fold whose model to take: where it was trained on the same data the one that is asked for, else None.
+    """The fold whose model to use: the requested one if the run was trained on the same data, else None.
 
-    Raises: ConfigError where that model was trained on images that are held out here, or on the generated ones.
+    Raises: ConfigError if that model was trained on images that are held out here, or on the generated ones.
     """
     learnt_from = _trainings(path)
     if any(each["manifest_sha256"] == synthetic.hash for each in learnt_from):
         raise ConfigError(
-            f"{word}={path} was trained on these very synthetic images: it has learnt where their masks are. Take a "
-            "model that was trained on real scans alone"
+            f"{word}={path} was trained on these synthetic images, so it knows where their masks are. Use a model "
+            "that was trained only on real scans"
         )
     trained = [each for each in learnt_from if same_data(each, real)]
     if not trained:
@@ -389,13 +390,13 @@ def _fold_of(path: Path, word: str, asked: Asked, synthetic: Manifest, real: Man
         if any(own.items() <= each.items() for each in trained):
             return asked.fold
     raise ConfigError(
-        f"{word}={path} was trained on images of {asked.against} that are held out here: what it makes of them is no "
-        f"measure. Take a model of fold={asked.fold}, folds={asked.folds}, or one that was trained on other data"
+        f"{word}={path} was trained on images of {asked.against} that are held out here, so its results on them are "
+        f"biased. Use a model of fold={asked.fold}, folds={asked.folds}, or one that was trained on other data"
     )
 
 
 def _trainings(path: Path) -> list[dict[str, t.Any]]:
-    """Data, folds and fold of what the models of a run, or of an export, were trained on."""
+    """The trainings (data, folds and fold) of the models of a run or an export."""
     exported, run = read_json(path / EXPORT_FILE), RunRecord.read(RunDir(path).file)
     if exported:
         return [each for fold in exported.get("folds", []) for each in fold.get("trained_on", [])]
@@ -403,7 +404,7 @@ def _trainings(path: Path) -> list[dict[str, t.Any]]:
 
 
 def _edge(records: Sequence[Record]) -> int:
-    """That of most generated images. Real ones are squeezed to squares of it, as they were for the generator."""
+    """The most frequent edge of generated images. Real ones are resized to such squares, as for the generator."""
     return Counter(max(record.height, record.width) for record in records).most_common(1)[0][0]
 
 
@@ -415,25 +416,25 @@ def _notes(parts: Mapping[str, Part]) -> list[str]:
     }
     if shares[SYNTHETIC] != shares[HELD_OUT]:
         notes.append(
-            "The sets are of other mixtures, which is a part of every distance over all labels: "
+            "The sets differ in their label distribution, which contributes to every distance over all labels: "
             + "; ".join(f"{name}: {share}" for name, share in shares.items())
             + "."
         )
     return notes
 
 
-# --- one look at every image ------------------------------------------------------------------------------------
+# --- one pass over all images -----------------------------------------------------------------------------------
 
 
 class _Seen(t.NamedTuple):
-    """What is kept of the images of a part. features_ND: None where none are asked for."""
+    """What is kept of the images of a part. features_ND: None if no features are requested."""
 
     looks: list[Fingerprint]
     features_ND: np.ndarray | None
 
 
 def _ticks(progress: Show | None, parts: Sequence[Part]) -> Callable[..., None]:
-    """To be called once for every image of these parts, and with a message for what takes time besides."""
+    """A function to call once for every image of these parts, and with a message for other long operations."""
     total, done = sum(len(part.records) for part in parts), 0
 
     def tick(message: str = "") -> None:
@@ -445,7 +446,7 @@ def _ticks(progress: Show | None, parts: Sequence[Part]) -> Callable[..., None]:
     return tick
 
 
-def _look(part: Part, edge: int, features: Features | None, tick: Callable[..., None]) -> _Seen:
+def _look(part: Part, edge: int, features: FeatureExtractor | None, tick: Callable[..., None]) -> _Seen:
     looks: list[Fingerprint] = []
     features_BD = []
     for start in range(0, len(part.records), _BATCH):
@@ -465,7 +466,7 @@ def _square(part: Part, record: Record, edge: int) -> np.ndarray:
 
 
 def _same_pictures(seen: Mapping[str, _Seen]) -> dict[str, list[int]]:
-    """Part → the number of the group of pictures that each of its images is in; one picture, one group."""
+    """By part, the group number of each of its images; all copies of a picture are in one group."""
     looks = [look for each in seen.values() for look in each.looks]
     groups = iter(group(len(looks), find_pairs(looks)))
     return {name: [next(groups) for _ in each.looks] for name, each in seen.items()}
@@ -479,7 +480,7 @@ def _facts(name: str, record: Record) -> dict[str, str]:
 
 
 def _distances(label: str, parts: Mapping[str, Part], seen: Mapping[str, _Seen]) -> Iterator[Distance]:
-    """Of the generated images; then, for comparison at equal numbers, of as many of them and of the training images."""
+    """Distances of the generated images; then, for comparison, of equal numbers of generated and training images."""
     own, held_out = parts[SYNTHETIC].places(label), parts[HELD_OUT].places(label)
     sets = [(SYNTHETIC, SYNTHETIC, own)]
     if TRAINING in parts:
@@ -504,7 +505,7 @@ def _distances(label: str, parts: Mapping[str, Part], seen: Mapping[str, _Seen])
         )
 
 
-# --- do training images come back? ------------------------------------------------------------------------------
+# --- are training images copied? --------------------------------------------------------------------------------
 
 
 def _nearest(
@@ -536,7 +537,7 @@ def _nearest(
 
 
 class _Best(t.NamedTuple):
-    """Of each image, which of others is most alike, and how much."""
+    """For each image, the position and similarity of the most similar other image."""
 
     place: np.ndarray
     value: np.ndarray
@@ -552,7 +553,7 @@ def _best(one: np.ndarray, other: np.ndarray, likeness: Callable[[np.ndarray, np
 
 
 def _contrasts(looks: Sequence[Fingerprint], mirrored: bool = False) -> np.ndarray:
-    """Local contrasts as vectors of length 1, whose products are correlations."""
+    """Local contrasts as unit vectors, so that their dot products are correlations."""
     contrast_NHW = local_contrast(np.stack([look.small_HW for look in looks]))
     return (contrast_NHW[:, :, ::-1] if mirrored else contrast_NHW).reshape(len(looks), -1)
 
@@ -580,10 +581,10 @@ def _nearness(images: pd.DataFrame) -> list[Nearness]:
 
 
 def _p_of_extremes(beyond: int, one: int, other: int) -> float:
-    """That the `beyond` most extreme of one + other values of one kind are all among the `one` (Rosenbaum 1954).
+    """Probability that the `beyond` most extreme of one + other exchangeable values are all in `one` (Rosenbaum 1954).
 
-    Medians would not do: images that are unlike the training images in everything may be a little nearer on the whole,
-    and copies of a few do not move a median.
+    Medians are not suitable: images that resemble no training image can still be slightly closer overall, and a few
+    copies do not move a median.
     """
     rank = np.arange(beyond)
     return float(np.prod((one - rank) / (one + other - rank)))
@@ -595,7 +596,7 @@ def _p_of_extremes(beyond: int, one: int, other: int) -> float:
 def _masks(
     part: Part, records: Sequence[Record], segmenter: Predictor, tick: Callable[..., None]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The mask that each image has, and the one that is found in it: H x W, 0 or 1, its first class."""
+    """For each image, its own mask and the segmenter's: H x W, 0 or 1, the first class."""
     for start in range(0, len(records), _BATCH):
         some = records[start : start + _BATCH]
         results = segmenter.predict([read_image(part.folder, record) for record in some], [Known()] * len(some))
@@ -609,7 +610,7 @@ def _dice(mask_HW: np.ndarray, found_HW: np.ndarray) -> float:
 
 
 def _to_show(images: pd.DataFrame) -> list[int]:
-    """Positions of the generated images with the lowest Dice, and of some that nobody chose."""
+    """Positions of the generated images with the lowest Dice, and of a random selection."""
     rows = images[images["images"] == SYNTHETIC]
     worst = rows["dice"].sort_values(kind="stable").index[:_SHOWN].tolist()
     place = {key: i for i, key in enumerate(rows["key"])}
@@ -624,7 +625,7 @@ def _agreement(label: str, images: pd.DataFrame) -> Iterator[Agreement]:
             yield Agreement(label, name, len(rows), mean, float((rows["dice"] == 0).mean()))
 
 
-# --- are they as varied? ----------------------------------------------------------------------------------------
+# --- are they as diverse? ---------------------------------------------------------------------------------------
 
 
 def _diversity(
@@ -658,7 +659,7 @@ def _mean(value_NN: np.ndarray, images: Sequence[tuple[Part, int]]) -> Estimate 
 
 
 def _ms_ssim(gray_NSS: np.ndarray) -> np.ndarray:
-    """Multi-scale structural similarity (Wang et al. 2003) of every pair of images from 0 to 255, with torchmetrics."""
+    """Multi-scale structural similarity (Wang et al. 2003) of every pair of images in 0 to 255, by torchmetrics."""
     import torch
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 

@@ -1,4 +1,4 @@
-"""Loss of the labels that models give, always in float32.
+"""Classification loss, always in float32.
 
 logits (model) + label (Batch) → loss
 """
@@ -10,6 +10,6 @@ from torch.nn import functional as F
 
 
 def labelled_cross_entropy(logits_BL: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, the mean over the samples that have a label (not -1); 0 if none has."""
+    """Cross-entropy, averaged over the labelled samples (label is not -1); 0 if there are none."""
     total = F.cross_entropy(logits_BL.float(), label_B, ignore_index=-1, reduction="sum")
     return total / (label_B >= 0).sum().clamp(min=1)

@@ -12,28 +12,28 @@ from bushpc.sample import Losses
 
 
 def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """1 - (2 Σ p m + smooth) / (Σ p + Σ m + smooth), per sample and mask class, then the mean over both.
+    """1 - (2 Σ p m + smooth) / (Σ p + Σ m + smooth), per sample and mask class, then averaged over both.
 
     logits_BKHW: before the sigmoid, any floating type. mask_BKHW: 0 or 1, same shape.
-    Returns a float32 scalar in [0, 1). Per sample, so that a small lesion weighs as much as a large one;
-    with an empty mask the term still pushes probabilities down, because of `smooth`.
+    Returns a float32 scalar in [0, 1). It is computed per sample, so small lesions weigh as much as large ones.
+    `smooth` makes it push probabilities down where the mask is empty.
     """
-    # Sums over 10^5 pixels lose all their digits in bfloat16, hence float() even under autocast.
+    # Sums over 10^5 pixels lose all precision in bfloat16, hence float() even under autocast.
     return dice_loss(logits_BKHW.float().sigmoid(), mask_BKHW.float(), smooth)
 
 
 def dice_loss(prob_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """`soft_dice_loss` of what is a probability already: float32 in [0, 1]."""
+    """`soft_dice_loss` of probabilities: float32 in [0, 1]."""
     intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
     size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
     return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
 
 
 def jaccard_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """1 - (Σ p m + smooth) / (Σ (p + m - p m) + smooth), per sample and mask class, then the mean over both.
+    """1 - (Σ p m + smooth) / (Σ (p + m - p m) + smooth), per sample and mask class, then averaged over both.
 
-    The hybrid attention paper's (17), which has no `smooth`: without it an empty mask gives 1 whatever p is.
-    Shapes, types and range as `soft_dice_loss`.
+    This is (17) of the hybrid attention paper, plus `smooth`; without it, an empty mask gives 1 for any p.
+    Shapes, types and range as in `soft_dice_loss`.
     """
     prob_BKHW = logits_BKHW.float().sigmoid()
     mask_BKHW = mask_BKHW.float()
@@ -43,7 +43,7 @@ def jaccard_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: flo
 
 
 def bce_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy, the mean over all pixels of the batch: a float32 scalar."""
+    """Binary cross-entropy, averaged over all pixels of the batch: a float32 scalar."""
     return F.binary_cross_entropy_with_logits(logits_BKHW.float(), mask_BKHW.float())
 
 
@@ -56,7 +56,7 @@ def overlap_losses(
 ) -> Losses:
     """`dice_weight` · soft Dice + `bce_weight` · cross-entropy, with the terms named "dice" and "bce".
 
-    A term whose weight is 0 is still in `terms`: a curve of both tells more than a curve of one.
+    `terms` also contains a term with weight 0, because both curves are more informative than one.
     """
     dice, bce = soft_dice_loss(logits_BKHW, mask_BKHW), bce_loss(logits_BKHW, mask_BKHW)
     return Losses(

@@ -2,28 +2,29 @@
 
 two predictions of one mask (models/vit_diffusion.py) → diagrams and their matching, on CPU threads → Losses
 
-Of the ViT-diffusion paper's (9), what it leaves open is settled here:
+The ViT-diffusion paper's (9) leaves some choices open. We use:
 
-- Superlevel sets: a component is born at its most probable pixel, as the threshold falls, and dies where it meets an
-  older one; a hole is born when its rim closes and dies at its least probable pixel. Components are what
-  dimension 0 counts and holes what dimension 1 counts, the "flickering components or holes" of the paper. In
-  sublevel sets a lesion would be a hole of the background. As in gudhi's complexes of top-dimensional cells, pixels
-  that touch at a corner are connected in the foreground and not in the background.
-- The ground metric is L∞, as in the stability theorem of persistence and as gudhi.wasserstein has it by default.
-- The component that never dies (the essential class; one in every map) is matched with that of the other map at the
-  difference of their births, which are the two maxima; gudhi.wasserstein does the same. No death is made up for it.
+- Superlevel sets. As the threshold falls, a component is born at its most probable pixel and dies when it meets an
+  older one; a hole is born when its rim closes and dies at its least probable pixel. Dimension 0 counts components
+  and dimension 1 holes, the "flickering components or holes" of the paper. (With sublevel sets, a lesion would be a
+  hole of the background.) As in gudhi's complexes of top-dimensional cells, foreground pixels connect at corners and
+  background pixels do not.
+- The ground metric L∞, as in the stability theorem of persistence and by default in gudhi.wasserstein.
+- The component that never dies (the essential class; every map has one) is matched with that of the other map, at the
+  difference of their births, which are the two maxima; gudhi.wasserstein does the same. It is given no finite death.
 
-In the coordinates m = (birth + death) / 2 and h = |birth - death| / 2, L∞ between two points is |m - m'| + |h - h'| and
-the way to the diagonal is h. Against sending both to the diagonal, matching them saves 2 min(h, h') - |m - m'|. So
+In the coordinates m = (birth + death) / 2 and h = |birth - death| / 2, the L∞ distance of two points is
+|m - m'| + |h - h'|, and the distance to the diagonal is h. Compared with sending both points to the diagonal, matching
+them saves 2 min(h, h') - |m - m'|. So
 
     W₁ = Σ h + Σ h' - the largest total that a matching can save,
 
-an assignment over n · n' savings, in which a pair that saves nothing stands for both on the diagonal. It is exact, and
-quicker than the transport problem over (n + 1) · (n' + 1) masses that gudhi.wasserstein hands to POT.
+an assignment problem over n · n' savings; a pair that saves nothing means that both points go to the diagonal. It is
+exact, and faster than the transport problem over (n + 1) · (n' + 1) masses that gudhi.wasserstein passes to POT.
 
-Its time is that of the number of points. A smooth 256 x 256 prediction has some hundred, and a pair of them takes
-milliseconds; noise in every single pixel makes 6,000 of them, which takes a minute on one core. With downsample=4 the
-same noise has 700, and takes 0.06 s.
+The time depends on the number of points. A smooth 256 x 256 prediction has about a hundred, and a pair takes
+milliseconds; pixel noise has 6,000, which takes a minute on one core. With downsample=4 the same noise has 700 and
+takes 0.06 s.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bushpc.errors import ConfigError, TrainingError
+from bushpc.errors import BushpcWarning, ConfigError, TrainingError
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.int64]
-Slopes = list[tuple[npt.ArrayLike, npt.ArrayLike]]  # pixels, and the loss's slope along the value of each
+Slopes = list[tuple[npt.ArrayLike, npt.ArrayLike]]  # pixels, and the loss's derivative by the value of each
 
-# From about here on an assignment takes seconds; its time grows faster than the square of the number.
+# From about this number of points, an assignment takes seconds; its time grows faster than quadratically.
 MANY_POINTS = 2000
 
-# float64 has 29 bits more than float32 to tell values apart.
+# A float64 has 29 bits more in its significand than a float32.
 SPARE_BITS = (1 << 29) - 1
 
 
@@ -62,13 +63,13 @@ def topological_loss(
 ) -> torch.Tensor:
     """L_topo of the ViT-diffusion paper's (9), per sample and class: W₁ in dimension 0 plus W₁ in dimension 1.
 
-    a_BKHW, b_BKHW: maps on one scale, such as probabilities, any floating type; compared in float32.
-    min_persistence: points with birth - death at or below it are left out of both diagrams, in the maps' unit.
-    downsample: side in pixels of the squares whose means the diagrams are made of; 1 takes the maps as they are.
-    Returns (B, K), float32, at least 0. Gradients flow into whichever input requires them, at the pixels where classes
-    are born and die (of pixels with the same value, always the same one): pass `b.detach()` for `a` alone.
-    Raises TrainingError for shapes that differ and for maps with NaN or infinite values, ConfigError for a setting
-    out of range.
+    a_BKHW, b_BKHW: maps on the same scale, such as probabilities, any floating type; compared in float32.
+    min_persistence: points with birth - death ≤ this are removed from both diagrams; in the maps' unit.
+    downsample: average squares of this side, in pixels, before computing the diagrams; 1 for none.
+    Returns (B, K), float32, ≥ 0. Gradients flow into the inputs that require them, at the pixels where classes are born
+    and die (ties are always resolved in the same way). Pass `b.detach()` to get them for `a` only.
+    Raises: TrainingError for different shapes and for maps with NaN or infinite values, ConfigError for a setting out
+    of range.
     """
     return start_topological_loss(a_BKHW, b_BKHW, min_persistence=min_persistence, downsample=downsample).loss()
 
@@ -80,10 +81,10 @@ def start_topological_loss(
     min_persistence: float = 0.0,
     downsample: int = 1,
 ) -> PendingLoss:
-    """`topological_loss` under way: returns at once, also where the maps are still being computed on a GPU.
+    """Start `topological_loss` and return at once, even if a GPU is still computing the maps.
 
-    The work is done on `torch.get_num_threads()` threads of their own, without the interpreter lock and without
-    waiting for other work on the GPU; whatever is called between this and `loss()` overlaps with it.
+    `torch.get_num_threads()` extra threads do the work, without the GIL and without waiting for other work on the GPU;
+    code between this call and `loss()` overlaps with it.
     """
     if a_BKHW.shape != b_BKHW.shape or a_BKHW.ndim != 4:
         raise TrainingError(
@@ -91,9 +92,9 @@ def start_topological_loss(
             "have the same (B, K, H, W). Pass two predictions of the same batch."
         )
     if not min_persistence >= 0:
-        raise ConfigError(f"min_persistence = {min_persistence}; it must be 0 (every point counts) or more.")
+        raise ConfigError(f"min_persistence = {min_persistence}; it must be ≥ 0 (0 counts every point).")
     if downsample < 1:
-        raise ConfigError(f"downsample = {downsample}; it must be 1 (maps as they are) or more pixels.")
+        raise ConfigError(f"downsample = {downsample}; it must be ≥ 1 (1 for no downsampling).")
     a_BKHW, b_BKHW = _reduced(a_BKHW, downsample), _reduced(b_BKHW, downsample)
     a_host, b_host, ready = _on_host(a_BKHW, b_BKHW)
     pool = _pool(torch.get_num_threads())
@@ -107,14 +108,14 @@ def start_topological_loss(
 
 @dataclass(frozen=True)
 class PendingLoss:
-    """A topological loss that CPU threads are working on."""
+    """A topological loss that CPU threads are computing."""
 
     a_BKHW: torch.Tensor
     b_BKHW: torch.Tensor
     jobs: list[Future[Comparison]]
 
     def loss(self) -> torch.Tensor:
-        """Waits for the threads; then as `topological_loss`."""
+        """Wait for the threads; returns the result of `topological_loss`."""
         done = [job.result() for job in self.jobs]
         like = self.a_BKHW
         loss_BK = torch.tensor([one.distance for one in done], dtype=like.dtype).reshape(like.shape[:2])
@@ -128,7 +129,7 @@ class PendingLoss:
 
 
 class _WithSlopes(torch.autograd.Function):
-    """A loss whose value and gradients are known already."""
+    """A loss whose value and gradients have already been computed."""
 
     @staticmethod
     def forward(ctx: t.Any, a_BKHW: t.Any, b_BKHW: t.Any, loss_BK: t.Any, *slopes_BKHW: t.Any) -> torch.Tensor:
@@ -143,7 +144,7 @@ class _WithSlopes(torch.autograd.Function):
 
 
 class Comparison(t.NamedTuple):
-    """W₁ of one pair of maps and its gradients with respect to both, flat."""
+    """W₁ of a pair of maps and its flattened gradients with respect to both."""
 
     distance: float
     a: npt.NDArray[np.float32]
@@ -151,10 +152,10 @@ class Comparison(t.NamedTuple):
 
 
 class Diagram(t.NamedTuple):
-    """Points of one dimension of the map's negative, whose sublevel sets are the map's superlevel sets.
+    """Points of one dimension, for the negated map, whose sublevel sets are the map's superlevel sets.
 
-    m_N: middle of birth and death; h_N: half their difference. birth_N, death_N: flat indices of the pixels that
-    have these values.
+    m_N: mean of birth and death; h_N: half their difference. birth_N, death_N: flat indices of the pixels with these
+    values.
     """
 
     m_N: Floats
@@ -165,16 +166,16 @@ class Diagram(t.NamedTuple):
 
 def _reduced(maps_BKHW: torch.Tensor, downsample: int) -> torch.Tensor:
     maps_BKHW = maps_BKHW.float()
-    # Squares cut off by the border are means of what they still hold.
+    # Squares cut off by the border average the pixels that they contain.
     return maps_BKHW if downsample == 1 else F.avg_pool2d(maps_BKHW, downsample, ceil_mode=True)
 
 
 def _on_host(*batches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]:
-    """Both batches in memory that the CPU may read once the event has passed."""
+    """Both batches in host memory, which may be read once the event has completed."""
     a, b = (batch.detach().contiguous() for batch in batches)
     if not a.is_cuda:
         return a.cpu(), b.cpu(), None
-    # Pinned, else the copy would hold up this thread until the GPU has done all its work.
+    # Pinned memory, or the copy would block this thread until the GPU has finished all its work.
     copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in (a, b)]
     ready = torch.cuda.Event()
     ready.record(torch.cuda.current_stream(a.device))
@@ -193,15 +194,15 @@ def _compare(
     ready: torch.cuda.Event | None,
     position: tuple[int, int],
 ) -> Comparison:
-    """One pair of maps; runs on a thread of the pool."""
+    """Compare one pair of maps; runs on a thread of the pool."""
     if ready is not None:
         ready.synchronize()
     for name, one_HW in (("first", a_HW), ("second", b_HW)):
         if not np.isfinite(one_HW).all():
             raise TrainingError(
                 f"The topological loss was given NaN or infinite values: the {name} batch's map of sample "
-                f"{position[0]}, class {position[1]}. Such a map has no diagram; look at what predicted it, "
-                "for instance at the learning rate and at the precision."
+                f"{position[0]}, class {position[1]}. Such a map has no diagram. Check what predicted it, "
+                "for instance the learning rate and the precision."
             )
     a_max, a_diagrams = _persistence(a_HW, min_persistence)
     b_max, b_diagrams = _persistence(b_HW, min_persistence)
@@ -215,17 +216,17 @@ def _compare(
         dm, dh = a.m_N[i] - b.m_N[j], a.h_N[i] - b.h_N[j]
         distance += float(abs(dm).sum() + abs(dh).sum())
         for diagram, slopes, sign, matched in ((a, a_slopes, 1.0, i), (b, b_slopes, -1.0, j)):
-            # Off the matching the way is h itself, hence 0 and 1.
+            # Unmatched points contribute h, so their derivatives are 0 by m and 1 by h.
             by_m, by_h = np.zeros_like(diagram.m_N), np.ones_like(diagram.h_N)
             distance += float(np.delete(diagram.h_N, matched).sum())
             by_m[matched], by_h[matched] = sign * np.sign(dm), sign * np.sign(dh)
-            # The diagrams are those of the negative map, hence the signs.
+            # The signs are those of the negated map, from which the diagrams are computed.
             slopes += [(diagram.birth_N, (by_h - by_m) / 2), (diagram.death_N, -(by_h + by_m) / 2)]
     return Comparison(distance, _summed(a_slopes, a_HW.size), _summed(b_slopes, b_HW.size))
 
 
 def _summed(slopes: Slopes, size: int) -> npt.NDArray[np.float32]:
-    """One slope per pixel; a pixel may be where several classes are born or die."""
+    """Sum the slopes by pixel, as several classes can be born or die at the same pixel."""
     pixels, values = (np.concatenate(parts) for parts in zip(*slopes, strict=True))
     return np.bincount(pixels, values, size).astype(np.float32)
 
@@ -233,18 +234,18 @@ def _summed(slopes: Slopes, size: int) -> npt.NDArray[np.float32]:
 def _persistence(map_HW: npt.NDArray[np.float32], min_persistence: float) -> tuple[int, tuple[Diagram, Diagram]]:
     """Flat index of the pixel where the essential class is born, and the diagrams of dimensions 0 and 1.
 
-    gudhi's way for rectangles is 100 times as fast as its general complexes, but gives values without pixels. So the
-    values themselves carry their pixels, in the bits that float64 has over float32: no two are then the same, which
-    also settles ties, always the same way.
+    gudhi's algorithm for rectangles is 100 times as fast as its general complexes, but returns values without pixels.
+    So each value encodes its pixel, in the low bits that a float64 has beyond a float32. All values then differ, which
+    also resolves ties consistently.
     """
-    # Imported here as only this loss needs it. The function has no public door that does without scikit-learn.
+    # Imported here, as only this loss needs it. Its public interface would require scikit-learn.
     from gudhi._pers_cub_low_dim_ext import _persistence_on_rectangle_from_top_cells
 
     marked_HW = map_HW.astype(np.float64)
-    np.subtract(0.0, marked_HW, out=marked_HW)  # not the negative: with bits set, -0.0 would be another value than 0.0
+    np.subtract(0.0, marked_HW, out=marked_HW)  # not np.negative: -0.0 with bits set differs from 0.0 with bits set
     bits_HW = marked_HW.view(np.int64)
     bits_HW |= np.arange(map_HW.size).reshape(map_HW.shape)
-    if min(map_HW.shape) < 3:  # gudhi wants sides of 3; a border that repeats itself changes no class
+    if min(map_HW.shape) < 3:  # gudhi needs sides of at least 3; a repeated border changes no class
         marked_HW = np.pad(marked_HW, [(0, max(0, 3 - side)) for side in map_HW.shape], mode="edge")
     components, holes = _persistence_on_rectangle_from_top_cells(marked_HW, 0.0)
     essential = np.isinf(components[:, 1])
@@ -259,17 +260,17 @@ def _unmarked(marked: Floats) -> tuple[Floats, Pixels]:
 
 def _diagram(marked_N2: Floats, min_persistence: float) -> Diagram:
     value_N2, pixel_N2 = _unmarked(marked_N2)
-    # Pairs within a plateau, which the marks alone told apart, go here: their persistence is 0.
+    # Drops pairs within a plateau, which differ only in the encoded pixels: their persistence is 0.
     kept = value_N2[:, 1] - value_N2[:, 0] > min_persistence
     birth_N, death_N = value_N2[kept].T
     return Diagram((birth_N + death_N) / 2, (death_N - birth_N) / 2, pixel_N2[kept, 0], pixel_N2[kept, 1])
 
 
 def _without_common(a: Diagram, b: Diagram) -> tuple[Diagram, Diagram]:
-    """Both without the points that both have, as often as both have them; in clipped maps they are thousands.
+    """Both diagrams without their common points (with multiplicity), of which clipped maps have thousands.
 
     W₁ stays the same: with the diagonal as one more point, the least cost between two points is a metric, and W₁ for a
-    metric depends on the difference of the two measures alone (Kantorovich-Rubinstein duality).
+    metric depends only on the difference of the two measures (Kantorovich-Rubinstein duality).
     """
     points = np.concatenate([a.m_N + 1j * a.h_N, b.m_N + 1j * b.h_N])
     kinds, kind = np.unique(points, return_inverse=True)
@@ -277,26 +278,27 @@ def _without_common(a: Diagram, b: Diagram) -> tuple[Diagram, Diagram]:
     left = []
     for diagram, own, other in ((a, a_kind, b_kind), (b, b_kind, a_kind)):
         order = np.argsort(own, kind="stable")
-        nth = np.arange(own.size) - np.searchsorted(own[order], own[order])  # of its kind, in this order
+        nth = np.arange(own.size) - np.searchsorted(own[order], own[order])  # rank among equal points
         kept = order[nth >= np.bincount(other, minlength=kinds.size)[own[order]]]
         left.append(Diagram(diagram.m_N[kept], diagram.h_N[kept], diagram.birth_N[kept], diagram.death_N[kept]))
     return left[0], left[1]
 
 
 def _matching(a: Diagram, b: Diagram) -> tuple[Pixels, Pixels]:
-    """Indices into `a` and `b` of the points matched with one another in an optimal matching."""
+    """Indices into `a` and `b` of the matched pairs of an optimal matching."""
     from scipy.optimize import linear_sum_assignment
 
     if min(a.h_N.size, b.h_N.size) > MANY_POINTS:
         warnings.warn(
-            f"Persistence diagrams have more than {MANY_POINTS} points: these maps are noise at the level of single "
-            "pixels, and the topological loss takes seconds to minutes for each. Set downsample or min_persistence.",
+            f"Persistence diagrams have more than {MANY_POINTS} points because the maps have pixel noise. The "
+            "topological loss takes seconds to minutes for each map. Set downsample or min_persistence.",
+            BushpcWarning,
             stacklevel=2,
         )
     cost_NM = np.subtract.outer(a.m_N, b.m_N)
     np.abs(cost_NM, out=cost_NM)
     cost_NM -= np.minimum.outer(2 * a.h_N, 2 * b.h_N)
-    np.minimum(cost_NM, 0, out=cost_NM)  # minus what the pair saves
+    np.minimum(cost_NM, 0, out=cost_NM)  # the negated savings of each pair
     i, j = linear_sum_assignment(cost_NM)
     saves = cost_NM[i, j] < 0
     return i[saves], j[saves]

@@ -1,4 +1,4 @@
-"""timm's feature extractors as encoders: built without weights, and held against the strides that a decoder needs."""
+"""timm's feature extractors as encoders, built without weights and checked for the strides that a decoder needs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from bushpc.errors import ConfigError
 
 
 def feature_extractor(name: str, strides: Sequence[int]) -> tuple[nn.Module, list[int]]:
-    """The network `name` as far as its features at `strides` go, and how many channels each of them has.
+    """The network `name` up to its features at `strides`, and the number of channels of each feature map.
 
-    strides: of the features to the image, rising from the first that the network gives. Raises: ConfigError for a name
-    that timm does not know, with those near it, and for a network with other strides.
+    strides: of the features relative to the image, ascending from the network's first. Raises: ConfigError for a name
+    that timm does not know (suggests similar ones), and for a network with other strides.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ConfigError(f"unknown encoder '{name}'; near it timm has: {', '.join(near) or 'nothing'}.")
+        raise ConfigError(f"unknown encoder '{name}'; similar names in timm: {', '.join(near) or 'none'}.")
     try:
         indices = tuple(range(len(strides)))
         encoder: t.Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=False)
         found = encoder.feature_info.reduction()
     except Exception as error:  # timm raises anything from AttributeError to RuntimeError here
-        raise ConfigError(f"timm cannot make a feature extractor of encoder '{name}': {error}") from error
+        raise ConfigError(f"timm cannot build a feature extractor from encoder '{name}': {error}") from error
     if found != list(strides):
         raise ConfigError(
-            f"encoder '{name}' gives features at strides {found}; needed are {list(strides)}, "
-            "as timm's ResNets have them."
+            f"encoder '{name}' has features at strides {found}, but the decoder needs {list(strides)}. timm's ResNets "
+            "have these."
         )
     return encoder, list(encoder.feature_info.channels())

@@ -1,4 +1,4 @@
-"""The step from a batch's image in [0, 1] to what a pretrained backbone expects."""
+"""Normalization of images in [0, 1] to the input that a pretrained backbone expects."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Normalize(nn.Module):
-    """(image - mean) / std per channel, in the type that the backbone's parameters have.
+    """(image - mean) / std per channel, in the dtype of the backbone's parameters.
 
-    mean, std: three numbers each, in units of an image in [0, 1]. They are part of the code, not of the
-    checkpoint, and stay in float32.
+    mean, std: three numbers each, for images in [0, 1]. They belong to the code, not to the checkpoint, and stay in
+    float32.
     """
 
     mean: torch.Tensor
@@ -24,9 +24,9 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, image_BCHW: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
-        """B x 3 x H x W, float32 in [0, 1], to the same shape, normalised for `backbone`.
+        """Normalize B x 3 x H x W, float32 in [0, 1], for `backbone`; the shape stays the same.
 
-        DeepSpeed turns parameters into bfloat16 and hands the batch on as it is; under autocast
-        parameters stay float32, and so does the image, until the first convolution.
+        DeepSpeed converts parameters to bfloat16 but passes the batch on unchanged. Under autocast, parameters stay
+        float32, and so does the image until the first convolution.
         """
         return ((image_BCHW - self.mean) / self.std).to(next(backbone.parameters()).dtype)

@@ -1,4 +1,4 @@
-"""Activation checkpointing for any model: blocks are computed again in the backward pass instead of kept in memory."""
+"""Activation checkpointing for any model: the backward pass recomputes blocks instead of storing activations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _Recomputed:
-    """Mixed into a block's class: the whole call is computed again, with whatever hooks an engine put on the block."""
+    """Mixin for a block's class: recomputes the whole call, including hooks that an engine added to the block."""
 
     def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         call = super().__call__  # type: ignore[misc]
@@ -29,9 +29,9 @@ class _Recomputed:
 
 
 def recompute(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> int:
-    """Change every outermost module of the types `blocks` in place; returns how many. Parameter names stay.
+    """Make every outermost module of the types `blocks` recompute, in place; returns their number. Names stay the same.
 
-    Dropout draws the same numbers again, and BatchNorm's running statistics are updated once, so gradients and
+    Dropout draws the same numbers again, and BatchNorm's running statistics are updated only once, so gradients and
     buffers equal those of the unchanged model.
     """
     count = 0
@@ -46,7 +46,7 @@ def recompute(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> int:
 
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """While a block is computed again, its BatchNorms normalise as before but do not count the batch twice."""
+    """During recomputation, BatchNorms normalize as before but do not update their statistics a second time."""
     kept = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]
     for module, buffers in kept:
         module._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bushpc.errors import BushpcError, ConfigError, DataError
+from bushpc.errors import BushpcError, BushpcWarning, ConfigError, DataError
 from bushpc.files import flush_folder, sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, UNLABELLED, Sample
@@ -262,7 +262,9 @@ def _locked_work_folder(out: Path) -> t.Iterator[Path]:
                 f"Another bushpc pack is writing to {out}. Wait until it ends, or choose another folder."
             ) from None
         except OSError as error:  # a file system mounted without locks
-            warnings.warn(f"{out} cannot be locked ({error}). Do not start a second pack into it.", stacklevel=3)
+            warnings.warn(
+                f"{out} cannot be locked ({error}). Do not start a second pack into it.", BushpcWarning, stacklevel=3
+            )
         yield work
 
 

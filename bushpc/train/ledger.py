@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bushpc.errors import BushpcWarning
 from bushpc.files import flush_folder, write_atomically
 from bushpc.runs.layout import CellDir
 
@@ -97,6 +98,7 @@ class Ledger:
         except OSError as error:
             warnings.warn(
                 f"the ledger {self.path} cannot be written: {error}. {len(self._lines)} lines wait for the next flush",
+                BushpcWarning,
                 stacklevel=3,
             )
             return

@@ -120,7 +120,7 @@ def test_a_folder_that_somebody_else_may_have_laid_is_refused_and_nothing_in_it_
     (theirs / "lock").write_text("precious")
     node.loader = dataclasses.replace(node.loader, cache_dir=str(everybodys / "cache"))
     (everybodys / "cache").symlink_to(theirs) if "link" in trap else theirs.rename(everybodys / "cache")
-    with pytest.raises(DataError, match="is a link, or someone else may write in it"):
+    with pytest.raises(DataError, match="is a link, or other users can write to it"):
         node.open()
     assert (everybodys / "cache" / "lock").read_text() == "precious"
     assert len(list((everybodys / "cache").iterdir())) == 1
@@ -141,7 +141,7 @@ def test_a_lesion_that_vanishes_at_the_networks_size_is_named_before_training(no
 
 def test_an_image_and_a_mask_of_different_size_are_named(node):
     record = node.manifest.lesions[0]
-    with pytest.raises(DataError, match=f"lesion-0.tar: {record.key} has an image and a mask of different size"):
+    with pytest.raises(DataError, match=f"lesion-0.tar: image and mask of {record.key} differ in size"):
         fit("lesion-0.tar", record, np.zeros((4, 5, 3), np.uint8), np.ones((5, 4), np.uint8), 2)
 
 
@@ -287,7 +287,7 @@ def test_shared_memory_comes_first_and_the_temporary_folder_where_it_has_no_room
 
 def test_no_room_anywhere_says_how_much_is_needed_and_what_to_set(node, monkeypatch):
     monkeypatch.setattr(cache, "room", lambda place: 10_000_000)
-    with pytest.raises(DataError, match=r"take 1\.\d\d GB.*caches has room for 0\.01 GB.*loader\.cache_dir"):
+    with pytest.raises(DataError, match=r"\(1\.\d\d GB\).*caches has space for 0\.01 GB.*loader\.cache_dir"):
         node.open(4096)
 
 

@@ -48,9 +48,7 @@ def test_a_fold_does_not_start_from_what_has_seen_its_validation_part(plan, expo
     for k in range(2):
         cell = plan(f"model.base={export}", f"fold={k}").cells[f"fold{k}"]
         assert cell.model.base == str(export / f"fold{k}")
-    with pytest.raises(
-        DataError, match=r"export/fold0 has learnt from scans of fold 1's validation part.*whole export"
-    ):
+    with pytest.raises(DataError, match=r"export/fold0 was trained on scans of fold 1's validation part.*whole export"):
         plan(f"model.base={export / 'fold0'}", "fold=1")
     with pytest.raises(ConfigError, match=r"model\.base=.*fold2 has no vae"):
         plan(f"model.base={export}")  # before anything is queued, for every fold that is to train

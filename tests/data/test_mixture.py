@@ -148,13 +148,13 @@ def test_no_fold_trains_on_what_a_generator_remembers_of_its_validation_part(
         (made / "generate.json").write_text(json.dumps({"trained_on": [{**trained, **changes}]}))
         return cv_plan(compose(words(phantom_folder, f"data.synthetic={made}", *more)))
 
-    with pytest.raises(DataError, match=r"fold 0's validation part: it was trained in fold 2\."):
+    with pytest.raises(DataError, match=r"was trained on scans of fold 0's validation part, in fold 2\."):
         plan()
     assert plan("fold=2").wanted == ["fold2"]
-    with pytest.raises(DataError, match=r"it was trained in fold 2 of other folds"):
+    with pytest.raises(DataError, match=r"in fold 2 of other folds"):
         plan("fold=2", folds_sha256="0" * 64)
     assert len(plan(manifest_sha256="0" * 64).wanted) == 5  # trained on another dataset
-    with pytest.raises(DataError, match=r"it was trained in fold 2\."):
+    with pytest.raises(DataError, match=r"validation part, in fold 2\."):
         plan(manifest_sha256="0" * 64, data="phantom")  # the same one, packed in another way
     (made / "generate.json").unlink()
     with pytest.raises(DataError, match=r"made has no generate\.json"):
@@ -204,11 +204,11 @@ def test_real_scans_do_not_pass_for_synthetic_ones(phantom_folder):
 
 
 def test_scans_made_anew_are_not_those_that_a_run_began_with(synthetic_folder):
-    with pytest.raises(DataError, match="its scans were made anew"):
+    with pytest.raises(DataError, match="its scans have been regenerated"):
         open_synthetic(synthetic_folder, 0, "0" * 64)
 
 
 def test_scans_of_other_mask_classes_cannot_train_besides(phantom_folder, synthetic_folder):
     real = dataclasses.replace(Manifest.load(phantom_folder), mask_classes=["disc", "cup"])
-    with pytest.raises(DataError, match="has the mask classes lesion, and phantom has disc, cup"):
+    with pytest.raises(DataError, match="has the mask classes lesion, but phantom has disc, cup"):
         open_synthetic(synthetic_folder, 0).added_to(real)

@@ -175,7 +175,7 @@ def test_normal_scans_that_the_fold_file_leaves_out_are_refused_with_the_way_on(
     lines = (folder / "folds.csv").read_text().splitlines(keepends=True)
     (folder / "folds.csv").write_text("".join(line for line in lines if ",normal," not in line))
     open_cell(folder, tmp_path)
-    with pytest.raises(DataError, match=r"data.normals=true: .*folds\.csv holds lesions alone.*folds=frozen"):
+    with pytest.raises(DataError, match=r"data.normals=true, but .*folds\.csv contains lesions only.*folds=frozen"):
         open_cell(folder, tmp_path, "data.normals=true")
     ensure_folds(folder, Manifest.load(folder))  # a packing of this version deals them
     assert open_cell(folder, tmp_path, "data.normals=true")

@@ -23,7 +23,7 @@ from bushpc.models.xbusnet import TextEncoder
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Manifest, read_image
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::bushpc.errors.BushpcWarning")
 
 
 @pytest.fixture(scope="module")

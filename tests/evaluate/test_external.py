@@ -139,7 +139,7 @@ def test_scans_that_were_trained_on_or_made_up_are_no_test(phantom_folder, synth
     for same in (phantom_folder, tmp_path / "copy"):
         with pytest.raises(DataError, match="would be tested on scans that they have seen"):
             plan(same)
-    with pytest.raises(DataError, match="made-up scans tells nothing of patients"):
+    with pytest.raises(DataError, match="results on them say nothing about patients"):
         plan(synthetic_folder)
     shutil.copytree(far, tmp_path / "classes")
     dataclasses.replace(Manifest.load(far), mask_classes=["disc", "cup"]).save(tmp_path / "classes")

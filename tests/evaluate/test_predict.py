@@ -18,7 +18,7 @@ import bushpc
 from bushpc.cli import main
 from bushpc.config import ModelConfig
 from bushpc.data.prompt_table import Known
-from bushpc.errors import ConfigError, DataError, ResumeError
+from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError
 from bushpc.evaluate import predict
 from bushpc.evaluate.predictor import Member, Predictor, load
 from bushpc.models.base import Model
@@ -35,7 +35,7 @@ def one(trained) -> Predictor:
 
 @pytest.fixture(scope="session")
 def both(trained) -> Predictor:
-    with pytest.warns(UserWarning, match=r"2 of 5 folds: fold2, fold3, fold4 not done"):
+    with pytest.warns(BushpcWarning, match=r"2 of 5 folds: fold2, fold3, fold4 not done"):
         return bushpc.load(trained.run)
 
 

@@ -142,7 +142,7 @@ def test_tars_that_are_no_longer_whole_are_made_again_the_same(generated, genera
     tar.write_bytes(tar.read_bytes()[:1000])
     assert main(["generate", str(generator_run), f"out={out}", *WORDS]) == 0
     assert contents(out) == contents(generated)
-    assert f"{out} is no longer whole" in capsys.readouterr().err
+    assert f"{out} is damaged" in capsys.readouterr().err
     tar.unlink()
     assert main(["generate", "--check", str(generator_run), f"out={out}", *WORDS]) == 0
     assert "3 of 3 batches are missing" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_while_one_process_is_at_it_another_is_refused_and_the_lock_outlives_the
     with exclusive(lock) as alone:
         assert alone
         assert main(command) == 2
-        assert f"another process generates into {out}" in capsys.readouterr().err
+        assert f"another process is generating into {out}" in capsys.readouterr().err
         held = lock.stat().st_ino
     assert main(command) == 0
     assert [path.stat().st_ino for path in lock.parent.iterdir()] == [held]
@@ -303,8 +303,8 @@ def test_the_adapters_fold_and_row_are_chosen_by_words_of_their_own(adapter, gen
         ([f"adapter={one}", "adapter_fold=0"], "fold 0 does not exist"),
         ([f"adapter={grid}"], "adapter_row="),
         ([f"adapter={several}"], "choose one with adapter_fold=, of 1, 2"),
-        (["adapter_fold=2"], "adapter_fold=2 without adapter="),
-        (["adapter_row=rank8"], "adapter_row=rank8 without adapter="),
+        (["adapter_fold=2"], "adapter_fold=2 needs adapter="),
+        (["adapter_row=rank8"], "adapter_row=rank8 needs adapter="),
     ):
         assert main([*command, *words]) == 2
         assert said in capsys.readouterr().err
@@ -339,7 +339,7 @@ def test_an_adapter_of_another_base_and_one_that_is_none_are_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["n=0"], "n=0: allowed is 1"),
+        (["n=0"], "n=0: must be ≥ 1"),
         (["n=many"], "n='many' is a str; allowed: int"),
         (["m=3"], "unknown word 'm'"),
         (["fold=4"], "fold4 of"),
@@ -378,7 +378,7 @@ def test_a_place_that_cannot_be_written_to_is_said_in_words(generator_run, tmp_p
         with monkeypatch.context() as patched:
             patched.setattr(f"bushpc.generate.generate.{writer}", lambda *args: full(*args[:2]))
             assert main(command) == 2
-        assert "cannot be written ([Errno 28] No space left on device). Mend that" in capsys.readouterr().err
+        assert "cannot be written ([Errno 28] No space left on device). Fix that" in capsys.readouterr().err
     assert main(command) == 0
 
 
@@ -393,14 +393,14 @@ def test_another_set_of_samples_does_not_go_into_the_same_folder(generated, gene
     before = contents(generated)
     words = ["n=6", "batch_size=2", "seed=3", "priors.malignant_share=0.9"]
     assert main(["generate", str(generator_run), f"out={generated}", *words]) == 2
-    assert "holds other samples: n was 5, now 6; priors.malignant_share was 0.5, now 0.9" in capsys.readouterr().err
+    assert "contains other samples: n was 5, now 6; priors.malignant_share was 0.5, now 0.9" in capsys.readouterr().err
     assert contents(generated) == before
 
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(generator_run, phantom_folder, capsys):
     before = contents(phantom_folder)
     assert main(["generate", str(generator_run), f"out={phantom_folder}", *WORDS]) == 2
-    assert "holds other files: choose a new folder" in capsys.readouterr().err
+    assert "contains other files: choose a new folder" in capsys.readouterr().err
     assert contents(phantom_folder) == before
 
 

@@ -266,7 +266,7 @@ def test_with_a_dataset_that_the_generator_never_saw_the_page_says_that_copies_w
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["features=none"], "does not say in which fold"),
+        (["features=none"], "does not record in which fold"),
         (["fold=0", "part=all", "features=none"], "all images have no fold"),
         (["fold=9", "features=none"], "fold=9 does not exist"),
         (["fold=0", "part=training", "features=none"], "unknown part 'training'"),
@@ -343,7 +343,7 @@ def test_a_segmenter_that_was_trained_on_the_generated_images_is_refused(synthet
     (taught / "run.json").write_text(json.dumps(run))
     status, output, _ = judge(synthetic_folder, "fold=0", "features=none", f"segmenter={taught}")
     assert status == 2
-    assert "was trained on these very synthetic images" in output
+    assert "was trained on these synthetic images" in output
 
 
 def test_without_inceptions_file_the_error_says_how_to_get_it_and_what_else_can_be_done(

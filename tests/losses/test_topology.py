@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from bushpc.errors import ConfigError, TrainingError
+from bushpc.errors import BushpcWarning, ConfigError, TrainingError
 from bushpc.losses import topology
 from bushpc.losses.topology import start_topological_loss, topological_loss
 
@@ -313,5 +313,5 @@ def test_settings_out_of_range_are_refused(setting):
 
 def test_maps_of_noise_are_warned_about(monkeypatch):
     monkeypatch.setattr(topology, "MANY_POINTS", 3)
-    with pytest.warns(UserWarning, match="downsample or min_persistence"):
+    with pytest.warns(BushpcWarning, match="downsample or min_persistence"):
         topological_loss(*random_pair(6, 1, 1, 16, 16))

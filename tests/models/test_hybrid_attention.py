@@ -262,7 +262,7 @@ def test_missing_and_foreign_weights_name_the_command_that_stages_them(hybrid_at
         ({"heads": 5}, "heads=5 must divide the bottleneck's 16 positions"),
         ({"heads": 0}, "heads=0 must divide"),
         ({"sfeb_stride": 3}, "sfeb_stride=3; allowed are 1 .* and 2"),
-        ({"encoder": "densenet122"}, "unknown encoder 'densenet122'; near it timm has: .*densenet121"),
+        ({"encoder": "densenet122"}, "unknown encoder 'densenet122'; similar names in timm: .*densenet121"),
         ({"encoder": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
         ({"bce_weight": 0.0, "jaccard_weight": 0.0}, "one of them must be above 0"),
     ],

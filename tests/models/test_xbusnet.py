@@ -430,7 +430,7 @@ def test_weights_of_another_architecture_are_named(xbusnet_config, tmp_path):
         ({"text_heads": 7}, "text_width=64 is not a multiple of text_heads=7"),
         ({"attention_heads": 5}, "attention_heads=5 must divide .* 192 and 96"),
         ({"decoder_channels": (8, 8, 8)}, "four are needed"),
-        ({"encoder": "resnet51"}, "unknown encoder 'resnet51'; near it timm has: .*resnet50"),
+        ({"encoder": "resnet51"}, "unknown encoder 'resnet51'; similar names in timm: .*resnet50"),
         ({"encoder": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
         ({"fusion_stride": 3}, "fusion_stride=3; allowed are 1 .* and 2"),
         ({"dice_weight": 0.0, "bce_weight": 0.0}, "one of them must be above 0"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.dist import World
+from bushpc.errors import BushpcWarning
 from bushpc.train.ledger import BUFFERED, Ledger, Line, read_ledger
 
 ALONE = World()
@@ -90,7 +91,7 @@ def test_a_full_disk_ends_nothing_and_its_lines_are_written_once_there_is_room(t
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
     try:
         ledger.note(1, ["while"], [0])
-        with pytest.warns(UserWarning, match="cannot be written"):
+        with pytest.warns(BushpcWarning, match="cannot be written"):
             ledger.flush()
         assert [line.step for line in read_ledger(tmp_path)] == [0]
         ledger.note(2, ["while"], [0])

@@ -1,4 +1,4 @@
-"""Synthetic scans → one picture of many, masks outlined and captions below, for whoever wants to look at them first."""
+"""Synthetic scans → a contact sheet for a first look: images with outlined masks and captions below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bushpc.files import write_atomically
 
 COLUMNS, MOST = 6, 24
 CELL_INCHES = 2.2
-CAPTION_WIDTH = 38  # characters in a line of 6 points, as wide as a picture
+CAPTION_WIDTH = 38  # characters of 6 points that fit under an image
 
 
 class Shown(t.NamedTuple):
@@ -27,10 +27,10 @@ class Shown(t.NamedTuple):
 
 
 def write_sheet(scans: t.Sequence[Shown], path: Path, title: str) -> None:
-    """Write the first MOST of `scans` as a PNG, whole or not at all."""
+    """Write the first MOST of `scans` to a PNG, atomically."""
     shown = scans[:MOST]
     rows = -(-len(shown) // COLUMNS)
-    # No pyplot: no backend is chosen, and no state is left behind.
+    # Without pyplot, no backend is selected and no global state is left.
     figure = Figure(figsize=(COLUMNS * CELL_INCHES, rows * (CELL_INCHES + 0.45) + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=9)
     for place in range(rows * COLUMNS):
