@@ -120,6 +120,6 @@ class _Parser(argparse.ArgumentParser):
         if self.command.settings:
             from bushpc.cli.settings import settings_help
 
-            parts.append(settings_help())
+            parts.append(settings_help(grid=self.command.name == "grid"))
         parts.append(f"example:\n  {self.command.example}")
         return super().format_help() + "\n" + "\n\n".join(parts) + "\n"

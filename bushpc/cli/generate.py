@@ -17,13 +17,19 @@ LAUNCHER_ENDS_RANKS_S = 5.0
 
 
 def drawn_settings(given: Mapping[str, t.Any]) -> Sequence[Word]:
-    """The settings of configs/generate.yaml. `compose_command` reads their values, so they stay text here."""
-    import yaml
+    """The settings of what is drawn are words, too. `compose_command` reads their values, so they stay text here."""
+    import dataclasses
 
-    from bushpc.config import CONFIG_DIR, flat
+    from bushpc.config import as_word, compose_command, described, flat
+    from bushpc.config.read import plain
+    from bushpc.generate.generate import GenerateConfig
 
-    content = flat(yaml.safe_load((CONFIG_DIR / "generate.yaml").read_text(encoding="utf-8")))
-    return [Word(name, TEXT, "See configs/generate.yaml.", value) for name, value in content.items()]
+    defaults = flat(plain(dataclasses.asdict(compose_command(GenerateConfig, "generate", []))))
+    return [
+        Word(each.key, TEXT, each.about.sentence, as_word(defaults[each.key]))
+        for each in described(GenerateConfig)
+        if each.key in defaults
+    ]
 
 
 GENERATE = Words(
@@ -36,7 +42,6 @@ GENERATE = Words(
     command="bushpc generate",
     example="bushpc generate runs/generator fold=0 n=500 out=synthetic/fold0",
     more=drawn_settings,
-    rest="Also n=, seed=, batch_size= and priors.*: configs/generate.yaml has each with its default and meaning.",
 )
 
 

@@ -102,8 +102,8 @@ class Word:
 class Words:
     """The table of a command's words.
 
-    more: further words, which depend on those of the table (the parameters of a dataset's card).
-    rest: what the help text says of `more`.
+    more: further words, which may depend on those of the table (the parameters of a dataset's card). Help shows those
+    that depend on none. rest: what the help text says of the others.
     """
 
     table: tuple[Word, ...]
@@ -163,7 +163,7 @@ class Words:
         import textwrap
 
         lines = ["words:"]
-        for word in self.table:
+        for word in (*self.table, *(self.more({}) if self.more else ())):
             choices = [] if callable(word.choices) or not word.choices else [f"one of {', '.join(word.choices)}"]
             notes = [*choices, word.default_text, *(["may be repeated"] if word.repeated else [])]
             note = "; ".join(part for part in notes if part)
