@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bushpc.cluster.base import this_job
 from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
@@ -58,7 +59,7 @@ def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None)
         cell = CellConfig.load(cell_dir.config)
         assert cell.fold is not None, "dispatch gives every cell its fold"
         try:
-            waiting = Lease(cell_dir.path, stop=lambda: bool(stop)) if world.is_main else None
+            waiting = Lease(cell_dir.path, job=this_job(), stop=lambda: bool(stop)) if world.is_main else None
             lease = around.enter_context(waiting) if waiting else None
         except StoppedWaiting:
             return Stopped(step=cell_dir.newest_step(), signal_name=stop.signal_name or "a stop signal")

@@ -1,6 +1,6 @@
 """The ranks of a run, and communication between them. Only this module decides who is rank 0.
 
-One rank is one process (one srun task). Ranks meet through a file in the run folder, so neither address nor port is
+One rank is one process. Ranks meet through a file in the run folder, so neither address nor port is
 fixed.
 """
 
@@ -31,6 +31,19 @@ RENDEZVOUS_TIMEOUT_S = 300
 Item = t.TypeVar("Item")
 
 
+class ClusterStep(t.Protocol):
+    """What this module has to know of a parallel step (bushpc.cluster.base.Step)."""
+
+    @property
+    def variables(self) -> tuple[str, str, str]: ...
+
+    @property
+    def start(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """rank, size: of all ranks. local_rank: on this node, the index of its GPU."""
@@ -45,18 +58,15 @@ class World:
         return self.rank == 0
 
     @classmethod
-    def from_environment(cls) -> World:
-        """The world as what launched this process says, in this order.
+    def from_environment(cls, step: ClusterStep | None = None) -> World:
+        """The world as described by what launched this process.
 
-        RANK, WORLD_SIZE and LOCAL_RANK, which torchrun, accelerate and deepspeed set; else the tasks of an srun step;
-        else one rank. A batch script is no step: there Slurm sets SLURM_PROCID and SLURM_NTASKS too, for a single
-        process, so that only SLURM_STEP_NUM_TASKS tells. Raises: TrainingError where the variables make no world.
+        RANK, WORLD_SIZE and LOCAL_RANK, which torchrun, accelerate and deepspeed set; else the cluster's own parallel
+        step (bushpc.cluster.base.this_step); else one rank. Raises: TrainingError where the variables make no world.
         """
         if "RANK" in os.environ:
             return cls._read("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-            return cls._read("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        return cls()
+        return cls._read(*step.variables) if step else cls()
 
     @classmethod
     def _read(cls, *names: str) -> World:
@@ -68,7 +78,7 @@ class World:
                 return cls(rank=rank, size=size, local_rank=local_rank)
         raise TrainingError(
             f"{', '.join(f'{name}={value!r}' for name, value in said.items())} do not name a rank of a world: "
-            "unset them to train alone, or start with torchrun, accelerate launch, deepspeed or srun, which set them"
+            "unset them to train alone, or start with torchrun, accelerate launch, deepspeed or srun"
         )
 
 
@@ -106,10 +116,11 @@ def meet(world: World, folder: Path, attempt: str, node_name: str = "") -> None:
 
 
 @contextlib.contextmanager
-def meeting(world: World, folder: Path) -> Iterator[None]:
+def meeting(world: World, folder: Path, step: ClusterStep | None = None) -> Iterator[None]:
     """Context manager in which the ranks of a launcher can `join`: it sets the address, if the launcher does not.
 
-    srun sets none, so rank 0 publishes it in a file in `folder`, which all ranks must see. Raises: TrainingError.
+    step: of the cluster's own launcher, which sets none, so rank 0 publishes it in a file in `folder`, which all ranks
+    must see. Raises: TrainingError.
     """
     if world.size > 1 and "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise TrainingError(
@@ -119,12 +130,11 @@ def meeting(world: World, folder: Path) -> Iterator[None]:
     if world.size == 1 or "RANK" in os.environ:
         yield
         return
-    names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    attempt = "-".join(os.environ.get(name, "0") for name in names)
-    place = folder / f".meeting-{attempt}"
+    assert step is not None, "several ranks come from a launcher or from a step"
+    place = folder / f".meeting-{step.start}"
     if world.is_main:
         place.mkdir(parents=True, exist_ok=True)
-    meet(world, place, attempt, os.environ.get("SLURMD_NODENAME", ""))
+    meet(world, place, step.start, step.node)
     yield
     if world.is_main:  # the group is complete, so every rank has read the file
         shutil.rmtree(place, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How processes end: a job's stop signals, and the death of a parent. Without torch; used by trainer, loader, jobs."""
+"""How processes end, and what tells one from another. Without torch; used by trainer, loader and jobs."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ def children(pid: int) -> list[int]:
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(path.parent.name))
     return found
+
+
+def machine() -> str:
+    """Names the space in which process ids are unique: the running kernel and the container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started (clock ticks since boot): with its id it names a process for good. None if it ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]

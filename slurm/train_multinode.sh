@@ -54,7 +54,7 @@ private_caches='
 mkdir -p runs
 run_file="$PWD/runs/.run-of-job-$SLURM_JOB_ID"
 trap : TERM USR2
-trap '.venv/bin/python -m bushpc.dispatch.come_back "$?" "$(cat "$run_file" 2>/dev/null)"; rm -f "$run_file"' EXIT
+trap '.venv/bin/python -m bushpc.dispatch.requeue "$?" "$(cat "$run_file" 2>/dev/null)"; rm -f "$run_file"' EXIT
 
 # --cpu-bind: every rank has its own cores, near its GPU if the site's gres.conf assigns cores to GPUs.
 # --cpus-per-task: since Slurm 22.05 srun does not inherit it from the job.

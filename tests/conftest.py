@@ -104,7 +104,7 @@ def train_generator(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Pa
     """
     from bushpc.cell import run_cell
     from bushpc.config import compose
-    from bushpc.dispatch.grid import cv_plan
+    from bushpc.dispatch.plan import cv_plan
     from bushpc.dispatch.run_folder import write_run
     from bushpc.dist import World
 

@@ -10,6 +10,7 @@ import socket
 import pytest
 import torch
 
+from bushpc.cluster.base import this_step
 from bushpc.dist import World, any_rank, gather, keyed_seed, meet, reachable_address, seed_everything, share_buffers
 from bushpc.errors import TrainingError
 
@@ -81,7 +82,7 @@ def launched_with(monkeypatch):
             monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return World.from_environment()
+        return World.from_environment(this_step())
 
     return world
 

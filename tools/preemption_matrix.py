@@ -31,14 +31,14 @@ from pathlib import Path
 
 from bushpc.cli import main as bushpc_main
 from bushpc.config import CellConfig, compose
-from bushpc.dispatch.drill import compare_checkpoints
-from bushpc.dispatch.grid import Plan
-from bushpc.dispatch.processes import RunProcess, processes_of
+from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.submit import submit
 from bushpc.files import read_json
 from bushpc.ops.audit import audit_run
+from bushpc.ops.drill import compare_checkpoints
+from bushpc.ops.processes import RunProcess, processes_of
+from bushpc.process import process_start
 from bushpc.runs.goodput import goodput, newest_saved, read_attempts, read_note
-from bushpc.runs.lease import process_start
 from bushpc.train.ledger import Line, read_ledger
 
 SANDBOX = Path(__file__).with_name("slurm_sandbox")

@@ -46,6 +46,7 @@ GENERATE = Words(
 
 
 def generate(given: Arguments) -> int:
+    from bushpc.cluster.base import this_step
     from bushpc.config import compose_command
     from bushpc.dist import World
     from bushpc.generate import generate as room
@@ -66,7 +67,7 @@ def generate(given: Arguments) -> int:
             f"{given.out}: {config.n} scans can be made there; {missing} of {len(config.batches)} batches are missing"
         )
         return 0
-    world = World.from_environment()
+    world = World.from_environment(this_step())
     try:
         with progress("generate") as show:
             manifest = room.generate(source, given.out, config, world=world, show=show)

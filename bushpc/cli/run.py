@@ -12,7 +12,7 @@ WAIT = option("--wait", action="store_true", help="follow the cells until they e
 
 def cv(given: Arguments) -> int:
     from bushpc.config import compose
-    from bushpc.dispatch.grid import cv_plan
+    from bushpc.dispatch.plan import cv_plan
     from bushpc.dispatch.submit import submit
 
     plan = cv_plan(compose(given.typed))
@@ -23,7 +23,7 @@ def cv(given: Arguments) -> int:
 def grid(given: Arguments) -> int:
     from rich.console import Console
 
-    from bushpc.dispatch.grid import grid_plan, plan_table
+    from bushpc.dispatch.plan import grid_plan, plan_table
     from bushpc.dispatch.submit import submit
 
     plan = grid_plan(given.typed)
@@ -35,7 +35,7 @@ def grid(given: Arguments) -> int:
 
 
 def train(given: Arguments) -> int:
-    from bushpc.dispatch.direct import train_here
+    from bushpc.dispatch.train_here import train_here
 
     return train_here(given.typed, given.run_file)
 

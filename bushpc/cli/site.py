@@ -11,11 +11,11 @@ from bushpc.cli.words import PATH, TEXT, Word, Words
 from bushpc.errors import ConfigError
 
 if t.TYPE_CHECKING:
-    from bushpc.dispatch.doctor import Check
+    from bushpc.cluster.checks import Check
 
 
 def doctor(given: Arguments) -> int:
-    from bushpc.dispatch.doctor import examine
+    from bushpc.ops.doctor import examine
 
     if given.slurm:
         return _survey(given)
@@ -28,16 +28,17 @@ def _survey(given: Arguments) -> int:
     """`bushpc doctor --slurm`: check what can be checked without a job, then submit probes."""
     import datetime
 
+    from bushpc.cluster.checks import is_broken
     from bushpc.config import compose
-    from bushpc.dispatch.doctor import check_slurm, is_broken
-    from bushpc.dispatch.survey import profile_path, profile_text, survey
     from bushpc.files import write_atomically
+    from bushpc.ops.doctor import check_cluster
+    from bushpc.ops.survey import profile_path, profile_text, survey
 
     config = compose(given.typed)
     if config.cluster.executor != "slurm":
         raise ConfigError(f"--slurm with cluster={config.choices['cluster']}: choose a Slurm cluster, cluster=slurm")
     profile = profile_path(given.write, given.force) if given.write else None
-    before = check_slurm(config)
+    before = check_cluster(config)
     if is_broken(before):
         return _print_checks(before, {}, given.json)
     try:
@@ -60,7 +61,8 @@ def _print_checks(checks: t.Sequence[Check], more: dict[str, t.Any], as_json: bo
 
     from rich.console import Console
 
-    from bushpc.dispatch.doctor import checks_table, is_broken, plain_lines
+    from bushpc.cluster.checks import is_broken
+    from bushpc.ops.doctor import checks_table, plain_lines
 
     console = Console()
     if as_json:
@@ -76,7 +78,7 @@ def drill(given: Arguments) -> int:
     from rich.console import Console
 
     from bushpc.config import compose
-    from bushpc.dispatch import drill as room
+    from bushpc.ops import drill as room
 
     command = ["bushpc", "drill", *given.typed]
     try:

@@ -528,10 +528,6 @@ class ClusterConfig(Settings):
     )
 
     def __post_init__(self) -> None:
-        if self.executor not in ("local", "slurm"):
-            raise ConfigError(unknown_name("cluster.executor", self.executor, ("local", "slurm")))
-        if self.executor == "local" and self.nodes > 1:
-            raise ConfigError(f"cluster.nodes={self.nodes}: the local executor has one machine; use cluster=slurm")
         if self.cells_per_job > 1 and self.world_size > 1:
             raise ConfigError(
                 f"cluster.cells_per_job={self.cells_per_job} with {self.world_size} ranks per cell: only cells of one "

@@ -1,31 +1,27 @@
 """What one does with a run that is there: go on, end it, run cells again. Its frozen settings count, not `configs/`.
 
-run folder ─read_plan→ plan ─→ submit | scancel
+run folder ─read_plan→ plan ─→ submit | cancel
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import socket
-import subprocess
 import time
 import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bushpc.cluster.base import Job, cluster_for
 from bushpc.config import reconfigure
-from bushpc.dispatch.grid import Plan
+from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.run_folder import alone_in, owner_of, read_plan, start_anew
-from bushpc.dispatch.status import CellStatus, read_run_json, read_status
+from bushpc.dispatch.status import CellStatus, job_of, read_run_json, read_status
 from bushpc.dispatch.submit import Submission, adopt, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.files import read_json, write_atomically
 from bushpc.runs.goodput import newest_saved
-from bushpc.runs.lease import process_start
 from bushpc.train.take_over import Source
 
 # States that `--only` may name: those from which a cell does not go on by itself.
@@ -59,6 +55,7 @@ def resume(
             raise ConfigError(_not_free(word, key))
     cells = {name: reconfigure(cell, overrides, _of_row(plan, name)) for name, cell in plan.cells.items()}
     for name, cell in cells.items():
+        cluster_for(cell.cluster.executor).require(cell.cluster)
         if cell.hash != plan.cells[name].hash:  # the lanes of a stream
             [key, *_] = [key for key, value in cell.settings.items() if value != plan.cells[name].settings[key]]
             raise ConfigError(_not_free(" ".join(overrides), key))
@@ -112,11 +109,11 @@ def _require_weights(plan: Plan, *, fresh: bool = False) -> None:
 
 
 def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
-    """End the jobs of a run, or of some of its cells. What runs saves first: Slurm sends TERM, so does a local job.
+    """End the jobs of a run, or of some of its cells. What runs is sent TERM and saves first.
 
     Cells that belong to another run go on unless they are named.
     Raises: ConfigError for a name that is no cell, and where a job would end that other cells share; DispatchError
-    where Slurm refuses, or a cell runs on another machine without Slurm.
+    where the cluster refuses, or a cell is a process of another machine.
     """
     run_dir = run_dir.resolve()
     read_run_json(run_dir)
@@ -130,7 +127,7 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
         jobs = [read_json(Path(cell.folder) / "job.json") or {} for cell in wanted]
         for cell, job in zip(wanted, jobs, strict=True):
             if job.get("host") not in (None, socket.gethostname()):
-                raise DispatchError(f"{cell.name} runs on {job['host']}, outside of Slurm: cancel it there")
+                raise DispatchError(f"{cell.name} runs on {job['host']}, outside of any queue: cancel it there")
         for cell, job in zip(wanted, jobs, strict=True):
             write_atomically(Path(cell.folder) / "job.json", json.dumps({**job, "cancelled": time.time()}))
         _end(jobs)
@@ -160,19 +157,12 @@ def _named(run_dir: Path, cells: Sequence[CellStatus], names: Sequence[str]) -> 
     return [cell for cell in cells if not names or cell.name in names or rows[cell.name] in names]
 
 
-def _end(jobs: Sequence[Mapping[str, t.Any]]) -> None:
-    on_slurm = sorted({job["job_id"] for job in jobs if job["executor"] == "slurm"})
-    for i in range(0, len(on_slurm), 200):  # one command line holds so many with room to spare
-        command = ["scancel", *on_slurm[i : i + 200]]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            detail = getattr(error, "stderr", "") or error
-            raise DispatchError(f"Slurm did not cancel {', '.join(command[1:4])} … ({detail}); try again") from error
-    for job in jobs:
-        if job["executor"] != "slurm" and job.get("process_start") == process_start(int(job["job_id"])):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job["job_id"]), signal.SIGTERM)
+def _end(notes: Sequence[Mapping[str, t.Any]]) -> None:
+    by_cluster: dict[str, list[Job]] = {}
+    for note in notes:
+        by_cluster.setdefault(note["executor"], []).append(job_of(note))
+    for executor, jobs in by_cluster.items():
+        cluster_for(executor).cancel(jobs)
 
 
 def _of_row(plan: Plan, name: str) -> dict[str, t.Any]:

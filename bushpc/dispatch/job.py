@@ -14,15 +14,14 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
+from bushpc.cluster.base import this_job, time_limit
+from bushpc.cluster.local import controller
+from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outcome
 from bushpc.errors import BushpcError
 from bushpc.files import write_atomically
 from bushpc.process import children, end_with_parent
-from bushpc.runs.lease import LeaseError, slurm_restart
-from bushpc.train.preempt import StopFlag, time_limit
-
-if t.TYPE_CHECKING:
-    import submitit
+from bushpc.runs.lease import LeaseError
+from bushpc.train.preempt import StopFlag
 
 POLL_S = 0.5
 # A rank that failed closes its connections before it has written why; who lost it gives it so long.
@@ -32,6 +31,24 @@ LOST_PEER_WORDS = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
     *("Timed out waiting", "Socket Timeout", "Socket closed"),
 )
+
+
+class Task(t.NamedTuple):
+    """One process of a job. rank, ranks: of all its processes. local_rank: on its node."""
+
+    job_id: str
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    nodes: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> Task:
+        """As submitit's launcher numbers it."""
+        import submitit
+
+        job = submitit.JobEnvironment()
+        return cls(job.job_id, job.global_rank, job.num_tasks, job.local_rank, job.num_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +64,26 @@ class CellJob:
     submission: str
 
     def __call__(self) -> None:
-        """Raises whatever ended the cell, after noting it in FAILED; SystemExit for what is no failure of this rank.
+        """Run the task that this process is, and end the process soon after it. Raises: as `run`."""
+        atexit.register(end_quickly)
+        self.run(Task.of_this_process)
 
+    def run(self, task_of: t.Callable[[], Task]) -> None:
+        """Run one task of the job; task_of: says which, and may take its time.
+
+        Raises whatever ended the cell, after noting it in FAILED; SystemExit for what is no failure of this rank.
         Exit status: 75 on rank 0 when it stopped and saved, 76 when another rank vanished.
         """
-        atexit.register(end_quickly)
         # Before anything that takes time: a stop signal in the seconds of start-up must not be lost.
         with StopFlag() as stop:
-            import submitit
-
-            job = submitit.JobEnvironment()
-            run_dir = Path(self.run_dir)
-            number = job.global_rank if self.packed else 0
+            task, run_dir = task_of(), Path(self.run_dir)
+            number = task.rank if self.packed else 0
             if number >= len(self.cells):
                 return  # the last job of an array may have fewer cells
             # The real folder: a cell that two runs share lies in one of them.
             cell_dir = (run_dir / "cells" / self.cells[number]).resolve()
             try:
-                self._run(run_dir, cell_dir, job, stop)
+                self._run(run_dir, cell_dir, task, stop)
             except LeaseError as error:
                 note_outcome(run_dir, "refused")
                 if not self.packed:
@@ -82,28 +101,29 @@ class CellJob:
                     raise SystemExit(LOST_PEER) from error
                 raise
 
-    def _run(self, run_dir: Path, cell_dir: Path, job: submitit.JobEnvironment, stop: StopFlag) -> None:
-        if local_controller():
+    def _run(self, run_dir: Path, cell_dir: Path, task: Task, stop: StopFlag) -> None:
+        if controller():
             end_with_parent()
-        ranks, rank, local_rank = (1, 0, 0) if self.packed else (job.num_tasks, job.global_rank, job.local_rank)
+        ranks, rank, local_rank = (1, 0, 0) if self.packed else (task.ranks, task.rank, task.local_rank)
         if ranks > 1:  # alone, these variables would make Accelerate look for a rendezvous
             os.environ.update(
                 RANK=str(rank),
                 WORLD_SIZE=str(ranks),
                 LOCAL_RANK=str(local_rank),
-                LOCAL_WORLD_SIZE=str(ranks // job.num_nodes),
+                LOCAL_WORLD_SIZE=str(ranks // task.nodes),
             )
         if rank == 0:
             stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
-        if job.global_rank == 0:
+        if task.rank == 0:
             note_attempt(run_dir, self.cells)
 
         from bushpc.cell import run_cell
         from bushpc.dist import World, meet
 
         world = World(rank=rank, size=ranks, local_rank=local_rank)
-        attempt = f"{self.submission}-{job.job_id}-{slurm_restart()}"
-        meet(world, run_dir / "jobs", attempt, os.environ.get("SLURMD_NODENAME", ""))
+        ours = this_job()
+        attempt = f"{self.submission}-{task.job_id}-{ours.restarts if ours else 0}"
+        meet(world, run_dir / "jobs", attempt, ours.node if ours else "")
         stopped = run_cell(cell_dir, world, stop)
         # The other ranks leave quietly: it takes one to bring the job back, and rank 0 has saved for all.
         if stopped and world.is_main:
@@ -125,7 +145,7 @@ def lost_peer(error: BaseException) -> bool:
 
 
 def wait_for_the_reason(cell_dir: Path, error: BaseException) -> None:
-    """Leave the rank that failed the time to write FAILED: when this one has ended, srun ends that one."""
+    """Leave the rank that failed the time to write FAILED: when this one has ended, the cluster ends that one."""
     print(f"another rank is gone, and this one cannot go on alone: {error}", flush=True)
     deadline = time.monotonic() + FAILED_IS_WRITTEN_S
     while not (cell_dir / "FAILED").exists() and time.monotonic() < deadline:
@@ -139,24 +159,17 @@ def end_quickly() -> None:
 
 
 def end_other_local_ranks() -> None:
-    """What `srun --kill-on-bad-exit` does, for the local executor: the others would wait for this rank for long."""
-    controller = local_controller()
-    for pid in children(controller) if controller else ():
+    """End a local job's other ranks, which would wait for this one for long; a cluster's launcher does it itself."""
+    parent = controller()
+    for pid in children(parent) if parent else ():
         if pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def local_controller() -> int | None:
-    """Process id of the local executor's controller, whose children the ranks are; None elsewhere."""
-    parent = os.getppid()
-    words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
-    return parent if b"submitit.local._local" in words else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReportJob:
-    """Writes the report when all cells ended, complete or not. Slurm starts it then; locally it waits itself."""
+    """Writes the report when all cells have ended, complete or not. wait: it waits for them itself."""
 
     run_dir: str
     wait: bool
@@ -167,7 +180,7 @@ class ReportJob:
         from bushpc.report.page import build_report
 
         run_dir = Path(self.run_dir)
-        if not self.wait:  # Slurm started it when the cells had ended; some compute nodes could not ask the queue
+        if not self.wait:  # the cluster started it when the cells had ended; some compute nodes could not ask the queue
             return str(build_report(run_dir).html)
         while True:
             while any(cell.live for cell in read_status(run_dir).cells):

@@ -36,7 +36,7 @@ import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import trained_on
-from bushpc.dispatch.grid import Grid, GridRow, Plan, data_facts
+from bushpc.dispatch.plan import Grid, GridRow, Plan, data_facts
 from bushpc.dispatch.status import HASH_LINE, OUTDATED, RUN_FORMAT, cell_names, read_run_json, read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
 from bushpc.files import exclusive, read_json, sha256_of, write_atomically
@@ -56,11 +56,12 @@ def alone_in(run_dirs: Iterable[Path]) -> Iterator[None]:
         yield
 
 
-def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
+def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
     """Create the run directory, or bring the one that is there up to date. Call it under its lock.
 
     A grid whose rows were edited keeps what fits: cells with other settings go to `stale/`, and start anew. So do
     cells that are not done and began to train, where they are to take weights over now, and the other way round.
+    Returns the snapshot of the code, for its jobs.
     Raises: ConfigError when it was started on other data, when a cell that runs was edited, or when a
     cross-validation has other settings.
     """
@@ -110,10 +111,12 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> None:
             (folder / "DONE").unlink(missing_ok=True)
         _write_if_new(folder / "config.yaml", _config_text(cell))
     _write_if_new(run_dir / "folds.csv", find_folds_of(plan.first).read_text())
-    run = _run_json(run_dir, plan, facts, known, command)
+    code = snapshot(run_dir)
+    run = _run_json(run_dir, plan, facts, known, command, code)
     if (run_dir / "report").is_dir() and any(run[key] != known.get(key) for key in ("grid", "cells")):
         (run_dir / "report" / OUTDATED).touch()  # the next page takes the folder's place
     write_atomically(run_dir / "run.json", json.dumps(run, indent=1))
+    return code
 
 
 def read_plan(run_dir: Path) -> Plan:
@@ -280,14 +283,19 @@ def _is_better(folder: Path, than: Path | None) -> bool:
 
 
 def _run_json(
-    run_dir: Path, plan: Plan, facts: Mapping[str, t.Any], known: Mapping[str, t.Any], command: Sequence[str]
+    run_dir: Path,
+    plan: Plan,
+    facts: Mapping[str, t.Any],
+    known: Mapping[str, t.Any],
+    command: Sequence[str],
+    code: Path,
 ) -> dict[str, t.Any]:
     first, grid = plan.first, plan.grid
     manifest = Manifest.load(first.data.folder)
     now = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _commit(),
-        "code": snapshot(run_dir).name,
+        "code": code.name,
         "command": list(command),
         "versions": _versions(),
     }

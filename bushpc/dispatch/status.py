@@ -1,22 +1,19 @@
-"""Run directory + queue → the state of every cell. Reads files and asks squeue once; works without sacct."""
+"""Run folder + queue → the state of every cell. Reads files, and asks the cluster once."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import socket
-import subprocess
-import time
 import typing as t
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bushpc.errors import DataError, DispatchError
+from bushpc.cluster.base import Job, JobState, cluster_for, job_states
+from bushpc.errors import ConfigError, DataError
 from bushpc.files import read_json
 from bushpc.runs.goodput import Goodput, goodput, newest_saved, read_attempts, read_note, trained_in
-from bushpc.runs.lease import process_start
 from bushpc.runs.records import MOST
 
 if t.TYPE_CHECKING:
@@ -32,9 +29,6 @@ STYLES = {
     "missing": "dim",
 }
 
-
-# Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
-PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
 
 # First line of a cell's config.yaml, before its hash.
 HASH_LINE = "# hash "
@@ -61,15 +55,6 @@ JOB_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("host", "process_start", "heartbeat"), (str, type(None))),
     "submitted": (int, float),
 }
-# A local job of another machine counts as dead when its log has been silent for so long, in seconds.
-FOREIGN_HOST_S = 600.0
-
-
-class QueuedJob(t.NamedTuple):
-    """A job that still exists. state: PENDING, RUNNING …; reason: why it waits, as Slurm calls it."""
-
-    state: str
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +147,7 @@ def read_status(run_dir: Path) -> RunStatus:
     open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
-    queue = job_states([job for job in open_jobs if job])
+    queue = job_states([job_of(job) for job in open_jobs if job and not job.get("ended")])
     entries = {entry["name"]: entry for entry in run["cells"]}
     cells = [_cell_status(run_dir, entries[name], jobs[name], queue) for name in names]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
@@ -190,14 +175,11 @@ def report_is_current(run_dir: Path) -> bool:
     return page.exists() and page.stat().st_mtime > max(ends, default=0.0)
 
 
-def job_states(jobs: t.Sequence[dict[str, t.Any]]) -> dict[str, QueuedJob]:
-    """job id → its state in the queue, for every job that still exists; jobs that ended are absent."""
-    jobs = [job for job in jobs if not job.get("ended")]
-    states = {job["job_id"]: QueuedJob("RUNNING") for job in jobs if job["executor"] != "slurm" and _process_lives(job)}
-    owners = {job["job_id"]: job.get("owner", os.getuid()) for job in jobs if job["executor"] == "slurm"}
-    if owners:
-        states |= {job_id: job for job_id, job in _squeue(set(owners.values())).items() if job_id in owners}
-    return states
+def job_of(note: t.Mapping[str, t.Any]) -> Job:
+    """The job that a note in the run folder names."""
+    fields = ("log", "submitted", "owner", "host", "process_start", "heartbeat")
+    known = {name: note[name] for name in fields if note.get(name) is not None}
+    return Job(id=note["job_id"], executor=note["executor"], **known)
 
 
 def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
@@ -285,7 +267,7 @@ def plain_line(cell: CellStatus) -> str:
 
 
 def _read_job(path: Path) -> dict[str, t.Any] | None:
-    """A job.json, and whose it is: colleagues look at each other's runs, and squeue is asked by user.
+    """A job.json, and whose it is: colleagues look at each other's runs, and a queue is asked by user.
 
     Raises: DataError where it is not what was written.
     """
@@ -296,7 +278,9 @@ def _read_job(path: Path) -> dict[str, t.Any] | None:
     wrong += [name for name in ("log", "heartbeat") if "\0" in str(job.get(name))]
     if not wrong and not abs(job["submitted"]) < MOST:
         wrong = ["submitted"]
-    if not wrong and job["executor"] != "slurm":  # then job_id is a process id
+    if not wrong and not _is_known(job["executor"]):
+        wrong = ["executor"]
+    if not wrong and cluster_for(job["executor"]).ids_are_processes:
         wrong = [name for name in ("host", "process_start") if name not in job]
         wrong += [] if job["job_id"].isdecimal() and len(job["job_id"]) <= 10 else ["job_id"]
     if wrong:
@@ -305,6 +289,14 @@ def _read_job(path: Path) -> dict[str, t.Any] | None:
             "delete the file and submit again"
         )
     return {**job, "owner": path.stat().st_uid}
+
+
+def _is_known(executor: str) -> bool:
+    try:
+        cluster_for(executor)
+    except ConfigError:
+        return False
+    return True
 
 
 def _read_heartbeat(path: Path) -> dict[str, t.Any]:
@@ -341,7 +333,7 @@ def cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
 
 
 def _cell_status(
-    run_dir: Path, entry: dict[str, t.Any], job: dict[str, t.Any] | None, queue: dict[str, QueuedJob]
+    run_dir: Path, entry: dict[str, t.Any], job: dict[str, t.Any] | None, queue: dict[str, JobState]
 ) -> CellStatus:
     name, config_hash = entry["name"], entry.get("hash")
     cell_dir = run_dir / "cells" / name
@@ -372,20 +364,20 @@ def _cell_status(
         reason=reason,
         log=job["log"] if job else "",
         job_id=job["job_id"] if job else "",
-        local=bool(job and job["executor"] != "slurm"),
+        local=bool(job and not cluster_for(job["executor"]).waits),
     )
 
 
 def _state(
-    cell_dir: Path, job: dict[str, t.Any] | None, queue: dict[str, QueuedJob], heartbeat: dict[str, t.Any]
+    cell_dir: Path, job: dict[str, t.Any] | None, queue: dict[str, JobState], heartbeat: dict[str, t.Any]
 ) -> tuple[str, str, str]:
     """(state, phase, reason)."""
     if (cell_dir / "DONE").exists():
         return "done", "", ""
     queued = queue.get(job["job_id"]) if job else None
     if job and queued:
-        if queued.state == "PENDING":
-            return "queued", "", _why_pending(job["job_id"], queued.reason)
+        if queued.waiting:
+            return "queued", "", queued.held
         if job.get("packed") and (cell_dir / "FAILED").exists():  # the job goes on, with the cells that share it
             return "failed", "", _first_line(cell_dir / "FAILED")
         if heartbeat.get("time", 0) < job["submitted"]:
@@ -412,37 +404,6 @@ def _is_the_same(cell_dir: Path, config_hash: t.Any) -> bool:
 
 def _first_line(path: Path) -> str:
     return path.read_text(errors="replace").partition("\n")[0]
-
-
-def _why_pending(job_id: str, reason: str) -> str:
-    if reason in PLAIN_REASONS:
-        return ""
-    # "JobHeldUser", "launch failed requeued held", "job requeued in held state"
-    held = "held" in reason.lower()
-    then = f"`scontrol release {job_id}` lets it go" if held else f"`scontrol show job {job_id}` tells more"
-    return f"Slurm keeps job {job_id} back ({reason}); {then}"
-
-
-def _process_lives(job: dict[str, t.Any]) -> bool:
-    if job["host"] != socket.gethostname():
-        # Its processes cannot be seen from here; what they write can.
-        signs = [Path(path) for path in (job["log"], job.get("heartbeat")) if path]
-        spoke = max(job["submitted"], *(path.stat().st_mtime for path in signs if path.exists()), 0.0)
-        return time.time() - spoke < FOREIGN_HOST_S
-    return job["process_start"] is not None and job["process_start"] == process_start(int(job["job_id"]))
-
-
-def _squeue(owners: t.Iterable[int]) -> dict[str, QueuedJob]:
-    """All jobs of these users, by their ids."""
-    users = ",".join(map(str, sorted(owners)))
-    command = ["squeue", "--noheader", "--array", f"--user={users}", "--format=%i|%T|%r"]
-    try:
-        out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", "") or error
-        raise DispatchError(f"Slurm does not tell its queue ({detail}); asked with: {' '.join(command)}") from error
-    rows = (line.split("|", 2) for line in out.splitlines() if line.strip())
-    return {job_id.strip(): QueuedJob(*rest) for job_id, *rest in rows}
 
 
 def _percent(account: Goodput | None) -> str:

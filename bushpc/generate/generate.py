@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import yaml
 
+from bushpc.cluster.base import this_step
 from bushpc.config import CellConfig, Device, Precision, Settings, config_class, flat, group, setting
 from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
@@ -130,7 +131,7 @@ def generate(
     world = world or World()
     out, runs, priors = _understand(source, out, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with meeting(world, out.parent):
+    with meeting(world, out.parent, this_step()):
         start_ranks(_engine_of(runs[0].cells[0].config, device), world)
     trained = _load(runs)
     stated = _stated(config, trained, device)

@@ -18,11 +18,13 @@ import socket
 import tempfile
 import threading
 import time
+import typing as t
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bushpc.errors import ResumeError
+from bushpc.process import machine, process_start
 from bushpc.runs.layout import CellDir
 
 RENEW_S = 5.0
@@ -32,12 +34,22 @@ LEFT = 0.0  # the date of a lease whose holder has left
 NAME = re.compile(r"lease\.(\d+)\.json")
 
 
+class ClusterJob(t.Protocol):
+    """What a lease has to know of the job that its process runs in (bushpc.cluster.base.ThisJob)."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Holder:
     """A process, as its lease names it.
 
     machine: the running kernel and process space, as host names repeat and outlive a reboot.
-    process_start: with the id it names a process for good. job_id, restart: of Slurm, where it is in a job.
+    process_start: with the id it names a process for good. job_id, restart: of the cluster's job, where it is in one.
     """
 
     host: str
@@ -49,14 +61,14 @@ class Holder:
     since: str
 
     @classmethod
-    def this_process(cls) -> Holder:
+    def this_process(cls, job: ClusterJob | None) -> Holder:
         return cls(
             host=socket.gethostname(),
             machine=machine(),
             pid=os.getpid(),
             process_start=process_start(os.getpid()),
-            job_id=slurm_job(),
-            restart=slurm_restart(),
+            job_id=job.id if job else None,
+            restart=job.restarts if job else 0,
             since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
 
@@ -84,21 +96,23 @@ class Lease:
 
     Entering waits for a holder that may be dead, at most `ttl_s` seconds, and raises LeaseError for one that lives.
     A holder is dead when it has not renewed its lease for `ttl_s` seconds, by the dates of the files or by our own
-    clock; at once when it was a process of this machine that has ended, or an earlier start of this very Slurm job.
+    clock; at once when it was a process of this machine that has ended, or an earlier start of this very job.
 
-    renew_s: seconds between two renewals. stop: asked while it waits; StoppedWaiting is raised when it says so.
+    job: the cluster's job that this process runs in. renew_s: seconds between two renewals. stop: asked while it
+    waits; StoppedWaiting is raised when it answers True.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        job: ClusterJob | None = None,
         renew_s: float = RENEW_S,
         ttl_s: float = TTL_S,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.folder, self.renew_s, self.ttl_s, self.stop = folder, renew_s, ttl_s, stop
-        self._me = Holder.this_process()
+        self._me = Holder.this_process(job)
         self._number = 0
         self._left = threading.Event()
         self._renewer = threading.Thread(target=self._renew_until_left, name="lease", daemon=True)
@@ -172,7 +186,7 @@ class Lease:
             else:
                 raise LeaseError(
                     f"another process works on {self.folder}: {holder or 'one that does not say who it is'}. This one "
-                    "leaves it alone: wait for it, or end it (scancel, kill) and submit again"
+                    "leaves it alone: wait for it, or end it (`bushpc cancel`) and submit again"
                 )
             first = renewed
             if self.stop():
@@ -229,32 +243,3 @@ class Lease:
 
     def _path(self, number: int) -> Path:
         return CellDir(self.folder).lease(number)
-
-
-def slurm_job() -> str | None:
-    """The id of the Slurm job that we are in, of its own for each task of an array; None outside.
-
-    Not from SLURM_ARRAY_JOB_ID and SLURM_ARRAY_TASK_ID: what a task submits inherits both. To Slurm's commands the id
-    of an array's last task means the whole array.
-    """
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def slurm_restart() -> int:
-    """How often Slurm has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
-
-
-def machine() -> str:
-    """Names the space in which process ids are unique: the running kernel and the container."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def process_start(pid: int) -> str | None:
-    """When a process started (clock ticks since boot): with its id it names a process for good. None if it ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]

@@ -32,6 +32,8 @@ HASH_LINE = "# hash "
 MOST = 1e12
 # Steps per second. A lower rate in a heartbeat is damage, and the time left would not fit into hours.
 SLOWEST_RATE = 1e-6
+# Whose job ids are process ids: `local`, and `direct` for what nobody submitted.
+PROCESS_EXECUTORS = ("local", "direct")
 # A process id has fewer digits.
 MOST_DIGITS = 10
 
@@ -212,7 +214,7 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
     @property
     def is_process(self) -> bool:
         """Whether job_id is that of a process, so that no queue knows it."""
-        return self.executor != "slurm"
+        return self.executor in PROCESS_EXECUTORS
 
     def to_json(self) -> str:
         return super(JobNote, msgspec.structs.replace(self, owner=-1)).to_json()

@@ -7,20 +7,15 @@ where all ranks agree, save and exit. A job opens the flag first of all, so this
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 import types
 import typing as t
 
 from bushpc.process import STOP_SIGNALS
-from bushpc.runs.lease import slurm_job
 
 TIME_LIMIT = "the time limit"
 LEAD_S = 60.0
-# Much shorter than any useful grace time.
-SLURM_ANSWERS_S = 10
 
 
 class StopFlag:
@@ -61,24 +56,3 @@ class StopFlag:
         # A lead longer than the job would stop every attempt at its first step.
         assert self.deadline is not None
         return min(self.lead_s, (self.deadline - self._opened) / 2)
-
-
-def time_limit() -> float | None:
-    """When Slurm ends the job that we are in, in seconds since the epoch; None outside a job, or if it does not say."""
-    job_id = slurm_job()
-    if job_id is None:
-        return None
-    if "SLURM_JOB_END_TIME" in os.environ:  # not before Slurm 23.02
-        return float(os.environ["SLURM_JOB_END_TIME"])
-    command = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%A %e"]
-    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would not be understood
-    try:
-        answer = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=SLURM_ANSWERS_S
-        )
-        # The last task of an array has the array's number, so asking for it may name its neighbours, too.
-        limits = dict(line.split() for line in answer.stdout.splitlines())
-        return time.mktime(time.strptime(limits[job_id], "%Y-%m-%dT%H:%M:%S"))
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        print(f"the time limit of job {job_id} is not known here, only its signal will tell: {error}", flush=True)
-        return None

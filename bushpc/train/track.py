@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from bushpc.cluster.base import this_job
+from bushpc.process import process_start
 from bushpc.runs.goodput import SPENDINGS, Attempt, read_attempts, read_note
 from bushpc.runs.layout import CellDir
-from bushpc.runs.lease import process_start
 from bushpc.runs.records import Heartbeat
 from bushpc.train.energy import EnergyMeter
 from bushpc.train.mirrors import Mirrors
@@ -55,6 +56,7 @@ class Tracker:
         self._mark: tuple[float, int] | None = None
         self._mute = False
         self._energy = EnergyMeter(gpus if active else 0)
+        self._job = this_job()
         self._attempt = self._begin(ranks, gpus)
         self._clock = _Clock(max(0.0, time.time() - self._attempt.began))
         self._spendings = {cause: _Spending(self._clock, cause) for cause in SPENDINGS}
@@ -130,14 +132,14 @@ class Tracker:
         earliest = attempts[-1].last_sign if attempts else 0.0
         return Attempt(
             number=self._next_number(attempts),
-            job=os.environ.get("SLURM_JOB_ID", ""),
-            restart=_environment_number("SLURM_RESTART_COUNT"),
+            job=self._job.id if self._job else "",
+            restart=self._job.restarts if self._job else 0,
             host=socket.gethostname(),
             pid=os.getpid(),
             ranks=ranks,
             gpus=gpus,
             submitted=submitted,
-            began=_began(now, submitted, earliest),
+            began=_began(now, submitted, earliest, self._job.started if self._job else 0),
             from_step=0,
             step=0,
             seconds=dict.fromkeys(SPENDINGS, 0.0),
@@ -199,7 +201,7 @@ class Tracker:
             rate=self._rate,
             restarts=self._attempt.number,
             host=self._attempt.host,
-            node=os.environ.get("SLURMD_NODENAME", self._attempt.host),  # as the cluster calls it
+            node=(self._job and self._job.node) or self._attempt.host,  # as the cluster calls it
             pid=self._attempt.pid,
             time=time.time(),
             attempt=asdict(self._account()),
@@ -268,20 +270,14 @@ class _Spending(contextlib.AbstractContextManager[None]):
         self._clock.pop()
 
 
-def _began(now: float, submitted: float, earliest: float) -> float:
-    """Start of this attempt's Slurm job if that was started for it, else of its process; never before `earliest`."""
+def _began(now: float, submitted: float, earliest: float, job: float) -> float:
+    """Start of this attempt's job (`job`) if that was started for it, else of its process; never before `earliest`."""
     ticks = process_start(os.getpid())
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK") if ticks else 0.0
     process = min(now, now - age)
-    job = _environment_number("SLURM_JOB_START_TIME")
     # An allocation older than the submission, or one with an earlier attempt in it, was not started for this one.
     began = job if max(submitted, earliest) <= job <= process else process
     return min(now, max(began, earliest))
-
-
-def _environment_number(name: str) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else 0
 
 
 def _record(cell_dir: CellDir, attempt: Attempt) -> None:

@@ -37,7 +37,6 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ),
         ("engine.precision=fp8", "Valid: auto, bf16, fp16, fp32"),
         ("train.batch_size=3 cluster.ranks_per_node=2", "make it a multiple of 2"),
-        ("cluster.nodes=2", "use cluster=slurm"),
         ("engine.device=cuda", "gives a cell no GPU"),
         ("just_a_word", "write key=value"),
         ("name=$(touch${IFS}owned)", "a folder name of letters"),

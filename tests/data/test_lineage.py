@@ -7,7 +7,7 @@ import pytest
 
 from bushpc.config import compose
 from bushpc.data.lineage import training
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import sha256_of

@@ -18,7 +18,7 @@ from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.data.mixture import PREFIX, open_synthetic
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.ops.audit import audit_run

@@ -24,7 +24,7 @@ from bushpc.config import CellConfig, ModelConfig, compose
 from bushpc.data import stream
 from bushpc.data.loader import FoldData, training_batches, validation_batches
 from bushpc.data.stream import Lanes
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import sha256_of

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.dispatch import submit as submit_module
+from bushpc.cluster.local import LocalCluster
 from bushpc.dispatch.status import RunStatus, read_status
 from bushpc.errors import DispatchError
 from bushpc.runs.goodput import newest_saved
@@ -154,7 +154,7 @@ def test_a_row_that_runs_is_not_dropped_and_a_refused_one_keeps_its_reason(grid,
     def refuse(*_):
         raise DispatchError("the cluster refused the job")
 
-    monkeypatch.setattr(submit_module, "submit_work", refuse)
+    monkeypatch.setattr(LocalCluster, "submit", refuse)
     code, _, errors = said(capsys, "resume", str(run_dir), "--only", "failed", "cluster.time_min=7")
     assert (code, errors) == (2, "bushpc: the cluster refused the job\n")
     assert (run_dir / "cells" / "a-fold0" / "FAILED").read_text() == "out of memory\n"

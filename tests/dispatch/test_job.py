@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.dispatch import come_back
-from bushpc.dispatch.come_back import job_facts, note_attempt, note_outcome, shell_lines
+from bushpc.cluster.base import JobRequest, cluster_for
+from bushpc.cluster.slurm import job_facts, trap_lines
+from bushpc.config import compose
+from bushpc.dispatch import requeue
 from bushpc.dispatch.job import lost_peer
+from bushpc.dispatch.requeue import command_at_end, note_attempt, note_outcome
 from bushpc.errors import TrainingError
-from bushpc.runs.lease import Lease, process_start
+from bushpc.process import process_start
+from bushpc.runs.lease import Lease
 
 RUNNING = (
     "JobId=7 JobName=x JobState=RUNNING Reason=None Requeue=1 Restarts=0 TimeLimit=00:02:00 PreemptTime=None "
@@ -45,7 +49,7 @@ def ended(tmp_path, monkeypatch):
     def ended(status: int, says: str = RUNNING) -> bool:
         calls.write_text("")
         answer.write_text(says)
-        come_back.main([str(status), str(tmp_path / "run")])
+        requeue.main([str(status), str(tmp_path / "run")])
         return "requeue 7\n" in calls.read_text()
 
     return ended
@@ -147,7 +151,7 @@ def waits(monkeypatch):
     """Seconds that were waited for Slurm, which take no time."""
     waited: list[float] = []
     clock = types.SimpleNamespace(sleep=waited.append, monotonic=lambda: sum(waited))
-    monkeypatch.setattr(come_back, "time", clock)
+    monkeypatch.setattr(requeue, "time", clock)
     return waited
 
 
@@ -166,15 +170,21 @@ def test_a_controller_that_never_answers_is_left_after_minutes_and_the_log_says_
 ):
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho '{BUSY}' >&2\nexit 1\n")
     assert not ended(USR2)
-    assert 500 < sum(waits) <= come_back.ASK_FOR_S
-    assert f"could not be requeued ({BUSY}); submit again" in capsys.readouterr().out
+    assert 500 < sum(waits) <= requeue.ASK_FOR_S
+    assert (
+        f"could not be requeued (`scontrol --oneliner show job 7` failed: {BUSY}); submit again"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_refusal_is_an_answer(ended, tmp_path, waits, capsys):
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho Access/permission denied >&2\nexit 1\n")
     assert not ended(75)
     assert waits == []
-    assert "could not be requeued (Access/permission denied" in capsys.readouterr().out
+    assert (
+        "could not be requeued (`scontrol --oneliner show job 7` failed: Access/permission denied"
+        in capsys.readouterr().out
+    )
 
 
 def test_one_that_saved_stays_until_slurm_ends_it_where_nobody_can_be_asked(
@@ -185,7 +195,7 @@ def test_one_that_saved_stays_until_slurm_ends_it_where_nobody_can_be_asked(
     note_attempt(tmp_path / "run", ["fold0"])
     note_outcome(tmp_path / "run", "stopped", "SIGTERM")
     ended(75)
-    assert sum(waits) > come_back.STAY_FOR_S - come_back.LONGEST_WAIT_S
+    assert sum(waits) > requeue.STAY_FOR_S - requeue.LONGEST_WAIT_S
     waits.clear()
     note_outcome(tmp_path / "run", "stopped", "the time limit")  # what ends it then is not requeued
     ended(75)
@@ -236,7 +246,7 @@ def test_a_damaged_note_keeps_no_job_from_coming_back(ended, cell_dir, tmp_path,
 
 def test_what_slurm_says_of_a_job_is_understood():
     facts = job_facts(PREEMPTED, "7")
-    assert (facts.state, facts.reason, facts.preempted, facts.restarts) == ("RUNNING", "None", True, 40)
+    assert (facts.ours_to_requeue, facts.preempted, facts.restarts) == (True, True, 40)
     assert (facts.limit_min, facts.requeue_as) == (2, "7")
     assert not job_facts(RUNNING, "7").preempted
     assert job_facts(RUNNING.replace("00:02:00", "1-02:00:30"), "7").limit_min == 26 * 60 + 1
@@ -249,7 +259,7 @@ def test_a_batch_shell_that_is_told_to_end_waits_for_its_ranks_and_then_asks(tmp
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     run_dir = tmp_path / "my 'run"  # a quote and a space: the path reaches a shell twice
-    script = "\n".join([*shell_lines(run_dir), f"sh -c 'touch {tmp_path}/begun; sleep 2; exit 75'"])
+    script = "\n".join([*trap_lines(command_at_end(run_dir)), f"sh -c 'touch {tmp_path}/begun; sleep 2; exit 75'"])
     shell = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "begun").exists():
         assert shell.poll() is None
@@ -257,7 +267,7 @@ def test_a_batch_shell_that_is_told_to_end_waits_for_its_ranks_and_then_asks(tmp
     shell.send_signal(signal.SIGTERM)
     out, _ = shell.communicate(timeout=300)
     assert shell.returncode == 75
-    assert out.splitlines() == ["-m", "bushpc.dispatch.come_back", "75", str(run_dir)]
+    assert out.splitlines() == ["-m", "bushpc.dispatch.requeue", "75", str(run_dir)]
 
 
 def gloo_error() -> RuntimeError:
@@ -339,10 +349,11 @@ class Sleeper:
         self.folder = folder
 
     def __call__(self) -> None:
-        from bushpc.dispatch.job import end_other_local_ranks, local_controller
+        from bushpc.cluster.local import controller
+        from bushpc.dispatch.job import end_other_local_ranks
         from bushpc.process import end_with_parent
 
-        assert local_controller()
+        assert controller()
         end_with_parent()
         rank = os.environ["SUBMITIT_LOCAL_GLOBALID"]
         (Path(self.folder) / f"rank{rank}").write_text(str(os.getpid()))
@@ -354,11 +365,17 @@ class Sleeper:
 
 @pytest.mark.parametrize("end", ["one rank fails", "the controller is killed"])
 def test_local_ranks_end_together(tmp_path, end):
-    import submitit
-
-    executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
-    executor.update_parameters(tasks_per_node=2, timeout_min=1)
-    job = executor.submit(Sleeper(str(tmp_path)))
+    profile = compose(["model=unet_small", "data=phantom", "cluster=local", "cluster.ranks_per_node=2"]).cluster
+    tests = str(Path(__file__).parent)  # the job unpickles its work from here
+    request = JobRequest(
+        name="sleepers",
+        work=[Sleeper(str(tmp_path))],
+        run_dir=tmp_path,
+        profile=profile,
+        setup=[f"export PYTHONPATH={tests}:{os.environ.get('PYTHONPATH', '')}"],
+        takes_place=False,
+    )
+    [job] = cluster_for("local").submit(request)
     notes = [tmp_path / "rank0", tmp_path / "rank1"]
     deadline = time.monotonic() + 120
     while not all(note.exists() and note.read_text() for note in notes):
@@ -368,7 +385,7 @@ def test_local_ranks_end_together(tmp_path, end):
     if end == "one rank fails":
         (tmp_path / "fail").touch()
     else:
-        os.kill(int(job.job_id), signal.SIGKILL)
+        os.kill(int(job.id), signal.SIGKILL)
     while any(process_start(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,8 +12,8 @@ import pytest
 
 from bushpc.cli import main
 from bushpc.dispatch.status import read_status
+from bushpc.process import process_start
 from bushpc.runs.goodput import SPENDINGS, Attempt
-from bushpc.runs.lease import process_start
 
 
 @pytest.fixture

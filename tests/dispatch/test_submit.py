@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
+from bushpc.cluster import local
+from bushpc.cluster.base import clean_environment
 from bushpc.config import compose
-from bushpc.dispatch import submit
 from bushpc.dispatch.status import read_status
-from bushpc.dispatch.submit import clean_environment
-from bushpc.runs.lease import process_start
+from bushpc.process import process_start
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32", "train.iterations=4")
@@ -146,18 +146,17 @@ def test_a_local_jobs_process_becomes_its_controller_in_any_shell(tmp_path, shel
     run_dir = tmp_path / "a 'run' && $more\n; x"
     (run_dir / "jobs").mkdir(parents=True)
     said = shlex.quote(str(run_dir / "said"))
-    controller = shlex.join([sys.executable, "-m", "submitit.local._local", str(run_dir / "jobs")])
-    text = " && ".join([*submit._detach(run_dir), f"exec >{said}", "echo once", controller])
-    code = "import os, sys; print(sys.argv[1:], os.getpid(), repr(os.environ['SUBMITIT_LOCAL_WITH_SHELL']))"
+    text = local.job_script([*local.detach_lines(run_dir), f"exec >{said}", "echo once"], run_dir / "jobs")
+    code = f"import os, sys; print(sys.argv[1:], os.getpid(), os.environ['{local.CONTROLLER}'])"
     package = tmp_path / "fake" / "submitit" / "local"
     package.mkdir(parents=True)
     (package / "_local.py").write_text(code)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "fake"), "SUBMITIT_LOCAL_WITH_SHELL": "1"}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "fake")}
     (package / "__init__.py").touch()
     (package.parent / "__init__.py").touch()
     job = subprocess.Popen(["/bin/sh", "-c", text], executable=shutil.which(shell), env=env)
     assert job.wait(60) == 0
-    assert (run_dir / "said").read_text() == f"once\n{[str(run_dir / 'jobs')]} {job.pid} ''\n"
+    assert (run_dir / "said").read_text() == f"once\n{[str(run_dir / 'jobs')]} {job.pid} {job.pid}\n"
 
 
 @pytest.mark.parametrize("made", ["link", "of another user"])
@@ -178,7 +177,7 @@ def test_a_slot_folder_that_is_not_ours_is_refused(cv, tmp_path, monkeypatch, ma
 
 def test_the_slot_folder_is_open_to_its_user_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    [line] = submit._take_slot(compose([*SMALL, "cluster.parallel=1"]).cluster)
+    [line] = local.slot_lines(compose([*SMALL, "cluster.parallel=1"]).cluster)
     folder = tmp_path / f"bushpc-slots-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     # Taking a slot leaves what is in the file as it is.

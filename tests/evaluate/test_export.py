@@ -14,7 +14,7 @@ import bushpc
 from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import compose
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.errors import DataError

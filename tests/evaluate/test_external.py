@@ -17,7 +17,7 @@ from bushpc.cli import main
 from bushpc.config import CellConfig, ModelConfig, compose
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from PIL import Image
 from bushpc.cli import main
 from bushpc.config import compose, compose_command
 from bushpc.data.captions import caption
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import DataError
 from bushpc.evaluate.predictor import load_cell
 from bushpc.files import exclusive, sha256_of

@@ -11,7 +11,7 @@ import yaml
 
 from bushpc.cli import main
 from bushpc.config import ModelConfig, compose
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import ConfigError, DataError, WeightsError
 from bushpc.models.efficientnet import EfficientNet
 from bushpc.nn.recompute import recompute

@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import compose
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.models.tumor_generator import (

@@ -15,16 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from bushpc.cluster.base import this_job
 from bushpc.errors import ResumeError
-from bushpc.runs.lease import Lease, LeaseError, StoppedWaiting, process_start
+from bushpc.process import process_start
+from bushpc.runs.lease import Lease, LeaseError, StoppedWaiting
 
 # Holds a lease, says so, and checks it for every line it is given.
 HOLDER = """
 import sys
 from pathlib import Path
+from bushpc.cluster.base import this_job
 from bushpc.runs.lease import Lease, LeaseError
 try:
-    with Lease(Path(sys.argv[1]), renew_s=0.05, ttl_s=float(sys.argv[2])) as lease:
+    with Lease(Path(sys.argv[1]), job=this_job(), renew_s=0.05, ttl_s=float(sys.argv[2])) as lease:
         print("held", flush=True)
         for line in sys.stdin:
             lease.check()
@@ -171,7 +174,7 @@ def test_an_earlier_start_of_the_same_job_is_followed_at_once_and_another_job_is
         as_of_another_machine(tmp_path, job_id=job_id, restart=restart)
         os.utime(holder_file(tmp_path))
         naps.clear()
-        with Lease(tmp_path, ttl_s=0.8):
+        with Lease(tmp_path, job=this_job(), ttl_s=0.8):
             assert (not naps) is at_once, (job_id, restart)
 
 

@@ -10,7 +10,7 @@ import pytest
 from bushpc.cli import main
 from bushpc.config import CellConfig, compose
 from bushpc.data.loader import FoldData
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import DataError
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import FILE_BY_SOURCE, make_folds, write_folds

@@ -56,7 +56,7 @@ def burst(story: dict[str, t.Any], source: str, begin: float = -1.0, end: float 
 
 def probes(sandbox: Sandbox) -> list[str]:
     """Command lines of the probe's processes, wherever they ended up."""
-    return [line for line in sandbox.processes().values() if "bushpc.dispatch.probe" in line or "submitit" in line]
+    return [line for line in sandbox.processes().values() if "bushpc.ops.probe" in line or "submitit" in line]
 
 
 def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
@@ -68,7 +68,7 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
 ) -> None:
     from bushpc.cli import main
     from bushpc.config import compose
-    from bushpc.dispatch import survey
+    from bushpc.ops import survey
 
     configs = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, configs)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.dispatch import drill as drill_module
-from bushpc.dispatch.processes import processes_of
+from bushpc.ops import drill as drill_module
+from bushpc.ops.processes import processes_of
 
 if t.TYPE_CHECKING:
     from tests.slurm.conftest import Sandbox

@@ -20,6 +20,7 @@ def run_cell(cell_dir, world, stop):
     import yaml
     from safetensors.numpy import load_file
 
+    from bushpc.cluster.base import this_job
     from bushpc.runs.lease import Lease
     from bushpc.train.ledger import Ledger
     from bushpc.train.track import Tracker
@@ -32,7 +33,7 @@ def run_cell(cell_dir, world, stop):
     keys = [row[key] for row in lesions if int(row[fold]) != config["fold"]]
     if (cell_dir / "fails").exists():
         raise RuntimeError("told to fail")
-    with Lease(cell_dir):
+    with Lease(cell_dir, job=this_job()):
         tracker = Tracker(cell_dir, iterations, active=True)
         sealed = sorted((cell_dir / "checkpoints").glob("step_*"))
         start = int(sealed[-1].name[5:]) if sealed else 0

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import CellConfig, compose
-from bushpc.dispatch.grid import cv_plan, load_grid
+from bushpc.dispatch.plan import cv_plan, load_grid
 from bushpc.dist import World
 from bushpc.errors import ConfigError, TrainingError
 from bushpc.models.baselines import UNet
@@ -74,7 +74,7 @@ def test_without_the_extra_nothing_is_queued(plan, monkeypatch):
 
 
 def test_the_doctor_looks_for_the_extra(phantom_folder, tmp_path, monkeypatch):
-    from bushpc.dispatch.doctor import check_config
+    from bushpc.ops.doctor import check_config
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     where = (f"data.root={phantom_folder}", f"runs_dir={tmp_path}", "train.track=[]")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.runs.lease import process_start
-from bushpc.train.preempt import StopFlag, time_limit
+from bushpc.cluster.base import time_limit
+from bushpc.process import process_start
+from bushpc.train.preempt import StopFlag
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])

@@ -14,7 +14,7 @@ import pytest
 from bushpc.cell import run_cell
 from bushpc.config import compose, config_names, differences
 from bushpc.dispatch.control import resume, retry
-from bushpc.dispatch.grid import Plan, cv_plan, grid_plan
+from bushpc.dispatch.plan import Plan, cv_plan, grid_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dispatch.status import read_status, totals_line
 from bushpc.dist import World

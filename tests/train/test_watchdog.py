@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 
-from bushpc.process import children
+from bushpc.process import children, process_start
 from bushpc.runs.layout import CellDir
-from bushpc.runs.lease import process_start
 from bushpc.train.watchdog import Watchdog
 
 RANK = """

@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from bushpc import weights
+from bushpc.cluster.base import cluster_for
 from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, ModelConfig, config_names
 from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
@@ -259,6 +260,7 @@ class _Data:
         Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there; DataError
         for what is no test of the model, or nothing to learn from.
         """
+        cluster_for(config.cluster.executor).require(config.cluster)
         config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
         config.model_class.check_run(config)
         synthetic, of_fold = [], config.data

@@ -1,19 +1,16 @@
 """`bushpc doctor`: will it work here? Looks on the login node at all that a run will need, and changes nothing.
 
-    overrides → installation → configuration → data, weights → folders → machine or Slurm → a table of checks
+    overrides → installation → configuration → data, weights → folders → cluster → a table of checks
 
-Every check is a function of the composed config that yields what it found. `bushpc.dispatch.survey` asks a
+Every check is a function of the composed config that yields what it found. `bushpc.ops.survey` asks a
 compute node, by a short job, what cannot be known from here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import os
 import platform
-import re
 import resource
 import shutil
 import subprocess
@@ -23,31 +20,27 @@ import tempfile
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc import weights
-from bushpc.config import CellConfig, ClusterConfig, compose
+from bushpc.cluster.base import cluster_for
+from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken, one_line, run_check
+from bushpc.config import CellConfig, compose
 from bushpc.data.cache import places, room
 from bushpc.data.external import open_external
 from bushpc.data.mixture import open_synthetic
-from bushpc.errors import BushpcError, ConfigError, DispatchError, unknown_name
+from bushpc.errors import BushpcError, ConfigError
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
 
 if t.TYPE_CHECKING:
     from rich.table import Table
 
-OK, WARNING, BROKEN = "ok", "warning", "broken"
 STYLES = {OK: "green", WARNING: "yellow", BROKEN: "red"}
-SLURM_COMMANDS = ("squeue", "sbatch", "scontrol", "sacct")
-# A busy controller of a large site may think for this long.
 ANSWERS_S = 60
 IMPORTS_S = 180
 CLOCK_S = 2.0
 OPEN_FILES = 1024
-# Of a node, as sinfo's %t writes them, less the sign that may follow.
-OUT_OF_SERVICE = ("down", "drain", "drng", "fail", "failg")
 GB = 1e9
 MB = 1e6
 # Bytes of one float32, and how many of them AdamW keeps per trained parameter beside it.
@@ -56,44 +49,34 @@ FLOAT, ADAM_MOMENTS = 4, 2
 PREFETCH = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the table. verdict: ok, warning or broken. advice: what to do next; "" where nothing is to do."""
-
-    name: str
-    verdict: str
-    found: str
-    advice: str = ""
-
-
 def examine(overrides: Sequence[str]) -> list[Check]:
     """All checks that the login node can make of this configuration; none of them raises.
 
     Raises: ConfigError for overrides that cannot be composed, unless it is the installation that is broken.
     """
-    checks = [check for name, check_ in INSTALLATION for check in _run(name, check_)]
+    checks = [check for name, check_ in INSTALLATION for check in run_check(name, check_)]
     try:
         config = compose(overrides)
     except Exception as error:
         if isinstance(error, BushpcError) and not is_broken(checks):
             raise
-        return [*checks, Check(name="configuration", verdict=BROKEN, found=_line(error), advice="mend the rest first")]
+        return [
+            *checks,
+            Check(name="configuration", verdict=BROKEN, found=one_line(error), advice="mend the rest first"),
+        ]
     return checks + check_config(config)
 
 
 def check_config(config: CellConfig) -> list[Check]:
-    """The checks of one composed configuration: data, weights, folders, and the machine or Slurm."""
-    place = SLURM if config.cluster.executor == "slurm" else LOCAL
-    return [check for name, check_ in (*CONFIGURED, *place) for check in _run(name, check_, config)]
+    """The checks of one composed configuration: data, weights, folders, and the cluster."""
+    found = [check for name, check_ in CONFIGURED for check in run_check(name, check_, config)]
+    return found + check_cluster(config)
 
 
-def check_slurm(config: CellConfig) -> list[Check]:
-    """Only what a Slurm job needs to be taken, for `bushpc.dispatch.survey` to ask before it submits."""
-    return [check for name, check_ in SLURM for check in _run(name, check_, config)]
-
-
-def is_broken(checks: Iterable[Check]) -> bool:
-    return any(check.verdict == BROKEN for check in checks)
+def check_cluster(config: CellConfig) -> list[Check]:
+    """Only what the cluster needs to accept a job, for `bushpc.ops.survey` to ask before it submits."""
+    parts = cluster_for(config.cluster.executor).checks()
+    return [check for name, check_ in parts for check in run_check(name, check_, config.cluster)]
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
@@ -114,61 +97,6 @@ def checks_table(checks: Sequence[Check]) -> Table:
 def plain_lines(check: Check) -> str:
     """What a log shows."""
     return f"{check.verdict:<8}{check.name}: {check.found}" + (f"\n        → {check.advice}" if check.advice else "")
-
-
-def ask(*command: str) -> str:
-    """What one of Slurm's commands says. Raises: DispatchError with its own reason."""
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
-    except subprocess.CalledProcessError as error:
-        raise DispatchError(f"`{' '.join(command)}` failed: {' '.join(error.stderr.split())}") from error
-    except (OSError, subprocess.SubprocessError) as error:
-        raise DispatchError(f"`{' '.join(command)}` failed: {error}") from error
-    return answer.stdout
-
-
-def partition_facts(cluster: ClusterConfig) -> list[dict[str, str]]:
-    """What `scontrol show partition` says of each of the config's partitions (`low,high`), or of the default one.
-
-    Raises: DispatchError for one that does not exist.
-    """
-    lines = ask("scontrol", "show", "partition", "--oneliner").splitlines()
-    partitions = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
-    by_name = {partition["PartitionName"]: partition for partition in partitions}
-    if cluster.partition is None:
-        default = [partition for partition in partitions if partition.get("Default") == "YES"]
-        if not default:
-            raise DispatchError(
-                f"this cluster has no default partition: set cluster.partition to one of {', '.join(sorted(by_name))}"
-            )
-        return default[:1]
-    names = cluster.partition.split(",")
-    for name in names:
-        if name not in by_name:
-            raise DispatchError(unknown_name("cluster.partition", name, by_name))
-    return [by_name[name] for name in names]
-
-
-def site_settings() -> dict[str, str]:
-    """Slurm's own configuration, as `scontrol show config` tells it: KillWait, JobRequeue, PreemptMode …"""
-    pairs = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
-    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
-
-
-def minutes_of(limit: str) -> float:
-    """A time limit in Slurm's notation, in minutes; infinite where there is none.
-
-    >>> [minutes_of(text) for text in ("90", "1:30:00", "2-00:00:00", "UNLIMITED")]
-    [90.0, 90.0, 2880.0, inf]
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
-    if match is None:
-        return math.inf
-    days, first, second, third = (int(part) if part else None for part in match.groups())
-    assert first is not None
-    if days is not None or third is not None:  # D-HH[:MM[:SS]] or HH:MM:SS
-        return (days or 0) * 1440.0 + first * 60 + (second or 0) + (third or 0) / 60
-    return first + (second or 0) / 60
 
 
 def expected_checkpoint_bytes(config: CellConfig, cells: int) -> tuple[float, int, int]:
@@ -233,7 +161,9 @@ def _torch() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:  # a broken torch raises whatever its shared libraries make it raise
-        yield Check(name="torch", verdict=BROKEN, found=f"does not import: {_line(error)}", advice="install it again")
+        yield Check(
+            name="torch", verdict=BROKEN, found=f"does not import: {one_line(error)}", advice="install it again"
+        )
         return
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
     yield Check(name="torch", verdict=OK, found=f"{torch.__version__}, built {built}")
@@ -249,7 +179,7 @@ def _gpus(config: CellConfig) -> Iterator[Check]:
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen:
         yield Check(name="GPUs", verdict=OK, found=f"{seen} x {torch.cuda.get_device_name(0)}, driver {_driver()}")
-    elif needed and config.cluster.executor == "local":
+    elif needed and cluster_for(config.cluster.executor).one_machine:
         found = f"none is seen, and cluster.gpus_per_node={needed} (driver {_driver()})"
         yield Check(name="GPUs", verdict=BROKEN, found=found, advice="cluster.gpus_per_node=0 trains on the CPU")
     else:
@@ -360,7 +290,7 @@ def _run_folder(config: CellConfig) -> Iterator[Check]:
         yield _whole_writes(Path(name), f"{folder} ({system})")
         yield _locks(Path(name))
         yield _clock(Path(name))
-    if config.cluster.executor == "slurm" and system in ("tmpfs", "ramfs"):
+    if not cluster_for(config.cluster.executor).one_machine and system in ("tmpfs", "ramfs"):
         found = f"{folder} is in this node's memory: compute nodes do not see it"
         yield Check(name="run folder", verdict=BROKEN, found=found, advice="runs_dir=FOLDER on a shared file system")
 
@@ -426,7 +356,7 @@ def _disk_room(config: CellConfig) -> Iterator[Check]:
     try:
         needed, trained, total = expected_checkpoint_bytes(config, cells)
     except Exception as error:  # not every model can be built without memory
-        found = f"{free / GB:.0f} GB free; the checkpoints' size is not known ({_line(error)})"
+        found = f"{free / GB:.0f} GB free; the checkpoints' size is not known ({one_line(error)})"
         yield Check(name="disk room", verdict=WARNING, found=found, advice="look at the first checkpoint's size")
         return
     found = (
@@ -476,185 +406,7 @@ def _open_files(config: CellConfig) -> Iterator[Check]:
     yield Check(name="open files", verdict=verdict, found=f"at most {soft} per process", advice=advice)
 
 
-# --- this machine as the cluster -----------------------------------------------------------------------------------
-
-
-def _machine(config: CellConfig) -> Iterator[Check]:
-    from bushpc.dispatch.submit import local_parallel
-
-    cluster, cores = config.cluster, len(os.sched_getaffinity(0))
-    if shutil.which("flock") is None:
-        found = "the command `flock` is missing; cells queue with it"
-        yield Check(name="this machine", verdict=BROKEN, found=found, advice="install the package util-linux")
-        return
-    needed = cluster.ranks_per_node * cluster.cpus_per_rank
-    found = f"{cores} cores; a cell takes {needed}, {local_parallel(cluster)} run side by side"
-    advice = "" if needed <= cores else "lower cluster.ranks_per_node or cluster.cpus_per_rank"
-    yield Check(name="this machine", verdict=OK if needed <= cores else WARNING, found=found, advice=advice)
-
-
-# --- Slurm ---------------------------------------------------------------------------------------------------------
-
-
-def _slurm_commands(config: CellConfig) -> Iterator[Check]:
-    questions = {
-        "squeue": ["squeue", "--noheader", f"--user={os.getuid()}"],
-        "sbatch": ["sbatch", "--version"],
-        "scontrol": ["scontrol", "ping"],
-        "sacct": ["sacct", "--noheader", "--allocations", "--starttime=now"],
-    }
-    for name in SLURM_COMMANDS:
-        needed = name != "sacct"
-        advice = "run this on a login node, or use cluster=local" if needed else "nothing: bushpc does without it"
-        try:
-            found, verdict = ask(*questions[name]).strip().partition("\n")[0][:60], OK
-        except DispatchError as error:
-            found, verdict = str(error), BROKEN if needed else WARNING
-        said = "answers" + (f": {found}" if name in ("sbatch", "scontrol") else "") if verdict == OK else found
-        yield Check(name=name, verdict=verdict, found=said, advice="" if verdict == OK else advice)
-
-
-def _partition(config: CellConfig) -> Iterator[Check]:
-    """Slurm starts a job in whichever of its partitions can first, so it takes one that fits."""
-    judged = [list(_one_partition(config.cluster, facts)) for facts in partition_facts(config.cluster)]
-    some_fit = not all(is_broken(checks) for checks in judged)
-    for check in itertools.chain(*judged):
-        yield dataclasses.replace(check, verdict=WARNING) if some_fit and check.verdict == BROKEN else check
-
-
-def _one_partition(cluster: ClusterConfig, facts: dict[str, str]) -> Iterator[Check]:
-    name, most, wide = facts["PartitionName"], minutes_of(facts["MaxTime"]), facts.get("MaxNodes", "")
-    problems = []
-    if facts["State"] != "UP":
-        problems.append((f"{name} is {facts['State']}", "wait, or choose another with cluster.partition"))
-    for key, asked in (("time_min", cluster.time_min), ("report_time_min", cluster.report_time_min)):
-        if asked > most:
-            found = f"{name} allows jobs of {most:.0f} minutes, cluster.{key}={asked}"
-            advice = f"cluster.{key}={most:.0f}: a cell that is stopped by the limit goes on in its next turn"
-            problems.append((found, advice))
-    if wide.isdecimal() and cluster.nodes > int(wide):
-        found = f"{name} allows jobs of {wide} nodes, cluster.nodes={cluster.nodes}"
-        problems.append((found, f"cluster.nodes={wide}"))
-    for found, advice in problems:
-        yield Check(name="partition", verdict=BROKEN, found=found, advice=advice)
-    if not problems:
-        limit = "without a limit" if most == math.inf else f"of at most {most:.0f} minutes"
-        preempted = f"PreemptMode={facts['PreemptMode']}, GraceTime={facts['GraceTime']} s"
-        yield Check(name="partition", verdict=OK, found=f"{name}: jobs {limit}; {preempted}")
-
-
-def _nodes(config: CellConfig) -> Iterator[Check]:
-    """Whether enough nodes of the partition have the cores, memory, GPUs and features that a cell asks of one node."""
-    judged = [_fitting_nodes(config.cluster, facts["PartitionName"]) for facts in partition_facts(config.cluster)]
-    some_fit = any(check.verdict != BROKEN for check in judged)
-    for check in judged:
-        yield dataclasses.replace(check, verdict=WARNING) if some_fit and check.verdict == BROKEN else check
-
-
-def _fitting_nodes(cluster: ClusterConfig, name: str) -> Check:
-    """The nodes of one partition. Slurm takes a job for nodes that are out of service, too, and lets it wait."""
-    cores = cluster.ranks_per_node * cluster.cpus_per_rank
-    fitting, away, seen = 0, 0, []
-    rows = ask("sinfo", "--noheader", "--exact", f"--partition={name}", "--format=%c|%m|%G|%f|%D|%t").splitlines()
-    for row in rows:
-        cpus, megabytes, gres, features, count, state = row.split("|")
-        gpus = gpus_of(gres)
-        seen.append(f"{count} x {cpus} cores, {int(megabytes) / 1024:.0f} GB, {gpus} GPUs")
-        fits = int(cpus) >= cores and gpus >= cluster.gpus_per_node
-        fits &= cluster.mem_gb is None or int(megabytes) >= cluster.mem_gb * 1024
-        # Only a plain feature is understood here; an expression such as `a|b` is Slurm's to judge.
-        plain = re.fullmatch(r"[\w.-]+", cluster.constraint or "")
-        fits &= plain is None or cluster.constraint in features.split(",")
-        if fits and re.match(r"[a-z]*", state)[0] in OUT_OF_SERVICE:  # type: ignore[index]  # always matches
-            away += int(count)
-        elif fits:
-            fitting += int(count)
-    asked = f"{cluster.nodes} node(s) with {cores} cores, {cluster.gpus_per_node} GPUs"
-    asked += f", {cluster.mem_gb} GB" if cluster.mem_gb else ""
-    asked += f", feature {cluster.constraint}" if cluster.constraint else ""
-    found = f"{fitting} of {name}'s nodes have what a cell asks for: {asked}"
-    found += f"; {away} more are down or drained" if away else ""
-    if fitting >= cluster.nodes:
-        return Check(name="nodes", verdict=OK, found=found)
-    if fitting + away >= cluster.nodes:
-        advice = "jobs wait until the site brings them back; or choose another with cluster.partition"
-        return Check(name="nodes", verdict=WARNING, found=found, advice=advice)
-    advice = "ask for less (cluster.cpus_per_rank, ranks_per_node, gpus_per_node, mem_gb, constraint)"
-    return Check(name="nodes", verdict=BROKEN, found=f"{found}; it has {'; '.join(seen)}", advice=advice)
-
-
-def gpus_of(gres: str) -> int:
-    """GPUs in a node's generic resources, as sinfo writes them.
-
-    >>> [gpus_of(text) for text in ("(null)", "gpu:8(S:0-1)", "gpu:a100:4(S:0),gpu:v100:2,nvme:1")]
-    [0, 8, 6]
-    """
-    return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)??:(\d+)(?![\w.])", gres))
-
-
-def _account(config: CellConfig) -> Iterator[Check]:
-    """Accounts and qualities of service that accounting knows this user to have."""
-    import getpass
-
-    cluster = config.cluster
-    asked = {"account": cluster.account, "qos": cluster.qos}
-    if not any(asked.values()):
-        yield Check(name="account and qos", verdict=OK, found="the cluster's defaults")
-        return
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc"]
-    rows = ask(*command, f"user={getpass.getuser()}", "format=account,qos").splitlines()
-    pairs = [line.split("|") for line in rows if line]
-    valid = {"account": {row[0] for row in pairs}, "qos": {name for row in pairs for name in row[1].split(",")}}
-    # Without enforcement Slurm takes any name.
-    strict = BROKEN if site_settings().get("AccountingStorageEnforce", "none") != "none" else WARNING
-    for key, given in asked.items():
-        if given is None:
-            continue
-        if given in valid[key]:
-            yield Check(name=key, verdict=OK, found=given)
-        else:
-            yield Check(
-                name=key,
-                verdict=strict,
-                found=unknown_name(f"cluster.{key}", given, valid[key] - {""}),
-                advice=f"set cluster.{key}=null for the default, or ask the site",
-            )
-
-
-def _stopping(config: CellConfig) -> Iterator[Check]:
-    """What is known about how jobs end, before the probe has measured it."""
-    site, partitions = site_settings(), partition_facts(config.cluster)
-    if site.get("JobRequeue") == "0":
-        found = "JobRequeue=0: a preempted job comes back only if it asks for it, as the cells do (sbatch --requeue)"
-        yield Check(name="requeue", verdict=OK, found=found)
-    graces = " and ".join(f"{partition['GraceTime']} sec" for partition in partitions)
-    told = f"KillWait={site.get('KillWait')}, GraceTime={graces}"
-    if config.cluster.grace_s is None:
-        advice = f"`bushpc doctor --slurm cluster={config.choices['cluster']} --write mysite` measures it"
-        yield Check(name="grace time", verdict=WARNING, found=f"cluster.grace_s is not known ({told})", advice=advice)
-    else:
-        yield Check(name="grace time", verdict=OK, found=f"cluster.grace_s={config.cluster.grace_s:g} ({told})")
-
-
 # --- helpers -------------------------------------------------------------------------------------------------------
-
-
-def _run(name: str, check: Callable[..., Iterable[Check]], *args: t.Any) -> list[Check]:
-    """One check's findings; if it fails itself, that is a finding, and the ones before it are kept."""
-    found: list[Check] = []
-    try:
-        for finding in check(*args):  # one by one: those before a failure are kept
-            found.append(finding)
-    except BushpcError as error:
-        what, _, then = str(error).rpartition("\nRun: ")
-        found.append(Check(name=name, verdict=BROKEN, found=what or then, advice=f"run: {then}" if what else ""))
-    except Exception as error:
-        found.append(Check(name=name, verdict=BROKEN, found=f"the check itself failed: {_line(error)}"))
-    return found
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _load_folds(config: CellConfig) -> t.Any:
@@ -693,12 +445,4 @@ CONFIGURED: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("shared memory", _shared_memory),
     ("image cache", _image_cache),
     ("open files", _open_files),
-)
-LOCAL = (("this machine", _machine),)
-SLURM: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
-    ("Slurm", _slurm_commands),
-    ("partition", _partition),
-    ("nodes", _nodes),
-    ("account and qos", _account),
-    ("stopping", _stopping),
 )

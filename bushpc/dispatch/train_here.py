@@ -22,17 +22,18 @@ import typing as t
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bushpc.cluster.base import ThisJob, this_job, this_step, time_limit
 from bushpc.config import CellConfig, compose
-from bushpc.dispatch.come_back import LOST_PEER, STOPPED, note_attempt, note_outcome
-from bushpc.dispatch.grid import cv_plan
 from bushpc.dispatch.job import end_quickly, lost_peer, note_failure, wait_for_the_reason
+from bushpc.dispatch.plan import cv_plan
+from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outcome
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dispatch.status import read_status
 from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
 from bushpc.files import exclusive, read_json, write_atomically
-from bushpc.process import end_with_parent
-from bushpc.runs.lease import LeaseError, process_start
-from bushpc.train.preempt import StopFlag, time_limit
+from bushpc.process import end_with_parent, process_start
+from bushpc.runs.lease import LeaseError
+from bushpc.train.preempt import StopFlag
 
 if t.TYPE_CHECKING:
     from bushpc.dist import World
@@ -60,7 +61,7 @@ def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
         from bushpc.dist import World, leave
 
         atexit.register(end_quickly)
-        world = World.from_environment()
+        world = World.from_environment(this_step())
         try:
             status = _train(world, overrides, run_file, stop)
         except BushpcError:
@@ -116,12 +117,12 @@ def _require_world(world: World, config: CellConfig) -> None:
 
 
 def _meet(world: World, config: CellConfig) -> None:
-    """Open the process group: where the launcher says, or, as srun says nothing, through a file in the runs folder."""
+    """Open the process group: where the launcher says, or else through a file in the runs folder."""
     from bushpc.dist import meeting
     from bushpc.train.engine import start_ranks
 
     assert config.runs_dir is not None, "composition sets it"
-    with meeting(world, Path(config.runs_dir)):
+    with meeting(world, Path(config.runs_dir), this_step()):
         start_ranks(config, world)
 
 
@@ -150,7 +151,7 @@ def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
     cell_dir = run_dir / "cells" / name
     (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
     with _alone_in(run_dir):
-        write_run(run_dir, plan, command)
+        code = write_run(run_dir, plan, command)
         print(f"run: {run_dir}\nstatus: bushpc status {run_dir}", flush=True)
         if (cell_dir / "DONE").exists():
             print(f"already done: {name}", flush=True)
@@ -158,8 +159,7 @@ def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
         _refuse_if_live(run_dir, name)
         (cell_dir / "FAILED").unlink(missing_ok=True)
         note_attempt(run_dir, [name])
-        code = (read_json(run_dir / "run.json") or {})["submissions"][-1]["code"]
-        write_atomically(cell_dir / "job.json", json.dumps(_job_note(cell_dir) | {"code": code}))
+        write_atomically(cell_dir / "job.json", json.dumps(_job_note(cell_dir) | {"code": code.name}))
     return cell_dir
 
 
@@ -197,7 +197,7 @@ def _note_end(cell_dir: Path) -> None:
     ended = any((cell_dir / name).exists() for name in ("DONE", "FAILED"))
     job = read_json(cell_dir / "job.json") or {}
     ours = (job.get("host"), job.get("process_start")) == (socket.gethostname(), process_start(os.getpid()))
-    if ours and (ended or not _in_batch_job()):
+    if ours and (ended or not _batch_job()):
         write_atomically(cell_dir / "job.json", json.dumps({**job, "ended": True}))
 
 
@@ -231,9 +231,10 @@ def _refuse_if_live(run_dir: Path, name: str) -> None:
 
 
 def _job_note(cell_dir: Path) -> dict[str, t.Any]:
-    """Who works on the cell: a batch job, which Slurm knows, or else a process of this host."""
+    """Who works on the cell: a batch job, which the cluster knows, or else a process of this host."""
+    job = _batch_job()
     return {
-        "executor": "slurm" if _in_batch_job() else "direct",
+        "executor": job.executor if job else "direct",
         "job_id": _job_id(),
         "submitted": time.time(),
         "log": _log(),
@@ -243,18 +244,16 @@ def _job_note(cell_dir: Path) -> dict[str, t.Any]:
     }
 
 
-def _in_batch_job() -> bool:
-    """True below a batch script. An interactive allocation outlives what runs in it, so it tells nothing of us."""
-    return os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in os.environ
+def _batch_job() -> ThisJob | None:
+    """The batch job that we run in. An interactive allocation outlives what runs in it, so it tells nothing of us."""
+    job = this_job()
+    return job if job and job.batch else None
 
 
 def _job_id() -> str:
-    """As squeue writes it, or the process id."""
-    if not _in_batch_job():
-        return str(os.getpid())
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
+    """As the queue names it, or the process id."""
+    job = _batch_job()
+    return job.queue_id if job else str(os.getpid())
 
 
 def _log() -> str:

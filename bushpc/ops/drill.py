@@ -11,7 +11,6 @@ runs/drill-<time>/
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import dataclasses
 import json
@@ -19,7 +18,6 @@ import math
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import typing as t
@@ -27,16 +25,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc.cluster.base import Cluster, Job, JobState, cluster_for
 from bushpc.config import CellConfig
-from bushpc.dispatch import run_folder, submit
-from bushpc.dispatch.doctor import ask
-from bushpc.dispatch.grid import Plan, cv_plan
-from bushpc.dispatch.processes import SEARCH, RunProcess, kill_rank, processes_of
+from bushpc.dispatch.plan import Plan, cv_plan
+from bushpc.dispatch.run_folder import write_run
+from bushpc.dispatch.submit import queue_cells
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import read_json, write_atomically
+from bushpc.files import write_atomically
 from bushpc.ops.audit import audit_run
+from bushpc.ops.processes import SEARCH, RunProcess, kill_rank, processes_of
 from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, read_note
-from bushpc.runs.lease import process_start
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -49,23 +47,21 @@ STEPS_EACH, SAVES_EACH = 12, 3
 # Less than so many seconds for them, and training may be over before the signal is there.
 SECONDS_EACH = 2.5
 POLL_S = 0.1
-# Slurm's controller serves the whole site.
+# A cluster's controller serves the whole site.
 QUEUE_S = 2.0
 SAY_S = 20.0
 # Processes of a job that has just ended may be on their way out.
 SETTLE_S = 10.0
 END_S = 120.0
-# A job that only looks for processes waits so long for nodes that others may have by now.
-SEARCH_WAIT_S = 300
 COMPETITOR_S = 5
 PREEMPT_S = 300.0
 
 TERM, USR2, REQUEUE, KILL, PREEMPT = "TERM", "USR2", "requeue", "KILL", "preempt"
-SLURM_WAYS, LOCAL_WAYS = (TERM, USR2, REQUEUE, KILL), (TERM, KILL)
+QUEUE_WAYS, LOCAL_WAYS = (TERM, USR2, REQUEUE, KILL), (TERM, KILL)
 TITLES = {
     TERM: "TERM to the ranks",
     USR2: "USR2 to the ranks",
-    REQUEUE: "scontrol requeue",
+    REQUEUE: "requeue",
     KILL: "KILL of one rank",
     PREEMPT: "preemption",
 }
@@ -135,19 +131,22 @@ class Drill:
 def drill(config: CellConfig, *, command: Sequence[str], preempt_with: str | None, say: Say) -> Drill:
     """Run the drill: two short trainings with their evaluations, and the waits in the queue that each return takes.
 
-    command: what the user typed, for run.json. preempt_with: sbatch options of a competing job that may preempt this
-    one. say: takes a line of progress. Leaves no job behind, however it ends.
+    command: what the user typed, for run.json. preempt_with: the cluster's options for a competing job that may preempt
+    this one. say: takes a line of progress. Leaves no job behind, however it ends.
     Raises: ConfigError, DataError, WeightsError for what cannot run at all; DispatchError when the cluster refuses, or
     a run fails for a reason of its own.
     """
-    slurm = config.cluster.executor == "slurm"
-    if preempt_with is not None and not slurm:
-        raise ConfigError("--preempt-with: nobody competes with cluster=local; give a Slurm cluster, cluster=slurm")
-    ways = [*(SLURM_WAYS if slurm else LOCAL_WAYS), *([PREEMPT] if preempt_with is not None else [])]
+    cluster = cluster_for(config.cluster.executor)
+    if preempt_with is not None and not cluster.requeues:
+        raise ConfigError(
+            f"--preempt-with: no job competes with one of cluster={config.choices['cluster']}; give a cluster with a "
+            "queue, for example cluster=slurm"
+        )
+    ways = [*(QUEUE_WAYS if cluster.requeues else LOCAL_WAYS), *([PREEMPT] if preempt_with is not None else [])]
     cell = cv_plan(config).cells[f"fold{config.fold or 0}"]
     folder = Path(cell.runs_dir or "runs") / time.strftime("drill-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
-    site: Site = SlurmSite(folder, say, preempt_with) if slurm else LocalSite(folder, say)
+    site = Site(cluster, folder, say, preempt_with)
     with contextlib.closing(site):
         quiet, each = _undisturbed(cell, folder, command, site, len(ways))
         hurt = Run(shorten(cell, folder, "disturbed", each, len(ways)), command, site)
@@ -193,11 +192,8 @@ def shorten(cell: CellConfig, folder: Path, name: str, each: int, ways: int) -> 
         weights_from=None,
     )
     times = shlex.quote(str(folder / "times"))
-    lines = [f"echo start $(date +%s.%N) >>{times}"]
-    if cell.cluster.executor == "slurm":
-        # A function is found before the program of its name.
-        end = f"echo end $(date +%s.%N) >>{times}"
-        lines.append(f'srun() {{ command srun "$@"; local status=$?; {end}; return $status; }}')
+    at_start, at_end = (f"echo {what} $(date +%s.%N) >>{times}" for what in ("start", "end"))
+    lines = cluster_for(cell.cluster.executor).around_ranks(at_start, at_end)
     cluster = dataclasses.replace(cell.cluster, setup=(*cell.cluster.setup, *lines))
     return dataclasses.replace(cell, name=name, runs_dir=str(folder), train=train, cluster=cluster, resume_changes=())
 
@@ -249,7 +245,7 @@ def _broken_promises(outcome: Outcome, run: Run) -> list[str]:
     if outcome.orphans:
         faults.append(f"outlived the ranks: {', '.join(outcome.orphans)}")
     # What kills a rank may be the run's own doing, so nobody promises to start it again.
-    if run.site.brings_back and not outcome.by_itself and outcome.how != KILL:
+    if run.site.cluster.requeues and not outcome.by_itself and outcome.how != KILL:
         faults.append("did not come back by itself")
     grace_s = run.cell.cluster.grace_s
     if grace_s and outcome.how != KILL and (outcome.ended_s or 0.0) > grace_s:
@@ -319,19 +315,17 @@ class Run:
         self.run_dir = cell.run_dir
         self.cell_dir = self.run_dir / "cells" / self.name
         self.save_every = cell.train.save_every
+        self.job = Job(id="", executor=cell.cluster.executor)  # none yet
+        self.code = self.run_dir
 
     def submit(self) -> None:
         """As `bushpc cv` does, without a report."""
         if not self.run_dir.exists():
             self.run_dir.mkdir(parents=True)
             plan = Plan(kind="drill", cells={self.name: self.cell}, wanted=[self.name])
-            run_folder.write_run(self.run_dir, plan, self.command)
-        submit.queue_cells(self.run_dir, {self.name: self.cell.cluster})
-        self.site.job_ids.append(self.job_id)
-
-    @property
-    def job_id(self) -> str:
-        return str((read_json(self.cell_dir / "job.json") or {})["job_id"])
+            self.code = write_run(self.run_dir, plan, self.command)
+        [self.job] = queue_cells(self.run_dir, {self.name: self.cell.cluster}, self.code)
+        self.site.jobs.append(self.job)
 
     @property
     def attempt_number(self) -> int:
@@ -418,57 +412,102 @@ class Run:
 
     def _why_gone(self) -> str:
         failed = self.cell_dir / "FAILED"
-        log = (read_json(self.cell_dir / "job.json") or {})["log"]
         reason = failed.read_text().partition("\n")[0] if failed.exists() else "it ended early"
-        return f"job {self.job_id}: {reason}; its log: {log}"
+        return f"job {self.job.id}: {reason}; its log: {self.job.log}"
 
 
-class Site(abc.ABC):
-    """Where the runs' jobs are. `close` takes all of them away.
+class Site:
+    """The cluster that the runs are on, as the drill sees it. `close` takes all their jobs away.
 
-    brings_back: whether a job that was told to stop is queued again without us. notes: what the reader should know.
-    faults: what could not be done or seen.
+    notes: what the reader should know. faults: what could not be done or seen.
     """
 
-    brings_back: bool
-
-    def __init__(self, folder: Path, say: Say) -> None:
-        self.folder, self.say = folder, say
-        self.job_ids: list[str] = []
+    def __init__(self, cluster: Cluster, folder: Path, say: Say, preempt_with: str | None) -> None:
+        self.cluster, self.folder, self.say, self.preempt_with = cluster, folder, say, preempt_with
+        self.jobs: list[Job] = []
         self.notes: list[str] = []
         self.faults: list[str] = []
+        self._states: dict[str, JobState] = {}
+        self._asked = 0.0
+        self._nodes: dict[str, None] = {}  # all that were ever used, in order
 
-    @abc.abstractmethod
     def close(self) -> None:
         """End every job that was submitted."""
+        with contextlib.suppress(DispatchError):  # whatever ended the drill is the better error
+            if self.jobs:
+                self.cluster.cancel(self.jobs, now=self.cluster.one_machine)
+            if self.cluster.one_machine:  # also what lost its controller
+                for process in processes_of(self.folder):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+            deadline = time.monotonic() + END_S
+            while self.jobs and self.cluster.states(self.jobs) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
 
-    @abc.abstractmethod
     def act(self, how: str, run: Run) -> None:
         """Disturb the run. Raises: DispatchError if that cannot be done here."""
+        self._nodes |= dict.fromkeys(self._nodes_of(run))
+        if how in (TERM, USR2):
+            self.cluster.signal(run.job, how)
+        elif how == REQUEUE:
+            self.cluster.requeue(run.job.id)
+        elif how == KILL:
+            self._kill(run)
+        else:
+            self._compete(run)
 
-    @abc.abstractmethod
+    def job_state(self, run: Run, fresh: bool = False) -> JobState | None:
+        """Of its job, None once it is over; the cluster is asked seldom, unless `fresh`."""
+        if fresh or self.cluster.one_machine or time.monotonic() - self._asked > QUEUE_S:
+            self._states = self.cluster.states(self.jobs)
+            self._asked = time.monotonic()
+        return self._states.get(run.job.id)
+
     def gone(self, run: Run) -> bool:
         """Whether its job has ended for good."""
+        # A job that has just been submitted may be younger than the last answer.
+        return self.job_state(run) is None and self.job_state(run, fresh=True) is None
 
-    @abc.abstractmethod
     def state(self, run: Run) -> str:
         """Of its job, in words."""
+        state = self.job_state(run)
+        return f"job {run.job.id} {state.word if state else 'has ended'}"
 
-    @abc.abstractmethod
     def wait_for_end(self, run: Run, since: float) -> float | None:
-        """Wait until all ranks have ended, and return when that was; None if it cannot be said."""
+        """Wait until all ranks have ended, and return when that was; None if it cannot be told."""
+        if self.cluster.one_machine:
+            run.until(lambda: not processes_of(run.run_dir) or None, "the ranks to end")
+            return time.time()
+        before = run.attempt_number
 
-    @abc.abstractmethod
+        def ended() -> bool | None:  # a batch shell that was killed left no word
+            return self._noted("end", since) is not None or run.attempt_number > before or self.gone(run) or None
+
+        run.until(ended, "the ranks to end")
+        return self._noted("end", since)
+
     def comes_back(self, run: Run, attempt: int) -> bool:
         """Wait for a start after `attempt`; False when nothing will start it."""
+        if not self.cluster.requeues:
+            return False
+        came = run.until(
+            lambda: "yes" if run.attempt_number > attempt else "no" if self.gone(run) else None,
+            "the job to come back",
+        )
+        return came == "yes" or run.attempt_number > attempt
 
-    @abc.abstractmethod
     def processes(self, run: Run) -> list[RunProcess]:
         """All processes of the run on the nodes where it runs now."""
+        nodes = self._nodes_of(run)
+        self._nodes |= dict.fromkeys(nodes)
+        return self._search(run, run.run_dir, nodes, inside=run.job)
 
-    @abc.abstractmethod
     def left_behind(self, runs: Sequence[Run]) -> list[RunProcess]:
         """Processes of runs that are over, on all nodes that they ever had."""
+        deadline = time.monotonic() + END_S
+        while not all(self.gone(run) for run in runs) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return _settled(lambda: self._search(runs[0], self.folder, list(self._nodes), inside=None))
 
     def started(self, since: float) -> float | None:
         """When a batch shell first started after `since`."""
@@ -479,137 +518,18 @@ class Site(abc.ABC):
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return next((float(at) for kind, at in lines if kind == what and float(at) >= since), None)
 
-
-class LocalSite(Site):
-    """This machine: jobs are process trees, and nothing brings one back."""
-
-    brings_back = False
-
-    def close(self) -> None:
-        for process in processes_of(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-
-    def act(self, how: str, run: Run) -> None:
-        ranks = [process for process in processes_of(run.run_dir) if process.rank is not None]
-        if not ranks:
-            raise DispatchError(f"no rank of {run.run_dir} runs on this machine")
-        if how == KILL:
-            kill_rank(run.run_dir, run.cell.cluster.world_size - 1)
-            return
-        for process in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-
-    def gone(self, run: Run) -> bool:
-        job = read_json(run.cell_dir / "job.json") or {}
-        return bool(process_start(int(job["job_id"])) != job["process_start"])
-
-    def state(self, run: Run) -> str:
-        return f"process {run.job_id} {'has ended' if self.gone(run) else 'runs'}"
-
-    def wait_for_end(self, run: Run, since: float) -> float | None:
-        run.until(lambda: not processes_of(run.run_dir) or None, "the ranks to end")
-        return time.time()
-
-    def comes_back(self, run: Run, attempt: int) -> bool:
-        return False
-
-    def processes(self, run: Run) -> list[RunProcess]:
-        return processes_of(run.run_dir)
-
-    def left_behind(self, runs: Sequence[Run]) -> list[RunProcess]:
-        return _settled(lambda: processes_of(self.folder))
-
-
-class SlurmSite(Site):
-    """A Slurm cluster, through its commands. preempt_with: sbatch options of a competing job."""
-
-    brings_back = True
-
-    def __init__(self, folder: Path, say: Say, preempt_with: str | None) -> None:
-        super().__init__(folder, say)
-        self.preempt_with = preempt_with
-        self._queue: dict[str, tuple[str, str]] = {}
-        self._asked = 0.0
-        self._nodes: dict[str, None] = {}  # all that were ever used, in order
-
-    def close(self) -> None:
-        if self.job_ids:
-            subprocess.run(["scancel", *self.job_ids], check=False, capture_output=True, timeout=END_S)
-        deadline = time.monotonic() + END_S
-        with contextlib.suppress(DispatchError):  # whatever ended the drill is the better error
-            while any(job_id in self.queue(fresh=True) for job_id in self.job_ids) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-
-    def act(self, how: str, run: Run) -> None:
-        self._nodes |= dict.fromkeys(self._nodes_of(run))
-        if how in (TERM, USR2):
-            ask("scancel", f"--signal={how}", run.job_id)
-        elif how == REQUEUE:
-            ask("scontrol", "requeue", run.job_id)
-        elif how == KILL:
-            self._kill(run)
-        else:
-            self._compete(run)
-
-    def queue(self, fresh: bool = False) -> dict[str, tuple[str, str]]:
-        """job id → (state, nodes) of this user's jobs that are not over; asked seldom, unless `fresh`."""
-        if fresh or time.monotonic() - self._asked > QUEUE_S:
-            lines = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%N").splitlines()
-            self._queue = {job_id: (state, nodes) for job_id, state, nodes in (line.split("|") for line in lines)}
-            self._asked = time.monotonic()
-        return self._queue
-
-    def gone(self, run: Run) -> bool:
-        # A job that has just been submitted may be younger than the last answer.
-        return run.job_id not in self.queue() and run.job_id not in self.queue(fresh=True)
-
-    def state(self, run: Run) -> str:
-        return f"job {run.job_id} {self.queue().get(run.job_id, ('gone', ''))[0]}"
-
-    def wait_for_end(self, run: Run, since: float) -> float | None:
-        before = run.attempt_number
-
-        def ended() -> bool | None:  # a batch shell that was killed left no word
-            return self._noted("end", since) is not None or run.attempt_number > before or self.gone(run) or None
-
-        run.until(ended, "the ranks to end")
-        return self._noted("end", since)
-
-    def comes_back(self, run: Run, attempt: int) -> bool:
-        came = run.until(
-            lambda: "yes" if run.attempt_number > attempt else "no" if self.gone(run) else None,
-            "the job to come back",
-        )
-        return came == "yes" or run.attempt_number > attempt
-
-    def processes(self, run: Run) -> list[RunProcess]:
-        nodes = self._nodes_of(run)
-        self._nodes |= dict.fromkeys(nodes)
-        return self._search(run, run.run_dir, [f"--jobid={run.job_id}", "--overlap"], nodes)
-
-    def left_behind(self, runs: Sequence[Run]) -> list[RunProcess]:
-        cluster = runs[0].cell.cluster
-        deadline = time.monotonic() + END_S
-        while not all(self.gone(run) for run in runs) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        wanted = {name: getattr(cluster, name) for name in ("partition", "account", "qos", "constraint")}
-        options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
-        options += ["--time=2", f"--immediate={SEARCH_WAIT_S}"]
-        nodes = list(self._nodes)
-        return _settled(lambda: self._search(runs[0], self.folder, options, nodes))
-
     def _nodes_of(self, run: Run) -> list[str]:
-        told = self.queue(fresh=True).get(run.job_id, ("", ""))[1]
-        return ask("scontrol", "show", "hostnames", told).split() if told else []
+        state = self.job_state(run, fresh=True)
+        return self.cluster.node_names(state.nodes) if state else []
 
-    def _search(self, run: Run, folder: Path, options: Sequence[str], nodes: Sequence[str]) -> list[RunProcess]:
-        """What bushpc.dispatch.processes finds on these nodes; where it cannot be asked, a fault says so."""
+    def _search(self, run: Run, folder: Path, nodes: Sequence[str], inside: Job | None) -> list[RunProcess]:
+        """What bushpc.ops.processes finds on these nodes; where it cannot be asked, a fault says so."""
+        if self.cluster.one_machine:
+            return processes_of(folder)
         if not nodes:
             return []
         try:
-            told = self._on_nodes(run, options, nodes, str(folder))
+            told = self._on_nodes(run, inside, nodes, str(folder))
         except DispatchError as error:
             self.faults.append(f"orphans were not looked for on {','.join(nodes)}: {error}")
             return []
@@ -619,47 +539,41 @@ class SlurmSite(Site):
             found[process.node, process.pid] = process  # emulated nodes see each other's processes
         return list(found.values())
 
-    def _on_nodes(self, run: Run, options: Sequence[str], nodes: Sequence[str], *words: str) -> str:
-        python = [sys.executable, "-m", SEARCH, *words]
-        where = [
-            f"--nodes={len(nodes)}",
-            f"--ntasks={len(nodes)}",
-            "--ntasks-per-node=1",
-            f"--nodelist={','.join(nodes)}",
-        ]
-        with submit.clean_environment():
-            os.environ["PYTHONPATH"] = str(run_folder.snapshot(run.run_dir))
-            return ask("srun", "--quiet", *options, *where, f"--chdir={run.run_dir}", *python)
+    def _on_nodes(self, run: Run, inside: Job | None, nodes: Sequence[str], *words: str) -> str:
+        command = ["env", f"PYTHONPATH={run.code}", sys.executable, "-m", SEARCH, *words]
+        return self.cluster.run_on_nodes(command, nodes, cwd=run.run_dir, inside=inside, profile=run.cell.cluster)
 
     def _kill(self, run: Run) -> None:
         last = run.cell.cluster.world_size - 1
+        if self.cluster.one_machine:
+            if not kill_rank(run.run_dir, last):
+                raise DispatchError(f"no rank of {run.run_dir} runs on this machine")
+            return
         try:
-            within = [f"--jobid={run.job_id}", "--overlap"]
-            self._on_nodes(run, within, self._nodes_of(run), str(run.run_dir), f"--kill={last}")
+            self._on_nodes(run, run.job, self._nodes_of(run), str(run.run_dir), f"--kill={last}")
         except DispatchError as error:
-            # `scancel --signal=KILL JOB` would cancel the job.
             self.notes.append(f"KILL went to all ranks of the step, as one alone could not be reached: {error}")
-            ask("scancel", "--signal=KILL", f"{run.job_id}.0")
+            self.cluster.kill_ranks(run.job)
 
     def _compete(self, run: Run) -> None:
         """Submit a job that should preempt the run, on its own nodes. Raises: DispatchError if it does not."""
         assert self.preempt_with is not None
-        since = time.time()
-        command = ["sbatch", "--parsable", f"--nodelist={','.join(self._nodes_of(run))}", "--time=1"]
-        command += [f"--output={self.folder}/competitor.log", *shlex.split(self.preempt_with)]
-        with submit.clean_environment():
-            competitor = ask(*command, f"--wrap=sleep {COMPETITOR_S}").strip().partition(";")[0]
-        self.job_ids.append(competitor)
+        since, state = time.time(), self.job_state(run, fresh=True)
+        log, options = self.folder / "competitor.log", shlex.split(self.preempt_with)
+        competitor = self.cluster.compete(state.nodes if state else "", options, log, COMPETITOR_S)
+        self.jobs.append(competitor)
         deadline = time.monotonic() + PREEMPT_S
         while time.monotonic() < deadline:
-            if self._noted("end", since) or self.queue(fresh=True).get(run.job_id, ("",))[0] != "RUNNING":
+            state = self.job_state(run, fresh=True)
+            if self._noted("end", since) or state is None or state.word != "RUNNING":
                 return
-            if self._queue.get(competitor, ("",))[0] not in ("PENDING", "CONFIGURING"):
+            rival = self._states.get(competitor.id)
+            if rival is None or not (rival.waiting or rival.word == "CONFIGURING"):
                 break
             time.sleep(POLL_S)
         raise DispatchError(
-            f"`sbatch {self.preempt_with}` preempted nothing: give options with which you may preempt, such as a "
-            "partition of higher tier and --exclusive"
+            f"a job with the options `{self.preempt_with}` preempted nothing: give options with which you may preempt, "
+            "such as a partition of higher tier and --exclusive"
         )
 
 

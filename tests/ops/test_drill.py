@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from bushpc.cli import main
 from bushpc.config import compose
-from bushpc.dispatch import drill as drill_module
-from bushpc.dispatch.drill import compare_checkpoints, shorten
-from bushpc.dispatch.processes import kill_rank, processes_of
+from bushpc.ops import drill as drill_module
+from bushpc.ops.drill import compare_checkpoints, shorten
+from bushpc.ops.processes import kill_rank, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "tests" / "stand_in"

@@ -1,7 +1,7 @@
 """What runs inside the job that `bushpc doctor --slurm` submits: it writes down every signal, and when it was killed.
 
-    batch shell ─srun→ one rank per task ─Popen→ one child per rank
-    each ─→ <folder>/<attempt>-<batch | rank0 | child0>.jsonl, one event a line, read by bushpc.dispatch.survey
+    batch shell ─launcher→ one rank per task ─Popen→ one child per rank
+    each ─→ <folder>/<attempt>-<batch | rank0 | child0>.jsonl, one event a line, read by bushpc.ops.survey
 
 A rank ignores what it is told and writes a line every tenth of a second, so the last line says when KILL came. It
 leaves by itself when the command that submitted it has been silent for two minutes. Importable without torch.
@@ -22,16 +22,18 @@ import tempfile
 import time
 import types
 import typing as t
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from bushpc.cluster import slurm_site
+from bushpc.cluster.base import this_job
 
 if t.TYPE_CHECKING:
     from submitit import JobEnvironment
 
 SIGNALS = ("TERM", "USR1", "USR2", "INT", "HUP", "CONT", "QUIT", "XCPU")
-# What jobs would like to find in their environment; Slurm sets the second from version 23.02 on.
-ENVIRONMENT = ("SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "SLURMD_NODENAME", "SLURM_CONF")
 NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")
 BEAT_S = 0.1
 SILENCE_S = 120.0
@@ -93,8 +95,9 @@ class EventLog:
 
 
 def attempt() -> int:
-    """How often Slurm has requeued this job."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    """How often the cluster has started this job again."""
+    job = this_job()
+    return job.restarts if job else 0
 
 
 def beat(log: EventLog, pulse: Path, parent: int | None = None) -> None:
@@ -122,33 +125,18 @@ def beat(log: EventLog, pulse: Path, parent: int | None = None) -> None:
 
 
 def batch_lines(folder: Path) -> list[str]:
-    """Shell lines that make submitit's batch script note its own signals in `folder`.
-
-    A shell runs traps only when its foreground command has ended, so `srun` becomes a function that waits for it
-    in the background. It sets the traps itself, in the place of those by which a cell's job puts itself back into
-    the queue. The time comes from the shell where it can (bash 5): Slurm signals the script's whole process group,
-    and a `date` would die of the very signal that it should note.
-    """
-    log = f'{shlex.quote(str(folder))}/"${{SLURM_RESTART_COUNT:-0}}"-batch.jsonl'
-    event = """'{"time": %s, "kind": "signal", "name": "%s"}\\n'"""
-    return [
-        f'note() {{ local at="${{EPOCHREALTIME:-$(date +%s.%N)}}"; printf {event} "${{at/,/.}}" "$1" >> {log}; }}',
-        "srun() {",
-        "  trap - EXIT",
-        f'  for name in {" ".join(SIGNALS)}; do trap "note $name" "$name"; done',
-        '  command srun "$@" & step=$!',
-        '  while kill -0 "$step" 2>/dev/null; do wait "$step"; done',
-        "}",
-    ]
+    """Shell lines that make the probe's batch script note its own signals in `folder`."""
+    return slurm_site.traced_batch_lines(f"{shlex.quote(str(folder))}/", "-batch.jsonl", SIGNALS)
 
 
 def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
     """What a rank sees on its node. Sizes in bytes; `names` and `commands` hold "" where all is well, else why not."""
     shm, scratch = Path("/dev/shm"), Path(tempfile.gettempdir())
-    first_on_node = job.local_rank == 0
+    first_on_node, ours = job.local_rank == 0, this_job()
     return {
         "host": socket.gethostname(),
-        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "node": ours.node if ours else "",
+        "environment": {name: os.environ.get(name) for name in slurm_site.JOB_VARIABLES},
         "cpus": len(os.sched_getaffinity(0)),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "shm_bytes": shutil.disk_usage(shm).total if shm.exists() else 0,
@@ -157,7 +145,7 @@ def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
         "gpus": _gpus(),
         "nccl": _nccl(),
         "names": {name: _resolves(name) for name in job.hostnames},
-        "commands": _commands(os.environ["SLURM_JOB_ID"]) if first_on_node else {},
+        "commands": _commands() if first_on_node else {},
     }
 
 
@@ -188,16 +176,13 @@ def _resolves(name: str) -> str:
     return f"{address} is loopback" if address.startswith("127.") else ""
 
 
-def _commands(job_id: str) -> dict[str, str]:
-    asked = {
-        "squeue": ["squeue", "--noheader", f"--jobs={job_id}"],
-        "scontrol": ["scontrol", "show", "job", job_id],
-        "sacct": ["sacct", "--noheader", "--allocations", f"--jobs={job_id}"],
-    }
+def _commands() -> dict[str, str]:
+    job = this_job()
+    asked = slurm_site.commands_on_node(job.id) if job else {}
     return {name: _why_not(command) for name, command in asked.items()}
 
 
-def _why_not(command: list[str]) -> str:
+def _why_not(command: Sequence[str]) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:

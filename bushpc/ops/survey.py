@@ -1,7 +1,7 @@
 """The login node's side of `bushpc doctor --slurm`: submit the probe, do to it what clusters do to jobs, read its logs.
 
-    config → probe job (bushpc.dispatch.probe, in the form of a cell's job) → scontrol requeue, scancel, a competitor,
-    the time limit → logs → one story per way of being stopped → checks, and the site's configs/cluster/<name>.yaml
+    config → probe job (bushpc.ops.probe, in the form of a cell's job) → requeue, signal, a competitor, the time limit
+    → logs → one story per way of being stopped → checks, and the site's configs/cluster/<name>.yaml
 
 runs/doctor-<time>/
   requeue/, time_limit/   the logs, one file per attempt and process
@@ -12,15 +12,14 @@ runs/doctor-<time>/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
 import textwrap
 import time
 import types
@@ -31,21 +30,16 @@ from pathlib import Path
 
 import yaml
 
+from bushpc.cluster.base import Job, JobRequest, JobState, cluster_for
+from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
+from bushpc.cluster.profile import shell_lines
+from bushpc.cluster.slurm_site import NOT_NEEDED, ONLY_AFTER_RESTART, how_jobs_end, longest_minutes
 from bushpc.config import CONFIG_DIR, CellConfig, ClusterConfig
-from bushpc.dispatch import submit
-from bushpc.dispatch.doctor import (
-    BROKEN,
-    OK,
-    WARNING,
-    Check,
-    ask,
-    minutes_of,
-    partition_facts,
-    site_settings,
-)
-from bushpc.dispatch.probe import BEAT_S, FAREWELL, Probe, batch_lines
+from bushpc.dispatch.requeue import command_at_end
+from bushpc.dispatch.run_folder import snapshot
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import write_atomically
+from bushpc.ops.probe import BEAT_S, FAREWELL, Probe, batch_lines
 
 Say = Callable[[str], None]
 Event = dict[str, t.Any]
@@ -137,8 +131,8 @@ class Survey:
 def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, say: Say) -> Survey:
     """Submit probes, stop them in every way that is asked for, and judge what they wrote: minutes beside the queue.
 
-    time_limit: also let one run into a limit of two minutes. preempt_with: sbatch options of a competing job that
-    the site lets preempt this one. say: takes a line of progress. Leaves no job behind, however it ends.
+    time_limit: also let one run into a limit of two minutes. preempt_with: the cluster's options for a competing job
+    that may preempt this one. say: takes a line of progress. Leaves no job behind, however it ends.
     Raises: DispatchError when the cluster refuses the probe, or the probe does not start.
     """
     folder = Path(config.runs_dir or "runs") / time.strftime("doctor-%Y%m%d-%H%M%S")
@@ -150,18 +144,17 @@ def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, sa
         clock = desk.clock_offset(job)
         stories, checks = _provoke(desk, job, preempt_with)
         if limited is not None:
-            desk.until(lambda: limited.id not in desk.queue(), f"job {limited.id} to reach its limit", limited)
+            desk.until(lambda: desk.state(limited.job) is None, f"job {limited.id} to reach its limit", limited)
             stories.append(story_of("time_limit", limited.logs(limited.last_attempt())))
     facts = {
         source: next(event for event in events if event["kind"] == "facts")
         for source, events in job.logs(0).items()
         if source.startswith("rank")
     }
-    site, partitions = site_settings(), partition_facts(config.cluster)
     checks = [
         *(check for story in stories for check in judge(story)),
         *checks,
-        _configured(site, partitions),
+        how_jobs_end(config.cluster),
         _clock_check(clock),
         *_node_checks(facts, config),
         _left_check(desk),
@@ -173,7 +166,7 @@ def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, sa
         facts=facts,
         checks=checks,
         grace_s=round(min(killed), 1) if killed else None,
-        time_limit_min=max(minutes_of(partition["MaxTime"]) for partition in partitions),
+        time_limit_min=longest_minutes(config.cluster),
     )
     write_atomically(folder / "survey.json", json.dumps(found.to_dict(), indent=1))
     return found
@@ -184,12 +177,12 @@ def _provoke(desk: Desk, job: ProbeJob, preempt_with: str | None) -> tuple[list[
     stories: list[Story] = []
     checks: list[Check] = []
     attempt = 0
-    desk.say(f"job {job.id} runs; scontrol requeue")
+    desk.say(f"job {job.id} runs; {WAYS['requeue']}")
     try:
-        ask("scontrol", "requeue", job.id)
+        desk.cluster.requeue(job.id)
     except DispatchError as error:
         advice = "ask the site; until then a preempted run has to be submitted again by hand"
-        checks.append(Check(name="scontrol requeue", verdict=BROKEN, found=str(error), advice=advice))
+        checks.append(Check(name=WAYS["requeue"], verdict=BROKEN, found=str(error), advice=advice))
     else:
         checks.append(desk.comes_back(job, attempt, "requeue"))
         stories.append(story_of("requeue", job.logs(attempt)))
@@ -200,11 +193,11 @@ def _provoke(desk: Desk, job: ProbeJob, preempt_with: str | None) -> tuple[list[
             stories.append(story_of("preempt", job.logs(attempt)))
             attempt += 1
         else:
-            found = f"`sbatch {preempt_with}` preempted nothing"
+            found = f"a job with the options `{preempt_with}` preempted nothing"
             advice = "give options with which you may preempt, such as a partition of higher tier and --exclusive"
             checks.append(Check(name="preemption", verdict=WARNING, found=found, advice=advice))
-    desk.say("scancel --signal=TERM")
-    ask("scancel", "--signal=TERM", job.id)
+    desk.say(WAYS["signal"])
+    desk.cluster.signal(job.job, "TERM")
     desk.wait(ARRIVAL_S)
     stories.append(story_of("signal", job.logs(attempt)))
     return stories, checks
@@ -214,9 +207,13 @@ def _provoke(desk: Desk, job: ProbeJob, preempt_with: str | None) -> tuple[list[
 class ProbeJob:
     """One submitted probe. ranks: how many it has."""
 
-    id: str
+    job: Job
     folder: Path
     ranks: int
+
+    @property
+    def id(self) -> str:
+        return self.job.id
 
     def logs(self, attempt: int) -> Logs:
         """All that the attempt's processes have written so far."""
@@ -238,16 +235,16 @@ class ProbeJob:
 class Desk:
     """Submits probes, watches them, and clears the table: whatever happens, its jobs end with the `with` block."""
 
-    def __init__(self, cluster: ClusterConfig, folder: Path, say: Say) -> None:
-        self.cluster = cluster
+    def __init__(self, profile: ClusterConfig, folder: Path, say: Say) -> None:
+        self.profile, self.cluster = profile, cluster_for(profile.executor)
         self.folder = folder
         self.say = say
         self.left: list[str] = []
-        self._jobs: list[str] = []
+        self._jobs: list[Job] = []
         self._pulse = folder / "pulse"
         self._pulses: list[tuple[str, float]] = []
         self._asked = 0.0
-        self._queue: dict[str, tuple[str, str, str]] = {}
+        self._states: dict[str, JobState] = {}
 
     def __enter__(self) -> Desk:
         self._pulse.write_text("0")
@@ -257,10 +254,8 @@ class Desk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         self._pulse.write_text(FAREWELL)
-        for job_id in self._jobs:
-            # KILL first: a plain scancel would leave a probe, which ignores TERM, its KillWait.
-            for options in (["--signal=KILL", "--full"], []):
-                subprocess.run(["scancel", *options, job_id], check=False, capture_output=True, timeout=END_S)
+        with contextlib.suppress(DispatchError):  # whatever ended the survey is the better error
+            self.cluster.cancel(self._jobs, now=True)
         deadline = time.monotonic() + END_S
         while (left := self._not_gone()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -270,27 +265,31 @@ class Desk:
         """A probe in the very form of a cell's job, with lines that make its batch shell listen too."""
         logs = self.folder / label
         logs.mkdir()
-        cluster = dataclasses.replace(
-            self.cluster,
-            time_min=min(time_min, self.cluster.time_min),
-            setup=(*self.cluster.setup, *batch_lines(logs)),
+        profile = dataclasses.replace(
+            self.profile,
+            time_min=min(time_min, self.profile.time_min),
+            setup=(*self.profile.setup, *batch_lines(logs)),
         )
-        executor = submit.executor_for(self.folder, cluster, f"bushpc-doctor-{label}")
-        if lead_s is not None:
-            executor.update_parameters(slurm_signal_delay_s=lead_s)
-        [job] = submit.submit_work(executor, [Probe(folder=str(logs), pulse=str(self._pulse))])
-        self._jobs.append(job.job_id)
-        self.say(f"submitted probe job {job.job_id} ({label})")
-        return ProbeJob(job.job_id, logs, cluster.world_size)
+        request = JobRequest(
+            name=f"bushpc-doctor-{label}",
+            work=[Probe(folder=str(logs), pulse=str(self._pulse))],
+            run_dir=self.folder,
+            profile=profile,
+            setup=shell_lines(profile, self.folder, snapshot(self.folder)),
+            at_end=command_at_end(self.folder),
+            lead_s=lead_s,
+        )
+        [job] = self.cluster.submit(request)
+        self._jobs.append(job)
+        self.say(f"submitted probe job {job.id} ({label})")
+        return ProbeJob(job, logs, profile.world_size)
 
-    def queue(self, fresh: bool = False) -> dict[str, tuple[str, str, str]]:
-        """job id → (state, reason, nodes) of this user's jobs that are not over; asked seldom, unless `fresh`."""
-        if fresh or time.monotonic() - self._asked > QUEUE_S:
-            lines = ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%r|%N").splitlines()
-            rows = (line.split("|") for line in lines)
-            self._queue = {job_id: (state, reason, nodes) for job_id, state, reason, nodes in rows}
+    def state(self, job: Job, fresh: bool = False) -> JobState | None:
+        """A job's state, None once it is over; the cluster is asked seldom, unless `fresh`."""
+        if fresh or time.monotonic() - self._asked > QUEUE_S or job.id not in self._states:
+            self._states = self.cluster.states(self._jobs)
             self._asked = time.monotonic()
-        return self._queue
+        return self._states.get(job.id)
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a pulse now and then."""
@@ -304,9 +303,10 @@ class Desk:
         began = said = time.monotonic()
         running_since: float | None = None
         while not answer():
-            state, reason, _ = self.queue().get(job.id, ("gone", "", ""))
-            running_since = (running_since or time.monotonic()) if state == "RUNNING" else None
-            if state == "gone" and not answer():
+            state = self.state(job.job)
+            runs = state is not None and state.word == "RUNNING"
+            running_since = (running_since or time.monotonic()) if runs else None
+            if state is None and not answer():
                 raise DispatchError(f"waiting for {what}: job {job.id} ended early; its log: {self._log_of(job)}")
             if running_since and time.monotonic() - running_since > START_S:
                 raise DispatchError(
@@ -315,7 +315,8 @@ class Desk:
                 )
             if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
-                self.say(f"waiting for {what}: job {job.id} {state} ({reason}), {said - began:.0f} s")
+                word = f"{state.word} {state.held}".strip() if state else "gone"
+                self.say(f"waiting for {what}: job {job.id} {word}, {said - began:.0f} s")
             self.wait(POLL_S)
 
     def comes_back(self, job: ProbeJob, attempt: int, how: str) -> Check:
@@ -328,19 +329,20 @@ class Desk:
 
     def compete(self, job: ProbeJob, attempt: int, options: str) -> bool:
         """Submit a job that should preempt the probe, on the probe's own nodes. Whether the probe was told to stop."""
-        nodes = self.queue(fresh=True)[job.id][2]
-        command = ["sbatch", "--parsable", f"--nodelist={nodes}", "--time=1", f"--output={self.folder}/competitor.log"]
-        with submit.clean_environment():
-            competitor = ask(*command, *shlex.split(options), f"--wrap=sleep {COMPETITOR_S}").strip().partition(";")[0]
+        state = self.state(job.job, fresh=True)
+        if state is None:
+            raise DispatchError(f"job {job.id} ended early; its log: {self._log_of(job)}")
+        log = self.folder / "competitor.log"
+        competitor = self.cluster.compete(state.nodes, shlex.split(options), log, COMPETITOR_S)
         self._jobs.append(competitor)
-        self.say(f"submitted job {competitor} to preempt job {job.id} on {nodes}")
+        self.say(f"submitted job {competitor.id} to preempt job {job.id} on {state.nodes}")
         deadline = time.monotonic() + PREEMPT_S
         while time.monotonic() < deadline:
             if any(event["kind"] == "signal" for event in job.logs(attempt)["rank0"]):
                 return True
             if job.ready(attempt + 1):
                 return True  # killed without a word
-            if competitor not in self.queue(fresh=True):
+            if self.state(competitor, fresh=True) is None:
                 return False
             self.wait(2 * POLL_S)
         return False
@@ -368,9 +370,9 @@ class Desk:
 
     def _not_gone(self) -> list[str]:
         try:
-            return [job_id for job_id in self._jobs if job_id in self.queue(fresh=True)]
+            return list(self.cluster.states(self._jobs))
         except DispatchError:  # whatever ended the survey is the better error
-            return self._jobs
+            return [job.id for job in self._jobs]
 
     def _beat(self) -> None:
         token = str(len(self._pulses) + 1)
@@ -433,10 +435,10 @@ def _bursts(signals: Sequence[tuple[float, str]]) -> str:
 
 
 WAYS = {
-    "requeue": "scontrol requeue",
-    "signal": "scancel --signal=TERM",
+    "requeue": "requeue",
+    "signal": "TERM to the ranks",
     "preempt": "preemption",
-    "time_limit": f"time limit, --signal=USR2@{LIMIT_LEAD_S}",
+    "time_limit": f"time limit, USR2 {LIMIT_LEAD_S} s before it",
 }
 
 
@@ -461,18 +463,6 @@ def judge(story: Story) -> Iterator[Check]:
         )
 
 
-def _configured(site: Mapping[str, str], partitions: Sequence[Mapping[str, str]]) -> Check:
-    names = ("KillWait", "OverTimeLimit", "PreemptMode", "ProctrackType")
-    told = ", ".join(f"{name}={site.get(name, 'unknown')}" for name in names)
-    user_signal = "preempt_send_user_signal" in site.get("SlurmctldParameters", "")
-    user_signal |= "send_user_signal" in site.get("PreemptParameters", "")
-    for partition in partitions:
-        told += f"; partition {partition['PartitionName']}: GraceTime={partition['GraceTime']} sec, "
-        told += f"PreemptMode={partition['PreemptMode']}"
-    found = f"{told}; preemption sends {'USR2 first' if user_signal else 'TERM only'}"
-    return Check(name="Slurm says", verdict=OK, found=found)
-
-
 def _clock_check(clock: tuple[float, float] | None) -> Check:
     if clock is None:
         return Check(name="clock of the node", verdict=WARNING, found="not compared: the probe did not answer in time")
@@ -485,14 +475,14 @@ def _clock_check(clock: tuple[float, float] | None) -> Check:
 
 def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> Iterator[Check]:
     first = facts["rank0"]
-    hosts = sorted({fact["environment"]["SLURMD_NODENAME"] or fact["host"] for fact in facts.values()})
+    hosts = sorted({fact["node"] or fact["host"] for fact in facts.values()})
     yield Check(name="nodes seen", verdict=OK, found=", ".join(hosts))
     environment = [name for name, value in first["environment"].items() if value is not None]
-    missing = [name for name in first["environment"] if name not in environment and name != "SLURM_RESTART_COUNT"]
+    missing = [name for name in first["environment"] if name not in (*environment, *ONLY_AFTER_RESTART)]
     found = f"has {', '.join(environment)}" + (f"; not {', '.join(missing)}" if missing else "")
     yield Check(name="rank's environment", verdict=OK, found=found)
     for name, why in first["commands"].items():
-        needed = name != "sacct"
+        needed = name not in NOT_NEEDED
         yield Check(
             name=f"{name} on the node",
             verdict=WARNING if why else OK,
@@ -508,7 +498,9 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     gpus, needed_gpus = first["gpus"], config.cluster.gpus_per_node
     found = f"{len(gpus)} seen by rank 0 ({', '.join(sorted(set(gpus))) or 'no driver'}); NCCL {first['nccl'] or 'no'}"
     verdict = BROKEN if needed_gpus > len(gpus) else OK
-    yield Check(name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "see --gres")
+    yield Check(
+        name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower gpus_per_node"
+    )
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)
@@ -516,7 +508,7 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
 
 def _left_check(desk: Desk) -> Check:
     if desk.left:
-        found, advice = f"jobs {', '.join(desk.left)} are still in the queue", f"scancel {' '.join(desk.left)}"
+        found, advice = f"jobs {', '.join(desk.left)} are still in the queue", "end them by hand"
         return Check(name=CLEARED, verdict=BROKEN, found=found, advice=advice)
     return Check(name=CLEARED, verdict=OK, found="nothing of the probe is in the queue any more")
 

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
+from bushpc.cluster import slurm_site
+from bushpc.cluster.checks import Check, run_check
+from bushpc.cluster.slurm import minutes_of
 from bushpc.config import CONFIG_DIR, compose
-from bushpc.dispatch import doctor, survey
-from bushpc.dispatch.doctor import Check, check_config, check_slurm, examine, expected_checkpoint_bytes
+from bushpc.ops import doctor, survey
+from bushpc.ops.doctor import check_cluster, check_config, examine, expected_checkpoint_bytes
 
 SMALL = ("model=unet_small", "data=phantom")
 
@@ -109,7 +112,7 @@ def test_leaking_folds_are_broken(words, tmp_path, phantom_folder):
 def test_packages_outside_their_ranges_are_broken_with_the_range(monkeypatch):
     needs = ["torch>=99", "numpy>=1", "no-such-package>=1", 'pytest>=99; extra == "dev"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
-    found = {check.name: check.found for check in doctor._run("packages", doctor._packages)}
+    found = {check.name: check.found for check in run_check("packages", doctor._packages)}
     assert set(found) == {"package torch", "package no-such-package"}
     assert "wanted is >=99" in found["package torch"]
     assert "not installed" in found["package no-such-package"]
@@ -138,7 +141,7 @@ def test_a_deepspeed_that_does_not_import_is_broken_only_where_it_is_used(
 ):
     (tmp_path / "deepspeed.py").write_text("raise RuntimeError('no CUDA_HOME')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    [check] = doctor._run("DeepSpeed", doctor._deepspeed, compose([*words, f"engine={engine}", "cluster=local"]))
+    [check] = run_check("DeepSpeed", doctor._deepspeed, compose([*words, f"engine={engine}", "cluster=local"]))
     assert check.verdict == verdict
     assert check.found.endswith("does not import: RuntimeError: no CUDA_HOME")
 
@@ -178,7 +181,7 @@ def test_the_room_for_checkpoints_is_what_torch_really_keeps(words):
 def test_too_small_a_disk_is_broken(words, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**9))
-    [check] = doctor._run("disk room", doctor._disk_room, compose([*words, "cluster=local"]))
+    [check] = run_check("disk room", doctor._disk_room, compose([*words, "cluster=local"]))
     assert check.verdict == "broken"
     assert "1 GB free" in check.found
 
@@ -188,7 +191,7 @@ def test_too_small_a_disk_is_broken(words, monkeypatch):
     [("90", 90), ("90:30", 90.5), ("1:30:00", 90), ("2-00:00:00", 2880), ("1-12", 2160), ("UNLIMITED", math.inf)],
 )
 def test_time_limits_are_read_as_sbatch_reads_them(text, minutes):
-    assert doctor.minutes_of(text) == minutes
+    assert minutes_of(text) == minutes
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, minutes):
     [("(null)", 0), ("gpu:8(S:0-1)", 8), ("gpu:a100:4(S:0),gpu:v100:2,nvme:1", 6), ("gpu:a100_3g.20gb:2", 2)],
 )
 def test_gpus_are_counted_whatever_their_type(gres, gpus):
-    assert doctor.gpus_of(gres) == gpus
+    assert slurm_site.gpus_of(gres) == gpus
 
 
 PARTITION = (
@@ -217,7 +220,7 @@ FAKE = {
 
 
 def slurm_checks(words, *more: str) -> dict[str, Check]:
-    return by_name(check_slurm(compose([*words, "cluster=a100", *more])))
+    return by_name(check_cluster(compose([*words, "cluster=a100", *more])))
 
 
 def test_a_job_that_fits_the_partition_is_ok_and_sacct_is_not_needed(words, fake_slurm):
@@ -268,18 +271,18 @@ def test_nodes_that_are_out_of_service_are_not_counted(words, fake_slurm, states
 
 def test_each_of_several_partitions_is_judged_and_one_that_fits_is_enough(words, fake_slurm):
     fake_slurm(**FAKE)
-    checks = check_slurm(compose([*words, "cluster=a100", "cluster.partition='gpu,long'", "cluster.time_min=60"]))
+    checks = check_cluster(compose([*words, "cluster=a100", "cluster.partition='gpu,long'", "cluster.time_min=60"]))
     told = [(check.verdict, check.found.split()[0]) for check in checks if check.name == "partition"]
     assert told == [("ok", "gpu:"), ("warning", "long")]
-    [wrong] = doctor._run(
-        "partition", doctor._partition, compose([*words, "cluster=a100", "cluster.partition='gpu,lng'"])
+    [wrong] = run_check(
+        "partition", slurm_site._partition, compose([*words, "cluster=a100", "cluster.partition='gpu,lng'"]).cluster
     )
     assert "unknown cluster.partition 'lng'; did you mean 'long'?" in wrong.found
 
 
 def test_more_nodes_than_the_partition_allows_are_broken(words, fake_slurm):
     fake_slurm(**FAKE)
-    [wide] = doctor._run("partition", doctor._partition, compose([*words, "cluster=a100", "cluster.nodes=4"]))
+    [wide] = run_check("partition", slurm_site._partition, compose([*words, "cluster=a100", "cluster.nodes=4"]).cluster)
     assert wide.verdict == "broken"
     assert "jobs of 2 nodes, cluster.nodes=4" in wide.found
 

@@ -1,7 +1,7 @@
 """What is left of a run on one node: its processes, whoever their parents are now. No torch: it is asked often.
 
-    python -m bushpc.dispatch.processes RUN            one JSON object per process
-    python -m bushpc.dispatch.processes RUN --kill 1   SIGKILL for rank 1, if it is on this node
+    python -m bushpc.ops.processes RUN            one JSON object per process
+    python -m bushpc.ops.processes RUN --kill 1   SIGKILL for rank 1, if it is on this node
 
 A process belongs to a run when its command line or its environment names the run's folder. So it is found when its
 parents are gone, and nobody else's is.
@@ -22,14 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SEARCH = "bushpc.dispatch.processes"
+from bushpc.cluster.base import all_clusters, rank_in, this_job
+
+SEARCH = "bushpc.ops.processes"
 TASK = "submitit.core._submit"
-RANK_VARIABLES = ("SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunProcess:
-    """started: in seconds since 1970, by the node's clock. rank: None for what is no rank. job: its Slurm id, or ""."""
+    """started: in seconds since 1970, by the node's clock. rank: None for other processes. job: its id, or ""."""
 
     node: str
     pid: int
@@ -108,22 +109,23 @@ def _ancestry() -> set[int]:
 
 
 def _is_task(words: Sequence[bytes]) -> bool:
-    """Whether this is what srun or the local controller starts per rank; srun itself names it, too."""
-    return TASK.encode() in words and not words[0].endswith(b"srun")
+    """Whether this is what the cluster's launcher starts per rank; the launcher itself names it, too."""
+    launchers = {backend.launcher for backend in all_clusters() if backend.launcher}
+    return TASK.encode() in words and os.fsdecode(os.path.basename(words[0])) not in launchers
 
 
 def _describe(
     pid: int, stat: _Stat, words: Sequence[bytes], variables: dict[bytes, bytes], is_rank: bool
 ) -> RunProcess:
-    number = next((variables[name.encode()] for name in RANK_VARIABLES if name.encode() in variables), b"")
+    environment = {os.fsdecode(name): os.fsdecode(value) for name, value in variables.items()}
+    rank, job = rank_in(environment), this_job(environment)
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - stat.ticks / os.sysconf("SC_CLK_TCK")
-    job = variables.get(b"SLURM_ARRAY_JOB_ID", b"") + b"_" + variables.get(b"SLURM_ARRAY_TASK_ID", b"")
     return RunProcess(
-        node=os.fsdecode(variables.get(b"SLURMD_NODENAME", b"")) or socket.gethostname(),
+        node=(job and job.node) or socket.gethostname(),
         pid=pid,
         started=time.time() - age,
-        rank=int(number) if is_rank and number.isdigit() else None,
-        job=os.fsdecode(job if len(job) > 1 else variables.get(b"SLURM_JOB_ID", b"")),
+        rank=rank if is_rank else None,
+        job=job.queue_id if job else "",
         command=os.fsdecode(b" ".join(words)).strip(),
     )
 

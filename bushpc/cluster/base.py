@@ -1,0 +1,364 @@
+"""The one interface to whatever runs jobs, and the backends behind it, found by name.
+
+    dispatch, ops ─submit, states, signal, cancel, requeue→ Cluster ─→ slurm.py | local.py | a file of yours
+    job, trainer, lease ─this_job, this_step, time_limit→ the same
+
+A backend is one file in this folder: a subclass of Cluster that names its `executor`, which is then a value of
+`cluster.executor`. No torch: status and the batch shell's last question use it as well.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import importlib
+import os
+import pkgutil
+import subprocess
+import typing as t
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bushpc.cluster.checks import Check
+from bushpc.errors import ConfigError, DispatchError, unknown_name
+
+if t.TYPE_CHECKING:
+    from bushpc.config import ClusterConfig
+
+# A busy controller of a large site may take this long to answer.
+ANSWERS_S = 60
+# Of a launcher or of MPI. A job that inherited them would take them for its own.
+LAUNCHER_PREFIXES = ("PMI", "SUBMITIT_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
+LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+NOT_BACKENDS = ("base", "checks", "profile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A submitted job, as the notes in a run folder name it.
+
+    id: as the cluster names it; of a local job the process id. log: what rank 0 prints to. owner: user id of whoever
+    submitted it. host, process_start: of a process on a single machine; with the id they name it for good.
+    heartbeat: a file that the job touches while it works, where the log alone would not tell.
+    """
+
+    id: str
+    executor: str
+    log: str = ""
+    submitted: float = 0.0
+    owner: int | None = None
+    host: str | None = None
+    process_start: str | None = None
+    heartbeat: str | None = None
+
+
+class JobState(t.NamedTuple):
+    """The state of a job that still exists.
+
+    waiting: it has not started. word: the cluster's own word for the state. held: why it will not start by itself
+    and what to do about it; "" where nobody has to do anything. nodes: where it runs, as the cluster writes it.
+    """
+
+    waiting: bool
+    word: str = ""
+    held: str = ""
+    nodes: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What `Cluster.submit` is asked for.
+
+    name: of the job. work: one picklable callable per job; several become one array where the cluster has arrays.
+    run_dir: the folder that jobs run in; its `jobs/` takes scripts, pickles and logs. setup: shell lines before the
+    ranks start. at_end: a command that the batch shell runs when the ranks have ended, with their exit status added
+    as its last but one word; only where `requeues`. after: ids of jobs that have to end first; only where `waits`.
+    lead_s: seconds before the time limit at which the job is told; None takes the profile's. takes_place: False for a
+    small job that need not wait until the machine has room.
+    """
+
+    name: str
+    work: Sequence[Callable[[], t.Any]]
+    run_dir: Path
+    profile: ClusterConfig
+    setup: Sequence[str]
+    at_end: Sequence[str] = ()
+    after: Sequence[str] = ()
+    lead_s: int | None = None
+    takes_place: bool = True
+
+
+class Limits(t.NamedTuple):
+    """What the cluster allows. jobs_at_once: jobs of one submission; None without a limit."""
+
+    jobs_at_once: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThisJob:
+    """The job that this process runs in.
+
+    id: of this job alone, also for a task of an array. queue_id: what `states` calls it. restarts: how often the
+    cluster has started it again. batch: False in an interactive allocation, which outlives what runs in it. node: what
+    the cluster calls this node. started: when it was started this time, in seconds since 1970; 0 if unknown.
+    """
+
+    executor: str
+    id: str
+    queue_id: str
+    restarts: int = 0
+    batch: bool = True
+    node: str = ""
+    started: int = 0
+
+
+class Step(t.NamedTuple):
+    """A parallel step of the cluster's own launcher, such as srun's.
+
+    variables: environment variables with rank, number of ranks and local rank. start: unique per start of the step,
+    the same on all its ranks. node: what the cluster calls this node.
+    """
+
+    variables: tuple[str, str, str]
+    start: str
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """What the cluster says of a running job whose ranks have ended.
+
+    ours_to_requeue: False for one that was cancelled, or that the cluster requeues itself. limit_min: its time limit;
+    None without one. requeue_as: the id that `requeue` takes.
+    """
+
+    ours_to_requeue: bool
+    preempted: bool
+    restarts: int
+    limit_min: int | None
+    requeue_as: str
+
+
+class Cluster(abc.ABC):
+    """One way to run jobs.
+
+    executor: the value of `cluster.executor` that chooses it. aliases: other names that job notes may have.
+    requeues: whether a stopped job comes back without being submitted again. waits: whether a job can be submitted
+    that starts when others have ended. outlives_submitter: whether jobs may exist although the command that submitted
+    them was killed before it knew their ids; `find` then tells them. ids_are_processes: job ids are process ids.
+    one_machine: jobs run on the machine that submits them. launcher: the program that starts the ranks of a job.
+    """
+
+    executor: t.ClassVar[str]
+    aliases: t.ClassVar[tuple[str, ...]] = ()
+    requeues: t.ClassVar[bool] = False
+    waits: t.ClassVar[bool] = False
+    outlives_submitter: t.ClassVar[bool] = False
+    ids_are_processes: t.ClassVar[bool] = False
+    one_machine: t.ClassVar[bool] = False
+    launcher: t.ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "executor" in cls.__dict__:
+            backend = cls()
+            for name in (cls.executor, *cls.aliases):
+                _BACKENDS[name] = backend
+
+    @abc.abstractmethod
+    def submit(self, request: JobRequest) -> list[Job]:
+        """Submit one job per callable. Raises: DispatchError where the cluster refuses."""
+
+    @abc.abstractmethod
+    def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
+        """Job id → its state, for every job that still exists; those that ended are absent.
+
+        Raises: DispatchError where the cluster does not answer.
+        """
+
+    @abc.abstractmethod
+    def signal(self, job: Job, name: str) -> None:
+        """Send a signal (`TERM`, `USR2`) to all ranks of a running job. Raises: DispatchError."""
+
+    @abc.abstractmethod
+    def cancel(self, jobs: Sequence[Job], *, now: bool = False, waiting_only: bool = False) -> None:
+        """End jobs. now: without time to save. waiting_only: leave those that have started. Raises: DispatchError."""
+
+    def require(self, profile: ClusterConfig) -> None:
+        """Raises: ConfigError for a profile that this kind of cluster can never run."""
+        if self.one_machine and profile.nodes > 1:
+            raise ConfigError(
+                f"cluster.nodes={profile.nodes}: cluster.executor={self.executor} has one machine; use cluster=slurm"
+            )
+
+    def requeue(self, job_id: str) -> None:
+        """Stop a running job and put it back into the queue. Raises: DispatchError."""
+        raise DispatchError(f"cluster.executor={self.executor} brings no job back: submit again")
+
+    def limits(self) -> Limits:
+        """What one submission may be."""
+        return Limits()
+
+    def find(self, name: str) -> list[str]:
+        """Ids of this user's jobs of that name that still exist. Raises: DispatchError."""
+        raise NotImplementedError
+
+    # --- asked inside a job
+
+    def this_job(self, environment: Mapping[str, str]) -> ThisJob | None:
+        """The job of this cluster that a process with these environment variables runs in; None outside."""
+        return None
+
+    def this_step(self, environment: Mapping[str, str]) -> Step | None:
+        """The step of more than one rank that a process with these variables belongs to; None outside."""
+        return None
+
+    def rank(self, environment: Mapping[str, str]) -> int | None:
+        """The rank of a process with these variables in the job's step; None outside."""
+        return None
+
+    def owns(self, variable: str) -> bool:
+        """Whether an environment variable describes a job of this cluster, and is wrong in any other job."""
+        return False
+
+    def time_limit(self, job: ThisJob) -> float | None:
+        """When the job that we are in is ended, in seconds since 1970; None if nobody tells."""
+        return None
+
+    def facts(self, job: ThisJob) -> JobFacts:
+        """Of the job that we are in, when its ranks have ended. Raises: DispatchError; NoClient."""
+        raise NotImplementedError
+
+    def is_final(self, error: DispatchError) -> bool:
+        """Whether asking the cluster again would give the same answer."""
+        return True
+
+    # --- for doctor and drill
+
+    def check(self, profile: ClusterConfig) -> Iterator[Check]:
+        """Whether jobs of this profile would be accepted and started."""
+        return iter(())
+
+    def checks(self) -> Sequence[tuple[str, Callable[[ClusterConfig], Iterable[Check]]]]:
+        """The parts of `check` by name, so that one that fails does not hide the others."""
+        return ((self.executor, self.check),)
+
+    def around_ranks(self, before: str, after: str) -> list[str]:
+        """Setup lines that run a shell command before the ranks start and, where the batch shell outlives them, one
+        after they have ended."""
+        return [before]
+
+    def kill_ranks(self, job: Job) -> None:
+        """KILL all ranks of a job, but not the job. Raises: DispatchError."""
+        raise DispatchError(f"cluster.executor={self.executor}: ranks cannot be killed apart from their job")
+
+    def compete(self, nodes: str, options: Sequence[str], log: Path, seconds: int) -> Job:
+        """Submit a job that should preempt what runs on these nodes. Raises: DispatchError."""
+        raise DispatchError(f"cluster.executor={self.executor}: no job can preempt another")
+
+    def node_names(self, nodes: str) -> list[str]:
+        """The names in JobState.nodes, one by one."""
+        return nodes.split()
+
+    def run_on_nodes(
+        self, command: Sequence[str], nodes: Sequence[str], *, cwd: Path, inside: Job | None, profile: ClusterConfig
+    ) -> str:
+        """Run a command once on each node and return what it prints.
+
+        inside: within the allocation of this job; None asks for one. Raises: DispatchError.
+        """
+        return ask(*command)
+
+
+_BACKENDS: dict[str, Cluster] = {}
+
+
+class NoClient(DispatchError):
+    """The cluster's commands are not installed here."""
+
+
+def cluster_names() -> list[str]:
+    """Every value that `cluster.executor` may have."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name not in NOT_BACKENDS:
+            importlib.import_module(f"{__package__}.{module.name}")
+    return sorted({backend.executor for backend in _BACKENDS.values()})
+
+
+def cluster_for(executor: str) -> Cluster:
+    """The backend of this name. Raises: ConfigError for a name that no backend has."""
+    if executor not in _BACKENDS:
+        names = cluster_names()
+        if executor not in _BACKENDS:
+            raise ConfigError(unknown_name("cluster.executor", executor, names))
+    return _BACKENDS[executor]
+
+
+def all_clusters() -> list[Cluster]:
+    """Every backend."""
+    return [_BACKENDS[name] for name in cluster_names()]
+
+
+def job_states(jobs: Iterable[Job]) -> dict[str, JobState]:
+    """Job id → its state, for every job that still exists, whichever cluster it is on. Raises: DispatchError."""
+    by_executor: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_executor.setdefault(job.executor, []).append(job)
+    states: dict[str, JobState] = {}
+    for executor, group in by_executor.items():
+        states |= cluster_for(executor).states(group)
+    return states
+
+
+def this_job(environment: Mapping[str, str] = os.environ) -> ThisJob | None:
+    """The job that a process with these variables runs in; None outside every cluster's jobs."""
+    return next((job for backend in all_clusters() if (job := backend.this_job(environment))), None)
+
+
+def this_step(environment: Mapping[str, str] = os.environ) -> Step | None:
+    """The parallel step that a process with these variables belongs to; None for a process by itself."""
+    return next((step for backend in all_clusters() if (step := backend.this_step(environment))), None)
+
+
+def rank_in(environment: Mapping[str, str]) -> int | None:
+    """The rank of a process with these variables; None for one that is no rank."""
+    return next((rank for backend in all_clusters() if (rank := backend.rank(environment)) is not None), None)
+
+
+def time_limit() -> float | None:
+    """When the job that we are in is ended, in seconds since 1970; None outside a job, or if nobody tells."""
+    job = this_job()
+    return cluster_for(job.executor).time_limit(job) if job else None
+
+
+def ask(*command: str, timeout: float = ANSWERS_S) -> str:
+    """What one of a cluster's commands prints. Raises: DispatchError with its own reason; NoClient."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split()) or f"exit status {error.returncode}"
+        raise DispatchError(f"`{' '.join(command)}` failed: {reason}") from error
+    except FileNotFoundError as error:
+        raise NoClient(f"`{' '.join(command)}` failed: {error}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DispatchError(f"`{' '.join(command)}` failed: {error}") from error
+    return answer.stdout
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Remove the variables of a job or launcher that this process runs in: a new job would take them for its own.
+
+    What users and sites set for the submitting commands themselves stays.
+    """
+    kept, backends = dict(os.environ), all_clusters()
+    for name in kept:
+        launcher = name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES
+        if launcher or any(backend.owns(name) for backend in backends):
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)

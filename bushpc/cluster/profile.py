@@ -1,0 +1,75 @@
+"""What a site's profile (ClusterConfig) means for a job: its resources, its shell lines, how cells are shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import typing as t
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bushpc.config import ClusterConfig
+
+# The report job reads CSV files and draws figures.
+REPORT_GB = 8
+
+
+def tasks_per_node(profile: ClusterConfig) -> int:
+    """Processes of a job on each of its nodes."""
+    return profile.ranks_per_node * profile.cells_per_job
+
+
+def resources(profile: ClusterConfig) -> dict[str, t.Any]:
+    """submitit's parameters that every backend shares."""
+    return {
+        "timeout_min": profile.time_min,
+        "nodes": profile.nodes,
+        "tasks_per_node": tasks_per_node(profile),
+        "stderr_to_stdout": True,
+    }
+
+
+def shell_lines(profile: ClusterConfig, run_dir: Path, code: Path) -> list[str]:
+    """Shell lines before the ranks. Paths are quoted; of what a user typed only `cluster.setup` is meant to run."""
+    return [
+        *profile.setup,
+        # `python -m` looks into the current folder first, and users submit from the clone: its package would win.
+        f"cd {shlex.quote(str(run_dir))}",
+        f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f"export OMP_NUM_THREADS={profile.cpus_per_rank}",
+    ]
+
+
+def packs_by_profile(profiles: Mapping[str, ClusterConfig]) -> dict[ClusterConfig, list[list[str]]]:
+    """Cell → its profile, as profile → packs of cells that share a job."""
+    by_profile: dict[ClusterConfig, list[str]] = {}
+    for name, profile in profiles.items():
+        by_profile.setdefault(profile, []).append(name)
+    return {
+        profile: [list(names[i : i + profile.cells_per_job]) for i in range(0, len(names), profile.cells_per_job)]
+        for profile, names in by_profile.items()
+    }
+
+
+def report_profile(profile: ClusterConfig, minutes_to_wait: int = 0) -> ClusterConfig:
+    """The small job that writes the report: one process without a GPU. minutes_to_wait: for the cells, in the job."""
+    return dataclasses.replace(
+        profile,
+        nodes=1,
+        ranks_per_node=1,
+        cells_per_job=1,
+        gpus_per_node=0,
+        cpus_per_rank=1,
+        mem_gb=profile.mem_gb and min(profile.mem_gb, REPORT_GB),
+        time_min=profile.report_time_min + minutes_to_wait,
+    )
+
+
+def stop_lead_s(profile: ClusterConfig) -> int:
+    """Seconds before the time limit at which ranks are told; never so early that a short job would do nothing else."""
+    return min(profile.stop_lead_s, profile.time_min * 60 // 2)
+
+
+def whole_job(packs: Sequence[Sequence[str]]) -> list[str]:
+    """All cells of several packs."""
+    return [name for pack in packs for name in pack]

@@ -1,0 +1,354 @@
+"""Slurm, through its commands; jobs are submitted by submitit. The only room that knows its words and variables.
+
+    request ─submitit→ sbatch, one array per submission
+    states ← squeue     signal, cancel → scancel     requeue → scontrol     inside a job ← SLURM_* variables
+
+What a site's Slurm allows is looked at in slurm_site.py. sacct is never needed: not every site has accounting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import shlex
+import subprocess
+import time
+import typing as t
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bushpc.cluster.base import (
+    Cluster,
+    Job,
+    JobFacts,
+    JobRequest,
+    JobState,
+    Limits,
+    Step,
+    ThisJob,
+    ask,
+    clean_environment,
+)
+from bushpc.cluster.checks import Check
+from bushpc.cluster.profile import resources, stop_lead_s
+from bushpc.errors import DispatchError
+
+if t.TYPE_CHECKING:
+    from bushpc.config import ClusterConfig
+
+# Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
+PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
+# Jobs of one array, where Slurm does not say what it allows; its own default.
+MAX_ARRAY_SIZE = 1001
+# A stop signal leaves seconds, so a rank or batch shell waits no longer than this for an answer.
+IN_JOB_ANSWERS_S = 10
+AT_END_ANSWERS_S = 30
+# Ids on one command line of scancel.
+IDS_AT_ONCE = 200
+# A job that only looks for processes waits this long for nodes that others may have by now.
+SEARCH_WAIT_S = 300
+# In answers of a controller that is well: asking again would change nothing.
+REFUSALS = ("Invalid job id", "denied", "disabled", "already completing or completed")
+
+
+class SlurmCluster(Cluster):
+    """A site's Slurm. Cells are tasks of job arrays; a stopped cell's job goes back into the queue by itself."""
+
+    executor = "slurm"
+    requeues = True
+    waits = True
+    outlives_submitter = True
+    launcher = "srun"
+
+    def submit(self, request: JobRequest) -> list[Job]:
+        executor = _executor(request)
+        with clean_environment():
+            try:
+                with executor.batch():
+                    jobs = [executor.submit(callable_) for callable_ in request.work]
+            except Exception as error:  # submitit raises its own, subprocess's and plain exceptions alike
+                raise DispatchError(f"the cluster refused the job: {error}") from error
+        return [
+            Job(
+                id=job.job_id,
+                executor=self.executor,
+                log=str(job.paths.folder / f"{job.job_id}_0_log.out"),
+                submitted=time.time(),
+                owner=os.getuid(),
+            )
+            for job in jobs
+        ]
+
+    def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
+        """squeue is asked once, by user: colleagues look at each other's runs."""
+        ids = {job.id for job in jobs}
+        owners = sorted({os.getuid() if job.owner is None else job.owner for job in jobs})
+        command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, owners))}", "--format=%i|%T|%r|%N"]
+        try:
+            out = ask(*command)
+        except DispatchError as error:
+            raise DispatchError(f"Slurm does not tell its queue: {error}") from error
+        states = {}
+        for line in out.splitlines():
+            job_id, word, *more = (part.strip() for part in line.split("|", 3))
+            if job_id in ids:
+                reason, nodes = (*more, "", "")[:2]
+                waiting = word == "PENDING"
+                held = _why_held(job_id, reason) if waiting else ""
+                states[job_id] = JobState(waiting=waiting, word=word, held=held, nodes=nodes)
+        return states
+
+    def signal(self, job: Job, name: str) -> None:
+        ask("scancel", f"--signal={name}", job.id)
+
+    def cancel(self, jobs: Sequence[Job], *, now: bool = False, waiting_only: bool = False) -> None:
+        ids = sorted({job.id for job in jobs})
+        for i in range(0, len(ids), IDS_AT_ONCE):
+            some = ids[i : i + IDS_AT_ONCE]
+            if now:  # before a plain scancel, which would leave a job that ignores TERM its KillWait
+                with contextlib.suppress(DispatchError):
+                    ask("scancel", "--signal=KILL", "--full", *some)
+            try:
+                ask("scancel", *(["--state=PENDING"] if waiting_only else []), *some)
+            except DispatchError as error:
+                if not (now or waiting_only):
+                    raise DispatchError(f"Slurm did not cancel {', '.join(some[:3])} … ({error}); try again") from error
+
+    def requeue(self, job_id: str) -> None:
+        ask("scontrol", "requeue", job_id, timeout=AT_END_ANSWERS_S)
+
+    def limits(self) -> Limits:
+        return Limits(jobs_at_once=max_array_size())
+
+    def find(self, name: str) -> list[str]:
+        command = ["squeue", "--noheader", "--array", "--me", f"--name={name}", "--format=%i"]
+        try:
+            return ask(*command).split()
+        except DispatchError as error:
+            raise DispatchError(
+                "a submission was killed, and Slurm does not tell which of its jobs it has accepted "
+                f"({error}); try again"
+            ) from error
+
+    # --- asked inside a job
+
+    def this_job(self, environment: Mapping[str, str]) -> ThisJob | None:
+        """SLURM_JOB_ID is the job's own id, also for a task of an array.
+
+        SLURM_ARRAY_JOB_ID and SLURM_ARRAY_TASK_ID are no substitute: what a task submits inherits both. To Slurm's
+        commands the id of an array's last task means the whole array, so only squeue's own way of writing it is used
+        to ask for the state.
+        """
+        job_id = environment.get("SLURM_JOB_ID")
+        if job_id is None:
+            return None
+        array = environment.get("SLURM_ARRAY_JOB_ID")
+        return ThisJob(
+            executor=self.executor,
+            id=job_id,
+            queue_id=f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}" if array else job_id,
+            restarts=_number(environment, "SLURM_RESTART_COUNT"),
+            # An interactive allocation has the same variables.
+            batch=environment.get("ENVIRONMENT") == "BATCH",
+            node=environment.get("SLURMD_NODENAME", ""),
+            started=_number(environment, "SLURM_JOB_START_TIME"),
+        )
+
+    def this_step(self, environment: Mapping[str, str]) -> Step | None:
+        """In a batch script Slurm sets SLURM_PROCID and SLURM_NTASKS, too, for a single process: only
+        SLURM_STEP_NUM_TASKS tells a step."""
+        if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+            return None
+        names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        return Step(
+            variables=("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+            start="-".join(environment.get(name, "0") for name in names),
+            node=environment.get("SLURMD_NODENAME", ""),
+        )
+
+    def rank(self, environment: Mapping[str, str]) -> int | None:
+        number = environment.get("SLURM_PROCID", "")
+        return int(number) if number.isdecimal() else None
+
+    def owns(self, variable: str) -> bool:
+        """SBATCH_* stays: jobs do not set it, users and sites do."""
+        return variable.startswith(("SLURM_", "SRUN_")) and variable != "SLURM_CONF"
+
+    def time_limit(self, job: ThisJob) -> float | None:
+        if "SLURM_JOB_END_TIME" in os.environ:  # not before Slurm 23.02
+            return float(os.environ["SLURM_JOB_END_TIME"])
+        command = ["squeue", "--noheader", f"--jobs={job.id}", "--format=%A %e"]
+        environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would not be understood
+        try:
+            answer = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True, timeout=IN_JOB_ANSWERS_S
+            )
+            # The last task of an array has the array's number, so asking for it may name its neighbours, too.
+            limits = dict(line.split() for line in answer.stdout.splitlines())
+            return time.mktime(time.strptime(limits[job.id], "%Y-%m-%dT%H:%M:%S"))
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+            print(f"the time limit of job {job.id} is not known here, only its signal will tell: {error}", flush=True)
+            return None
+
+    def facts(self, job: ThisJob) -> JobFacts:
+        return job_facts(ask("scontrol", "--oneliner", "show", "job", job.id, timeout=AT_END_ANSWERS_S), job.id)
+
+    def is_final(self, error: DispatchError) -> bool:
+        return any(word in str(error) for word in REFUSALS)
+
+    # --- for doctor and drill
+
+    def checks(self) -> Sequence[tuple[str, Callable[[ClusterConfig], Iterable[Check]]]]:
+        from bushpc.cluster import slurm_site
+
+        return slurm_site.CHECKS
+
+    def check(self, profile: ClusterConfig) -> Iterator[Check]:
+        for _, check in self.checks():
+            yield from check(profile)
+
+    def around_ranks(self, before: str, after: str) -> list[str]:
+        """A shell finds a function before the program of the same name; srun's exit status is kept."""
+        return [before, f'srun() {{ command srun "$@"; local status=$?; {after}; return $status; }}']
+
+    def kill_ranks(self, job: Job) -> None:
+        """To the step: `scancel --signal=KILL JOB` would cancel the job."""
+        ask("scancel", "--signal=KILL", f"{job.id}.0")
+
+    def compete(self, nodes: str, options: Sequence[str], log: Path, seconds: int) -> Job:
+        command = ["sbatch", "--parsable", f"--nodelist={nodes}", "--time=1", f"--output={log}", *options]
+        with clean_environment():
+            told = ask(*command, f"--wrap=sleep {seconds}")
+        return Job(id=told.strip().partition(";")[0], executor=self.executor, owner=os.getuid())
+
+    def node_names(self, nodes: str) -> list[str]:
+        return ask("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+    def run_on_nodes(
+        self, command: Sequence[str], nodes: Sequence[str], *, cwd: Path, inside: Job | None, profile: ClusterConfig
+    ) -> str:
+        if inside:
+            options = [f"--jobid={inside.id}", "--overlap"]
+        else:
+            wanted = {name: getattr(profile, name) for name in ("partition", "account", "qos", "constraint")}
+            options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
+            options += ["--time=2", f"--immediate={SEARCH_WAIT_S}"]
+        count = len(nodes)
+        where = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
+        pythonpath = os.environ.get("PYTHONPATH")
+        with clean_environment():
+            if pythonpath is not None:
+                os.environ["PYTHONPATH"] = pythonpath
+            return ask("srun", "--quiet", *options, *where, f"--chdir={cwd}", *command)
+
+
+def trap_lines(at_end: Sequence[str]) -> list[str]:
+    """Lines of a batch script before its srun: `at_end` runs when that has ended; `{status}` becomes its status."""
+    command = " ".join('"$?"' if word == "{status}" else shlex.quote(word) for word in at_end)
+    return [
+        "# A shell that has a handler waits for srun to end before it minds the signal.",
+        "trap : TERM USR2",
+        f"trap {shlex.quote(command)} EXIT",
+    ]
+
+
+def max_array_size() -> int:
+    """Jobs that Slurm allows in one array."""
+    with contextlib.suppress(DispatchError):
+        size = site_settings().get("MaxArraySize", "")
+        if size.isdecimal():
+            return max(1, int(size))
+    return MAX_ARRAY_SIZE
+
+
+def site_settings() -> dict[str, str]:
+    """Slurm's own configuration, as `scontrol show config` tells it: KillWait, JobRequeue, PreemptMode …"""
+    pairs = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def minutes_of(limit: str) -> float:
+    """A time limit in Slurm's notation, in minutes; infinite where there is none.
+
+    >>> [minutes_of(text) for text in ("90", "1:30:00", "2-00:00:00", "UNLIMITED")]
+    [90.0, 90.0, 2880.0, inf]
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if match is None:
+        return math.inf
+    days, first, second, third = (int(part) if part else None for part in match.groups())
+    assert first is not None
+    if days is not None or third is not None:  # D-HH[:MM[:SS]] or HH:MM:SS
+        return (days or 0) * 1440.0 + first * 60 + (second or 0) + (third or 0) / 60
+    return first + (second or 0) / 60
+
+
+def job_facts(text: str, job_id: str) -> JobFacts:
+    """From `scontrol --oneliner show job`, which has a line for every task when asked for an array's last one."""
+    lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines())
+    words = next((words for words in lines if words.get("JobId") == job_id), {})
+    in_array = words.get("ArrayTaskId", "").isdecimal()
+    state, reason = words.get("JobState", ""), words.get("Reason", "")
+    limit = minutes_of(words.get("TimeLimit", ""))
+    return JobFacts(
+        # A job that was cancelled, or that Slurm requeues itself, is COMPLETING by now, as is one that ran out of time.
+        ours_to_requeue=state == "RUNNING" or (state == "COMPLETING" and reason == "TimeLimit"),
+        preempted=words.get("PreemptTime", "None") != "None",
+        restarts=int(words.get("Restarts", 0)),
+        limit_min=None if limit == math.inf else math.ceil(limit),
+        # `scontrol requeue` takes the id of an array's last task for the whole array, and stops the other tasks.
+        requeue_as=f"{words['ArrayJobId']}_{words['ArrayTaskId']}" if in_array else job_id,
+    )
+
+
+def _executor(request: JobRequest) -> t.Any:
+    """submitit's executor with the profile's resources. Raises: DispatchError where Slurm's commands are missing."""
+    import submitit
+
+    jobs, profile = request.run_dir / "jobs", request.profile
+    jobs.mkdir(parents=True, exist_ok=True)
+    try:
+        executor = submitit.AutoExecutor(folder=jobs / "%j", cluster="slurm")
+    except RuntimeError as error:
+        raise DispatchError(f"cluster=slurm: {error} Run this on a login node, or use cluster=local") from error
+    executor.update_parameters(
+        **resources(profile),
+        name=request.name,
+        cpus_per_task=profile.cpus_per_rank,
+        gpus_per_node=profile.gpus_per_node or None,
+        mem_gb=profile.mem_gb,
+        slurm_setup=[*request.setup, *(trap_lines(request.at_end) if request.at_end else [])],
+        slurm_partition=profile.partition,
+        slurm_account=profile.account,
+        slurm_qos=profile.qos,
+        slurm_constraint=profile.constraint,
+        slurm_array_parallelism=profile.parallel or None,
+        # Slurm itself tells the ranks, to the minute.
+        slurm_signal_delay_s=stop_lead_s(profile) if request.lead_s is None else request.lead_s,
+        # Where the site sets JobRequeue=0, a job comes back only if it asks for it.
+        slurm_additional_parameters={"requeue": True},
+        # A rank that dies ends the others, which would wait for it in a collective; cells that share a job do not.
+        slurm_srun_args=[f"--kill-on-bad-exit={int(profile.cells_per_job == 1)}"],
+    )
+    if request.after:
+        # Jobs and whole arrays: a dependency on a thousand tasks one by one is more than sbatch takes.
+        ids = dict.fromkeys(job_id.partition("_")[0] for job_id in request.after)
+        executor.update_parameters(slurm_dependency="afterany:" + ":".join(ids))
+    return executor
+
+
+def _why_held(job_id: str, reason: str) -> str:
+    """Why a job will not start by itself, and what to do; "" for one that only waits for its turn."""
+    if reason in PLAIN_REASONS:
+        return ""
+    # "JobHeldUser", "launch failed requeued held", "job requeued in held state"
+    held = "held" in reason.lower()
+    then = f"`scontrol release {job_id}` lets it go" if held else f"`scontrol show job {job_id}` tells more"
+    return f"Slurm keeps job {job_id} back ({reason}); {then}"
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    return int(value) if value.isdecimal() else 0

@@ -1,0 +1,248 @@
+"""What a site's Slurm allows, held against a profile: the part of `bushpc doctor` that asks Slurm."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import itertools
+import math
+import os
+import re
+import typing as t
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from bushpc.cluster.base import ask
+from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
+from bushpc.cluster.slurm import minutes_of, site_settings
+from bushpc.errors import DispatchError, unknown_name
+
+if t.TYPE_CHECKING:
+    from bushpc.config import ClusterConfig
+
+QUESTIONS = {
+    "squeue": ("squeue", "--noheader", f"--user={os.getuid()}"),
+    "sbatch": ("sbatch", "--version"),
+    "scontrol": ("scontrol", "ping"),
+    "sacct": ("sacct", "--noheader", "--allocations", "--starttime=now"),
+}
+# bushpc works without it.
+NOT_NEEDED = ("sacct",)
+# Of a node, as sinfo's %t writes them, less the sign that may follow.
+OUT_OF_SERVICE = ("down", "drain", "drng", "fail", "failg")
+# What jobs would like to find in their environment; Slurm sets the second from version 23.02 on.
+ONLY_AFTER_RESTART = ("SLURM_RESTART_COUNT",)
+JOB_VARIABLES = ("SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "SLURMD_NODENAME", "SLURM_CONF")
+
+
+def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
+    """What `scontrol show partition` says of each of the profile's partitions (`low,high`), or of the default one.
+
+    Raises: DispatchError for one that does not exist.
+    """
+    lines = ask("scontrol", "show", "partition", "--oneliner").splitlines()
+    partitions = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
+    by_name = {partition["PartitionName"]: partition for partition in partitions}
+    if profile.partition is None:
+        default = [partition for partition in partitions if partition.get("Default") == "YES"]
+        if not default:
+            raise DispatchError(
+                f"this cluster has no default partition: set cluster.partition to one of {', '.join(sorted(by_name))}"
+            )
+        return default[:1]
+    names = profile.partition.split(",")
+    for name in names:
+        if name not in by_name:
+            raise DispatchError(unknown_name("cluster.partition", name, by_name))
+    return [by_name[name] for name in names]
+
+
+def longest_minutes(profile: ClusterConfig) -> float:
+    """The longest time limit that one of the profile's partitions allows, in minutes; infinite without one."""
+    return max(minutes_of(facts["MaxTime"]) for facts in partition_facts(profile))
+
+
+def how_jobs_end(profile: ClusterConfig) -> Check:
+    """What Slurm's own settings say about it."""
+    site = site_settings()
+    names = ("KillWait", "OverTimeLimit", "PreemptMode", "ProctrackType")
+    told = ", ".join(f"{name}={site.get(name, 'unknown')}" for name in names)
+    user_signal = "preempt_send_user_signal" in site.get("SlurmctldParameters", "")
+    user_signal |= "send_user_signal" in site.get("PreemptParameters", "")
+    for partition in partition_facts(profile):
+        told += f"; partition {partition['PartitionName']}: GraceTime={partition['GraceTime']} sec, "
+        told += f"PreemptMode={partition['PreemptMode']}"
+    found = f"{told}; preemption sends {'USR2 first' if user_signal else 'TERM only'}"
+    return Check(name="Slurm says", verdict=OK, found=found)
+
+
+def gpus_of(gres: str) -> int:
+    """GPUs in a node's generic resources, as sinfo writes them.
+
+    >>> [gpus_of(text) for text in ("(null)", "gpu:8(S:0-1)", "gpu:a100:4(S:0),gpu:v100:2,nvme:1")]
+    [0, 8, 6]
+    """
+    return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)??:(\d+)(?![\w.])", gres))
+
+
+def commands_on_node(job_id: str) -> dict[str, tuple[str, ...]]:
+    """What a job may want to ask on a compute node: command → the question."""
+    return {
+        "squeue": ("squeue", "--noheader", f"--jobs={job_id}"),
+        "scontrol": ("scontrol", "show", "job", job_id),
+        "sacct": ("sacct", "--noheader", "--allocations", f"--jobs={job_id}"),
+    }
+
+
+def traced_batch_lines(log_prefix: str, log_suffix: str, signals: Sequence[str]) -> list[str]:
+    """Shell lines that make a batch script write down the signals it gets, to <prefix><restart count><suffix>.
+
+    A shell runs traps only when its foreground command has ended, so `srun` becomes a function that waits for it
+    in the background. It sets the traps itself, in the place of those by which a cell's job puts itself back into
+    the queue. The time comes from the shell where it can (bash 5): Slurm signals the script's whole process group,
+    and a `date` would die of the very signal that it should note.
+    """
+    log = f'{log_prefix}"${{SLURM_RESTART_COUNT:-0}}"{log_suffix}'
+    event = """'{"time": %s, "kind": "signal", "name": "%s"}\\n'"""
+    return [
+        f'note() {{ local at="${{EPOCHREALTIME:-$(date +%s.%N)}}"; printf {event} "${{at/,/.}}" "$1" >> {log}; }}',
+        "srun() {",
+        "  trap - EXIT",
+        f'  for name in {" ".join(signals)}; do trap "note $name" "$name"; done',
+        '  command srun "$@" & step=$!',
+        '  while kill -0 "$step" 2>/dev/null; do wait "$step"; done',
+        "}",
+    ]
+
+
+# --- the checks ----------------------------------------------------------------------------------------------------
+
+
+def _commands(profile: ClusterConfig) -> Iterator[Check]:
+    for name, question in QUESTIONS.items():
+        needed = name not in NOT_NEEDED
+        advice = "run this on a login node, or use cluster=local" if needed else "nothing: bushpc works without it"
+        try:
+            found, verdict = ask(*question).strip().partition("\n")[0][:60], OK
+        except DispatchError as error:
+            found, verdict = str(error), BROKEN if needed else WARNING
+        told = "answers" + (f": {found}" if name in ("sbatch", "scontrol") else "") if verdict == OK else found
+        yield Check(name=name, verdict=verdict, found=told, advice="" if verdict == OK else advice)
+
+
+def _partition(profile: ClusterConfig) -> Iterator[Check]:
+    """Slurm starts a job in whichever of its partitions can first, so it takes one that fits."""
+    judged = [list(_one_partition(profile, facts)) for facts in partition_facts(profile)]
+    some_fit = not all(is_broken(checks) for checks in judged)
+    for check in itertools.chain(*judged):
+        yield dataclasses.replace(check, verdict=WARNING) if some_fit and check.verdict == BROKEN else check
+
+
+def _one_partition(profile: ClusterConfig, facts: Mapping[str, str]) -> Iterator[Check]:
+    name, most, wide = facts["PartitionName"], minutes_of(facts["MaxTime"]), facts.get("MaxNodes", "")
+    problems = []
+    if facts["State"] != "UP":
+        problems.append((f"{name} is {facts['State']}", "wait, or choose another with cluster.partition"))
+    for key, asked in (("time_min", profile.time_min), ("report_time_min", profile.report_time_min)):
+        if asked > most:
+            found = f"{name} allows jobs of {most:.0f} minutes, cluster.{key}={asked}"
+            advice = f"cluster.{key}={most:.0f}: a cell that is stopped by the limit goes on in its next turn"
+            problems.append((found, advice))
+    if wide.isdecimal() and profile.nodes > int(wide):
+        found = f"{name} allows jobs of {wide} nodes, cluster.nodes={profile.nodes}"
+        problems.append((found, f"cluster.nodes={wide}"))
+    for found, advice in problems:
+        yield Check(name="partition", verdict=BROKEN, found=found, advice=advice)
+    if not problems:
+        limit = "without a limit" if most == math.inf else f"of at most {most:.0f} minutes"
+        preempted = f"PreemptMode={facts['PreemptMode']}, GraceTime={facts['GraceTime']} s"
+        yield Check(name="partition", verdict=OK, found=f"{name}: jobs {limit}; {preempted}")
+
+
+def _nodes(profile: ClusterConfig) -> Iterator[Check]:
+    """Whether enough nodes of the partition have the cores, memory, GPUs and features that a cell asks of one node."""
+    judged = [_fitting_nodes(profile, facts["PartitionName"]) for facts in partition_facts(profile)]
+    some_fit = any(check.verdict != BROKEN for check in judged)
+    for check in judged:
+        yield dataclasses.replace(check, verdict=WARNING) if some_fit and check.verdict == BROKEN else check
+
+
+def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
+    """The nodes of one partition. Slurm accepts a job for nodes that are out of service, too, and lets it wait."""
+    cores = profile.ranks_per_node * profile.cpus_per_rank
+    fitting, away, seen = 0, 0, []
+    rows = ask("sinfo", "--noheader", "--exact", f"--partition={name}", "--format=%c|%m|%G|%f|%D|%t").splitlines()
+    for row in rows:
+        cpus, megabytes, gres, features, count, state = row.split("|")
+        gpus = gpus_of(gres)
+        seen.append(f"{count} x {cpus} cores, {int(megabytes) / 1024:.0f} GB, {gpus} GPUs")
+        fits = int(cpus) >= cores and gpus >= profile.gpus_per_node
+        fits &= profile.mem_gb is None or int(megabytes) >= profile.mem_gb * 1024
+        # Only a plain feature is understood here; an expression such as `a|b` is Slurm's to judge.
+        plain = re.fullmatch(r"[\w.-]+", profile.constraint or "")
+        fits &= plain is None or profile.constraint in features.split(",")
+        if fits and re.match(r"[a-z]*", state)[0] in OUT_OF_SERVICE:  # type: ignore[index]  # always matches
+            away += int(count)
+        elif fits:
+            fitting += int(count)
+    asked = f"{profile.nodes} node(s) with {cores} cores, {profile.gpus_per_node} GPUs"
+    asked += f", {profile.mem_gb} GB" if profile.mem_gb else ""
+    asked += f", feature {profile.constraint}" if profile.constraint else ""
+    found = f"{fitting} of {name}'s nodes have what a cell asks for: {asked}"
+    found += f"; {away} more are down or drained" if away else ""
+    if fitting >= profile.nodes:
+        return Check(name="nodes", verdict=OK, found=found)
+    if fitting + away >= profile.nodes:
+        advice = "jobs wait until the site brings them back; or choose another with cluster.partition"
+        return Check(name="nodes", verdict=WARNING, found=found, advice=advice)
+    advice = "ask for less (cluster.cpus_per_rank, ranks_per_node, gpus_per_node, mem_gb, constraint)"
+    return Check(name="nodes", verdict=BROKEN, found=f"{found}; it has {'; '.join(seen)}", advice=advice)
+
+
+def _account(profile: ClusterConfig) -> Iterator[Check]:
+    """Accounts and qualities of service that accounting knows this user to have."""
+    asked = {"account": profile.account, "qos": profile.qos}
+    if not any(asked.values()):
+        yield Check(name="account and qos", verdict=OK, found="the cluster's defaults")
+        return
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc"]
+    rows = ask(*command, f"user={getpass.getuser()}", "format=account,qos").splitlines()
+    pairs = [line.split("|") for line in rows if line]
+    valid = {"account": {row[0] for row in pairs}, "qos": {name for row in pairs for name in row[1].split(",")}}
+    # Without enforcement Slurm takes any name.
+    strict = BROKEN if site_settings().get("AccountingStorageEnforce", "none") != "none" else WARNING
+    for key, given in asked.items():
+        if given is None:
+            continue
+        if given in valid[key]:
+            yield Check(name=key, verdict=OK, found=given)
+        else:
+            yield Check(
+                name=key,
+                verdict=strict,
+                found=unknown_name(f"cluster.{key}", given, valid[key] - {""}),
+                advice=f"set cluster.{key}=null for the default, or ask the site",
+            )
+
+
+def _stopping(profile: ClusterConfig) -> Iterator[Check]:
+    """What is known about how jobs end, before the probe has measured it."""
+    site, partitions = site_settings(), partition_facts(profile)
+    if site.get("JobRequeue") == "0":
+        found = "JobRequeue=0: a preempted job comes back only if it asks for it, as the cells do (sbatch --requeue)"
+        yield Check(name="requeue", verdict=OK, found=found)
+    graces = " and ".join(f"{partition['GraceTime']} sec" for partition in partitions)
+    told = f"KillWait={site.get('KillWait')}, GraceTime={graces}"
+    if profile.grace_s is None:
+        advice = "`bushpc doctor --slurm cluster=… --write mysite` measures it"
+        yield Check(name="grace time", verdict=WARNING, found=f"cluster.grace_s is not known ({told})", advice=advice)
+    else:
+        yield Check(name="grace time", verdict=OK, found=f"cluster.grace_s={profile.grace_s:g} ({told})")
+
+
+CHECKS: tuple[tuple[str, Callable[[ClusterConfig], Iterable[Check]]], ...] = (
+    ("Slurm", _commands),
+    ("partition", _partition),
+    ("nodes", _nodes),
+    ("account and qos", _account),
+    ("stopping", _stopping),
+)

@@ -1,0 +1,207 @@
+"""What the batch shell asks when its ranks have ended: should this job be queued again? No torch: it has seconds.
+
+    ranks end → exit status → `python -m bushpc.dispatch.requeue STATUS RUN` in the shell's EXIT trap
+
+The ranks themselves can't do it: one that requeues its own job has the others killed under it, and a rank that died
+during start-up could not. The cluster requeues by itself what fell with its node, and what is still there when its
+grace time ends; a job that saved and left early counts as failed, and is requeued here.
+
+jobs/attempt-<job>.json   what rank 0 noted of this start: the job's cells, the step they began at (the sum of several),
+                          whether it left on purpose and why
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import typing as t
+from collections.abc import Sequence
+from pathlib import Path
+
+from bushpc.cluster.base import Cluster, JobFacts, NoClient, ThisJob, cluster_for, this_job
+from bushpc.errors import DispatchError
+from bushpc.files import write_atomically
+from bushpc.runs.goodput import newest_saved, read_note
+from bushpc.train.preempt import TIME_LIMIT
+
+# sysexits.h: a rank that stopped on request and saved; a rank whose peer vanished.
+STOPPED = os.EX_TEMPFAIL
+LOST_PEER = os.EX_PROTOCOL
+KILLED = 128  # and above: the number of the signal that ended a rank
+TERMINATED = KILLED + signal.SIGTERM
+USER_SIGNALS = (KILLED + signal.SIGUSR1, KILLED + signal.SIGUSR2)
+# A job that TERM ended before it could listen, without a preemption being reported, is started again this many times:
+# a cluster's launcher sends TERM as well, to the other ranks of one that cannot even start. The same number holds for a
+# job that its time limit, or a KILL, ends before its first save.
+STARTS = 3
+# A controller that has hundreds of jobs to preempt at once answers nobody for minutes.
+ASK_FOR_S = 600.0
+# A job that was told to stop waits until the cluster ends it, which requeues what it preempts; grace times are shorter.
+STAY_FOR_S = 3600.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+
+
+def note_attempt(run_dir: Path, cells: Sequence[str]) -> None:
+    """Note which cells this start of our job works on, and how far they are; outside a job nobody would ask."""
+    job = this_job()
+    if job is None:
+        return
+    path, step = _note_path(run_dir, job.id), _saved(run_dir, cells)
+    before = read_note(path)
+    same = (before.get("cells"), before.get("from_step")) == (list(cells), step)
+    note = {
+        "cells": list(cells),
+        "restart": job.restarts,
+        "from_step": step,
+        "stands_since": before.get("stands_since", job.restarts) if same else job.restarts,
+        "outcome": None,
+        "signal": None,
+    }
+    write_atomically(path, json.dumps(note))
+
+
+def note_outcome(run_dir: Path, outcome: str, signal_name: str | None = None) -> None:
+    """Note that rank 0 leaves on purpose: `stopped` or `refused`. Ranks that are killed meanwhile hide its status.
+
+    signal_name: what stopped it, as StopFlag calls it.
+    """
+    job = this_job()
+    if job is None:
+        return
+    path = _note_path(run_dir, job.id)
+    note = read_note(path)
+    if note.get("restart") != job.restarts:
+        return  # a later start's: this one has lived longer than the cluster believes
+    with contextlib.suppress(OSError):  # a full disk; then the exit status alone tells
+        write_atomically(path, json.dumps({**note, "outcome": outcome, "signal": signal_name}))
+
+
+def command_at_end(run_dir: Path) -> list[str]:
+    """What the batch shell runs when its ranks have ended; `{status}` stands for their exit status."""
+    return [sys.executable, "-m", "bushpc.dispatch.requeue", "{status}", str(run_dir)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Requeue the job that we are in, if it is worth it; say in its log what is done and why."""
+    parser = argparse.ArgumentParser(prog="python -m bushpc.dispatch.requeue", description=__doc__)
+    parser.add_argument("status", type=int, help="exit status of the ranks' launcher")
+    parser.add_argument("run_dir", type=Path, nargs="?", help="run folder; without it only clean stops come back")
+    arguments = parser.parse_args(argv)
+    job = this_job()
+    if job is not None and arguments.status != 0:
+        _requeue(cluster_for(job.executor), job, arguments.status, arguments.run_dir)
+
+
+def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) -> None:
+    """Ask the cluster until it answers, and have it requeue the job if `why_again` has a reason."""
+    attempt = _attempt(run_dir, job)
+    stays = (status == STOPPED or attempt.get("outcome") == "stopped") and attempt.get("signal") != TIME_LIMIT
+    deadline = time.monotonic() + (STAY_FOR_S if stays else ASK_FOR_S)
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            # Asked again each time: a requeue whose answer was lost has happened all the same.
+            facts = cluster.facts(job)
+            if not facts.ours_to_requeue:
+                return
+            reason = why_again(status, facts, run_dir, attempt)
+            if reason:
+                print(f"job {job.id} goes back into the queue: {reason}", flush=True)
+                cluster.requeue(facts.requeue_as)
+            elif run_dir and attempt.get("outcome") == "stopped" and _is_in_vain(status, facts, run_dir, attempt):
+                for cell_dir in _unfinished(run_dir, attempt):
+                    _fail(cell_dir, facts)
+            return
+        except DispatchError as error:  # no client tools on this node, or a busy controller
+            never = isinstance(error, NoClient) and not stays
+            if never or cluster.is_final(error) or time.monotonic() + wait_s > deadline:
+                print(f"job {job.id} could not be requeued ({error}); submit again to go on", flush=True)
+                return
+            print(f"job {job.id} cannot be requeued yet ({error}); next try in {wait_s:g} s", flush=True)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[str, t.Any]) -> str | None:
+    """Why a job whose ranks ended with `status` should run again; None if it should not.
+
+    attempt: what rank 0 noted; empty if it did not come so far. Whoever wrote FAILED failed for good. What died
+    without a word comes back if it got further in this attempt, and else a few times from the same step: a crash that
+    always comes at the same place can then not loop; neither can a time limit that is over before the first save.
+    """
+    if attempt.get("outcome") == "refused" or (run_dir and attempt and not _unfinished(run_dir, attempt)):
+        return None
+    if _is_in_vain(status, facts, run_dir, attempt):
+        return None
+    if status == STOPPED or attempt.get("outcome") == "stopped":
+        return "it was told to stop, and saved"
+    if status in USER_SIGNALS or (status == TERMINATED and (facts.preempted or facts.restarts < STARTS)):
+        return "it was told to stop before it could listen"
+    if run_dir and attempt and (status > KILLED or status == LOST_PEER):
+        saved = _saved(run_dir, attempt["cells"])
+        if saved > attempt["from_step"]:
+            return f"a rank was killed; it had got from step {attempt['from_step']} to {saved}"
+        if not _stands_still(attempt):
+            return f"a rank was killed before the first save after step {attempt['from_step']}"
+    return None
+
+
+def _is_in_vain(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[str, t.Any]) -> bool:
+    """Whether the time limit ends every start before it has saved anything: then so would the next one's."""
+    # The signal that the cluster was asked to send before the limit; a site may send the same one when it preempts.
+    early = status in USER_SIGNALS or attempt.get("signal") in ("SIGUSR1", "SIGUSR2")
+    if attempt.get("signal") != TIME_LIMIT and (facts.preempted or not early):
+        return False
+    if not (run_dir and attempt):
+        return status in USER_SIGNALS and facts.restarts >= STARTS
+    if _saved(run_dir, attempt["cells"]) > attempt["from_step"]:
+        return False
+    return _stands_still(attempt)
+
+
+def _saved(run_dir: Path, cells: Sequence[str]) -> int:
+    """Steps saved of all cells of a job together."""
+    return sum(newest_saved(run_dir / "cells" / cell) for cell in cells)
+
+
+def _unfinished(run_dir: Path, attempt: dict[str, t.Any]) -> list[Path]:
+    """Folders of the job's cells that neither are done nor failed for good."""
+    folders = [run_dir / "cells" / cell for cell in attempt["cells"]]
+    return [folder for folder in folders if not any((folder / end).exists() for end in ("DONE", "FAILED"))]
+
+
+def _stands_still(attempt: dict[str, t.Any]) -> bool:
+    """Whether the job has been started again so often from the same step that one more start would be no better."""
+    return bool(attempt["restart"] - attempt.get("stands_since", 0) >= STARTS)
+
+
+def _fail(cell_dir: Path, facts: JobFacts) -> None:
+    """Write FAILED for a job that its time limit never lets save, as status and report show it."""
+    known = facts.limit_min is not None
+    limit = f"the time limit of {facts.limit_min} min" if known else "the time that the cluster gives"
+    line = f"{limit} is over before the first save; raise cluster.time_min"
+    print(f"not queued again: {line}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk; the log has it
+        write_atomically(cell_dir / "FAILED", f"{line}\n")
+
+
+def _attempt(run_dir: Path | None, job: ThisJob) -> dict[str, t.Any]:
+    """What rank 0 noted of this start of the job; empty if it did not come so far."""
+    note = read_note(_note_path(run_dir, job.id)) if run_dir else {}
+    return note if note.get("restart") == job.restarts else {}
+
+
+def _note_path(run_dir: Path, job_id: str) -> Path:
+    return run_dir / "jobs" / f"attempt-{job_id}.json"
+
+
+if __name__ == "__main__":
+    # The cluster's next signals reach this process, too, while it waits for an answer; what ends it is KILL.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    main()
