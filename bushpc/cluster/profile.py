@@ -8,7 +8,8 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.config import ClusterConfig
+if t.TYPE_CHECKING:
+    from bushpc.config import ClusterConfig
 
 # The report job reads CSV files and draws figures.
 REPORT_GB = 8
