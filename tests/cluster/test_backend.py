@@ -40,11 +40,11 @@ def cluster(monkeypatch) -> InProcess:
         (cell_dir / "DONE").write_text(json.dumps({"step": 4}))
         return None
 
-    cell, dist = types.ModuleType("bushpc.run"), types.ModuleType("bushpc.dist")
+    cell, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
     cell.run_cell = run_cell  # type: ignore[attr-defined]
     dist.meet = lambda *args: None  # type: ignore[attr-defined]
     dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bushpc.run", cell)
+    monkeypatch.setitem(sys.modules, "bushpc.cell", cell)
     monkeypatch.setitem(sys.modules, "bushpc.dist", dist)
     for name in [name for name in ("SLURM_JOB_ID",) if name in __import__("os").environ]:
         monkeypatch.delenv(name)

@@ -108,7 +108,9 @@ def test_a_rank_does_not_outlive_a_parent_that_is_killed(tmp_path):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("module", ["train.preempt", "train.watchdog", "runs.lease", "dispatch.requeue", "dispatch.job"])
+@pytest.mark.parametrize(
+    "module", ["train.preempt", "train.watchdog", "runs.lease", "dispatch.requeue", "dispatch.job"]
+)
 def test_what_start_up_and_batch_shell_need_imports_no_torch(module):
     code = f"import sys, bushpc.{module}; assert not {{'torch', 'numpy', 'pandas'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
