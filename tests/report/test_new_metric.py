@@ -12,7 +12,7 @@ import pytest
 
 from bushpc.cell import run_cell
 from bushpc.config import compose
-from bushpc.dispatch.grid import cv_plan
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.metrics.mask import MaskPair
