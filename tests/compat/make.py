@@ -99,7 +99,7 @@ def pictures(folder: Path, images: Path) -> None:
 
 def plan(here: Path, words: tuple[str, ...]) -> None:
     from bushpc.config import compose
-    from bushpc.dispatch.grid import cv_plan
+    from bushpc.dispatch.plan import cv_plan
     from bushpc.dispatch.run_folder import write_run
 
     where = (f"data.root={here}/data", f"runs_dir={here}/runs", f"loader.cache_dir={here}/cache")
