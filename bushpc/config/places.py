@@ -45,13 +45,6 @@ def new_config_folder() -> Path:
     return next(writable, Path.cwd() / "configs")
 
 
-def shards_folders() -> list[Path]:
-    """The folders with a folder per dataset, the first one wins: the user's, then those that are shipped."""
-    shipped = CLONE / "shards" if IS_CLONE else PACKAGED / "shards"
-    return list(dict.fromkeys([home() / "shards", shipped]))
-
-
-def shipped_file(dataset: str, name: str) -> Path | None:
-    """A dataset's card or fold file, as the project ships it or the user keeps it; None if there is none."""
-    found = (folder / dataset / name for folder in shards_folders())
-    return next((path for path in found if path.is_file()), None)
+def shipped_shards() -> Path:
+    """The folder with a card and folds per dataset that the project ships."""
+    return CLONE / "shards" if IS_CLONE else PACKAGED / "shards"

@@ -169,10 +169,12 @@ def start_anew(run_dir: Path, cell: str) -> None:
 
 def snapshot(run_dir: Path) -> Path:
     """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
-    folders = (Path(bushpc.__file__).parent, CONFIG_DIR)
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    kept = [path for path in files if "__pycache__" not in path.parts]
-    listing = "".join(f"{path.relative_to(ROOT)} {sha256_of(path)}\n" for path in kept)
+    package = Path(bushpc.__file__).parent
+    # An installed package holds its configs itself.
+    folders = (package,) if CONFIG_DIR.is_relative_to(package) else (package, CONFIG_DIR)
+    files = sorted((path, folder.parent) for folder in folders for path in folder.rglob("*") if path.is_file())
+    kept = [(path, above) for path, above in files if "__pycache__" not in path.parts]
+    listing = "".join(f"{path.relative_to(above)} {sha256_of(path)}\n" for path, above in kept)
     target = run_dir / "code" / hashlib.sha256(listing.encode()).hexdigest()[:12]
     if not target.exists():
         aside = target.with_name(f".{target.name}.{os.getpid()}")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import yaml
 
+from bushpc.config import places
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.sample import LABELS, UNLABELLED
 
 FILE_NAME = "card.yaml"
 MOST_MASK_CLASSES = 8  # a mask has one byte per pixel and one bit per class
 CHANNEL_COUNTS = (3, 4)  # RGB and RGBA, the multi-channel kinds of PNG
-PROJECT_SHARDS = Path(__file__).resolve().parents[2] / "shards"
+PROJECT_SHARDS = places.shipped_shards()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bushpc.config import places
 from bushpc.errors import DataError
 from bushpc.shards import manifest as manifests
 from bushpc.shards import sources
@@ -46,13 +47,15 @@ class Entry:
     fault: str = ""
 
 
-def list_datasets(folder: str | Path = PROJECT_SHARDS, *, deep: bool = False) -> list[Entry]:
-    """All datasets that can be packed, sorted by name. `folder` holds the packed ones in folders of the same name.
+def list_datasets(folder: str | Path | None = None, *, deep: bool = False) -> list[Entry]:
+    """All datasets that can be packed, sorted by name. `folder` holds the packed ones; None is
+    where `bushpc pack` puts them.
 
     deep: compare every tar's SHA-256 with the manifest, not just its presence and size.
     Raises: DataError for a card that cannot be read. A damaged dataset becomes an entry that says so.
     """
-    return [_entry(name, Path(folder) / name, deep) for name in sources.names()]
+    folder = Path(folder or places.home() / "shards")
+    return [_entry(name, folder / name, deep) for name in sources.names()]
 
 
 def to_json(entries: Sequence[Entry]) -> str:
