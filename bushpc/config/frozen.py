@@ -18,21 +18,19 @@ S = t.TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenSettings:
-    """What does not need the model. settings: all that the file states, and the defaults of what it lacks, as
-    `train.lr` → value. stated: which of them the file states.
-    """
+    """What does not need the model."""
 
     seed: int
-    prompts: str
     data: DataConfig
     train: TrainConfig
     evaluate: EvaluateConfig
-    settings: dict[str, t.Any]
-    stated: frozenset[str]
 
     @classmethod
     def load(cls, path: Path) -> FrozenSettings:
-        """Raises: ConfigError for a file that is missing, damaged or no config."""
+        """Settings that this version does not know are ignored.
+
+        Raises: ConfigError for a file that is missing, damaged or no config.
+        """
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -40,25 +38,35 @@ class FrozenSettings:
 
     @classmethod
     def parse(cls, text: str) -> FrozenSettings:
-        """Settings that this version does not know are kept in `settings` alone. Raises: ConfigError."""
+        """Raises: ConfigError."""
         try:
-            content = load_yaml(text)
-            if not isinstance(content, dict):
-                raise TypeError(f"a {type(content).__name__} where groups of settings are needed")
-            content = freeze.CONFIG.read(content)
-            stated = flat(content)
-            settings = {**_defaults(), **stated}
+            content = _read(text)
             return cls(
-                seed=int(settings["seed"]),
-                prompts=str(settings["prompts"]),
+                seed=int(content.get("seed", _defaults()["seed"])),
                 data=_known(DataConfig, content.get("data", {})),
                 train=_known(TrainConfig, content.get("train", {})),
                 evaluate=_known(EvaluateConfig, content.get("evaluate", {})),
-                settings=settings,
-                stated=frozenset(stated),
             )
         except YAML_FAILS as error:
             raise ConfigError(f"no settings of a cell: {error}") from error
+
+
+def flat_settings(text: str, instead: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """All that a config.yaml states as `train.lr` → value, and the defaults of what it lacks. Values are not checked.
+
+    instead: replaces some of the defaults. Raises: ConfigError for what is no YAML of settings.
+    """
+    try:
+        return {**_defaults(), **instead, **flat(_read(text))}
+    except YAML_FAILS as error:
+        raise ConfigError(f"no settings of a cell: {error}") from error
+
+
+def _read(text: str) -> dict[str, t.Any]:
+    content = load_yaml(text)
+    if not isinstance(content, dict):
+        raise TypeError(f"a {type(content).__name__} where groups of settings are needed")
+    return dict(freeze.CONFIG.read(content))
 
 
 def _known(cls: type[S], content: t.Any) -> S:

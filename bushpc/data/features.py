@@ -16,21 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import time
 import typing as t
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bushpc.config import CellConfig
+from bushpc.data import feature_files
 from bushpc.data.cache import DecodingStopped, open_cache
+from bushpc.data.feature_files import FeatureStore, checksum, is_whole
 from bushpc.data.loader import FoldData, Preparation, training_preparation
 from bushpc.errors import DataError
 from bushpc.files import exclusive, write_atomically
@@ -40,90 +39,9 @@ from bushpc.shards.manifest import Record
 
 # Part of a folder's name: increase it when the file format changes.
 VERSION = 1
-# Samples per file. If a process is killed, its unfinished group is computed again.
-GROUP = 32
 POLL_S = 0.5
 PROGRESS_S = 30.0
 GB = 1e9
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureStore:
-    """The complete features of a dataset. plain: the folder of unaugmented samples; changed: that of variants.
-
-    rows: position of each key in the manifest.
-    """
-
-    plain: Path
-    changed: Path
-    rows: dict[str, int]
-
-    def __call__(self, keys: Sequence[str], variants: Sequence[int | None]) -> dict[str, torch.Tensor]:
-        """Features of B samples by name, B x …. Each sample has an augmentation variant; None is unaugmented.
-
-        Raises: DataError naming a missing or damaged file.
-        """
-        samples = [self._sample(key, variant) for key, variant in zip(keys, variants, strict=True)]
-        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-    def _sample(self, key: str, variant: int | None) -> dict[str, torch.Tensor]:
-        if variant is not None:
-            changed = _open(self.file(self.rows[key] // GROUP, variant)).get(key)
-            if changed is not None:
-                return changed
-        return _open(self.file(self.rows[key] // GROUP, None))[key]
-
-    def file(self, group: int, variant: int | None) -> Path:
-        """The file of a group of samples."""
-        if variant is None:
-            return self.plain / f"{group:05d}.safetensors"
-        return self.changed / f"{variant:02d}-{group:05d}.safetensors"
-
-
-class _File(t.Mapping[str, dict[str, torch.Tensor]]):
-    """Key → the features of a sample, memory-mapped and verified at first access."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._tensors = safe_open(path, framework="pt")
-        self._checksums: dict[str, dict[str, int]] = json.loads(self._tensors.metadata()["crc32"])
-        self._verified: set[str] = set()
-
-    def __getitem__(self, key: str) -> dict[str, torch.Tensor]:
-        sample = {name: self._tensors.get_tensor(f"{key}/{name}") for name in self._checksums[key]}
-        if key not in self._verified:
-            if {name: _checksum(tensor) for name, tensor in sample.items()} != self._checksums[key]:
-                raise DataError(f"{self.path} is damaged at {key}. Delete it, and run the same command again")
-            self._verified.add(key)
-        return sample
-
-    def __iter__(self) -> t.Iterator[str]:
-        return iter(self._checksums)
-
-    def __len__(self) -> int:
-        return len(self._checksums)
-
-
-@functools.cache
-def _open(path: Path) -> _File:
-    """Raises: DataError."""
-    try:
-        return _File(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Delete it, and run the same command again") from error
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file exists with the length that its header states; its tensors are verified on reading."""
-    try:
-        _File(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return False
-    return True
-
-
-def _checksum(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
 def compute_features(
@@ -146,17 +64,18 @@ def compute_features(
     plain = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
     changing = training_preparation(cell, data)
     parts = [data.train, data.holdout, data.validation]
-    groups = sorted({features.rows[record.key] // GROUP for part in parts for record in part})
-    trained = sorted({features.rows[record.key] // GROUP for record in data.train})
+    groups = sorted({features.rows[record.key] // feature_files.GROUP for part in parts for record in part})
+    trained = sorted({features.rows[record.key] // feature_files.GROUP for record in data.train})
     files: dict[Path, tuple[int, int | None]] = {features.file(group, None): (group, None) for group in groups}
     if changing.augment:
         variants = range(changing.augment.variants)
         files |= {features.file(group, v): (group, v) for v in variants for group in trained}
-    missing = [path for path in files if not _is_whole(path)]
+    missing = [path for path in files if not is_whole(path)]
     if not missing:
         return features
     say(
-        f"computing features of the frozen part of {type(model).__name__} for {len(groups)} groups of {GROUP} samples"
+        f"computing features of the frozen part of {type(model).__name__} for {len(groups)} groups of "
+        f"{feature_files.GROUP} samples"
         + (f" and {changing.augment.variants} variants of them" if changing.augment else "")
         + f": {len(missing)} of {len(files)} files are missing in {features.plain.parent}"
     )
@@ -170,7 +89,7 @@ def compute_features(
     def make(group: int, variant: int | None) -> bytes:
         tensors: dict[str, torch.Tensor] = {}
         checksums: dict[str, dict[str, int]] = {}
-        records = data.manifest.records[group * GROUP : (group + 1) * GROUP]
+        records = data.manifest.records[group * feature_files.GROUP : (group + 1) * feature_files.GROUP]
         for first in range(0, len(records), cell.evaluate.batch_size):
             if not keep_going():
                 raise DecodingStopped(f"{len(files) - len(missing)} of {len(files)} feature files are finished")
@@ -188,7 +107,7 @@ def compute_features(
                 for i, record in enumerate(some):
                     sample = {name: value[i].contiguous() for name, value in made.items()}
                     tensors |= {f"{record.key}/{name}": value for name, value in sample.items()}
-                    checksums[record.key] = {name: _checksum(value) for name, value in sample.items()}
+                    checksums[record.key] = {name: checksum(value) for name, value in sample.items()}
         return save(tensors, {"crc32": json.dumps(checksums)})
 
     reported = 0.0
@@ -198,7 +117,7 @@ def compute_features(
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with exclusive(path.with_suffix(".lock")) as ours:
-                    if not ours or _is_whole(path):
+                    if not ours or is_whole(path):
                         continue
                     for leftover in path.parent.glob(f".{path.name}.*"):  # from a killed process, as we hold the lock
                         leftover.unlink()
@@ -216,7 +135,7 @@ def compute_features(
                 expected = sum(existing) / len(existing) * len(files)
                 sizes = f"{sum(existing) / GB:.2f} of about {expected / GB:.2f} GB"
                 say(f"{len(existing)} of {len(files)} feature files, {sizes}")
-        missing = [path for path in missing if not _is_whole(path)]
+        missing = [path for path in missing if not is_whole(path)]
         # Other processes have the rest: wait for their files, or for their locks if they die.
         if missing and not claimed:
             if not keep_going():

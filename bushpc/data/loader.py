@@ -24,6 +24,7 @@ from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.captions import NO_CAPTION, caption
+from bushpc.data.feature_files import FeatureStore
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import open_synthetic
 from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
@@ -32,9 +33,6 @@ from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import Batch, Reprompter, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds, refuse_synthetic
-
-if t.TYPE_CHECKING:  # which builds on this module
-    from bushpc.data.features import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)

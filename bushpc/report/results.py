@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bushpc.config.frozen import FrozenSettings
+from bushpc.config.frozen import flat_settings
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.runs.goodput import Attempt, Goodput, goodput, read_attempts, trained_in
@@ -187,9 +187,11 @@ def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]
     """Every row of the run with its cells; a run that is no grid is one row."""
     if run.kind != "grid":
         return [(RowRecord(name=run.model, label=run.model, model=run.model, settings={}), run.cells)]
-    if run.grid is None or any(cell.row is None for cell in run.cells):
+    rows = run.grid.rows if run.grid else []
+    if not rows or not all(row.label and row.model for row in rows) or not all(cell.row for cell in run.cells):
         raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")
-    names = [row.name for row in run.grid.rows]
+    assert run.grid is not None, "it has rows"
+    names = [row.name for row in rows]
     unknown = [cell.row for cell in run.cells if cell.row not in names]
     empty = [name for name in names if not run.cells_of(name)]
     baseline = run.grid.baseline
@@ -199,7 +201,7 @@ def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]
             f"row {empty[0]!r} has no cell" if empty else f"its baseline is {baseline!r}"
         )  # fmt: skip
         raise DataError(f"{path}: {said}; rows are {', '.join(names)}. {_OTHER_VERSION}")
-    return [(row, run.cells_of(row.name)) for row in run.grid.rows]
+    return [(row, run.cells_of(row.name)) for row in rows]
 
 
 def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[CellRecord]) -> Arm:
@@ -308,10 +310,9 @@ def _settings(config: str | None, run: RunRecord) -> dict[str, t.Any]:
     if config is None:
         return {}
     try:
-        frozen = FrozenSettings.parse(config)
+        return flat_settings(config, instead={"prompts": run.prompts})
     except ConfigError:
         return {}
-    return frozen.settings | ({} if "prompts" in frozen.stated else {"prompts": run.prompts})
 
 
 def _why_incomplete(folder: CellDir, curve: Curve, iterations: t.Any, external: list[str]) -> str | None:

@@ -277,28 +277,28 @@ class FoldsRecord(Record, kw_only=True, frozen=True):
 class SubmissionRecord(Record, kw_only=True, frozen=True):
     """One command that wrote the run. code: the snapshot of the package, `RunDir.snapshot`."""
 
-    time: str
-    commit: str | None
-    code: str
-    command: list[str]
-    versions: dict[str, str]
+    time: str = ""
+    commit: str | None = None
+    code: str = ""
+    command: list[str] = []
+    versions: dict[str, str] = {}
 
 
 class RowRecord(Record, kw_only=True, frozen=True):
     """A row of a grid. settings: what sets it apart, key → value."""
 
     name: str
-    label: str
-    settings: dict[str, t.Any]
-    model: str
+    label: str = ""
+    settings: dict[str, t.Any] = {}
+    model: str = ""
 
 
 class GridRecord(Record, kw_only=True, frozen=True):
     """baseline: the row that the others are compared with."""
 
-    name: str
-    title: str
-    baseline: str | None
+    name: str = ""
+    title: str = ""
+    baseline: str | None = None
     rows: list[RowRecord]
 
 

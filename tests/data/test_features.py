@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bushpc.cell import build_model, run_cell
 from bushpc.config import CellConfig, compose
-from bushpc.data import features
+from bushpc.data import feature_files, features
 from bushpc.data.cache import DecodingStopped
 from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData, training_batches, validation_batches
@@ -42,7 +42,7 @@ VARIED = ("augment.variants=2", "augment.strength.benign=0", "augment.hflip=1", 
 @pytest.fixture
 def setting(make_cell, tmp_path, monkeypatch):
     """setting(*overrides) → (cell, model, data) with features in tmp_path/features; 20 samples in groups of 8."""
-    monkeypatch.setattr(features, "GROUP", 8)
+    monkeypatch.setattr(feature_files, "GROUP", 8)
 
     def make(*overrides):
         folder = f"loader.features_dir={tmp_path / 'features'}"
@@ -60,7 +60,7 @@ def compute(cell, model, data, **kwargs):
 
 
 def test_training_and_evaluation_with_stored_features_equal_those_without(make_cell, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "GROUP", 8)
+    monkeypatch.setattr(feature_files, "GROUP", 8)
     folder = f"loader.features_dir={tmp_path / 'features'}"
     stored = make_cell("stored", *FROZEN, *VARIED, "loader.features=true", folder)
     direct = make_cell("direct", *FROZEN, *VARIED, "loader.features=false")
@@ -178,7 +178,7 @@ def test_damage_is_found_where_it_is_read_and_a_cut_file_is_made_again(setting):
     again = compute(cell, model, data)
     assert path.read_bytes() == content
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    features._open.cache_clear()
+    feature_files._open.cache_clear()
     keys = [record.key for record in data.manifest.records[:8]]
     with pytest.raises(DataError, match=r"00000.safetensors is damaged.*Delete it"):
         again(keys, [None] * 8)
