@@ -69,9 +69,9 @@ def pack(given: Arguments) -> None:
 
 
 def _out(data: str, out: Path | None) -> Path:
-    from bushpc.config import ROOT
+    from bushpc.config.places import home
 
-    return out or ROOT / "shards" / data
+    return out or home() / "shards" / data
 
 
 def list_shards(given: Arguments) -> int:
@@ -114,14 +114,14 @@ AUDIT = Words(
 
 
 def audit_shards(given: Arguments) -> int:
-    from bushpc.config import ROOT
+    from bushpc.config.places import home
     from bushpc.report.audit_page import write_page
     from bushpc.shards.audit import audit, summary, write
     from bushpc.shards.duplicates import LEAST_CORRELATION
     from bushpc.shards.progress import progress
 
     names = "-".join(folder.name for folder in given.data)
-    out = given.out or ROOT / "runs" / f"audit-{names}"
+    out = given.out or home() / "runs" / f"audit-{names}"
     least = LEAST_CORRELATION if given.least_correlation is None else given.least_correlation
     with progress(f"audit {names}") as show:
         found = audit(given.data, folds=given.folds, least_correlation=least, progress=show)

@@ -111,13 +111,13 @@ QUALITY = Words(
 
 
 def quality(given: Arguments) -> int:
-    from bushpc.config import ROOT
+    from bushpc.config.places import home
     from bushpc.generate.quality import Asked, judge, write
     from bushpc.generate.quality_page import make_tables, write_page
     from bushpc.report.tables import to_rich
     from bushpc.shards.progress import progress
 
-    out = given.out or ROOT / "runs" / f"quality-{given.synthetic.name}-{given.against.name}"
+    out = given.out or home() / "runs" / f"quality-{given.synthetic.name}-{given.against.name}"
     asked = Asked(
         synthetic=given.synthetic.expanduser(),
         against=given.against,
@@ -126,7 +126,7 @@ def quality(given: Arguments) -> int:
         fold=given.fold,
         features=given.features,
         segmenter=given.segmenter,
-        weights_dir=given.weights_dir or ROOT / "weights",
+        weights_dir=given.weights_dir or home() / "weights",
         device=given.device,
     )
     with progress("quality") as show:

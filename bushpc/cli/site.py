@@ -133,10 +133,10 @@ def _weights(given: Arguments, *, pull: bool) -> None:
 
 def _inception(given: Arguments, *, pull: bool) -> None:
     """`bushpc weights … features=inception`: a file that no model needs, but `bushpc quality` does."""
-    from bushpc.config import ROOT
+    from bushpc.config.places import home
     from bushpc.generate.features import INCEPTION, pull_inception, require_inception
 
-    folder = INCEPTION_WORDS.read(given.typed)["weights_dir"] or ROOT / "weights"
+    folder = INCEPTION_WORDS.read(given.typed)["weights_dir"] or home() / "weights"
     if pull:
         pull_inception(folder)
     require_inception(folder)
