@@ -1,17 +1,18 @@
-"""Sealed checkpoints: whole and verified, or not there. Written by the trainer, read by resume and evaluation.
+"""Sealed checkpoints: complete and verified, or absent. The trainer writes them; resume and evaluation read them.
 
 <cell>/checkpoints/step_00000300/
   model.safetensors      trained parameters and buffers
   optimizer.safetensors  the optimizer's tensors, <key>/<parameter>
   ema.safetensors        averaged parameters, where train.ema is on
-  meta.json              step, settings, loss scale, what was measured, what else is needed
-  seal.json              SHA-256 of the others, written last; the folder is renamed into place after that
-  validation.json        only where a stop signal came before the validation: what it measured later, outside the seal
-<cell>/checkpoints/unread_step_…    did not verify when a run went on from an earlier one; kept for a human to look at
-<run>/frozen/<sha256>.safetensors   parameters that no step changes, stored once for all cells of a run
+  meta.json              step, settings, loss scale, measurements, and other state
+  seal.json              SHA-256 of the other files, written last; then the folder is renamed into place
+  validation.json        only if a stop signal preceded the validation: its later result, outside the seal
+<cell>/checkpoints/unread_step_…    failed verification when a run resumed from an earlier one; kept for inspection
+<run>/frozen/<sha256>.safetensors   parameters that training does not change, stored once for all cells of a run
 
-Tensors are whole, whatever engine and number of ranks wrote them, so any other can go on from them. Random numbers
-and the loader's position are functions of the step (bushpc.dist, bushpc.data.loader), so the step stands for them.
+Tensors are stored unpartitioned, whatever engine and number of ranks wrote them, so any other can resume from them.
+Random numbers and the loader's position are functions of the step (bushpc.dist, bushpc.data.loader), so storing the
+step is enough.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from bushpc.runs.layout import checkpoint_in
 
 SEAL, META, LATE_VALIDATION = "seal.json", "meta.json", "validation.json"
 NAME = re.compile(r"step_(\d{8,})")
-# What json and safetensors raise on files that are not what they should be.
+# What json and safetensors raise for invalid files.
 READING_FAILS = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
     SafetensorError,
@@ -56,7 +57,7 @@ Parts = dict[str, dict[str, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified checkpoint in memory; tensors are on the CPU. `parts["model"]` holds the frozen parameters too."""
+    """A verified checkpoint in memory; tensors are on the CPU. `parts["model"]` includes the frozen parameters."""
 
     path: Path
     step: int
@@ -66,9 +67,9 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What is kept besides the newest `keep`: every step that `every` divides (0: none), and the best by `best`.
+    """Which checkpoints to keep: the newest `keep`, those at multiples of `every` (0 for none), and the best.
 
-    best: metric of a validation at that step, with `more` = more of it is better; None keeps none.
+    best: a validation metric (`more`: higher is better); None for none.
     """
 
     keep: int
@@ -84,9 +85,9 @@ def frozen_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def store_frozen(store: Path, frozen: dict[str, torch.Tensor]) -> str | None:
-    """Put frozen parameters into the run's store, once for equal content; returns their SHA-256 (None if empty).
+    """Store frozen parameters in the run, once per content; returns their SHA-256 (None if empty).
 
-    A stored file that is damaged is replaced. Raises: ResumeError where they cannot be written.
+    A damaged stored file is replaced. Raises: ResumeError if they cannot be written.
     """
     if not frozen:
         return None
@@ -98,11 +99,11 @@ def store_frozen(store: Path, frozen: dict[str, torch.Tensor]) -> str | None:
             store.mkdir(parents=True, exist_ok=True)
             write_atomically(target, content)
         except OSError as error:
-            # Another cell that stored the same in the meantime took what we had written so far for a leftover.
+            # Another cell may have stored the same meanwhile and deleted our partial file as a leftover.
             if not _is_stored(target, sha256):
                 raise ResumeError(
-                    f"the frozen parameters could not be written to {store} ({error}). Mend that, or make room there, "
-                    "and run the same command again"
+                    f"the frozen parameters could not be written to {store} ({error}). Fix that, or free some space "
+                    "there, and run the same command again"
                 ) from error
     for leftover in store.glob(f".{target.name}.*"):
         with contextlib.suppress(OSError):
@@ -113,15 +114,15 @@ def store_frozen(store: Path, frozen: dict[str, torch.Tensor]) -> str | None:
 def write(
     folder: Path, step: int, parts: Parts, meta: Mapping[str, t.Any], still_ours: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write checkpoint `step` below `folder` and seal it; one of this step that is whole already is left as it is.
+    """Write checkpoint `step` in `folder` and seal it; an intact one of this step is left unchanged.
 
-    still_ours: asked when all is written and only the rename is left; what it raises leaves nothing behind.
-    Raises: OSError, for example of a full disk; what was written of it is deleted then, and nothing else touched.
+    still_ours: called before the final rename; if it raises, nothing is left behind.
+    Raises: OSError, for example for a full disk; the partial checkpoint is then deleted, and nothing else changes.
     """
     target = checkpoint_in(folder, step)
     if os.path.lexists(target) and _is_whole(target):
         return target
-    # With the host: processes in containers on two nodes have the same ids more often than not.
+    # Include the host: processes in containers on two nodes often have the same ids.
     aside = folder / f".{target.name}.{socket.gethostname()}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -132,7 +133,7 @@ def write(
         for part, tensors in parts.items():
             path = aside / f"{part}.safetensors"
             save_file(tensors, path)
-            shutil.copymode(aside / META, path)  # safetensors' own leaves out the group, whatever the umask
+            shutil.copymode(aside / META, path)  # safetensors ignores the umask and omits group permissions
         hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
         for name in hashes:
             flush_file(aside / name)
@@ -143,7 +144,7 @@ def write(
         aside.rename(target)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # which is how safetensors reports a full disk
+        if isinstance(error, SafetensorError):  # safetensors reports a full disk like this
             raise OSError(f"{aside} could not be written: {error}") from error
         raise
     flush_folder(folder)
@@ -151,9 +152,9 @@ def write(
 
 
 def newest(folder: Path, frozen_store: Path, log: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest checkpoint that every rank can read whole, walking back over others and saying why; None without any.
+    """The newest checkpoint that every rank can read and verify; logs why newer ones are skipped. None without any.
 
-    Collective. Raises: ResumeError where `folder` cannot be listed: to begin anew would be wrong.
+    Collective. Raises: ResumeError if `folder` cannot be listed, as starting from scratch would be wrong.
     """
     for step in from_main_or_raise(lambda: steps(folder)[::-1]):
         found, why = None, []
@@ -170,7 +171,7 @@ def newest(folder: Path, frozen_store: Path, log: Callable[[str], None] = print)
 
 
 def read(path: Path, frozen_store: Path) -> Checkpoint:
-    """Verify and load one checkpoint. Raises: ResumeError saying which file is damaged."""
+    """Verify and load one checkpoint. Raises: ResumeError naming the damaged file."""
     sealed = verify(path)
     try:
         meta = freeze.CHECKPOINT.read(_read_json(path / META), str(path / META))
@@ -178,7 +179,7 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
             meta["validation"] = validation
         step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}
         if checkpoint_in(path.parent, step).name not in path.name:
-            raise ResumeError(f"checkpoint {path} is of step {step}, which is not what its name says")
+            raise ResumeError(f"checkpoint {path} is of step {step}, which differs from its name")
         if unsealed := sorted(set(files.values()) - sealed):
             raise ResumeError(f"checkpoint {path} is damaged: {', '.join(unsealed)} are not under its seal")
         parts = {part: load_file(path / file) for part, file in files.items()}
@@ -190,7 +191,7 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
 
 
 def verify(path: Path) -> set[str]:
-    """Hold every file of a checkpoint against its seal; returns their names.
+    """Compare every file of a checkpoint with its seal; returns the files' names.
 
     Raises: ResumeError naming the files that changed.
     """
@@ -207,11 +208,11 @@ def verify(path: Path) -> set[str]:
 
 
 def set_aside_after(folder: Path, step: int) -> None:
-    """Rename to `unread_step_…` what lies beyond `step`, the one that a run goes on from: it did not verify.
+    """Rename checkpoints after `step`, from which a run resumes, to `unread_step_…`: they failed verification.
 
-    Retention goes by step number, so a damaged later one would make it delete good earlier ones. Nothing is deleted:
-    what cannot be read now, because a disk or the frozen parameters are away, may be whole all the same.
-    Raises: ResumeError where that is not possible.
+    Retention sorts by step number, so it would keep damaged later checkpoints and delete good earlier ones. Nothing is
+    deleted here, because a checkpoint may be unreadable only for now, while a disk or the frozen parameters are away.
+    Raises: ResumeError if that is not possible.
     """
     try:
         for later, path in _paths(folder).items():
@@ -222,13 +223,13 @@ def set_aside_after(folder: Path, step: int) -> None:
 
 
 def retain(folder: Path, rule: Retention, log: Callable[[str], None] = print) -> None:
-    """Delete what `rule` does not keep, and what killed writers left. Call it after a sealed write.
+    """Delete the checkpoints that `rule` does not keep, and leftovers of killed writers. Call it after a sealed write.
 
-    Nothing is deleted unless the newest one verifies: the last good checkpoint outlives a disk that lies.
-    Raises: OSError for what cannot be deleted; that no longer counts as a checkpoint, and the next call tries again.
+    Nothing is deleted unless the newest checkpoint verifies, so the last good one survives a faulty disk.
+    Raises: OSError for what cannot be deleted; it no longer counts as a checkpoint, and the next call tries again.
     """
     for path in _surplus(folder, rule, log):
-        # Under another name first: a kill in between must not leave half of one that looks sealed.
+        # Rename first: a kill during the deletion must not leave a partial checkpoint that looks sealed.
         path.rename(path.with_name(f".{path.name}.deleted"))
     errors = []
     for path in folder.glob(".step_*"):
@@ -241,26 +242,26 @@ def retain(folder: Path, rule: Retention, log: Callable[[str], None] = print) ->
 
 
 def note_validation(path: Path, metrics: Mapping[str, float]) -> None:
-    """Note what a validation measured that came after its checkpoint was sealed, for retention to know the best.
+    """Record a validation that ran after its checkpoint was sealed, so that retention can find the best.
 
-    Raises: OSError where it cannot be written; the checkpoint is as good as before.
+    Raises: OSError if it cannot be written; the checkpoint stays valid.
     """
     write_atomically(path / LATE_VALIDATION, json.dumps(dict(metrics)))
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all sealed checkpoints, rising; by their names alone, nothing is verified.
+    """The steps of all sealed checkpoints, ascending, taken from their names without verification.
 
-    Raises: ResumeError where `folder` cannot be listed.
+    Raises: ResumeError if `folder` cannot be listed.
     """
     try:
         return list(_paths(folder))
     except OSError as error:
-        raise ResumeError(f"whether there are checkpoints in {folder} cannot be found out: {error}") from error
+        raise ResumeError(f"the checkpoints in {folder} cannot be listed: {error}") from error
 
 
 def newest_whole(folder: Path) -> int | None:
-    """The step of the newest checkpoint that its seal says is whole; None without any."""
+    """The step of the newest checkpoint that matches its seal; None without any."""
     try:
         return next((step for step, path in reversed(_paths(folder).items()) if _is_whole(path)), None)
     except OSError:
@@ -268,10 +269,10 @@ def newest_whole(folder: Path) -> int | None:
 
 
 def share(path: Path, folder: Path) -> None:
-    """Put a sealed checkpoint of another cell below `folder` as well; both then have it, whatever becomes of the other.
+    """Link or copy a sealed checkpoint of another cell into `folder`; each cell's copy is independent of the other.
 
-    Nothing of a sealed one is ever written to again, so files are shared where the file system can.
-    Raises: OSError; then nothing is there but what `retain` deletes.
+    Sealed files never change, so they are hard-linked if the file system supports it.
+    Raises: OSError; what is then left is a leftover that `retain` deletes.
     """
     for leftover in folder.glob(".step_*"):
         _delete(leftover)
@@ -285,14 +286,14 @@ def share(path: Path, folder: Path) -> None:
 
 
 class Saver:
-    """Writes checkpoints in the background on the main rank: the loop waits only for the copy out of the device.
+    """Writes checkpoints in the background on the main rank: the loop waits only for the copy from the device.
 
-    A failed write (a full disk) is said, keeps every older checkpoint, and is tried again at the next save; only
-    `finish` insists.
+    A failed write (a full disk) is logged, keeps all older checkpoints, and is retried at the next save; only `finish`
+    raises.
 
-    Context manager: a write under way ends before it closes, also when the training failed; that loses nothing.
+    Context manager: on exit it waits for a pending write, even if training failed, so no checkpoint is lost.
 
-    folder: the cell's checkpoints. rule: what is kept. still_ours: raises if this process may no longer write here.
+    folder: the cell's checkpoints. rule: which to keep. still_ours: raises if this process may no longer write here.
     written_s: seconds of each write so far.
     """
 
@@ -312,7 +313,7 @@ class Saver:
         self._wait()
 
     def save(self, step: int, tensors: Iterable[tuple[str, str, torch.Tensor]], meta: Mapping[str, t.Any]) -> None:
-        """Copy (part, name, tensor) triples to the host and start writing them; waits for the save before, if need be.
+        """Copy (part, name, tensor) triples to the host and start writing them; first waits for the previous save.
 
         Raises: what `still_ours` raised in the background since the last call.
         """
@@ -325,21 +326,21 @@ class Saver:
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until the last save is on the disk. Raises: ResumeError if it is not there."""
+        """Wait until the last save is on disk. Raises: ResumeError if it could not be written."""
         self._wait()
         if self._error is not None:
             error, self._error = self._error, None
             if not isinstance(error, OSError):
                 raise error
-            there = newest_whole(self.folder)
+            intact = newest_whole(self.folder)
             raise ResumeError(
-                f"the last checkpoint could not be written to {self.folder} ({error}); "
-                + ("" if there is None else f"step {there} is whole and is what a restart goes on from. ")
-                + "Make room there and run the same command again"
+                f"the last checkpoint could not be written to {self.folder} ({error}). "
+                + ("" if intact is None else f"A restart resumes from step {intact}, which is intact. ")
+                + "Free some space there and run the same command again"
             ) from error
 
     def _copy_out(self, tensors: Iterable[tuple[str, str, torch.Tensor]]) -> Parts:
-        # The same host memory for every save: fresh memory costs a page fault per 4 KiB, more than the copy itself.
+        # Reuse the same host memory for every save: fresh memory costs a page fault per 4 KiB, more than the copy.
         parts: Parts = {}
         on_gpu = False
         for part, name, tensor in tensors:
@@ -360,13 +361,13 @@ class Saver:
             write(self.folder, step, parts, meta, self.still_ours)
         except OSError as error:
             self._error = error
-            there = newest_whole(self.folder)
+            intact = newest_whole(self.folder)
             self.log(
                 f"checkpoint of step {step} could not be written: {error}; "
-                + ("" if there is None else f"step {there} stays, ")
-                + "the next save tries again: make room"
+                + ("" if intact is None else f"step {intact} is kept, ")
+                + "the next save tries again: free some space"
             )
-        except BaseException as error:  # raised in the loop, which is where it can end the run
+        except BaseException as error:  # raised again in the loop, where it can end the run
             self._error = error
         else:
             self._retain()
@@ -376,7 +377,7 @@ class Saver:
         try:
             self.still_ours()
             retain(self.folder, self.rule, self.log)
-        except OSError as error:  # the new one is sealed all the same
+        except OSError as error:  # the new checkpoint is sealed anyway
             self.log(f"older checkpoints in {self.folder} could not be deleted: {error}; the next save tries again")
         except BaseException as error:
             self._error = error
@@ -388,7 +389,7 @@ class Saver:
 
 
 def _paths(folder: Path) -> dict[int, Path]:
-    """Step → path, rising. What a user keeps beside them, a copy say, has another name and is left alone."""
+    """Step → path, ascending. Other files that a user keeps there, such as a copy, are ignored by their names."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -405,13 +406,13 @@ def _surplus(folder: Path, rule: Retention, log: Callable[[str], None]) -> list[
     try:
         verify(paths[max(paths)])
     except ResumeError as error:
-        log(f"{error}; it is the newest, so no older one is deleted")
+        log(f"{error}; as it is the newest, no older checkpoint is deleted")
         return []
     return [path for step, path in paths.items() if step not in kept]
 
 
 def _kept(paths: dict[int, Path], rule: Retention) -> set[int]:
-    """The steps of `paths`, rising, that `rule` keeps."""
+    """The steps of `paths` (ascending) that `rule` keeps."""
     kept = set(list(paths)[-rule.keep :])
     if rule.every:
         kept |= {step for step in paths if step % rule.every == 0}
@@ -423,7 +424,7 @@ def _kept(paths: dict[int, Path], rule: Retention) -> set[int]:
 
 
 def _validation(path: Path) -> dict[str, t.Any] | None:
-    """What the validation of a checkpoint measured, at its time or later; None without one."""
+    """The metrics of a checkpoint's validation, run at its step or later; None without one."""
     with contextlib.suppress(*READING_FAILS):
         if (metrics := _read_json(path / META).get("validation")) is not None:
             return dict(metrics)
@@ -433,7 +434,7 @@ def _validation(path: Path) -> dict[str, t.Any] | None:
 
 
 def _score(path: Path, metric: str) -> float | None:
-    """One metric of a checkpoint's validation; None without one, and where it is no number."""
+    """One metric of a checkpoint's validation; None without one, or if it is not finite."""
     try:
         value = float((_validation(path) or {})[metric])
     except READING_FAILS:
@@ -450,7 +451,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _is_sealed(path: Path, name: str, sha256: str) -> bool:
-    """Whether a file in the folder itself, and not elsewhere, has this content."""
+    """Whether a file directly in the folder has this content."""
     return (path / name).parent == path and _has_content(path / name, sha256)
 
 
@@ -459,8 +460,8 @@ def _has_content(path: Path, sha256: str) -> bool:
 
 
 def _read_json(path: Path) -> t.Any:
-    if path.exists() and not path.is_file():  # a device or a pipe has no end
-        raise OSError(f"{path} is no file")
+    if path.exists() and not path.is_file():  # reading a device or a pipe may never end
+        raise OSError(f"{path} is not a regular file")
     return json.loads(path.read_text())
 
 
@@ -482,11 +483,11 @@ def _delete(path: Path) -> None:
 def _is_stored(path: Path, sha256: str) -> bool:
     try:
         return _has_content(path, sha256)
-    except OSError:  # cannot be read: to be written again
+    except OSError:  # unreadable, so write it again
         return False
 
 
 def _read_frozen(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     if not _has_content(path, sha256):
-        raise OSError(f"frozen parameters {path} are missing, or changed since they were stored")
+        raise OSError(f"frozen parameters {path} are missing or changed since they were stored")
     return load_file(path)

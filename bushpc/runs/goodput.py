@@ -1,11 +1,11 @@
-"""Where a cell's time went: its attempts → seconds by cause. Trainer, status and report share it; files only, no torch.
+"""Where a cell's time went: its attempts → seconds by cause. For trainer, status and report; reads files, no torch.
 
-    <cell>/attempts.jsonl   a line per start of the cell, once that start has ended
-    <cell>/state.json       the heartbeat; its `attempt` is the start that runs now, or that died last
-    <cell>/taken_over.json  only where the cell trained nothing: whose weights it has, and where that time is told of
+    <cell>/attempts.jsonl   a line per start of the cell, written when that start has ended
+    <cell>/state.json       the heartbeat; its `attempt` is the running start, or the last one that died
+    <cell>/taken_over.json  only if the cell did not train: whose weights it has, and where that time is recorded
 
-Every moment from the first submission to the last sign of life has exactly one cause, so causes sum to the wall time.
-What an attempt did after its last sign of life nobody knows: that time counts as waiting for the next attempt.
+Every moment from the first submission to the last sign of life has exactly one cause, so the causes sum to the wall
+time. It is unknown what an attempt did after its last sign of life: that time counts as waiting for the next attempt.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from bushpc.runs.layout import CellDir
 from bushpc.runs.records import MOST, TakenOver
 
-# What one attempt can spend its time on; `other` is the loop's own work between the named ones.
+# What an attempt can spend its time on; `other` is the loop's own work in between.
 SPENDINGS = ("start", "load", "step", "save", "validate", "evaluate", "other")
-# Cause → how it is called where people read it, in the order in which it is shown.
+# Cause → its name in tables, in display order.
 CAUSES = {
     "productive": "training steps",
     "load": "waiting for data",
@@ -42,11 +42,11 @@ CAUSES = {
 class Attempt:
     """One start of a cell: a line of attempts.jsonl.
 
-    number: from 0. job, restart: Slurm's job id and restart count, "" and 0 outside of Slurm.
-    submitted, began: when it was asked for and when it began, in seconds since 1970.
-    from_step, step: steps done when it began to train, and at its last sign of life.
-    seconds: by SPENDINGS, all of its time. end: `done` or `stopped`, or "" where nothing was heard of an end.
-    energy_j: joules that its GPUs drew (bushpc.train.energy says of which); None without GPUs or a driver that tells.
+    number: from 0. job, restart: Slurm's job id and restart count, "" and 0 outside Slurm.
+    submitted, began: times of submission and start, in seconds since 1970.
+    from_step, step: steps done when training began, and at the last sign of life.
+    seconds: all its time by SPENDINGS. end: `done` or `stopped`, or "" if no end was recorded.
+    energy_j: joules used by its GPUs (see bushpc.train.energy); None without GPUs or driver counters.
     """
 
     number: int
@@ -66,24 +66,24 @@ class Attempt:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from its begin to its last sign of life."""
+        """Seconds from the start to the last sign of life."""
         return math.fsum(self.seconds.values())
 
     @property
     def last_sign(self) -> float:
-        """When it was last heard of, in seconds since 1970."""
+        """Time of the last sign of life, in seconds since 1970."""
         return self.began + self.elapsed_s
 
     def to_json(self) -> str:
-        """Its line, without the line break."""
+        """Its line in attempts.jsonl, without the line break."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, content: t.Any) -> Attempt | None:
-        """The inverse of `asdict`; None for anything that is not the whole of one."""
+        """The inverse of `asdict`; None for invalid or incomplete content."""
         if not isinstance(content, dict):
             return None
-        content = {"energy_j": None, **content}  # lines of before it was counted have none
+        content = {"energy_j": None, **content}  # older lines lack it
         if content.keys() != _JSON_TYPES.keys():
             return None
         if any(type(value) not in _JSON_TYPES[name] for name, value in content.items()):
@@ -109,12 +109,11 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Where the time of a cell went. seconds: by CAUSES, they sum to `wall_s`.
+    """Where the time of a cell went. seconds: by CAUSES; they sum to `wall_s`.
 
-    wall_s: from the first submission to the last sign of life. replayed_steps: done again, as they were after the
-    last checkpoint when an attempt died. gpu_hours: of all attempts, whatever they did with them.
-    energy_j: joules that the GPUs of all attempts drew; None where one of them could not tell, as a sum without it
-    would look cheaper than it was.
+    wall_s: from the first submission to the last sign of life. replayed_steps: steps repeated because an attempt died
+    after the last checkpoint. gpu_hours: of all attempts, productive or not.
+    energy_j: joules used by the GPUs of all attempts; None if any attempt has no value, as the sum would be too low.
     """
 
     attempts: int
@@ -129,20 +128,20 @@ class Goodput:
 
     @property
     def share(self) -> float | None:
-        """Goodput: productive seconds over all in which the cell was submitted; None before there are any."""
+        """Goodput: productive seconds over all seconds in which the cell was submitted; None if there are none."""
         asked_for = self.wall_s - self.seconds["idle"]
         return self.seconds["productive"] / asked_for if asked_for > 0 else None
 
     def to_dict(self) -> dict[str, t.Any]:
-        """For machines."""
+        """For JSON."""
         return {"share": self.share, "wall_s": self.wall_s, **asdict(self)}
 
 
 def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | None:
-    """Account for the attempts of one cell, in their order; None without any.
+    """Account for the attempts of one cell, in order; None without any.
 
-    saved: step of the newest checkpoint, for a cell whose last attempt died and which nothing works on now: the steps
-    after it are lost, and become steps done again when it goes on.
+    saved: step of the newest checkpoint, if the last attempt died and none is running: later steps are lost, and become
+    repeated steps when the cell resumes.
     """
     if not attempts:
         return None
@@ -184,18 +183,18 @@ def newest_saved(cell_dir: Path | CellDir) -> int:
 
 
 def trained_in(cell_dir: Path | CellDir) -> str:
-    """Folder of the cell whose weights a cell took over, as it was then; "" for one that trains by itself."""
+    """Folder (at the time) of the cell whose weights this cell took over; "" for a cell that trains itself."""
     return TakenOver.read_valid(CellDir(cell_dir).taken_over).trained_in
 
 
 def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
-    """Seconds between an attempt and the one before it, by cause. Clocks of two nodes may differ: never below 0."""
-    # `bushpc train` notes the submission when it is running already.
+    """Seconds between an attempt and the previous one, by cause; never negative, although clocks of nodes differ."""
+    # `bushpc train` records the submission when it is already running.
     submitted = min(attempt.submitted, attempt.began)
     if before is None:
         return {"queue": attempt.began - submitted}
     last_sign = before.last_sign
-    # `bushpc train` in a batch job notes a submission at every start, so Slurm's own count is asked, too.
+    # `bushpc train` in a batch job records a submission at every start, so check Slurm's restart count too.
     same = attempt.submitted == before.submitted or attempt.restart > before.restart
     if same and attempt.job == before.job:
         return {"requeue": max(0.0, attempt.began - last_sign)}
@@ -203,9 +202,9 @@ def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
 
 
 def read_attempts(cell_dir: Path | CellDir, state: t.Mapping[str, t.Any] | None = None) -> list[Attempt]:
-    """All attempts of a cell, by number, the running one last; lines that cannot be read are passed over.
+    """All attempts of a cell, by number, the running one last; invalid lines are skipped.
 
-    state: the content of its state.json, where the caller has it already.
+    state: the content of its state.json, if the caller already has it.
     """
     by_number: dict[int, Attempt] = {}
     cell = CellDir(cell_dir)
@@ -220,7 +219,7 @@ def read_attempts(cell_dir: Path | CellDir, state: t.Mapping[str, t.Any] | None 
 
 
 def read_note(path: Path) -> dict[str, t.Any]:
-    """The object in a JSON file that a run may do without: empty where the file is missing or damaged."""
+    """The object in an optional JSON file; empty if the file is missing or damaged."""
     content = _json("\n".join(_lines(path)))
     return content if isinstance(content, dict) else {}
 

@@ -245,7 +245,7 @@ def test_a_damaged_frozen_file_is_refused_and_storing_it_again_mends_it(tmp_path
 
 def test_a_folder_that_cannot_be_listed_is_no_reason_to_begin_anew(tmp_path):
     (tmp_path / "checkpoints").write_text("not a folder")
-    with pytest.raises(ResumeError, match="cannot be found out"):
+    with pytest.raises(ResumeError, match="the checkpoints in .* cannot be listed"):
         newest(tmp_path)
 
 
@@ -756,10 +756,10 @@ def test_a_full_disk_keeps_the_old_one_and_the_run_goes_on(disk):
     before = names(disk / "checkpoints")
     for step in (2, 3):  # training goes on
         saving.save(step, triples(step), {"frozen": None})
-    with pytest.raises(ResumeError, match=r"(?s)No space left.*step 1 is whole.*Make room"):
+    with pytest.raises(ResumeError, match=r"(?s)No space left.*step 1, which is intact.*Free some space"):
         saving.finish()
     assert [line.partition(" could")[0] for line in said] == ["checkpoint of step 2", "checkpoint of step 3"]
-    assert all("No space left" in line and "step 1 stays" in line for line in said)
+    assert all("No space left" in line and "step 1 is kept" in line for line in said)
     assert names(disk / "checkpoints") == before
     assert_equal(newest(disk).parts, parts_of(1))
 
@@ -796,7 +796,7 @@ def test_wherever_the_room_ends_the_old_one_stays(disk):
 def test_frozen_parameters_without_room_are_an_error_that_says_what_to_do(disk):
     ballast = fill(disk, leave=8192)
     frozen = {"weight": torch.zeros(50_000)}
-    with pytest.raises(ResumeError, match=r"(?s)No space left.*make room"):
+    with pytest.raises(ResumeError, match=r"(?s)No space left.*free some space"):
         checkpoint.store_frozen(disk / "frozen", frozen)
     assert names(disk / "frozen") == []
     ballast.unlink()
