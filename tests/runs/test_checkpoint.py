@@ -245,7 +245,7 @@ def test_a_damaged_frozen_file_is_refused_and_storing_it_again_mends_it(tmp_path
 
 def test_a_folder_that_cannot_be_listed_is_no_reason_to_begin_anew(tmp_path):
     (tmp_path / "checkpoints").write_text("not a folder")
-    with pytest.raises(ResumeError, match="the checkpoints in .* cannot be listed"):
+    with pytest.raises(ResumeError, match=r"the checkpoints in .* cannot be listed"):
         newest(tmp_path)
 
 
