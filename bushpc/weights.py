@@ -14,14 +14,14 @@ import tempfile
 import typing as t
 from pathlib import Path
 
-from bushpc.config import ModelConfig, as_word, compose, model_names
+from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
 if t.TYPE_CHECKING:  # models import this module
     import torch
 
-    from bushpc.models.base import Model, WeightFile
+    from bushpc.models.base import Model
 
 LOCK = "weights.lock.json"
 
@@ -34,7 +34,7 @@ def pull(model_class: type[Model], config: ModelConfig, weights_dir: str | Path)
     """
     folder = Path(weights_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    files = model_class.weight_files(config)
+    files = config.weight_files()
     for file in files:
         if _problem(file, folder):
             _record(folder, file, _download(file, folder))
@@ -47,7 +47,7 @@ def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path
     Only reads and hashes local files.
     """
     folder = Path(weights_dir)
-    problems = (_problem(file, folder) for file in model_class.weight_files(config))
+    problems = (_problem(file, folder) for file in config.weight_files())
     return [problem for problem in problems if problem]
 
 

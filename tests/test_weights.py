@@ -13,26 +13,28 @@ import torch
 
 from bushpc import weights
 from bushpc.cli import main
-from bushpc.config import ModelConfig, compose
+from bushpc.config import ModelConfig, WeightFile, compose, config_class
 from bushpc.errors import WeightsError
-from bushpc.models.base import Model, WeightFile
+from bushpc.models.base import Model
 from bushpc.models.baselines import UNet
 from bushpc.models.xbusnet import XBusNet
 
-CONFIG = ModelConfig(image_size=32, pretrained=True)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Toy(Model):
-    Config = ModelConfig
-    files = (WeightFile(name="toy.safetensors", hub_repo="lab/toy", hub_file="model.safetensors", revision="main"),)
+@config_class
+class ToyConfig(ModelConfig):
+    def weight_files(self):
+        return list(Toy.files) if self.pretrained else []
 
-    @classmethod
-    def weight_files(cls, config):
-        return list(cls.files) if config.pretrained else []
+
+class Toy(Model):
+    Config = ToyConfig
+    files = (WeightFile(name="toy.safetensors", hub_repo="lab/toy", hub_file="model.safetensors", revision="main"),)
 
 
 Toy.__module__ = "bushpc.models.toy"
+CONFIG = ToyConfig(image_size=32, pretrained=True)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +149,7 @@ def test_the_command_that_is_advised_pulls_what_is_missing_to_where_it_is_looked
     program, *words = shlex.split(command)
     assert (program, main(words)) == ("bushpc", 0)
     weights.require(cell.model_class, cell.model, tmp_path / folder)
-    wanted = [(file.hub_repo, file.hub_file) for file in cell.model_class.weight_files(cell.model)]
+    wanted = [(file.hub_repo, file.hub_file) for file in cell.model.weight_files()]
     assert [(repo, name) for repo, name, _ in hub.downloads] == wanted
 
 

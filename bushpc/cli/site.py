@@ -125,7 +125,7 @@ def _weights(given: Arguments, *, pull: bool) -> None:
     if pull:
         weights.pull(config.model_class, model, config.weights_folder)
     weights.require(config.model_class, model, config.weights_folder)
-    files = config.model_class.weight_files(model)
+    files = model.weight_files()
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )

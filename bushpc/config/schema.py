@@ -545,9 +545,36 @@ class ClusterConfig(Settings):
         return self.nodes * self.ranks_per_node
 
 
+class WeightFile(t.NamedTuple):
+    """A pretrained file that a model loads: staged by `bushpc weights pull`, never fetched by a job.
+
+    name: file name below the weights folder, always `.safetensors`.
+    hub_repo, hub_file, revision: where `weights pull` gets it on the Hugging Face hub; a commit where one
+        is known, else a branch, whose commit of that day the pull records and `weights check` holds to.
+    """
+
+    name: str
+    hub_repo: str
+    hub_file: str
+    revision: str
+
+    @classmethod
+    def of_timm(cls, network: str, revision: str = "main") -> WeightFile:
+        """timm's own weights of a network. Raises: ConfigError when there are none."""
+        import timm  # takes seconds to import
+
+        config = timm.get_pretrained_cfg(network)
+        if config is None or not config.hf_hub_id:
+            raise ConfigError(f"timm has no pretrained weights of '{network}'; choose another, or pretrained=false.")
+        return cls(f"{network}.safetensors", config.hf_hub_id, "model.safetensors", revision)
+
+
 @config_class
 class ModelConfig(Settings):
-    """Fields that every model has; a model's own `Config` extends it."""
+    """A model's settings, and everything that follows from settings alone; a model's own `Config` extends it.
+
+    The login node asks this class and builds no network; large libraries are imported in the methods that need them.
+    """
 
     prefix: t.ClassVar[str] = "model."
 
@@ -559,17 +586,58 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
 
+    @property
+    def title(self) -> str:
+        """The model's name in messages: `XBusNet` of `XBusNetConfig`."""
+        return type(self).__name__.removesuffix("Config")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The `Batch` fields that `forward` and `predict` read."""
+        return frozenset({"image_BCHW", "mask_BKHW"})
+
+    def weight_files(self) -> list[WeightFile]:
+        """The pretrained files that the model loads; empty with `pretrained=false`. Raises: ConfigError."""
+        return []
+
+    @property
+    def feature_settings(self) -> dict[str, t.Any]:
+        """What the outputs of `Model.features` depend on besides images and the tensors of `outside_state`.
+
+        Empty if they change during training: then nothing can be cached.
+        """
+        return {}
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """Types of the modules that activation checkpointing (engine.recompute) computes again."""
+        return ()
+
+    def check_data(self, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
+        """Refuse a dataset whose mask classes or image channels the model cannot take. Raises: ConfigError.
+
+        Called on the login node. Most models segment one class in images of three channels.
+        """
+        if len(mask_classes) != 1 or len(channels) != 3:
+            raise ConfigError(
+                f"{self.title} segments one class in images of three channels; this dataset has the mask classes "
+                f"{', '.join(mask_classes)} and the channels {', '.join(channels)}. Choose another dataset or model"
+            )
+
+    def check_run(self, cell: CellConfig) -> None:
+        """Refuse settings outside `model` that the model cannot follow. On the login node. Raises: ConfigError."""
+
     def standalone(self) -> te.Self:
-        """The same for a model all of whose tensors are given: nothing is staged or read to start from."""
+        """The settings of a model whose tensors are all given: it needs no staged files and no earlier run."""
         return dataclasses.replace(self, pretrained=False)
 
     @property
     def starts_from(self) -> Path | None:
-        """The folder of an exported fold whose weights a model goes on from; None for all others."""
+        """The folder of an exported fold whose weights the model starts from; None for all others."""
         return None
 
     def for_fold(self, fold: int) -> te.Self:
-        """The same for one fold: with its own weights, where it starts from an earlier cross-validation."""
+        """The settings for one fold: with that fold's weights, if the model starts from a cross-validation."""
         return self
 
 
@@ -641,7 +709,7 @@ class CellConfig(Settings):
                 raise ConfigError(unknown_name("setting in resume_changes", key, self.settings))
             if key in ORDER:
                 raise ConfigError(f"resume_changes=[{key}]: {way_on([key])}")
-        if self.engine.recompute and not self.model_class.blocks:
+        if self.engine.recompute and not self.model.blocks:
             raise ConfigError(
                 f"engine.recompute=true: {self.model_class.__name__} names no blocks that could be computed again; "
                 "set engine.recompute=false"
@@ -684,7 +752,7 @@ class CellConfig(Settings):
     def _check_features(self) -> None:
         """What is computed once must be the same whenever it is asked for."""
         name = self.model_class.__name__
-        if not self.model_class.feature_settings(self.model):
+        if not self.model.feature_settings:
             raise ConfigError(
                 f"loader.features=true: {name} as it is configured has no frozen part whose outputs could be kept; set "
                 "loader.features=false"
@@ -728,7 +796,7 @@ class CellConfig(Settings):
         So a model that reads no prompt has only `none`. One that reads no attribute prompts has no
         `shuffled_attributes`, one that reads no spatial prompts has `none` and, where it was asked for, that.
         """
-        needs = self.model_class.needs(self.model)
+        needs = self.model.needs
 
         def comes_to(source: str) -> str:
             if source == "shuffled_attributes" and "attribute_prompts" not in needs:
@@ -774,10 +842,7 @@ class CellConfig(Settings):
 
     def _is_of_prediction(self, key: str) -> bool:
         about = self._known[key][0] if key in self._known else None
-        group, _, name = key.partition(".")
-        return (about is not None and about.affects in ("predictions", "evaluation")) or (
-            group == "model" and name in self.model_class.prediction_fields
-        )
+        return about is not None and about.affects in ("predictions", "evaluation")
 
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""

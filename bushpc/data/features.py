@@ -152,7 +152,7 @@ def _place(cell: CellConfig, model: Model, data: FoldData) -> FeatureStore:
     content = {
         "version": VERSION,
         "model": f"{type(model).__module__}.{type(model).__name__}",
-        "settings": type(model).feature_settings(cell.model),
+        "settings": cell.model.feature_settings,
         "weights": _hash_of(model),
         "image_size": cell.model.image_size,
         "data": data.manifest.hash,

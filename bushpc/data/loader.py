@@ -252,9 +252,9 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
         mask_classes=len(data.manifest.mask_classes),
         augment=Augment(cell.augment) if cell.augment.changes else None,
         seed=cell.seed,
-        spatial="spatial_prompts" in cell.model_class.needs(cell.model),
+        spatial="spatial_prompts" in cell.model.needs,
         spatial_dropout=cell.prompting.spatial_dropout,
-        captions="captions" in cell.model_class.needs(cell.model),
+        captions="captions" in cell.model.needs,
     )
 
 
@@ -264,7 +264,7 @@ def validation_preparation(cell: CellConfig, data: FoldData) -> Preparation:
         data.bins,
         mask_classes=len(data.manifest.mask_classes),
         spatial=False,
-        captions="captions" in cell.model_class.needs(cell.model),
+        captions="captions" in cell.model.needs,
     )
 
 

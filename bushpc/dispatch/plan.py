@@ -37,7 +37,6 @@ from bushpc.train.take_over import Source
 if t.TYPE_CHECKING:
     from rich.table import Table
 
-    from bushpc.models.base import Model
 
 GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline")
 ROW_KEYS = ("label", "set")
@@ -129,7 +128,7 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
             cell = dataclasses.replace(composer(row.settings), name=name)
             of_row = [data.cell(cell, k) for k in range(data.count)]
             model = cell.model.for_fold(base.fold or 0)
-            needed = (cell.weights_folder, *cell.model_class.weight_files(model))
+            needed = (cell.weights_folder, *model.weight_files())
             if needed not in staged:  # they are hashed, and may be gigabytes
                 weights.require(cell.model_class, model, cell.weights_folder)
             staged.add(needed)
@@ -261,12 +260,12 @@ class _Data:
         for what is no test of the model, or nothing to learn from.
         """
         cluster_for(config.cluster.executor).require(config.cluster)
-        config.model_class.check_data(config.model, self.manifest.mask_classes, self.manifest.channels)
-        config.model_class.check_run(config)
+        config.model.check_data(self.manifest.mask_classes, self.manifest.channels)
+        config.model.check_run(config)
         synthetic, of_fold = [], config.data
         model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now
         if now:
-            self._refuse_base(config.model_class, model, fold)
+            self._refuse_base(model, fold)
         if config.data.mixed:
             added = self._added(config.data, fold)
             if now:
@@ -292,9 +291,9 @@ class _Data:
         )
         return self._taking_over(cell) if now else cell
 
-    def _refuse_base(self, model_class: type[Model], model: ModelConfig, fold: int) -> None:
+    def _refuse_base(self, model: ModelConfig, fold: int) -> None:
         """Raises: ConfigError for what a model cannot start from; DataError where that has seen the validation part."""
-        model_class.weight_files(model)
+        model.weight_files()
         if base := model.starts_from:
             way_on = "Give the whole export as model.base, of which each fold takes its own folder"
             refuse_seen(f"model.base={base}", of_exported(base), self.manifest, self._folds_sha256, fold, way_on)

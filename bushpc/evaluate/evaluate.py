@@ -115,7 +115,7 @@ def tuning_loss(cell: CellConfig, model: Model, data: FoldData, how: Predicting,
     """
     model.eval()
     losses: list[float] = []
-    prompts = "oracle" if "spatial_prompts" in cell.model_class.needs(cell.model) else "none"
+    prompts = "oracle" if "spatial_prompts" in cell.model.needs else "none"
     try:
         for batch in _together(validation_batches(cell, data, prompts, world, data.holdout), how):
             with torch.inference_mode(), how.autocast():

@@ -148,7 +148,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
     config = run.cells[0].config
     record = run.record
     card = Card.find(config.data.name, config.data.folder)
-    needs = config.model_class.needs(config.model)
+    needs = config.model.needs
     return {
         "format": freeze.EXPORT.number,
         "bushpc": version("bushpc"),
@@ -229,7 +229,7 @@ class _Graph(nn.Module):
 
 
 def _refuse_graphs(config: CellConfig, graphs: Sequence[str]) -> None:
-    more = sorted(config.model_class.needs(config.model) - GRAPH_INPUTS)
+    more = sorted(config.model.needs - GRAPH_INPUTS)
     if graphs and more:
         raise ConfigError(
             f"--format {' '.join(graphs)}: {config.model_class.__name__} reads {', '.join(more)}, sentences that are "

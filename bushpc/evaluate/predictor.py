@@ -126,7 +126,7 @@ class Predictor:
         first = members[0].model
         if "prob_BKHW" not in first.makes:
             raise ConfigError(f"{type(first).__name__} makes no mask (it makes {', '.join(sorted(first.makes))})")
-        self.needs = first.needs(first.config)
+        self.needs = first.config.needs
         for member in members:
             member.model.to(self.device).eval()
 
@@ -388,7 +388,7 @@ def load_cell(cell: TrainedCell) -> Member:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
         model = config.model_class(config.model, config.weights_dir)
     bins = None
-    if "spatial_prompts" in model.needs(config.model):
+    if "spatial_prompts" in config.model.needs:
         bins = FoldData.open(config, cell.fold, run.folds).bins
     state = saved.parts["model"] | saved.parts.get("ema", {})
     return _member(cell.name, model, bins, state, str(saved.path))

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import segmentation_models_pytorch as smp
 import torch
-from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
-from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.overlap import overlap_losses
-from bushpc.models.base import Model, WeightFile
-from bushpc.nn.normalize import Normalize
+from bushpc.models.base import Model
+from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_STRIDE = 32  # of the U-Net's deepest stage to the image
+# Encoders of the shipped configs: they need no look into the library, which takes seconds to import.
+SHIPPED = ("resnet18", "resnet34")
 
 
 @config_class
 class UNetConfig(ModelConfig):
-    """The U-Net's settings.
+    """segmentation-models-pytorch's U-Net at XBusNet's image size and budget.
 
-    encoder: name of an encoder of segmentation-models-pytorch.
-    decoder_channels: channels of the five decoder stages, deepest first.
-    dice_weight, bce_weight: weights of the two loss terms.
+    It stands in for the "UNet" row of XBusNet's Table 1, whose encoder and weights the paper does not give.
     """
 
-    encoder: str
-    decoder_channels: tuple[int, ...]
-    dice_weight: float
-    bce_weight: float
+    image_size: int = setting(
+        352, "Edge of the square input, as for XBusNet (2.2: the same pre-processing for all models).", unit="pixels"
+    )
+    pretrained: bool = setting(
+        True,
+        "The encoder starts from staged ImageNet weights, as XBusNet's does: `bushpc weights pull model=unet`.",
+    )
+    encoder: str = setting(
+        "resnet34", "An encoder of segmentation-models-pytorch; resnet34 is the library's own default."
+    )
+    decoder_channels: tuple[int, ...] = setting(
+        (256, 128, 64, 32, 16), "Channels of the five decoder stages, deepest first; the library's default."
+    )
+    dice_weight: float = setting(
+        1.0, "Weight of the soft Dice loss. The paper does not say what its U-Net was trained with; this is usual."
+    )
+    bce_weight: float = setting(1.0, "Weight of the cross-entropy loss; see dice_weight.")
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
         super().__post_init__()
-        if self.encoder not in smp_encoders:
-            raise ConfigError(unknown_name("encoder", self.encoder, smp_encoders))
+        if self.encoder not in SHIPPED:
+            from segmentation_models_pytorch.encoders import encoders
+
+            if self.encoder not in encoders:
+                raise ConfigError(unknown_name("encoder", self.encoder, encoders))
         if self.image_size % ENCODER_STRIDE:
             raise ConfigError(
                 f"image_size={self.image_size} is not a multiple of {ENCODER_STRIDE}, the encoder's stride; the "
@@ -53,51 +64,55 @@ class UNetConfig(ModelConfig):
                 "and one of them must be above 0."
             )
 
+    def weight_files(self) -> list[WeightFile]:
+        """The encoder's ImageNet weights. Raises: ConfigError when the library has none."""
+        if not self.pretrained:
+            return []
+        from segmentation_models_pytorch.encoders import encoders
+
+        settings = encoders[self.encoder]["pretrained_settings"]
+        if "imagenet" not in settings:
+            raise ConfigError(f"encoder '{self.encoder}' has no ImageNet weights; set pretrained=false.")
+        imagenet = settings["imagenet"]
+        return [
+            WeightFile(
+                name=f"smp_{self.encoder}_imagenet.safetensors",
+                hub_repo=imagenet["repo_id"],
+                hub_file="model.safetensors",
+                revision=imagenet["revision"],
+            )
+        ]
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """The encoder's residual blocks and the decoder's."""
+        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
+        return BasicBlock, Bottleneck, UnetDecoderBlock
+
 
 class UNet(Model):
     """segmentation-models-pytorch's U-Net; one mask class."""
 
     Config = UNetConfig
     makes = frozenset({"prob_BKHW"})
-    blocks = (BasicBlock, Bottleneck, UnetDecoderBlock)
 
     config: UNetConfig
 
     def __init__(self, config: UNetConfig, weights_dir: str | None = None) -> None:
+        import segmentation_models_pytorch as smp  # takes seconds to import
+
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
         self.net = smp.Unet(
             config.encoder,
             encoder_weights=None,
             decoder_channels=tuple(config.decoder_channels),
             classes=1,
         )
-        for file in self.weight_files(config):
+        for file in config.weight_files():
             self.net.encoder.load_state_dict(weights.load_staged(UNet, file, weights_dir))
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image and mask; no sentence."""
-        return frozenset({"image_BCHW", "mask_BKHW"})
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """The encoder's ImageNet weights. Raises: ConfigError when the library has none."""
-        assert isinstance(config, UNetConfig)
-        if not config.pretrained:
-            return []
-        settings = smp_encoders[config.encoder]["pretrained_settings"]
-        if "imagenet" not in settings:
-            raise ConfigError(f"encoder '{config.encoder}' has no ImageNet weights; set pretrained=false.")
-        imagenet = settings["imagenet"]
-        return [
-            WeightFile(
-                name=f"smp_{config.encoder}_imagenet.safetensors",
-                hub_repo=imagenet["repo_id"],
-                hub_file="model.safetensors",
-                revision=imagenet["revision"],
-            )
-        ]
 
     def cam_layer(self) -> nn.Module:
         """The decoder's last block, at the image's size."""

@@ -8,40 +8,72 @@ from __future__ import annotations
 
 import typing as t
 
-import timm
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import nn
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
-from bushpc.models.base import Model, WeightFile
-from bushpc.nn.normalize import Normalize
+from bushpc.models.base import Model
+from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
 STRIDE = 32  # of the last features to the image
+# Networks of the shipped configs: they need no look into timm, which takes seconds to import.
+SHIPPED = ("efficientnet_b0", "test_efficientnet")
 
 
 @config_class
 class EfficientNetConfig(ModelConfig):
-    """The classifier's settings.
+    """EfficientNet-B0. The paper (Pan et al., 3.4) names the network and nothing else."""
 
-    network: its name in timm, one of the EfficientNets.
-    """
-
-    network: str
+    image_size: int = setting(
+        224, "Edge of the square input: what the network's ImageNet weights were trained at.", unit="pixels"
+    )
+    pretrained: bool = setting(
+        True,
+        "Start from staged ImageNet weights, all but the last layer: `bushpc weights pull model=efficientnet`.",
+    )
+    network: str = setting(
+        "efficientnet_b0", "An EfficientNet of timm, without the dropout that ImageNet's training used."
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built. Raises: ConfigError."""
         super().__post_init__()
-        known = timm.list_models("*efficientnet*", module="efficientnet")
-        if self.network.partition(".")[0] not in known:
-            raise ConfigError(unknown_name("model.network", self.network, known))
+        if self.network not in SHIPPED:
+            import timm
+
+            known = timm.list_models("*efficientnet*", module="efficientnet")
+            if self.network.partition(".")[0] not in known:
+                raise ConfigError(unknown_name("model.network", self.network, known))
         if self.image_size < STRIDE:
             raise ConfigError(f"model.image_size={self.image_size}: allowed is {STRIDE}, the network's stride, or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Image and label; no mask, no sentence."""
+        return frozenset({"image_BCHW", "label_B"})
+
+    def check_data(self, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
+        """Refuse images that have not three channels. Raises: ConfigError."""
+        if len(channels) != 3:
+            raise ConfigError(
+                f"{self.title} reads images of three channels; this dataset has {', '.join(channels)}. Choose "
+                "another dataset or model"
+            )
+
+    def weight_files(self) -> list[WeightFile]:
+        """timm's ImageNet weights of the network. Raises: ConfigError when there are none."""
+        return [WeightFile.of_timm(self.network)] if self.pretrained else []
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """timm's blocks."""
+        from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+
+        return DepthwiseSeparableConv, InvertedResidual
 
 
 class EfficientNet(Model):
@@ -52,38 +84,19 @@ class EfficientNet(Model):
 
     Config = EfficientNetConfig
     makes = frozenset({"class_prob_BL"})
-    blocks = (DepthwiseSeparableConv, InvertedResidual)
 
     config: EfficientNetConfig
 
     def __init__(self, config: EfficientNetConfig, weights_dir: str | None = None) -> None:
+        import timm  # takes seconds to import
+
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
         self.net: nn.Module = timm.create_model(config.network, pretrained=False, num_classes=len(LABELS))
-        for file in self.weight_files(config):
+        for file in config.weight_files():
             staged = weights.load_staged(EfficientNet, file, weights_dir)
             own = {name: value for name, value in self.net.state_dict().items() if name.startswith("classifier.")}
             self.net.load_state_dict(staged | own)  # ImageNet's thousand labels are none of ours
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image and label; no mask, no sentence."""
-        return frozenset({"image_BCHW", "label_B"})
-
-    @classmethod
-    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
-        """Refuse images that have not three channels. Raises: ConfigError."""
-        if len(channels) != 3:
-            raise ConfigError(
-                f"{cls.__name__} reads images of three channels; this dataset has {', '.join(channels)}. Choose "
-                "another dataset or model"
-            )
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """timm's ImageNet weights of the network. Raises: ConfigError when there are none."""
-        assert isinstance(config, EfficientNetConfig)
-        return [WeightFile.of_timm(config.network)] if config.pretrained else []
 
     def cam_layer(self) -> nn.Module:
         """The last features, whose mean the label follows from."""

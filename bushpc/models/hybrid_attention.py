@@ -16,19 +16,16 @@ n attention heads; D the length d_k of a query.
 from __future__ import annotations
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.densenet import DenseBlock
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import bce_loss, jaccard_loss
-from bushpc.models.base import Model, WeightFile
-from bushpc.nn.encoder import feature_extractor
-from bushpc.nn.normalize import Normalize
+from bushpc.models.base import Model
+from bushpc.nn.encoder import feature_channels, feature_extractor
+from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three skip connections and the bottleneck
@@ -36,26 +33,36 @@ ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three
 
 @config_class
 class HybridAttentionConfig(ModelConfig):
-    """The network's settings; `configs/model/hybrid_attention.yaml` states where each value comes from.
+    """The network as in its paper; `configs/model/hybrid_attention.yaml` ends with the remaining departures from it."""
 
-    conv_block, sfeb, tam: the switches of Table 2. A part that is off has no parameters.
-    encoder: its name in timm; it must give features at strides 2, 4, 8 and 16.
-    decoder_channels: channels of the bottleneck, of the three decoder stages, deepest first, and of the last
-        3 x 3 convolution.
-    sfeb_stride: stride of the convolution (7), whose output is pooled over the whole map and used for nothing else.
-    heads: heads of the transformer self-attention (4); they share the positions of the bottleneck among them.
-    bce_weight, jaccard_weight: weights of the two loss terms (18).
-    """
-
-    conv_block: bool
-    sfeb: bool
-    tam: bool
-    encoder: str
-    decoder_channels: tuple[int, ...]
-    sfeb_stride: int
-    heads: int
-    bce_weight: float
-    jaccard_weight: float
+    image_size: int = setting(256, "Edge of the square input (4.1).", unit="pixels")
+    pretrained: bool = setting(
+        True,
+        "The encoder starts from staged ImageNet weights (3): `bushpc weights pull model=hybrid_attention`.",
+    )
+    conv_block: bool = setting(True, "Table 2: one more convolution at the bottleneck. Off: no parameters.")
+    sfeb: bool = setting(True, "Table 2: spatial feature enhancement on the skip connections. Off: no parameters.")
+    tam: bool = setting(True, "Table 2: the transformer attention module at the bottleneck. Off: no parameters.")
+    encoder: str = setting(
+        "densenet121.tv_in1k",
+        "The encoder's name in timm, with features at strides 2, 4, 8 and 16: DenseNet121 (3) with timm's copy of "
+        "torchvision's weights.",
+    )
+    decoder_channels: tuple[int, ...] = setting(
+        (256, 256, 128, 64, 64),
+        "Channels of bottleneck, three decoder stages, deepest first, and last 3 x 3 convolution. The paper does not "
+        "give them; they follow from its parameter counts.",
+    )
+    sfeb_stride: int = setting(
+        1,
+        "Stride of the convolution (7); the paper names none, which means 1. Its output is only pooled over the whole "
+        "map; 2 takes every second row and column of it and saves a tenth of a training step.",
+    )
+    heads: int = setting(
+        8, "Heads of (4), which share the bottleneck's positions among them. The paper does not give them."
+    )
+    bce_weight: float = setting(1.0, "Weight of the cross-entropy of (18).")
+    jaccard_weight: float = setting(1.0, "Weight of the Jaccard loss of (18).")
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -89,8 +96,19 @@ class HybridAttentionConfig(ModelConfig):
                 f"bce_weight={self.bce_weight}, jaccard_weight={self.jaccard_weight}; neither may be negative, "
                 "and one of them must be above 0."
             )
-        with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
-            feature_extractor(self.encoder, ENCODER_STRIDES)
+        feature_channels(self.encoder, ENCODER_STRIDES)
+
+    def weight_files(self) -> list[WeightFile]:
+        """The encoder's ImageNet weights. Raises: ConfigError when timm has none."""
+        return [WeightFile.of_timm(self.encoder)] if self.pretrained else []
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """Stages of the encoder and the decoder, and what stands at the bottleneck."""
+        from timm.models.densenet import DenseBlock
+        from timm.models.resnet import BasicBlock, Bottleneck
+
+        return DenseBlock, BasicBlock, Bottleneck, UpBlock, ConvBlock, TAM
 
 
 class HybridAttention(Model):
@@ -103,9 +121,9 @@ class HybridAttention(Model):
 
     def __init__(self, config: HybridAttentionConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
         self.encoder, (*skips, deepest) = feature_extractor(config.encoder, ENCODER_STRIDES)
-        for file in self.weight_files(config):
+        for file in config.weight_files():
             _load_encoder(self.encoder, weights.load_staged(HybridAttention, file, weights_dir), file)
         c, *stages, last = config.decoder_channels
         size = config.image_size // ENCODER_STRIDES[-1]
@@ -124,19 +142,6 @@ class HybridAttention(Model):
         )
         self.last = _conv(stages[-1], last)
         self.head = nn.Conv2d(last, 1, kernel_size=1)
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image and mask; no sentence."""
-        return frozenset({"image_BCHW", "mask_BKHW"})
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """The encoder's ImageNet weights. Raises: ConfigError when timm has none."""
-        assert isinstance(config, HybridAttentionConfig)
-        if not config.pretrained:
-            return []
-        return [WeightFile.of_timm(config.encoder)]
 
     def cam_layer(self) -> nn.Module:
         """The last decoder stage; behind the convolution that follows it, the map would be the logits themselves."""
@@ -321,7 +326,3 @@ def _load_encoder(encoder: nn.Module, state: dict[str, torch.Tensor], file: Weig
         raise WeightsError(
             f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(HybridAttention)}"
         ) from error
-
-
-# Here, as some of them are defined below the model.
-HybridAttention.blocks = (DenseBlock, BasicBlock, Bottleneck, UpBlock, ConvBlock, TAM)

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from bushpc.config import CellConfig, ModelConfig, config_class
+from bushpc.config import ModelConfig, config_class, setting
 from bushpc.errors import ConfigError
 from bushpc.models.base import Model
 from bushpc.sample import Batch, Prediction
+
+if t.TYPE_CHECKING:
+    from bushpc.config import CellConfig
 
 # What nnU-Net's reader of natural images says of each; it knows no millimetres.
 SPACING = (999, 1, 1)
@@ -35,12 +38,24 @@ ITS_OWN: dict[str, t.Any] = {
 
 @config_class
 class NnUNetConfig(ModelConfig):
-    """nnU-Net's settings.
+    """nnU-Net plans the rest of its settings itself, from the fold's real training scans."""
 
-    iterations_per_epoch: steps between two of its own validations, learning rates and checkpoints.
-    """
+    image_size: int = setting(
+        512,
+        "Edge of the square images that it gets, resized as for all other models, and at which it is scored. nnU-Net "
+        "itself would take the images as they are.",
+        unit="pixels",
+    )
+    iterations_per_epoch: int = setting(
+        250,
+        "Steps of an nnU-Net epoch: each has one learning rate, and ends with its own validation and a checkpoint.",
+        unit="steps",
+    )
 
-    iterations_per_epoch: int
+    @property
+    def needs(self) -> frozenset[str]:
+        """The image alone: its own trainer reads masks from files."""
+        return frozenset({"image_BCHW"})
 
     def __post_init__(self) -> None:
         """Refuse impossible values. Raises: ConfigError."""
@@ -49,6 +64,35 @@ class NnUNetConfig(ModelConfig):
             raise ConfigError("model.pretrained=true: nnU-Net trains from scratch; set model.pretrained=false")
         if self.iterations_per_epoch < 1:
             raise ConfigError(f"model.iterations_per_epoch={self.iterations_per_epoch}: allowed is 1 or more")
+
+    def check_run(self, cell: CellConfig) -> None:
+        """Refuse what nnU-Net cannot be told, and a machine without it. Raises: ConfigError."""
+        if cell.cluster.world_size > 1:
+            raise ConfigError(
+                f"model=nnunet with {cell.cluster.world_size} ranks (cluster.nodes x cluster.ranks_per_node): nnU-Net "
+                "plans for one GPU; set both to 1, and train the folds side by side"
+            )
+        found = {key: functools.reduce(getattr, key.split("."), t.cast(t.Any, cell)) for key in ITS_OWN}
+        given = [f"{key}={found[key]}" for key, own in ITS_OWN.items() if found[key] != own]
+        given += ["augment.*"] if cell.augment.changes else []
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: nnU-Net has its own augmentation, batch size, schedule and so on, which it "
+                "cannot be told. Leave that out; what it follows is train.iterations, train.lr, train.weight_decay, "
+                "train.save_every and train.keep"
+            )
+        per_epoch = self.iterations_per_epoch
+        if cell.train.iterations % per_epoch:
+            nearest = max(1, round(cell.train.iterations / per_epoch)) * per_epoch
+            raise ConfigError(
+                f"train.iterations={cell.train.iterations} is no multiple of model.iterations_per_epoch={per_epoch}; "
+                f"the nearest that is: {nearest}"
+            )
+        if importlib.util.find_spec("nnunetv2") is None:
+            raise ConfigError(
+                "model=nnunet is the package nnunetv2, which is not installed: pip install 'bushpc[nnunet]', or "
+                "choose model=unet"
+            )
 
 
 class Blueprint(t.TypedDict):
@@ -79,40 +123,6 @@ class NnUNet(Model):
         self.register_buffer("blueprint", torch.empty(0, dtype=torch.uint8))
         self.network = None
         self._predictor: t.Any = None
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        return frozenset({"image_BCHW"})
-
-    @classmethod
-    def check_run(cls, cell: CellConfig) -> None:
-        """Refuse what nnU-Net cannot be told, and a machine without it. Raises: ConfigError."""
-        if cell.cluster.world_size > 1:
-            raise ConfigError(
-                f"model=nnunet with {cell.cluster.world_size} ranks (cluster.nodes x cluster.ranks_per_node): nnU-Net "
-                "plans for one GPU; set both to 1, and train the folds side by side"
-            )
-        found = {key: functools.reduce(getattr, key.split("."), t.cast(t.Any, cell)) for key in ITS_OWN}
-        given = [f"{key}={found[key]}" for key, own in ITS_OWN.items() if found[key] != own]
-        given += ["augment.*"] if cell.augment.changes else []
-        if given:
-            raise ConfigError(
-                f"{', '.join(given)}: nnU-Net has its own augmentation, batch size, schedule and so on, which it "
-                "cannot be told. Leave that out; what it follows is train.iterations, train.lr, train.weight_decay, "
-                "train.save_every and train.keep"
-            )
-        per_epoch = cell.model.iterations_per_epoch  # type: ignore[attr-defined]
-        if cell.train.iterations % per_epoch:
-            nearest = max(1, round(cell.train.iterations / per_epoch)) * per_epoch
-            raise ConfigError(
-                f"train.iterations={cell.train.iterations} is no multiple of model.iterations_per_epoch={per_epoch}; "
-                f"the nearest that is: {nearest}"
-            )
-        if importlib.util.find_spec("nnunetv2") is None:
-            raise ConfigError(
-                "model=nnunet is the package nnunetv2, which is not installed: pip install 'bushpc[nnunet]', or "
-                "choose model=unet"
-            )
 
     def build(self, blueprint: Blueprint, network: nn.Module | None = None) -> None:
         """Take a network that nnU-Net's trainer has built by these plans, or build it."""

@@ -18,26 +18,20 @@ import typing as t
 from functools import partial
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
-from timm.models.vision_transformer_sam import (
-    Attention,
-    Block,
-    VisionTransformerSAM,
-    checkpoint_filter_fn,
-    get_rel_pos,
-)
 from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
 from bushpc.losses.overlap import bce_loss, soft_dice_loss
-from bushpc.models.base import Model, WeightFile
-from bushpc.nn.normalize import Normalize
+from bushpc.models.base import Model
+from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
+
+if t.TYPE_CHECKING:  # timm takes seconds to import, and the login node does without
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
 
 SAM_VIT_B = WeightFile(
     name="sam_vit_b_sa1b.safetensors",
@@ -53,41 +47,56 @@ GAIN, REST = 8.0, -4.0
 
 @config_class
 class SamMultitaskConfig(ModelConfig):
-    """The model's settings; `configs/model/sam_multitask.yaml` states the paper's value of each and its source.
+    """The model as in its paper; `configs/model/sam_multitask.yaml` ends with the remaining departures from it."""
 
-    encoder: frozen, full (every parameter trains) or lora (low-rank adapters of the query, key and value maps train).
-    lora_rank, lora_alpha: rank of the adapters, and the scale alpha / rank of what they add.
-    patch_size, width, depth, heads, window, neck: SAM's ViT; pixels, channels, blocks, heads, edge of an attention
-        window in tokens, channels of the embedding.
-    global_blocks: which blocks attend over the whole image, counted from 0.
-    decoder: `sd` or `unet`.
-    decoder_channels: channels of the decoder's stages, each of which doubles the resolution, deepest first; `sd` has
-        the first two alone.
-    skip_blocks: whose outputs `unet` gets as skips, counted from 0, rising; the last one goes to the first stage.
-    mask_guided: MGC-A; without it the classifier reads the mean of the embedding alone.
-    classifier_width: hidden width of the classifier.
-    segmentation_share: lambda of (8).
-    curriculum: epochs in which MGC-A is shown the ground truth, either mask with equal probability, and the predicted
-        one, which it is shown for as long as training lasts after that.
-    """
-
-    encoder: str
-    lora_rank: int
-    lora_alpha: float
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    window: int
-    global_blocks: tuple[int, ...]
-    neck: int
-    decoder: str
-    decoder_channels: tuple[int, ...]
-    skip_blocks: tuple[int, ...]
-    mask_guided: bool
-    classifier_width: int
-    segmentation_share: float
-    curriculum: tuple[int, ...]
+    image_size: int = setting(1024, 'Edge of the square input ("Our proposed Architecture").', unit="pixels")
+    pretrained: bool = setting(
+        True,
+        "SAM's encoder starts from staged weights, trained on SA-1B: `bushpc weights pull model=sam_multitask`.",
+    )
+    encoder: str = setting(
+        "frozen",
+        "`frozen` (its features can be computed once, see loader.features), `full` (every parameter trains) or `lora` "
+        "(low-rank adapters of the query, key and value maps train). The paper does not say whether its encoder "
+        "trains; as it decodes SAM's embeddings, frozen is the default here.",
+    )
+    lora_rank: int = setting(8, "Rank of the adapters, for encoder=lora. Not in the paper.")
+    lora_alpha: float = setting(16.0, "What the adapters add is scaled by alpha / rank. Not in the paper.")
+    patch_size: int = setting(16, "Edge of a patch of SAM's ViT-B/16.", unit="pixels")
+    width: int = setting(768, "Channels of SAM's ViT.")
+    depth: int = setting(12, "Blocks of SAM's ViT.")
+    heads: int = setting(12, "Attention heads of SAM's ViT.")
+    window: int = setting(14, "Edge of an attention window.", unit="tokens")
+    global_blocks: tuple[int, ...] = setting(
+        (2, 5, 8, 11), "Blocks that attend over the whole image instead of a window, counted from 0."
+    )
+    neck: int = setting(256, "Channels of SAM's embedding.")
+    decoder: str = setting("unet", "`unet` (UNet-H) or `sd` (SD-H) of Table 3.")
+    decoder_channels: tuple[int, ...] = setting(
+        (64, 32, 16, 8),
+        "Channels of the decoder's stages, deepest first; each doubles the resolution, from 1/8 of the image's edge to "
+        "all of it. The paper does not give them: 64 and 32 are those of SAM's own mask decoder, halved further. SD-H "
+        "has the first two alone, and is enlarged the rest of the way at once.",
+    )
+    skip_blocks: tuple[int, ...] = setting(
+        (2, 5, 8),
+        "Blocks whose outputs are UNet-H's skips, counted from 0, rising; the last one goes to the first stage. The "
+        'paper has "symmetric skip connections from each encoder layer", but a plain ViT has one resolution: these '
+        "three, which attend over the whole image, are reduced to the stages' channels and enlarged to those at 1/2 "
+        "(block 2), 1/4 (block 5) and 1/8 (block 8); block 11 is what the neck itself reads.",
+    )
+    mask_guided: bool = setting(
+        True,
+        "MGC-A of Table 3: the classifier weights the embedding by the mask; off: it reads the embedding's mean.",
+    )
+    classifier_width: int = setting(256, 'Hidden width of the classifier. The paper does not give it ("lightweight").')
+    segmentation_share: float = setting(0.6, "lambda of (8).")
+    curriculum: tuple[int, ...] = setting(
+        (20, 20, 20),
+        "Epochs in which MGC-A is shown the ground truth, either mask with equal probability, and the predicted mask "
+        '("Experimental Setup"), which it is shown for as long as training lasts after that.',
+        unit="epochs",
+    )
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -126,6 +135,30 @@ class SamMultitaskConfig(ModelConfig):
             )
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Image, mask and label; no sentence."""
+        return frozenset({"image_BCHW", "mask_BKHW", "label_B"})
+
+    def weight_files(self) -> list[WeightFile]:
+        """SAM's ViT-B as timm keeps it."""
+        return [SAM_VIT_B] if self.pretrained else []
+
+    @property
+    def feature_settings(self) -> dict[str, t.Any]:
+        """Those of the encoder, if it is frozen; nothing else changes what `features` are."""
+        if self.encoder != "frozen":
+            return {}
+        names = ("image_size", "patch_size", "width", "depth", "heads", "window", "global_blocks", "neck")
+        return {**{name: getattr(self, name) for name in names}, "outputs": _outputs(self)}
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """The ViT's blocks, and those of the decoder."""
+        from timm.models.vision_transformer_sam import Block
+
+        return Block, ConvNormAct, UNetStage
+
+    @property
     def stages(self) -> int:
         """Doublings from the encoder's grid to the image."""
         return self.patch_size.bit_length() - 1
@@ -162,7 +195,7 @@ class SamMultitask(Model):
 
     def __init__(self, config: SamMultitaskConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)  # SAM's own, in units of [0, 1]
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)  # SAM's own, in units of [0, 1]
         if config.encoder == "frozen":
             self.frozen = FrozenEncoder(config, weights_dir)
         else:
@@ -175,25 +208,6 @@ class SamMultitask(Model):
             inject_adapter_in_model(lora, self.encoder)  # which freezes everything else
         self.decoder = UNetDecoder(config) if config.decoder == "unet" else SimpleDecoder(config)
         self.classifier = Classifier(config)
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image, mask and label; no sentence."""
-        return frozenset({"image_BCHW", "mask_BKHW", "label_B"})
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """SAM's ViT-B as timm keeps it."""
-        return [SAM_VIT_B] if config.pretrained else []
-
-    @classmethod
-    def feature_settings(cls, config: ModelConfig) -> dict[str, t.Any]:
-        """Those of the encoder, if it is frozen; nothing else changes what `features` are."""
-        assert isinstance(config, SamMultitaskConfig)
-        if config.encoder != "frozen":
-            return {}
-        names = ("image_size", "patch_size", "width", "depth", "heads", "window", "global_blocks", "neck")
-        return {**{name: getattr(config, name) for name in names}, "outputs": _outputs(config)}
 
     def outside_state(self) -> dict[str, nn.Module]:
         """The encoder, if it is frozen; `FrozenEncoder` says why no checkpoint holds it."""
@@ -256,17 +270,29 @@ def shows_ground_truth(epochs: list[int], curriculum: tuple[int, ...]) -> torch.
 # --- encoder ----------------------------------------------------------------------------------------------------
 
 
-class FoldedAttention(Attention):
+class FoldedAttention(nn.Module):
     """timm's attention of SAM with its decomposed relative positions, without ever holding an N x N map.
 
     timm adds the positions as a bias of N x N to each head, 400 MB of it per image and global block at 1024 x 1024 in
     bf16, and leaves the memory-saving kernels out, as it gives them three dimensions. But the bias is a scalar product
     too, (q · R_h)[kh] + (q · R_w)[kw] of a key at (kh, kw): with q' = [s q, q R_h, q R_w] and k' = [k, e_kh, e_kw], e
     unit vectors, q' · k' is s q · k plus the bias, exactly. It costs three times the products, and no memory.
+
+    `build_encoder` makes timm's modules into these: the same parameters under the same names.
     """
+
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    head_dim: int
+    scale: float
+    rel_pos_h: torch.Tensor
+    rel_pos_w: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: B x h x w x channels, and so is what comes back."""
+        from timm.models.vision_transformer_sam import get_rel_pos
+
         B, h, w, _ = x.shape
         qkv = self.qkv(x).reshape(B, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q_BMND, k_BMND, v_BMND = qkv.unbind(0)
@@ -287,6 +313,8 @@ class FoldedAttention(Attention):
 
 def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> VisionTransformerSAM:
     """SAM's image encoder, with staged weights where the config says so. Raises: WeightsError."""
+    from timm.models.vision_transformer_sam import VisionTransformerSAM, checkpoint_filter_fn
+
     encoder = VisionTransformerSAM(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -319,6 +347,8 @@ def _on_its_grid(state: dict[str, torch.Tensor], encoder: VisionTransformerSAM) 
 
     So that the shapes follow from the settings alone, and an export can be read without SAM's own file.
     """
+    from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
+
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     state = dict(state)
     for name in state.keys() & shapes.keys():
@@ -476,7 +506,3 @@ class Classifier(nn.Module):
             A_B1hw = self.attention(F.avg_pool2d(mask_BKHW, self.patch_size)).float().sigmoid()
             pooled.append((A_B1hw * F_BChw).sum(dim=(2, 3)) / A_B1hw.sum(dim=(2, 3)))
         return self.mlp(torch.cat(pooled, dim=1))
-
-
-# Here, as some of them are defined below the model.
-SamMultitask.blocks = (Block, ConvNormAct, UNetStage)

@@ -24,23 +24,20 @@ import typing as t
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.files import EXPORT_FILE, read_json
-from bushpc.models.base import Model, WeightFile
+from bushpc.models.base import Model
 from bushpc.sample import Batch, Losses, Prediction
+
+if t.TYPE_CHECKING:  # these take seconds to import, and the login node does without
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import CLIPTokenizer
 
 STAGES = ("vae", "controlnet", "lora", "full")
 SAMPLERS = ("ddim", "unipc")
@@ -79,49 +76,70 @@ SCORE_DRAWS = 4
 
 @config_class
 class TumorGeneratorConfig(ModelConfig):
-    """The model's settings; `configs/model/tumor_generator.yaml` states the paper's value of each and its source.
+    """The model as in its paper; `configs/model/tumor_generator.yaml` ends with the remaining departures from it."""
 
-    stage: what is trained: `vae`; `controlnet`, the ControlNet and the UNet; `lora`, adapters of the UNet's attention;
-        `full`, the UNet alone.
-    base: what `bushpc export` wrote, of which each fold takes its own folder; or one diffusers folder for all folds.
-        The components in it are started from, others from staged weights.
-    base_sha256: of its tensors, as `bushpc export` noted it, and null where that did not write it. Set when planned.
-    lora_rank: r of (8).
-    kl_weight: alpha of (5).
-    caption_dropout: share of training samples whose caption is left out, so that guidance has something to lead away
-        from.
-    vae_channels, vae_layers, latent_channels, latent_scale: the VAE's levels, blocks of a level, channels of z, and the
-        factor on z that makes its deviation about 1.
-    unet_channels, unet_layers, unet_heads: the same of the UNet, and its attention heads; all levels but the deepest
-        attend.
-    text_width, text_layers, text_heads: CLIP's text encoder.
-    mask_channels: of the convolutions that bring a mask to the latents' size, halving it from each to the next.
-    groups: of GroupNorm in all of them.
-    sampler, steps, guidance: `ddim` (eta = 0) or `unipc`, in so many steps, with this scale of classifier-free
-        guidance; 1 switches it off.
-    """
-
-    stage: str
-    base: str | None
-    base_sha256: str | None
-    lora_rank: int
-    kl_weight: float
-    caption_dropout: float
-    vae_channels: tuple[int, ...]
-    vae_layers: int
-    latent_channels: int
-    latent_scale: float
-    unet_channels: tuple[int, ...]
-    unet_layers: int
-    unet_heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    mask_channels: tuple[int, ...]
-    groups: int
-    sampler: str
-    steps: int
-    guidance: float
+    image_size: int = setting(512, "Edge of the square images (3.1).", unit="pixels")
+    pretrained: bool = setting(
+        True,
+        "Start from staged weights of Stable Diffusion v1.5 (3.1): `bushpc weights pull model=tumor_generator`.",
+    )
+    stage: str = setting(
+        "controlnet",
+        "What is trained. `vae`: the VAE, by (5), see model=tumor_generator_vae. `controlnet`: ControlNet and UNet "
+        "together, by (3). `lora`: adapters of the UNet's attention, for another domain (2.3). `full`: the UNet, as "
+        "the control of lora.",
+    )
+    base: str | None = setting(
+        None,
+        "What the stage before exported, OUT of `bushpc export RUN OUT`: each fold starts from its own folder "
+        "OUT/fold0, … and has seen nothing of its validation part. OUT/fold0 itself, or another diffusers folder, "
+        "serves all folds: of another dataset, or with fold=0. Components that it lacks start from staged weights. "
+        "lora and full need one.",
+    )
+    base_sha256: str | None = setting(
+        None,
+        "SHA-256 of the tensors in base, as `bushpc export` noted it; null if that did not write it. Set when planned.",
+    )
+    lora_rank: int = setting(8, "r of (8): 2, 4 or 8 in Table 2, where 8 is best.")
+    kl_weight: float = setting(0.001, "alpha of (5).")
+    caption_dropout: float = setting(
+        0.1,
+        "Share of training samples whose caption is left out, without which guidance would have nothing to lead away "
+        "from. Not in the paper; 0.1 is that of Stable Diffusion v1.5.",
+    )
+    vae_channels: tuple[int, ...] = setting(
+        (128, 256, 512, 512),
+        "Channels of the levels of Stable Diffusion v1.5's VAE, each at half the resolution of the one before.",
+    )
+    vae_layers: int = setting(2, "Blocks of a level of the VAE.")
+    latent_channels: int = setting(4, "Channels of z.")
+    latent_scale: float = setting(0.18215, "Factor on z that makes its deviation about 1.")
+    unet_channels: tuple[int, ...] = setting(
+        (320, 640, 1280, 1280), "Channels of the levels of Stable Diffusion's UNet; all but the deepest attend."
+    )
+    unet_layers: int = setting(2, "Blocks of a level of the UNet.")
+    unet_heads: int = setting(8, "Heads of the UNet's attention.")
+    text_width: int = setting(768, "Channels of CLIP ViT-L/14's text encoder.")
+    text_layers: int = setting(12, "Layers of the text encoder.")
+    text_heads: int = setting(12, "Attention heads of the text encoder.")
+    mask_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256),
+        "Channels of ControlNet's convolutions that bring a mask to the latents' size, halving it from each to the "
+        "next (Zhang et al.).",
+    )
+    groups: int = setting(32, "Groups of GroupNorm in all of them.")
+    sampler: str = setting("ddim", "`ddim` (eta = 0) or `unipc`. The paper names no sampler.", affects="predictions")
+    steps: int = setting(
+        50,
+        "Steps of the sampler. Not in the paper; usual for Stable Diffusion. For ddim they must divide 1000.",
+        affects="predictions",
+    )
+    guidance: float = setting(
+        7.5,
+        "Scale of classifier-free guidance; 1 switches it off. Not in the paper; 7.5 is diffusers' for Stable "
+        "Diffusion.",
+        affects="predictions",
+    )
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built or sampled. Raises: ConfigError."""
@@ -150,6 +168,33 @@ class TumorGeneratorConfig(ModelConfig):
         self._check_size()
         if self.base is not None:  # jobs run in another folder
             object.__setattr__(self, "base", str(Path(self.base).expanduser().resolve()))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Image, mask and caption; the keys for the noise that a score draws. The VAE's stage reads the image alone."""
+        return frozenset({"image_BCHW"} if self.stage == "vae" else {"image_BCHW", "mask_BKHW", "captions", "keys"})
+
+    def weight_files(self) -> list[WeightFile]:
+        """Those of Stable Diffusion v1.5 that `base` does not replace. Raises: ConfigError for a base that cannot."""
+        there = _check_base(self)
+        names = [name for name in self.components if name in SD_V1_5 and name not in there]
+        return [SD_V1_5[name] for name in names] if self.pretrained else []
+
+    @property
+    def feature_settings(self) -> dict[str, t.Any]:
+        """Those of the VAE, where it is not trained."""
+        if self.stage == "vae":
+            return {}
+        names = ("image_size", "vae_channels", "vae_layers", "latent_channels", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """Residual and transformer blocks of the VAE, the UNet and the ControlNet."""
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+
+        return ResnetBlock2D, BasicTransformerBlock
 
     @property
     def stride(self) -> int:
@@ -224,12 +269,14 @@ class TumorGenerator(Model):
 
     Config = TumorGeneratorConfig
     makes = frozenset({"scores"})
-    prediction_fields = frozenset({"sampler", "steps", "guidance"})
-    blocks = (ResnetBlock2D, BasicTransformerBlock)
 
     config: TumorGeneratorConfig
 
     def __init__(self, config: TumorGeneratorConfig, weights_dir: str | None = None) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.controlnets.controlnet import ControlNetModel
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
         super().__init__(config, weights_dir)
         start = functools.partial(_start, config=config, weights_dir=weights_dir)
         if config.stage == "vae":
@@ -248,29 +295,6 @@ class TumorGenerator(Model):
             self.unet.requires_grad_(False)
             self.unet.add_adapter(_adapter(config.lora_rank))
         self.alpha_bar = make_sampler(config).alphas_cumprod  # (2); no buffer, or bfloat16 would round it
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image, mask and caption; the keys for the noise that a score draws. The VAE's stage reads the image alone."""
-        assert isinstance(config, TumorGeneratorConfig)
-        return frozenset({"image_BCHW"} if config.stage == "vae" else {"image_BCHW", "mask_BKHW", "captions", "keys"})
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """Those of Stable Diffusion v1.5 that `base` does not replace. Raises: ConfigError for a base that cannot."""
-        assert isinstance(config, TumorGeneratorConfig)
-        there = _check_base(config)
-        names = [name for name in config.components if name in SD_V1_5 and name not in there]
-        return [SD_V1_5[name] for name in names] if config.pretrained else []
-
-    @classmethod
-    def feature_settings(cls, config: ModelConfig) -> dict[str, t.Any]:
-        """Those of the VAE, where it is not trained."""
-        assert isinstance(config, TumorGeneratorConfig)
-        if config.stage == "vae":
-            return {}
-        names = ("image_size", "vae_channels", "vae_layers", "latent_channels", "groups")
-        return {name: getattr(config, name) for name in names}
 
     def outside_state(self) -> dict[str, nn.Module]:
         """VAE and text encoder, where they are frozen."""
@@ -512,6 +536,8 @@ def kl_divergence(mu: torch.Tensor, log_omega2: torch.Tensor) -> torch.Tensor:
 
 def make_sampler(config: TumorGeneratorConfig) -> t.Any:
     """diffusers' scheduler of the configured sampler, set to its steps."""
+    from diffusers import DDIMScheduler, UniPCMultistepScheduler
+
     scheduler: t.Any
     if config.sampler == "ddim":
         scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False)
@@ -531,6 +557,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     Captions are filled up to 77 tokens with the end's, as Stable Diffusion does, where open_clip has zeros.
     """
     from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
 
     theirs = SimpleTokenizer()
     ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -565,6 +592,8 @@ class TextEncoder(Frozen):
 
     def __init__(self, config: TumorGeneratorConfig, weights_dir: str | None) -> None:
         def build() -> nn.Module:
+            from transformers import CLIPTextConfig, CLIPTextModel
+
             net = CLIPTextModel(CLIPTextConfig(**_settings(config)["text_encoder"]))
             return _start("text_encoder", net, config=config, weights_dir=weights_dir)
 

@@ -19,89 +19,136 @@ import copy
 import itertools
 import typing as t
 
-import timm
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
-from diffusers.models.resnet import ResnetBlock2D
-from timm.layers.patch_embed import PatchEmbed
-from timm.models import adapt_input_conv
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
-from bushpc.models.base import Model, WeightFile
+from bushpc.models.base import Model
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
+
+if t.TYPE_CHECKING:  # timm takes seconds to import, and the login node does without
+    from timm.models.vision_transformer import VisionTransformer
 
 GROUPS = 8  # of GroupNorm
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
 SAMPLERS = ("ddpm", "ddim", "dpm_solver")
+# Patch edges of the ViTs of the shipped configs: they need no look into timm.
+PATCHES = {"vit_tiny_patch16_224.augreg_in21k_ft_in1k": 16, "test_vit": 16}
 
 
 @config_class
 class VitDiffusionConfig(ModelConfig):
-    """The model's settings; `configs/model/vit_diffusion.yaml` states the paper's value of each and its source.
+    """The model as in its paper; `configs/model/vit_diffusion.yaml` ends with the remaining departures from it."""
 
-    channels, mask_classes: of the dataset's images and masks.
-    diffusion, acb: the switches of Table 3. A part that is off has no parameters: without diffusion there is no noise
-        head and nothing but the image to segment, without the bridge there is no ViT.
-    vit: name of a VisionTransformer in timm.
-    patch: the UNet works on squares of so many pixels, whose values become channels, and back at its end.
-    widths: channels of the UNet's levels, each at half the resolution of the one before.
-    depth: residual blocks per level.
-    timesteps: T. beta_schedule: `linear` or `cosine`. prediction: `epsilon` or `v`, what the noise head predicts.
-    denoising_weight, x0_dice_weight, aux_dice_weight, aux_focal_weight: alpha, lambda, beta and gamma of (6), (7).
-    focal_alpha, focal_gamma: weight of the foreground and exponent of the focal loss.
-    topo_weight, topo_ramp: w_epoch of (8) rises from 0 in epoch 0 to topo_weight in epoch topo_ramp; with a
-        topo_weight of 0 the loss is the hybrid one.
-    lookback: k of (9), in steps.
-    topo_min_persistence, topo_downsample: points of a diagram up to this persistence are left out; maps are averaged
-        over squares of so many pixels before.
-    topo_gradient: `current`, where x'_0|t-k is a fixed aim for x'_0|t, or `both`.
-    inference: `auxiliary`, the auxiliary head in one pass, or `generative`, sampling.
-    auxiliary_t, auxiliary_input: the t and the x_t, `noise` or `zeros`, that enter in the auxiliary mode.
-    sampler, steps: `ddpm`, `ddim` (eta = 0) or `dpm_solver` (DPM-Solver++ of second order), in so many steps.
-    samples: how many times noise is drawn for each image; the prediction is the mean.
-    sampling_seed: of that noise.
-    """
-
-    channels: int
-    mask_classes: int
-    diffusion: bool
-    acb: bool
-    vit: str
-    patch: int
-    widths: tuple[int, ...]
-    depth: int
-    timesteps: int
-    beta_schedule: str
-    prediction: str
-    denoising_weight: float
-    x0_dice_weight: float
-    aux_dice_weight: float
-    aux_focal_weight: float
-    focal_alpha: float
-    focal_gamma: float
-    topo_weight: float
-    topo_ramp: int
-    lookback: int
-    topo_gradient: str
-    topo_min_persistence: float
-    topo_downsample: int
-    inference: str
-    auxiliary_t: int
-    auxiliary_input: str
-    sampler: str
-    steps: int
-    samples: int
-    sampling_seed: int
+    image_size: int = setting(
+        256,
+        "Edge of the square input. The paper does not give it; 256 is MedSegDiff's, which it compares with.",
+        unit="pixels",
+    )
+    pretrained: bool = setting(
+        True, "The ViT starts from staged ImageNet weights (2.2): `bushpc weights pull model=vit_diffusion`."
+    )
+    channels: int = setting(3, "Channels of the images: 3 for ultrasound, ISIC 2018 and REFUGE2, 4 for BraTS 2021.")
+    mask_classes: int = setting(
+        1,
+        "Classes of the masks: 1 for ultrasound and ISIC 2018, 2 for REFUGE2 (disc and cup), 3 for BraTS 2021. Each "
+        "class is a mask by itself, so they may overlap, as cup and disc do.",
+    )
+    diffusion: bool = setting(
+        True,
+        'Table 3: false is "Aux Head Only (No Diffusion)", without noise head; then only the image is segmented.',
+    )
+    acb: bool = setting(True, 'Table 3: false is "ACB OFF", without the bridge, and so without ViT.')
+    vit: str = setting(
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "A VisionTransformer of timm; ViT-tiny (2.2). The paper does not say which weights: timm's first choice, "
+        "ImageNet-21k and then 1k.",
+    )
+    patch: int = setting(
+        2,
+        "The UNet works on squares of so many pixels, whose values become channels, and back at its end. Not in the "
+        "paper: 2 costs a quarter of 1 and loses nothing, as the heads give each pixel its own value back.",
+        unit="pixels",
+    )
+    widths: tuple[int, ...] = setting(
+        (32, 64, 128, 256),
+        "Channels of the UNet's levels, each at half the resolution of the one before. Not in the paper; chosen for "
+        "its total of parameters.",
+    )
+    depth: int = setting(3, "Residual blocks per level. Not in the paper; see widths.")
+    timesteps: int = setting(1000, "T (3.1).")
+    beta_schedule: str = setting("linear", "`linear` or `cosine`; the paper does not say which, linear is DDPM's.")
+    prediction: str = setting("epsilon", "What the noise head predicts: `epsilon` (2.1) or `v`.")
+    denoising_weight: float = setting(1.0, "alpha of (7). The paper does not give it.")
+    x0_dice_weight: float = setting(0.1, "lambda of (6). The paper does not give it.")
+    aux_dice_weight: float = setting(1.0, "beta of (7). The paper does not give it.")
+    aux_focal_weight: float = setting(1.0, "gamma of (7). The paper does not give it.")
+    focal_alpha: float = setting(
+        0.25, "Weight of the foreground in the focal loss. The paper gives none; this is Lin et al.'s."
+    )
+    focal_gamma: float = setting(2.0, "Exponent of the focal loss. The paper gives none; this is Lin et al.'s.")
+    topo_weight: float = setting(
+        0.0,
+        "w_epoch of (8) rises linearly from 0 in epoch 0 to topo_weight in epoch topo_ramp, and stays there. 0 is the "
+        'hybrid loss, which the paper\'s models have unless it says "enhanced"; 0.1 is the enhanced one. The paper '
+        "gives neither.",
+    )
+    topo_ramp: int = setting(50, "See topo_weight.", unit="epochs")
+    lookback: int = setting(5, "k of (9): 5, 10 or 15 (3.3).", unit="steps")
+    topo_gradient: str = setting(
+        "current",
+        "`current`: x'_0|t-k, made from less noise, is a fixed aim for x'_0|t and needs no backward pass. `both`: each "
+        "learns from the other. The paper does not say.",
+    )
+    topo_min_persistence: float = setting(
+        0.0,
+        "Points of a diagram up to this persistence are left out; 0 is (9) as it stands. At high t, x'_0 is hardly "
+        "more than noise, with thousands of points.",
+    )
+    topo_downsample: int = setting(
+        1, "Maps are averaged over squares of so many pixels before; 1 is (9) as it stands.", unit="pixels"
+    )
+    inference: str = setting(
+        "auxiliary",
+        "`auxiliary`, the auxiliary head in one pass (Table 1), or `generative`, sampling (Table 2).",
+        affects="predictions",
+    )
+    auxiliary_t: int = setting(
+        999,
+        "The t that enters in the auxiliary mode; the paper does not give it. No mask is known then, and only at "
+        "t = T - 1 is what the network saw in training no more than noise. Chosen by experiment: vit_diffusion_small "
+        "on the phantom (fold 0, one run) has a mean Dice of 0.903 with zeros, the noise's mean, and 0.871 with noise "
+        "at t = 999; at t = 500 it is 0.739 and 0.769, at t = 0 0.356 and 0.485.",
+        affects="predictions",
+    )
+    auxiliary_input: str = setting(
+        "zeros",
+        "The x_t of the auxiliary mode, `noise` or `zeros`; see auxiliary_t.",
+        affects="predictions",
+    )
+    sampler: str = setting(
+        "ddpm",
+        '`ddpm`, `ddim` (eta = 0) or `dpm_solver` (DPM-Solver++ of second order): 1000 steps of ddpm are "the full '
+        'diffusion sampling process" (3.1).',
+        affects="predictions",
+    )
+    steps: int = setting(1000, "Steps of the sampler. For ddpm and ddim they must divide T.", affects="predictions")
+    samples: int = setting(
+        1,
+        "Draws of noise per image; the prediction is their mean, and their deviation the uncertainty. The paper has "
+        "one.",
+        affects="predictions",
+    )
+    sampling_seed: int = setting(
+        0, "Seed of that noise, which depends on this and on the sample's key alone.", affects="predictions"
+    )
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built or sampled. Raises: ConfigError."""
@@ -135,6 +182,38 @@ class VitDiffusionConfig(ModelConfig):
         self._check_sampling()
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Image and mask; the epochs for w_epoch of (8), the keys for the noise that a prediction draws."""
+        epochs = {"epochs"} if self.topo_weight else set()
+        keys = {"keys"} if self.draws_noise else set()
+        return frozenset({"image_BCHW", "mask_BKHW"} | epochs | keys)
+
+    def check_data(self, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
+        """As many heads as classes, as many inputs as channels. Raises: ConfigError."""
+        given = {"mask_classes": mask_classes, "channels": channels}
+        differ = {name: names for name, names in given.items() if len(names) != getattr(self, name)}
+        if differ:
+            raise ConfigError(
+                "; ".join(
+                    f"model.{name}={getattr(self, name)}, and this dataset has {len(names)} ({', '.join(names)})"
+                    for name, names in differ.items()
+                )
+                + f". Set {' '.join(f'model.{name}={len(names)}' for name, names in differ.items())}"
+            )
+
+    def weight_files(self) -> list[WeightFile]:
+        """The ViT's weights, if there is one. Raises: ConfigError when timm has none."""
+        return [WeightFile.of_timm(self.vit)] if self.pretrained and self.acb else []
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """The ViT's blocks, the UNet's residual blocks and the bridges."""
+        from diffusers.models.resnet import ResnetBlock2D
+        from timm.models.vision_transformer import Block
+
+        return Block, ResnetBlock2D, AdaptiveConditioningBridge
+
+    @property
     def stride(self) -> int:
         """Of the UNet's deepest level to the image."""
         return self.patch << len(self.widths) - 1
@@ -154,19 +233,26 @@ class VitDiffusionConfig(ModelConfig):
                 f"{max(1, round(self.image_size / self.stride)) * self.stride}"
             )
         if self.acb:
-            if not timm.is_model(self.vit.partition(".")[0]):
-                near = ", ".join(timm.list_models("vit_tiny*", include_tags=True))
-                raise ConfigError(f"model.vit={self.vit}: timm has no such model; small ones are {near}")
-            with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
-                vit = timm.create_model(self.vit, num_classes=0)
-            if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
-                raise ConfigError(f"model.vit={self.vit} is no plain vision transformer, such as vit_tiny_patch16_224")
-            edge = vit.patch_embed.patch_size[0]
+            edge = PATCHES.get(self.vit) or self._patch_of_timm()
             if self.image_size % edge:
                 raise ConfigError(
                     f"model.image_size={self.image_size} is not a multiple of {edge}, the patches of "
                     f"model.vit={self.vit}"
                 )
+
+    def _patch_of_timm(self) -> int:
+        import timm
+        from timm.layers.patch_embed import PatchEmbed
+        from timm.models.vision_transformer import VisionTransformer
+
+        if not timm.is_model(self.vit.partition(".")[0]):
+            near = ", ".join(timm.list_models("vit_tiny*", include_tags=True))
+            raise ConfigError(f"model.vit={self.vit}: timm has no such model; small ones are {near}")
+        with torch.device("meta"):  # shapes without weights
+            vit = timm.create_model(self.vit, num_classes=0)
+        if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
+            raise ConfigError(f"model.vit={self.vit} is no plain vision transformer, such as vit_tiny_patch16_224")
+        return int(vit.patch_embed.patch_size[0])
 
     def _check_sampling(self) -> None:
         if not self.diffusion:
@@ -198,9 +284,6 @@ class VitDiffusion(Model):
 
     Config = VitDiffusionConfig
     makes = frozenset({"prob_BKHW"})
-    prediction_fields = frozenset(
-        {"inference", "auxiliary_t", "auxiliary_input", "sampler", "steps", "samples", "sampling_seed"}
-    )
 
     config: VitDiffusionConfig
 
@@ -211,35 +294,6 @@ class VitDiffusion(Model):
         self.vit = build_vit(config, weights_dir) if config.acb else None
         self.unet = DiffusionUNet(config, self.vit.embed_dim if self.vit else 0)
         self.noising = Noising(config)
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """Image and mask; the epochs for w_epoch of (8), the keys for the noise that a prediction draws."""
-        assert isinstance(config, VitDiffusionConfig)
-        epochs = {"epochs"} if config.topo_weight else set()
-        keys = {"keys"} if config.draws_noise else set()
-        return frozenset({"image_BCHW", "mask_BKHW"} | epochs | keys)
-
-    @classmethod
-    def check_data(cls, config: ModelConfig, mask_classes: t.Sequence[str], channels: t.Sequence[str]) -> None:
-        """As many heads as classes, as many inputs as channels. Raises: ConfigError."""
-        assert isinstance(config, VitDiffusionConfig)
-        given = {"mask_classes": mask_classes, "channels": channels}
-        differ = {name: names for name, names in given.items() if len(names) != getattr(config, name)}
-        if differ:
-            raise ConfigError(
-                "; ".join(
-                    f"model.{name}={getattr(config, name)}, and this dataset has {len(names)} ({', '.join(names)})"
-                    for name, names in differ.items()
-                )
-                + f". Set {' '.join(f'model.{name}={len(names)}' for name, names in differ.items())}"
-            )
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """The ViT's weights, if there is one. Raises: ConfigError when timm has none."""
-        assert isinstance(config, VitDiffusionConfig)
-        return [WeightFile.of_timm(config.vit)] if config.pretrained and config.acb else []
 
     def cam_layer(self) -> nn.Module | None:
         """The decoder's last stage; none in generative mode, where a gradient would go through every step."""
@@ -294,6 +348,8 @@ class VitDiffusion(Model):
 
     def _auxiliary_losses(self, map_BDhw: torch.Tensor, mask_BKHW: torch.Tensor) -> Losses:
         config, logits_BKHW = self.config, self.unet.auxiliary_head(map_BDhw).float()
+        from torchvision.ops import sigmoid_focal_loss  # takes a second to import
+
         dice = soft_dice_loss(logits_BKHW, mask_BKHW)
         focal = sigmoid_focal_loss(logits_BKHW, mask_BKHW, config.focal_alpha, config.focal_gamma, reduction="mean")
         return Losses(
@@ -451,9 +507,13 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
     Positions are interpolated to the image's grid, and filters of colours shared out over other channels, as timm does.
     Raises: WeightsError.
     """
+    import timm
+    from timm.models import adapt_input_conv
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     size = config.image_size
     vit = t.cast(
-        VisionTransformer, timm.create_model(config.vit, img_size=size, in_chans=config.channels, num_classes=0)
+        "VisionTransformer", timm.create_model(config.vit, img_size=size, in_chans=config.channels, num_classes=0)
     )
     if config.pretrained:
         file = WeightFile.of_timm(config.vit)
@@ -478,6 +538,8 @@ class DiffusionUNet(nn.Module):
     """
 
     def __init__(self, config: VitDiffusionConfig, token_width: int) -> None:
+        from diffusers.models.embeddings import TimestepEmbedding  # takes seconds to import
+
         super().__init__()
         widths, time_width, square = config.widths, 4 * config.widths[0], config.patch**2
         self.patch, self.width = config.patch, widths[0]
@@ -511,6 +573,8 @@ class DiffusionUNet(nn.Module):
         if x_t is not None:
             # In this order: a sum is laid out in memory as its first term.
             x = self.stem_x(F.pixel_unshuffle(x_t.to(self.stem_x.weight.dtype), self.patch)) + x
+        from diffusers.models.embeddings import get_timestep_embedding
+
         code = get_timestep_embedding(t_B.to(x.device), self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         e_t = self.time(code.to(x.dtype))
         skips = []
@@ -595,6 +659,8 @@ class AdaptiveConditioningBridge(nn.Module):
 
 
 def _residual_blocks(given: int, made: int, depth: int, time_width: int) -> nn.ModuleList:
+    from diffusers.models.resnet import ResnetBlock2D
+
     return nn.ModuleList(
         ResnetBlock2D(in_channels=made if i else given, out_channels=made, temb_channels=time_width, groups=GROUPS)
         for i in range(depth)
@@ -604,7 +670,3 @@ def _residual_blocks(given: int, made: int, depth: int, time_width: int) -> nn.M
 def _head(given: int, mask_classes: int, patch: int) -> nn.Sequential:
     conv = nn.Conv2d(given, mask_classes * patch**2, 3, padding=1)
     return nn.Sequential(nn.GroupNorm(GROUPS, given), nn.SiLU(), conv, nn.PixelShuffle(patch))
-
-
-# Here, as it is defined below the model.
-VitDiffusion.blocks = (Block, ResnetBlock2D, AdaptiveConditioningBridge)

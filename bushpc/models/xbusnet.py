@@ -19,22 +19,16 @@ import typing as t
 from types import SimpleNamespace
 
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import resize_pos_embed
-from open_clip.tokenizer import tokenize
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, VisionTransformer
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
-from bushpc.config import ModelConfig, config_class
+from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
-from bushpc.models.base import Model, WeightFile
-from bushpc.nn.encoder import feature_extractor
-from bushpc.nn.normalize import Normalize
+from bushpc.models.base import Model
+from bushpc.nn.encoder import feature_channels, feature_extractor
+from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 CLIP_VIT_B16 = WeightFile(
@@ -43,53 +37,76 @@ CLIP_VIT_B16 = WeightFile(
     hub_file="open_clip_model.safetensors",
     revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
 )
+# open_clip's OPENAI_DATASET_MEAN and _STD, without importing open_clip.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ENCODER_REVISIONS = {"resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
 ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connections fit if the last divides it
 
 
 @config_class
 class XBusNetConfig(ModelConfig):
-    """XBusNet's settings; `configs/model/xbusnet.yaml` states the paper's value of each and its source.
+    """XBusNet as in its paper. "Released" is the authors' published code and settings, followed where it is silent.
 
-    lfe, gfe, sfa: the switches of Table 4. A part that is off has no parameters. Without `sfa` the local
-        branch reads no sentence; the global one still does, because conditioning (7) belongs to the GFE.
-    freeze_vision: keep CLIP's image tower as it is loaded. The text tower is frozen always.
-    clip_patch_size, clip_width, clip_layers, clip_heads: CLIP's image tower; sizes in pixels and channels.
-    text_width, text_layers, text_heads, text_dim: CLIP's text tower; text_dim is d of (9).
-    layers: L of (6): which of the image tower's blocks give tokens, counted from 1.
-    reduce_dim: r of (6).
-    global_channels, local_channels: channels of F_g (8) and F_l (12).
-    encoder: name of the local branch's encoder in timm; it must give features at strides 2 to 32.
-    attention_heads: heads of TrEnc (10), at both of its places.
-    decoder_channels: channels of dec4, dec3, dec2, dec1.
-    fusion_channels: channels of both residual blocks (17).
-    fusion_stride: H / h of (12) and (16): 1 fuses at the image's size, 2 at half of it.
-    dice_weight, bce_weight: weights of the two loss terms.
+    `configs/model/xbusnet.yaml` ends with the remaining departures from it.
     """
 
-    lfe: bool
-    gfe: bool
-    sfa: bool
-    freeze_vision: bool
-    clip_patch_size: int
-    clip_width: int
-    clip_layers: int
-    clip_heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    text_dim: int
-    layers: tuple[int, ...]
-    reduce_dim: int
-    global_channels: int
-    local_channels: int
-    encoder: str
-    attention_heads: int
-    decoder_channels: tuple[int, ...]
-    fusion_channels: int
-    fusion_stride: int
-    dice_weight: float
-    bce_weight: float
+    image_size: int = setting(352, "Edge of the square input (2.2).", unit="pixels")
+    pretrained: bool = setting(
+        True,
+        "CLIP and the ResNet start from staged weights, CLIP's and ImageNet's (2.5): `bushpc weights pull "
+        "model=xbusnet`.",
+    )
+    lfe: bool = setting(True, "Table 4: the local branch. Off: no parameters.")
+    gfe: bool = setting(True, "Table 4: the global branch. Off: no parameters.")
+    sfa: bool = setting(
+        True,
+        "Table 4: semantic feature adjustment. Without it the local branch reads no sentence; the global one still "
+        "does, because conditioning (7) belongs to the GFE.",
+    )
+    freeze_vision: bool = setting(
+        True, "CLIP's image tower is not trained (2.5, 2.7). Its text tower never is, whatever this says."
+    )
+    clip_patch_size: int = setting(16, "Patch size of CLIP ViT-B/16's image tower (2.6).", unit="pixels")
+    clip_width: int = setting(768, "Channels of CLIP ViT-B/16's image tower.")
+    clip_layers: int = setting(12, "Blocks of CLIP ViT-B/16's image tower.")
+    clip_heads: int = setting(12, "Attention heads of CLIP ViT-B/16's image tower.")
+    text_width: int = setting(512, "Channels of CLIP ViT-B/16's text tower.")
+    text_layers: int = setting(12, "Layers of CLIP ViT-B/16's text tower.")
+    text_heads: int = setting(8, "Attention heads of CLIP ViT-B/16's text tower.")
+    text_dim: int = setting(512, "d of (9), the width of a sentence's embedding.")
+    layers: tuple[int, ...] = setting(
+        (3, 7, 9),
+        "L of (6): which of the image tower's blocks give tokens, counted from 1. The paper does not list it; "
+        "released: 3, 7, 9.",
+    )
+    reduce_dim: int = setting(64, "r of (6). The paper does not give it; released: 64.")
+    global_channels: int = setting(64, "Channels of F_g (8).")
+    local_channels: int = setting(32, "Channels of F_l (12).")
+    encoder: str = setting(
+        "resnet50.a1_in1k",
+        "The local branch's encoder in timm, with features at strides 2 to 32: ResNet50 (2.8) with timm's weights. "
+        "Released: torchvision's; both are trained on ImageNet-1k.",
+    )
+    attention_heads: int = setting(
+        8,
+        "Heads of the transformer blocks (10), at both of their places. The paper does not give them; released: 8. "
+        "Ours are pre-norm, without dropout.",
+    )
+    decoder_channels: tuple[int, ...] = setting(
+        (1024, 512, 256, 64), "Channels of dec4, dec3, dec2, dec1. The paper does not give them; released: these."
+    )
+    fusion_channels: int = setting(
+        64, "Channels of the two residual blocks (17). The paper does not give them; released: 64."
+    )
+    fusion_stride: int = setting(
+        1,
+        "H / h of (12) and (16). 1: the branches meet at the image's own size, where the final up projection ends "
+        "(2.8); 2 fuses at half of it.",
+    )
+    dice_weight: float = setting(
+        1.0, "Weight of the soft Dice loss. The paper names no segmentation loss; released: this with smooth = 1."
+    )
+    bce_weight: float = setting(0.0, "Weight of the cross-entropy loss. Released: none.")
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -109,6 +126,27 @@ class XBusNetConfig(ModelConfig):
                 f"dice_weight={self.dice_weight}, bce_weight={self.bce_weight}; neither may be negative, "
                 "and one of them must be above 0."
             )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The global branch reads the spatial prompts; the attribute prompts are read through SFA in the local one."""
+        spatial = {"spatial_prompts", "reprompt"} if self.gfe else set()
+        attributes = {"attribute_prompts"} if self.lfe and self.sfa else set()
+        return frozenset({"image_BCHW", "mask_BKHW"} | spatial | attributes)
+
+    def weight_files(self) -> list[WeightFile]:
+        """CLIP's towers if a sentence or the global branch is used, the encoder if the local branch is."""
+        if not self.pretrained:
+            return []
+        return [CLIP_VIT_B16] * self.reads_text + [_encoder_file(self.encoder)] * self.lfe
+
+    @property
+    def blocks(self) -> tuple[type, ...]:
+        """Transformer, decoder and residual blocks of both branches."""
+        from open_clip.transformer import ResidualAttentionBlock
+        from timm.models.resnet import BasicBlock, Bottleneck
+
+        return TransformerBlock, UpBlock, ResidualBlock, BasicBlock, Bottleneck, ResidualAttentionBlock
 
     @property
     def reads_text(self) -> bool:
@@ -149,8 +187,7 @@ class XBusNetConfig(ModelConfig):
             raise ConfigError(
                 f"decoder_channels={list(self.decoder_channels)}; four are needed: dec4, dec3, dec2, dec1."
             )
-        with torch.device("meta"):  # shapes without weights, so that the login node can look in no time
-            _, channels = feature_extractor(self.encoder, ENCODER_STRIDES)
+        channels = feature_channels(self.encoder, ENCODER_STRIDES)
         heads = self.attention_heads
         if heads < 1 or channels[3] % heads or channels[4] % heads:
             raise ConfigError(
@@ -200,22 +237,6 @@ class XBusNet(Model):
             ResidualBlock(config.fusion_channels, config.fusion_channels),
             nn.Conv2d(config.fusion_channels, 1, kernel_size=1),
         )
-
-    @classmethod
-    def needs(cls, config: ModelConfig) -> frozenset[str]:
-        """The global branch reads the spatial prompts; the attribute prompts are read through SFA in the local one."""
-        assert isinstance(config, XBusNetConfig)
-        spatial = {"spatial_prompts", "reprompt"} if config.gfe else set()
-        attributes = {"attribute_prompts"} if config.lfe and config.sfa else set()
-        return frozenset({"image_BCHW", "mask_BKHW"} | spatial | attributes)
-
-    @classmethod
-    def weight_files(cls, config: ModelConfig) -> list[WeightFile]:
-        """CLIP's towers if a sentence or the global branch is used, the encoder if the local branch is."""
-        assert isinstance(config, XBusNetConfig)
-        if not config.pretrained:
-            return []
-        return [CLIP_VIT_B16] * config.reads_text + [_encoder_file(config.encoder)] * config.lfe
 
     def outside_state(self) -> dict[str, nn.Module]:
         """CLIP's text tower, which `TextEncoder` says why no checkpoint holds."""
@@ -298,6 +319,8 @@ class TextEncoder:
     SEED = 2021
 
     def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
+        from open_clip.transformer import QuickGELU, TextTransformer
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.SEED)
             self.tower = TextTransformer(
@@ -328,45 +351,51 @@ class TextEncoder:
         # One sentence at a time: in a batch its last digits would depend on its neighbours, and a resumed
         # run meets the sentences in other company than the run it must repeat. Not in inference mode: the
         # tensor is kept, and training saves it for the backward pass.
+        from open_clip.tokenizer import tokenize
+
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             e_1E: torch.Tensor = self.tower.to(device)(tokenize([prompt]).to(device))
             return e_1E[0].cpu()
 
 
-class ClipImageTower(VisionTransformer):
+def clip_image_tower(config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> nn.Module:
     """CLIP's image tower up to the last block that is asked for; what lies above it is left out.
 
-    Positions: CLIP's grid is 14 x 14 (224 pixels). Staged weights are interpolated bicubically to this
-    model's grid once, when they are loaded; a tower trained from scratch has its own grid from the start.
+    Its output: Z^(j) for j in L, without the class token, a list of B x N x D. Positions: CLIP's grid is 14 x 14 (224
+    pixels). Staged weights are interpolated bicubically to this model's grid once, when they are loaded; a tower
+    trained from scratch has its own grid from the start.
     """
+    from open_clip.model import resize_pos_embed
+    from open_clip.transformer import QuickGELU, VisionTransformer
 
-    def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
-        super().__init__(
-            image_size=config.image_size,
-            patch_size=config.clip_patch_size,
-            width=config.clip_width,
-            layers=config.clip_layers,
-            heads=config.clip_heads,
-            mlp_ratio=4.0,
-            output_dim=config.text_dim,
-            act_layer=QuickGELU,  # OpenAI's weights load into a GELU tower without complaint and mean less there
-        )
-        if clip_state is not None:
-            vision_state = {k: v for k, v in clip_state.items() if k.startswith("visual.")}
-            resize_pos_embed(vision_state, SimpleNamespace(visual=self))
-            _load(self, {k.removeprefix("visual."): v for k, v in vision_state.items()}, CLIP_VIT_B16)
-        self.indices = [j - 1 for j in config.layers]
-        # Parameters above the last block read would get no gradient, and DDP stops at those.
-        self.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
-        if config.freeze_vision:
-            self.requires_grad_(False)
+    indices = [j - 1 for j in config.layers]
 
-    def forward(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """Z^(j) for j in L, without the class token: a list of B x N x D."""
-        Z: list[torch.Tensor] = self.forward_intermediates(
-            image_BCHW, indices=self.indices, intermediates_only=True, output_fmt="NLC"
-        )["image_intermediates"]
-        return Z
+    class ClipImageTower(VisionTransformer):  # in here, as open_clip takes seconds to import
+        def forward(self, image_BCHW: torch.Tensor) -> list[torch.Tensor]:
+            Z: list[torch.Tensor] = self.forward_intermediates(
+                image_BCHW, indices=indices, intermediates_only=True, output_fmt="NLC"
+            )["image_intermediates"]
+            return Z
+
+    tower = ClipImageTower(
+        image_size=config.image_size,
+        patch_size=config.clip_patch_size,
+        width=config.clip_width,
+        layers=config.clip_layers,
+        heads=config.clip_heads,
+        mlp_ratio=4.0,
+        output_dim=config.text_dim,
+        act_layer=QuickGELU,  # OpenAI's weights load into a GELU tower without complaint and mean less there
+    )
+    if clip_state is not None:
+        vision_state = {k: v for k, v in clip_state.items() if k.startswith("visual.")}
+        resize_pos_embed(vision_state, SimpleNamespace(visual=tower))
+        _load(tower, {k.removeprefix("visual."): v for k, v in vision_state.items()}, CLIP_VIT_B16)
+    # Parameters above the last block read would get no gradient, and DDP stops at those.
+    tower.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+    if config.freeze_vision:
+        tower.requires_grad_(False)
+    return tower
 
 
 class GlobalFeatureExtractor(nn.Module):
@@ -380,8 +409,8 @@ class GlobalFeatureExtractor(nn.Module):
         self.frozen = config.freeze_vision
         self.grid = config.image_size // config.clip_patch_size
         self.size = config.image_size // config.fusion_stride
-        self.normalize = Normalize(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-        self.clip = ClipImageTower(config, clip_state)
+        self.normalize = Normalize(CLIP_MEAN, CLIP_STD)
+        self.clip = clip_image_tower(config, clip_state)
         self.W = nn.ModuleList(nn.Linear(config.clip_width, r) for _ in config.layers)
         self.W_c = nn.Linear(d, r)
         self.W_mul = nn.Linear(r, r)
@@ -422,7 +451,7 @@ class LocalFeatureExtractor(nn.Module):
 
     def __init__(self, config: XBusNetConfig, encoder_state: dict[str, torch.Tensor] | None) -> None:
         super().__init__()
-        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
         self.encoder, channels = feature_extractor(config.encoder, ENCODER_STRIDES)
         if encoder_state is not None:
             features = {k: v for k, v in encoder_state.items() if not k.startswith("fc.")}
@@ -560,7 +589,3 @@ def _load(module: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -
         raise WeightsError(
             f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(XBusNet)}"
         ) from error
-
-
-# Here, as some of them are defined below the model.
-XBusNet.blocks = (TransformerBlock, UpBlock, ResidualBlock, BasicBlock, Bottleneck, ResidualAttentionBlock)

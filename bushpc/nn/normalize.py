@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+# timm's IMAGENET_DEFAULT_MEAN and _STD, without importing timm.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Normalize(nn.Module):
     """(image - mean) / std per channel, in the dtype of the backbone's parameters.

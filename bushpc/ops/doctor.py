@@ -265,13 +265,13 @@ def _folds(config: CellConfig) -> Iterator[Check]:
 def _weights(config: CellConfig) -> Iterator[Check]:
     model = config.model.for_fold(config.fold or 0)
     weights.require(config.model_class, model, config.weights_folder)
-    count = len(config.model_class.weight_files(model))
+    count = len(model.weight_files())
     found = f"{count} file(s) staged and verified" if count else "this configuration loads none"
     yield Check(name="weights", verdict=OK, found=found)
 
 
 def _trainer(config: CellConfig) -> Iterator[Check]:
-    config.model_class.check_run(config)
+    config.model.check_run(config)
     if config.model_class.trainer:
         yield Check(name="trainer", verdict=OK, found="the model's own; its package is there, and it can follow this")
 

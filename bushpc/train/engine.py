@@ -69,7 +69,7 @@ class Engine:
         # Copied before ZeRO-3 partitions the parameters; predictions load the full ones into it.
         self._replica = copy.deepcopy(model) if cell.train.ema or self.config.kind == "zero3" else None
         if self.config.recompute:
-            recompute(model, model.blocks)
+            recompute(model, model.config.blocks)
         self.autocast = lambda: torch.autocast(
             self.config.device, DTYPES[self.config.precision], enabled=self.config.precision != "fp32"
         )

@@ -67,13 +67,13 @@ def test_a_run_notes_what_its_base_and_its_synthetic_scans_come_from(plan, expor
 def test_a_base_that_was_exported_anew_is_not_gone_on_with(plan, export):
     cell = plan(f"model.base={export}", "fold=0").cells["fold0"]
     assert cell.model.base_sha256 == "0" * 64
-    assert TumorGenerator.weight_files(cell.model) == []
+    assert cell.model.weight_files() == []
     content = json.loads((export / "export.json").read_text())
     content["folds"][0]["tensors_sha256"] = "c" * 64
     (export / "export.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"holds another export than model\.base_sha256=0000"):
-        TumorGenerator.weight_files(cell.model)
+        cell.model.weight_files()
     assert plan(f"model.base={export}", "fold=0").cells["fold0"].hash != cell.hash
     shutil.rmtree(export)
     with pytest.raises(ConfigError, match="has no vae"):
-        TumorGenerator.weight_files(cell.model)
+        cell.model.weight_files()

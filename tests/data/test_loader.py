@@ -200,7 +200,7 @@ def test_captions_are_made_for_models_that_read_them_in_training_and_validation(
     cell_dir = make_cell("loader", "model=unet_small")
     cell = CellConfig.load(cell_dir / "config.yaml")
     if reads:
-        monkeypatch.setattr(cell.model_class, "needs", classmethod(lambda cls, config: frozenset({"captions"})))
+        monkeypatch.setattr(type(cell.model), "needs", frozenset({"captions"}))
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     batches = [*training_batches(cell, data, World(), 0), *validation_batches(cell, data, "none", World())]
     for batch in batches:

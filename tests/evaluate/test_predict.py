@@ -230,10 +230,6 @@ class Sampling(Model):
 
     makes = frozenset({"prob_BKHW"})
 
-    @classmethod
-    def needs(cls, config):
-        return frozenset({"image_BCHW"})
-
     def predict(self, batch):
         red_B1HW = batch.image_BCHW[:, :1].float()
         deviation_B1HW = torch.zeros_like(red_B1HW)

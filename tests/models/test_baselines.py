@@ -44,7 +44,7 @@ def test_prediction_is_the_librarys_and_touches_no_mask(unet_config, make_batch)
 def test_encoder_starts_from_its_staged_file(unet_config, tmp_path):
     config = unet_config(pretrained=True)
     staged = smp.Unet("resnet18", encoder_weights=None).encoder.state_dict()
-    (file,) = UNet.weight_files(config)
+    (file,) = config.weight_files()
     safetensors.torch.save_file(staged, tmp_path / file.name)
     loaded = UNet(config, str(tmp_path)).net.encoder.state_dict()
     assert all(torch.equal(loaded[name], staged[name]) for name in staged)

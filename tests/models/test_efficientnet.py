@@ -66,7 +66,7 @@ def test_b0_has_the_published_number_of_parameters():
 
 def test_everything_but_the_last_layer_starts_from_its_staged_file(tmp_path):
     config = config_of(pretrained=True)
-    (file,) = EfficientNet.weight_files(config)
+    (file,) = config.weight_files()
     staged = timm.create_model("test_efficientnet").state_dict()
     safetensors.torch.save_file(staged, tmp_path / file.name)
     loaded = EfficientNet(config, str(tmp_path)).net.state_dict()
@@ -82,7 +82,7 @@ def test_missing_weights_name_the_command_that_stages_them(tmp_path):
 def test_recomputed_blocks_give_the_same_loss(make_batch):
     model, batch = EfficientNet(config_of(network="efficientnet_lite0")), make_batch(label_B=LABELS_OF_BATCH)
     expected = model(batch).total
-    recompute(model, EfficientNet.blocks)
+    recompute(model, model.config.blocks)
     torch.testing.assert_close(model(batch).total, expected)
 
 
@@ -100,9 +100,9 @@ def test_settings_that_cannot_work_are_refused_when_composed(changes, message):
 
 
 def test_any_mask_classes_will_do_and_other_channels_will_not():
-    EfficientNet.check_data(config_of(), ["disc", "cup"], ["red", "green", "blue"])
+    config_of().check_data(["disc", "cup"], ["red", "green", "blue"])
     with pytest.raises(ConfigError, match="three channels"):
-        EfficientNet.check_data(ModelConfig(image_size=32, pretrained=False), ["lesion"], ["t1", "t2", "flair", "t1ce"])
+        ModelConfig(image_size=32, pretrained=False).check_data(["lesion"], ["t1", "t2", "flair", "t1ce"])
 
 
 def test_scans_of_one_label_teach_it_nothing_and_are_refused(tmp_path):

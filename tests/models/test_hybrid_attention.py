@@ -95,7 +95,7 @@ def test_blocks_computed_again_give_the_same_gradients(hybrid_attention_config, 
     model(make_batch()).total.backward()
     kept = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    assert recompute(model, HybridAttention.blocks) == 3 + 3 + 2  # encoder stages, decoder stages, ConvBlock and TAM
+    assert recompute(model, model.config.blocks) == 3 + 3 + 2  # encoder stages, decoder stages, ConvBlock and TAM
     model(make_batch()).total.backward()
     assert all(torch.equal(kept[name], p.grad) for name, p in model.named_parameters())
 
@@ -226,7 +226,7 @@ def test_full_size_model_takes_a_step_at_256_pixels(hybrid_attention_config, mak
 
 def test_encoder_starts_from_its_staged_densenet(hybrid_attention_config, tmp_path):
     config = hybrid_attention_config(encoder="densenet121.tv_in1k", pretrained=True)
-    (file,) = HybridAttention.weight_files(config)
+    (file,) = config.weight_files()
     assert file.hub_repo == "timm/densenet121.tv_in1k"
     whole = timm.create_model("densenet121", pretrained=False)  # with its fourth block and classifier, as timm's file
     safetensors.torch.save_file(whole.state_dict(), tmp_path / file.name)
@@ -242,7 +242,7 @@ def test_missing_and_foreign_weights_name_the_command_that_stages_them(hybrid_at
     config = hybrid_attention_config(pretrained=True)
     with pytest.raises(WeightsError, match="bushpc weights pull model=hybrid_attention"):
         HybridAttention(config, str(tmp_path))
-    (file,) = HybridAttention.weight_files(config)
+    (file,) = config.weight_files()
     safetensors.torch.save_file({"conv1.weight": torch.zeros(1)}, tmp_path / file.name)
     with pytest.raises(WeightsError, match=rf"(?s){file.name} does not fit.*{weights.pull_command(HybridAttention)}"):
         HybridAttention(config, str(tmp_path))
@@ -274,6 +274,6 @@ def test_settings_that_cannot_work_are_refused_when_composed(hybrid_attention_co
 
 def test_an_encoder_without_weights_of_its_own_is_refused_with_the_way_on(hybrid_attention_config):
     config = hybrid_attention_config(encoder="resnet10t", pretrained=True)
-    assert HybridAttention.weight_files(config)
+    assert config.weight_files()
     with pytest.raises(ConfigError, match="pretrained=false"):
-        HybridAttention.weight_files(hybrid_attention_config(encoder="densenet264d", pretrained=True))
+        hybrid_attention_config(encoder="densenet264d", pretrained=True).weight_files()

@@ -16,7 +16,6 @@ from torch import nn
 from bushpc.config import compose
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.label import labelled_cross_entropy
-from bushpc.models import sam_multitask
 from bushpc.models.sam_multitask import (
     SAM_VIT_B,
     SamMultitask,
@@ -220,7 +219,7 @@ def test_a_smaller_image_starts_from_sams_positions_in_shapes_that_need_no_stage
         for name, parameter in big.named_parameters():
             parameter.normal_(std=0.2 if "pos" in name else 0.1)
     safetensors.torch.save_file(big.state_dict(), tmp_path / SAM_VIT_B.name)
-    monkeypatch.setattr(sam_multitask, "VisionTransformerSAM", lambda **_: small)
+    monkeypatch.setattr("timm.models.vision_transformer_sam.VisionTransformerSAM", lambda **_: small)
     encoder = build_encoder(sam_config("sam_multitask", image_size=96), str(tmp_path))
     assert encoder.pos_embed.shape == (1, 6, 6, 16)
     assert encoder.blocks[1].attn.rel_pos_h.shape == (11, 8)
@@ -293,7 +292,7 @@ def test_given_features_replace_the_encoder(sam_config, sam_batch):
         assert torch.equal(model.predict(given).prob_BKHW, model.predict(batch).prob_BKHW)
     second = given.split(2)[1].features
     assert all(torch.equal(value, given.features[name][2:]) for name, value in second.items())
-    assert SamMultitask.feature_settings(sam_config()) == {}
+    assert sam_config().feature_settings == {}
 
 
 def test_prediction_touches_no_mask(sam_config, sam_batch):
@@ -310,7 +309,7 @@ def test_recomputing_blocks_changes_no_gradient(sam_config, sam_batch):
         torch.manual_seed(0)
         model = SamMultitask(config)
         if again:
-            assert recompute(model, model.blocks) == 4 + 3
+            assert recompute(model, model.config.blocks) == 4 + 3
         model(batch).total.backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))

@@ -325,7 +325,7 @@ def test_given_moments_replace_the_vae(tiny, batch):
         assert torch.equal(*losses)
         scores = [model.predict(each).scores["denoising_mse"] for each in (given, batch)]
     assert torch.equal(*scores)
-    assert TumorGenerator.feature_settings(dataclasses.replace(model.config, stage="vae")) == {}
+    assert dataclasses.replace(model.config, stage="vae").feature_settings == {}
 
 
 def test_a_score_follows_from_the_image_and_its_key_alone(tiny, batch):
@@ -351,7 +351,7 @@ def test_recomputing_blocks_changes_no_gradient(tiny, batch):
         torch.manual_seed(0)
         model = tiny().train()
         if again:
-            assert recompute(model, model.blocks) > 10
+            assert recompute(model, model.config.blocks) > 10
         torch.manual_seed(1)
         model(batch).total.backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -396,18 +396,16 @@ def test_settings_that_cannot_work_are_refused_when_composed(generator_config, c
 
 def test_a_stage_starts_from_the_staged_files_that_its_base_lacks(generator_config, base):
     full = generator_config("tumor_generator")
-    files = {
-        stage: TumorGenerator.weight_files(dataclasses.replace(full, stage=stage)) for stage in ("vae", "controlnet")
-    }
+    files = {stage: dataclasses.replace(full, stage=stage).weight_files() for stage in ("vae", "controlnet")}
     assert files == {"vae": [SD_V1_5["vae"]], "controlnet": [SD_V1_5[name] for name in ("vae", "unet", "text_encoder")]}
     _, folder = base
     shutil.rmtree(folder / "unet")
     for config in (generator_config(base=str(folder)), generator_config(base=str(folder), stage="vae")):
-        assert TumorGenerator.weight_files(config) == []
+        assert config.weight_files() == []
     with pytest.raises(ConfigError, match=r"stage=lora with model.base=null.*bushpc export"):
-        TumorGenerator.weight_files(dataclasses.replace(full, stage="lora"))
+        dataclasses.replace(full, stage="lora").weight_files()
     with pytest.raises(ConfigError, match="has no unet with its safetensors"):
-        TumorGenerator.weight_files(generator_config(base=str(folder), stage="lora"))
+        generator_config(base=str(folder), stage="lora").weight_files()
 
 
 def test_each_fold_starts_from_its_own_folder_of_an_export_and_all_from_one_that_is_given(
@@ -440,10 +438,10 @@ def test_a_base_that_does_not_fit_is_refused(generator_config, base, tmp_path):
         ({"base": str(folder), "latent_scale": 0.5}, "its vae has scaling_factor 1.0, and these settings make 0.5"),
     ):
         with pytest.raises(ConfigError, match=message):
-            TumorGenerator.weight_files(generator_config(**changes))
+            generator_config(**changes).weight_files()
     (folder / "pytorch_lora_weights.safetensors").touch()
     with pytest.raises(ConfigError, match="has an adapter beside its UNet"):
-        TumorGenerator.weight_files(generator_config(base=str(folder)))
+        generator_config(base=str(folder)).weight_files()
 
 
 def test_staged_files_are_read_by_the_names_of_their_time(generator_config, monkeypatch, tmp_path):

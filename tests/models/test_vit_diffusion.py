@@ -240,7 +240,7 @@ def test_recomputing_blocks_changes_no_gradient(diffusion_config, batch):
         torch.manual_seed(0)
         model = VitDiffusion(diffusion_config())
         if again:
-            assert recompute(model, model.blocks) == 6 + 5 + 2  # of the ViT, residual ones, bridges
+            assert recompute(model, model.config.blocks) == 6 + 5 + 2  # of the ViT, residual ones, bridges
         torch.manual_seed(1)
         model(batch).total.backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -275,9 +275,9 @@ def test_the_vit_starts_from_its_staged_file_whatever_size_and_channels_images_h
     safetensors.torch.save_file(state, path)
     with pytest.raises(WeightsError, match=r"(?s)does not fit.*bushpc weights pull model=vit_diffusion"):
         build_vit(diffusion_config("vit_diffusion"), str(tmp_path))
-    (file,) = VitDiffusion.weight_files(diffusion_config("vit_diffusion"))
+    (file,) = diffusion_config("vit_diffusion").weight_files()
     assert file.hub_repo == f"timm/{name}"
-    assert VitDiffusion.weight_files(diffusion_config("vit_diffusion", acb=False)) == []
+    assert diffusion_config("vit_diffusion", acb=False).weight_files() == []
 
 
 # --- prediction -------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_prediction_touches_no_mask(tiny, make_batch):
 
 def test_a_model_reads_no_more_than_it_says(diffusion_config):
     def more(**changes):
-        return VitDiffusion.needs(diffusion_config(**changes)) - {"image_BCHW", "mask_BKHW"}
+        return diffusion_config(**changes).needs - {"image_BCHW", "mask_BKHW"}
 
     assert more() == set()
     assert more(topo_weight=0.1) == {"epochs"}
@@ -466,13 +466,13 @@ def test_settings_that_cannot_work_are_refused_when_composed(diffusion_config, c
 def test_a_dataset_with_other_classes_or_channels_is_refused_with_the_settings_that_fit(diffusion_config):
     rgb, mri = ["red", "green", "blue"], ["flair", "t1", "t1ce", "t2"]
     tumour = ["enhancing_tumor", "tumor_core", "whole_tumor"]
-    VitDiffusion.check_data(diffusion_config(), ["lesion"], rgb)
-    VitDiffusion.check_data(diffusion_config(mask_classes=2), ["disc", "cup"], rgb)
-    VitDiffusion.check_data(diffusion_config(mask_classes=3, channels=4), tumour, mri)
+    diffusion_config().check_data(["lesion"], rgb)
+    diffusion_config(mask_classes=2).check_data(["disc", "cup"], rgb)
+    diffusion_config(mask_classes=3, channels=4).check_data(tumour, mri)
     with pytest.raises(ConfigError, match=r"model.mask_classes=1, .* has 2 \(disc, cup\)\. Set model.mask_classes=2"):
-        VitDiffusion.check_data(diffusion_config(), ["disc", "cup"], rgb)
+        diffusion_config().check_data(["disc", "cup"], rgb)
     with pytest.raises(ConfigError, match=r"Set model\.mask_classes=3 model.channels=4"):
-        VitDiffusion.check_data(diffusion_config(), tumour, mri)
+        diffusion_config().check_data(tumour, mri)
 
 
 def test_the_yaml_is_the_papers_protocol():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.errors import ConfigError, WeightsError
-from bushpc.models.xbusnet import CLIP_VIT_B16, SFA, ClipImageTower, TextEncoder, XBusNet
+from bushpc.models.xbusnet import CLIP_VIT_B16, SFA, TextEncoder, XBusNet, clip_image_tower
 
 # Rows of Table 4: lfe, gfe, sfa.
 TABLE_4 = [(True, True, True), (False, True, False), (True, False, True), (True, True, False)]
@@ -307,7 +307,7 @@ def clip_state(clip_model):
 
 def test_image_tokens_are_those_inside_open_clips_own_forward(xbusnet_config, clip_model, clip_state):
     config = xbusnet_config("xbusnet", image_size=224)
-    tower = ClipImageTower(config, clip_state).eval()
+    tower = clip_image_tower(config, clip_state).eval()
     inside = {}
     for j in config.layers:
         block = clip_model.visual.transformer.resblocks[j - 1]
@@ -332,7 +332,7 @@ def test_sentences_go_through_open_clips_own_text_tower(xbusnet_config, clip_mod
 
 def test_positions_are_interpolated_bicubically_to_the_models_grid(xbusnet_config, clip_state):
     native = clip_state["visual.positional_embedding"]
-    tower = ClipImageTower(xbusnet_config("xbusnet"), clip_state)
+    tower = clip_image_tower(xbusnet_config("xbusnet"), clip_state)
     grid = native[1:].reshape(1, 14, 14, 768).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(22, 22), mode="bicubic", antialias=True, align_corners=False)
     assert torch.equal(tower.positional_embedding[0], native[0])
@@ -340,7 +340,7 @@ def test_positions_are_interpolated_bicubically_to_the_models_grid(xbusnet_confi
 
 
 def test_positions_stay_as_they_are_at_clips_own_size(xbusnet_config, clip_state):
-    tower = ClipImageTower(xbusnet_config("xbusnet", image_size=224), clip_state)
+    tower = clip_image_tower(xbusnet_config("xbusnet", image_size=224), clip_state)
     assert torch.equal(tower.positional_embedding, clip_state["visual.positional_embedding"])
 
 
@@ -363,7 +363,7 @@ def test_full_size_model_has_the_towers_of_its_sources(xbusnet_config, clip_mode
 
 def test_towers_start_from_the_staged_clip_file(xbusnet_config, clip_state, tmp_path):
     config = xbusnet_config("xbusnet", image_size=224, lfe=False)
-    (file,) = XBusNet.weight_files(config)
+    (file,) = config.weight_files()
     safetensors.torch.save_file(clip_state, tmp_path / file.name)
     model = XBusNet(config, str(tmp_path))
     (tmp_path / file.name).unlink()  # 600 MB, and pytest keeps the folders of its last three runs
@@ -375,7 +375,7 @@ def test_towers_start_from_the_staged_clip_file(xbusnet_config, clip_state, tmp_
 
 def test_encoder_starts_from_its_staged_file(xbusnet_config, tmp_path):
     config = xbusnet_config(gfe=False, sfa=False, pretrained=True)
-    (file,) = XBusNet.weight_files(config)
+    (file,) = config.weight_files()
     staged = timm.create_model(config.encoder, pretrained=False).state_dict()  # with its classifier, as timm's file
     safetensors.torch.save_file(staged, tmp_path / file.name)
     loaded = XBusNet(config, str(tmp_path)).lfe.encoder.state_dict()
@@ -387,7 +387,7 @@ def test_weight_files_follow_the_switches(xbusnet_config):
     repos = {}
     for lfe, gfe, sfa in [*TABLE_4, (True, False, False)]:
         config = xbusnet_config("xbusnet", lfe=lfe, gfe=gfe, sfa=sfa)
-        repos[lfe, gfe, sfa] = [file.hub_repo for file in XBusNet.weight_files(config)]
+        repos[lfe, gfe, sfa] = [file.hub_repo for file in config.weight_files()]
     clip, resnet = CLIP_VIT_B16.hub_repo, "timm/resnet50.a1_in1k"
     assert repos == {
         (True, True, True): [clip, resnet],
@@ -396,7 +396,7 @@ def test_weight_files_follow_the_switches(xbusnet_config):
         (True, True, False): [clip, resnet],
         (True, False, False): [resnet],
     }
-    assert XBusNet.weight_files(xbusnet_config("xbusnet", pretrained=False)) == []
+    assert xbusnet_config("xbusnet", pretrained=False).weight_files() == []
 
 
 def test_missing_weights_name_the_command_that_stages_them(xbusnet_config, tmp_path):
@@ -406,7 +406,7 @@ def test_missing_weights_name_the_command_that_stages_them(xbusnet_config, tmp_p
 
 def test_weights_of_another_architecture_are_named(xbusnet_config, tmp_path):
     config = xbusnet_config(gfe=False, sfa=False, pretrained=True)
-    (file,) = XBusNet.weight_files(config)
+    (file,) = config.weight_files()
     safetensors.torch.save_file({"conv1.weight": torch.zeros(1)}, tmp_path / file.name)
     with pytest.raises(WeightsError, match=rf"(?s){file.name} does not fit.*{weights.pull_command(XBusNet)}"):
         XBusNet(config, str(tmp_path))

@@ -111,7 +111,7 @@ def test_what_its_yaml_says_is_what_it_can_be_told(plan, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert plan().cells["fold4"].train.lr == 0.01
     full = compose(["model=nnunet", "data=phantom", "cluster=local"])
-    full.model_class.check_run(full)
+    full.model.check_run(full)
     assert full.train.iterations == 1000 * full.model.iterations_per_epoch
 
 
