@@ -50,15 +50,9 @@ class Sample:
     sources: tuple[str, ...] = ()
 
 
-class Reprompter(t.Protocol):
-    """Turns a first-pass probability map into the spatial prompts of the second pass, touching no mask."""
-
-    def __call__(self, prob_BHW: np.ndarray) -> list[str]: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a model sees. A model names the fields it uses in `Model.needs`.
+    """What a model sees. A model names the fields it reads in `Config.needs`.
 
     keys: B sample keys.
     epochs: B numbers: for which pass over the training part each sample was drawn; 0 at evaluation.
@@ -66,13 +60,9 @@ class Batch:
         uint8 up to 255 instead, a quarter of the bytes: `to` makes it what models get, on their device.
     mask_BKHW: float32, 0 or 1, a plane for each of the dataset's mask classes; from the loader uint8.
     label_B: int64, index into LABELS; -1 where the dataset has no labels.
-    spatial_prompts: B sentences on lesion size and place (XBusNet's p_c); "" where it is dropped or unknown.
-    attribute_prompts: B sentences on shape, margin and BI-RADS (XBusNet's p_l); "" where unknown.
-    captions: B sentences on the lesion's class, echogenicity and boundary, which generators draw by; "" for models that
-        read none.
-    reprompt: given at evaluation where spatial prompts come from a first pass (`prompts=first_pass`): a model that
-        uses spatial prompts first predicts with the ones above (all ""), then asks this for better ones and predicts
-        again.
+    conditions: name → B values of what the model is conditioned on (`bushpc.conditions`): sentences, captions, boxes …
+        A value may be a function prob_HW → value, of the model's own first prediction: the model predicts, asks it, and
+        predicts again.
     features: what `Model.features` makes of the images, name → B x …, where it was computed before and kept.
     """
 
@@ -81,10 +71,7 @@ class Batch:
     image_BCHW: torch.Tensor
     mask_BKHW: torch.Tensor
     label_B: torch.Tensor
-    spatial_prompts: list[str]
-    attribute_prompts: list[str]
-    captions: list[str]
-    reprompt: Reprompter | None = None
+    conditions: dict[str, list[t.Any]] = field(default_factory=dict)
     features: dict[str, torch.Tensor] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
@@ -103,12 +90,12 @@ class Batch:
         assert rest == 0, f"{len(self.keys)} samples in {parts} parts"
         if parts == 1:
             return [self]
-        sentences = ("spatial_prompts", "attribute_prompts", "captions")
-        per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B", *sentences)
+        per_sample = ("keys", "epochs", "image_BCHW", "mask_BKHW", "label_B")
         return [
             replace(
                 self,
                 **{name: getattr(self, name)[part] for name in per_sample},
+                conditions={name: values[part] for name, values in self.conditions.items()},
                 features=self._of_features(lambda value, part=part: value[part]),  # type: ignore[misc]
             )
             for part in (slice(i * size, (i + 1) * size) for i in range(parts))
@@ -153,11 +140,11 @@ class Prediction:
     uncertainty_BKHW: of models that sample: standard deviation of the samples whose mean prob_BKHW is.
     class_prob_BL: float32, B x number of labels, rows sum to 1.
     scores: figures that the model itself computes of each image, B each, by the name of an image metric.
-    spatial_prompts: the sentences that were really used (those of the second pass where there was one).
+    conditions: name → values that were really used (those of the second pass where there was one).
     """
 
     prob_BKHW: torch.Tensor | None = None
     uncertainty_BKHW: torch.Tensor | None = None
     class_prob_BL: torch.Tensor | None = None
     scores: dict[str, torch.Tensor] | None = None
-    spatial_prompts: list[str] | None = None
+    conditions: dict[str, list[t.Any]] | None = None

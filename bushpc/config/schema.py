@@ -19,6 +19,7 @@ from pathlib import Path
 import typing_extensions as te
 import yaml
 
+from bushpc.conditions import NO_PROMPTS, VARIANTS, Condition, Variant
 from bushpc.config import freeze, places
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
@@ -31,7 +32,6 @@ FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 Engine = t.Literal["ddp", "zero1", "zero2", "zero3"]
 Device = t.Literal["cpu", "cuda", "auto"]
 Precision = t.Literal["fp32", "bf16", "fp16", "auto"]
-PROMPT_SOURCES = ("first_pass", "oracle", "none", "wrong_size", "wrong_quadrant", "shuffled_attributes")
 
 
 @config_class
@@ -601,6 +601,20 @@ class ModelConfig(Settings):
         return []
 
     @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The kinds that the model is conditioned on, besides the image; see `bushpc.conditions`."""
+        return ()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The ways in which the model can be evaluated, the default first."""
+        return (NO_PROMPTS,)
+
+    def reads(self, condition: str) -> bool:
+        """Whether the model is conditioned on the kind with this name."""
+        return any(kind.name == condition for kind in self.conditions)
+
+    @property
     def feature_settings(self) -> dict[str, t.Any]:
         """What the outputs of `Model.features` depend on besides images and the tensors of `outside_state`.
 
@@ -680,7 +694,8 @@ class CellConfig(Settings):
         "Source of the prompts behind the report's headline: first_pass (sees no mask), oracle (uses the ground-truth "
         "mask and is labelled so), none (no spatial prompt), or a deliberately wrong one: wrong_size and "
         "wrong_quadrant (the oracle's sentence with another size or the opposite quadrant) and shuffled_attributes "
-        "(first_pass with another patient's attributes). Prompts that a model does not read are left out.",
+        "(first_pass with another patient's attributes). A variant that the model "
+        "lacks becomes its first one; one that reads no prompts has `none` alone.",
         affects="predictions",
     )
     also_prompts: tuple[str, ...] = setting(
@@ -701,9 +716,10 @@ class CellConfig(Settings):
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(FOLDER_NAME, self.name):
             raise ConfigError(f"name={self.name!r}: a folder name of letters, digits, '.', '_' and '-' is needed")
-        for source in (self.prompts, *self.also_prompts):
-            if source not in PROMPT_SOURCES:
-                raise ConfigError(unknown_name("prompt source", source, PROMPT_SOURCES))
+        known = {**VARIANTS, **{variant.name: variant for variant in self.model.variants}}
+        for name in (self.prompts, *self.also_prompts):
+            if name not in known:
+                raise ConfigError(unknown_name("prompt source", name, known))
         for key in self.resume_changes:
             if key not in self.settings:
                 raise ConfigError(unknown_name("setting in resume_changes", key, self.settings))
@@ -790,22 +806,14 @@ class CellConfig(Settings):
         return Path(self.runs_dir) / self.name
 
     @property
-    def prompt_sources(self) -> list[str]:
-        """Prompt sources to evaluate, headline first, each as what it comes to for what this model reads.
+    def variants(self) -> list[Variant]:
+        """The model's evaluation variants that `prompts` and `also_prompts` ask for, headline first.
 
-        So a model that reads no prompt has only `none`. One that reads no attribute prompts has no
-        `shuffled_attributes`, one that reads no spatial prompts has `none` and, where it was asked for, that.
+        A variant that the model doesn't have becomes its first one: a model that reads no prompts only has `none`.
         """
-        needs = self.model.needs
-
-        def comes_to(source: str) -> str:
-            if source == "shuffled_attributes" and "attribute_prompts" not in needs:
-                source = "first_pass"
-            if source != "shuffled_attributes" and "spatial_prompts" not in needs:
-                source = "none"
-            return source
-
-        return list(dict.fromkeys(comes_to(source) for source in (self.prompts, *self.also_prompts)))
+        own = {variant.name: variant for variant in self.model.variants}
+        asked = [own.get(name, self.model.variants[0]) for name in (self.prompts, *self.also_prompts)]
+        return list({variant.name: variant for variant in asked}.values())
 
     @functools.cached_property
     def hash(self) -> str:

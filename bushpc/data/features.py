@@ -30,7 +30,7 @@ from bushpc.config import CellConfig
 from bushpc.data import feature_files
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.feature_files import FeatureStore, checksum, is_whole
-from bushpc.data.loader import FoldData, Preparation, training_preparation
+from bushpc.data.loader import FoldData, Preparation, plain_preparation, training_preparation
 from bushpc.errors import DataError
 from bushpc.files import exclusive, write_atomically
 from bushpc.models.base import Model
@@ -61,7 +61,7 @@ def compute_features(
     is no space.
     """
     features = _place(cell, model, data)
-    plain = Preparation(data.bins, mask_classes=len(data.manifest.mask_classes), spatial=False)
+    plain = plain_preparation(data)
     changing = training_preparation(cell, data)
     parts = [data.train, data.holdout, data.validation]
     groups = sorted({features.rows[record.key] // feature_files.GROUP for part in parts for record in part})

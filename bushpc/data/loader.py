@@ -20,24 +20,23 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bushpc.conditions import Condition, Draw, Shown
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
-from bushpc.data.captions import NO_CAPTION, caption
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import open_synthetic
-from bushpc.data.prompts import FROM_MASK, NO_PROMPT, FirstPass, SizeBins, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.process import STOP_SIGNALS, end_with_parent
-from bushpc.sample import Batch, Reprompter, label_index
+from bushpc.sample import Batch, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds, refuse_synthetic
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The parts of one fold, with normal scans where data.normals asks, and the size bins that training fixes.
+    """The parts of one fold, with normal scans if data.normals asks, and the model's conditions, fitted to this fold.
 
     manifest: of the dataset, and of the synthetic scans that train besides, where data.synthetic asks for some.
     repeats: how often an epoch draws each of `train`. holdout: of the training part, held out for the schedule.
@@ -50,7 +49,7 @@ class FoldData:
     repeats: list[int]
     holdout: list[Record]
     validation: list[Record]
-    bins: SizeBins
+    conditions: tuple[Condition, ...] = ()
     features: FeatureStore | None = None
 
     @classmethod
@@ -65,9 +64,6 @@ class FoldData:
             added = open_synthetic(t.cast(str, cell.data.synthetic), fold, cell.data.synthetic_sha256)
             synthetic, manifest = added.records(cell.data.normals), added.added_to(manifest)
         members = fold_members(real, folds, fold, cell, synthetic)
-        lesions = [record for record in members.train if record.lesion_pixels]
-        shares = [record.lesion_pixels / (record.height * record.width) for record in lesions]
-        bins = SizeBins.from_training(shares, cell.prompting.size_quantiles)
         return cls(
             manifest=manifest,
             folder=folder,
@@ -75,11 +71,11 @@ class FoldData:
             repeats=members.repeats,
             holdout=members.holdout,
             validation=members.validation,
-            bins=bins,
+            conditions=tuple(kind.fitted(members.train, cell.prompting) for kind in cell.model.conditions),
         )
 
 
-class Draw(t.NamedTuple):
+class Place(t.NamedTuple):
     """One sample of a batch. place: its index in the training part. turn: how often it was drawn before."""
 
     epoch: int
@@ -87,7 +83,7 @@ class Draw(t.NamedTuple):
     turn: int
 
 
-class StepSampler(Sampler[list[Draw]]):
+class StepSampler(Sampler[list[Place]]):
     """Batches for one rank, from step `start` to `stop`. repeats: how often an epoch draws each sample."""
 
     def __init__(self, repeats: Sequence[int], batch_size: int, seed: int, world: World, start: int, stop: int) -> None:
@@ -98,17 +94,17 @@ class StepSampler(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         for step in range(self.start, self.stop):
             yield self.global_batch(step)[self.world.rank :: self.world.size]
 
-    def global_batch(self, step: int) -> list[Draw]:
+    def global_batch(self, step: int) -> list[Place]:
         """What all ranks together draw at this step, in order."""
         draws = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, place = divmod(position, len(self.samples))
             index, copy = self.samples[_order(len(self.samples), self.seed, epoch)[place]]
-            draws.append(Draw(epoch, index, epoch * self.repeats[index] + copy))
+            draws.append(Place(epoch, index, epoch * self.repeats[index] + copy))
         return draws
 
 
@@ -118,30 +114,29 @@ def _order(samples: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-class Preparation:
-    """Decoded pixels → Batch. Augmentation and prompts depend on (seed, sample, turn), on nothing else.
+def draw_from(seed: int) -> Draw:
+    """Generators that depend on the run's seed and the words they are asked with."""
+    return lambda *words: np.random.default_rng(keyed_seed(seed, *words))
 
-    mask_classes: planes that a mask's bits are laid out in. augment: None leaves the pixels as they are. spatial:
-    whether there are spatial prompts; "" otherwise. spatial_dropout: share of samples without one all the same.
-    captions: whether there are captions; "" otherwise.
+
+class Preparation:
+    """Decoded pixels → Batch. Augmentation and conditions depend on (seed, sample, turn), on nothing else.
+
+    conditions: fitted kinds whose training values the batch gets. mask_classes: planes that a mask's bits are laid out
+    in. augment: None leaves the pixels as they are.
     """
 
     def __init__(
         self,
-        bins: SizeBins,
+        conditions: Sequence[Condition] = (),
         *,
         mask_classes: int = 1,
         augment: Augment | None = None,
         seed: int = 0,
-        spatial: bool = True,
-        spatial_dropout: float = 0.0,
-        captions: bool = False,
     ) -> None:
-        self.bins, self.mask_classes, self.augment, self.seed = bins, mask_classes, augment, seed
-        self.spatial, self.spatial_dropout, self.captions = spatial, spatial_dropout, captions
-        # What every epoch would find again: attribute prompts, and the spatial prompts of masks as they are.
-        self._attribute_prompts: dict[str, str] = {}
-        self._spatial_prompts: dict[str, str] = {}
+        self.conditions, self.mask_classes, self.augment, self.seed = conditions, mask_classes, augment, seed
+        # What every epoch would find again: values that augmentation does not change, by kind and sample.
+        self._values: dict[tuple[str, str], t.Any] = {}
 
     def __call__(
         self,
@@ -161,36 +156,31 @@ class Preparation:
             ]
             image_BCHW = torch.stack([image_CHW for image_CHW, _ in changed])
             mask_BKHW = torch.stack([mask_KHW for _, mask_KHW in changed])
-        spatial_prompts = [NO_PROMPT] * len(records)
-        if self.spatial:
-            masks = mask_BKHW.amax(dim=1).numpy()  # a size is that of all classes united, as the bins are
-            spatial_prompts = [self._spatial(*sample) for sample in zip(turns, records, masks, strict=True)]
+        masks_BHW = united(mask_BKHW) if any(kind.from_mask for kind in self.conditions) else mask_BKHW[:, 0].numpy()
+        samples = list(zip(turns, records, masks_BHW, strict=True))
         return Batch(
             keys=[record.key for record in records],
             epochs=epochs,
             image_BCHW=image_BCHW,
             mask_BKHW=mask_BKHW,
             label_B=torch.tensor([label_index(record.label) for record in records]),
-            spatial_prompts=spatial_prompts,
-            attribute_prompts=[self._attribute(record) for record in records],
-            captions=[caption(r.label, r.attributes) if self.captions else NO_CAPTION for r in records],
+            conditions={kind.name: [self._value(kind, *sample) for sample in samples] for kind in self.conditions},
         )
 
-    def _spatial(self, turn: int, record: Record, mask_HW: np.ndarray) -> str:
-        if self.spatial_dropout:
-            draw = np.random.default_rng(keyed_seed(self.seed, "spatial_dropout", turn, record.key)).random()
-            if draw < self.spatial_dropout:
-                return NO_PROMPT
-        if self.augment:  # the lesion is where it is now: a flip moves it to another quadrant
-            return spatial_prompt(mask_HW > 0, self.bins)
-        if record.key not in self._spatial_prompts:
-            self._spatial_prompts[record.key] = spatial_prompt(mask_HW > 0, self.bins)
-        return self._spatial_prompts[record.key]
+    def _value(self, kind: Condition, turn: int, record: Record, mask_HW: np.ndarray) -> t.Any:
+        if kind.left_out(draw_from(self.seed), turn, record.key):
+            return kind.absent
+        if self.augment and kind.from_mask:  # the lesion is where it is now
+            return kind.of(record, mask_HW)
+        name = kind.name, record.key
+        if name not in self._values:
+            self._values[name] = kind.of(record, mask_HW)
+        return self._values[name]
 
-    def _attribute(self, record: Record) -> str:
-        if record.key not in self._attribute_prompts:
-            self._attribute_prompts[record.key] = attribute_prompt(record.attributes)
-        return self._attribute_prompts[record.key]
+
+def united(mask_BKHW: torch.Tensor) -> np.ndarray:
+    """Where any class of a mask is: B x H x W booleans."""
+    return mask_BKHW.amax(dim=1).numpy() > 0
 
 
 def mask_planes(mask_BHW: torch.Tensor, classes: int) -> torch.Tensor:
@@ -212,7 +202,7 @@ class Samples(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draws: list[Draw]) -> Batch:
+    def __getitem__(self, draws: list[Place]) -> Batch:
         rows = self.rows[[draw.place for draw in draws]]
         batch = self.prepare(
             [draw.epoch for draw in draws],
@@ -246,43 +236,34 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
 
 
 def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
-    """What training does to decoded pixels. A spatial prompt costs a draw, so none is made that no model reads."""
+    """What training does to decoded pixels."""
     return Preparation(
-        data.bins,
+        data.conditions,
         mask_classes=len(data.manifest.mask_classes),
         augment=Augment(cell.augment) if cell.augment.changes else None,
         seed=cell.seed,
-        spatial="spatial_prompts" in cell.model.needs,
-        spatial_dropout=cell.prompting.spatial_dropout,
-        captions="captions" in cell.model.needs,
     )
 
 
-def validation_preparation(cell: CellConfig, data: FoldData) -> Preparation:
-    """The same for validation: pixels as they are, and spatial prompts only from the source that is asked for."""
-    return Preparation(
-        data.bins,
-        mask_classes=len(data.manifest.mask_classes),
-        spatial=False,
-        captions="captions" in cell.model.needs,
-    )
+def plain_preparation(data: FoldData) -> Preparation:
+    """Pixels as they are, without conditions: `validation_batches` adds those of a variant."""
+    return Preparation(mask_classes=len(data.manifest.mask_classes))
 
 
 def validation_batches(
-    cell: CellConfig, data: FoldData, prompts: str, world: World, records: list[Record] | None = None
+    cell: CellConfig, data: FoldData, variant: str | None, world: World, records: list[Record] | None = None
 ) -> Iterator[Batch]:
-    """This rank's share of the validation part (or of `records`), with prompts from source `prompts`.
+    """This rank's share of the validation part (or of `records`), with the conditions of an evaluation variant.
 
-    `oracle` and its falsifications, `wrong_size` and `wrong_quadrant`, look at the mask for their spatial prompt;
-    nothing else does. `first_pass` hands the model a reprompter instead, and so does `shuffled_attributes`, which
-    gives each image the attribute prompt of another patient's.
+    variant: its name; None for the conditions that training would give, none left out.
     """
     part = data.validation if records is None else records
-    from_mask = FROM_MASK.get(prompts)
-    reprompt: Reprompter | None = None
-    if prompts in ("first_pass", "shuffled_attributes"):
-        reprompt = FirstPass(bins=data.bins, tau=cell.prompting.tau)
-    another = _attributes_of_another(data.validation, cell.seed) if prompts == "shuffled_attributes" else None
+    shown: dict[str, Shown]
+    if variant is None:
+        shown = {kind.name: kind.of for kind in data.conditions}
+    else:
+        draw = draw_from(cell.seed)
+        shown = {kind.name: kind.shown(variant, data.validation, draw) for kind in data.conditions}
     if cell.data.stream:
         from bushpc.data import stream  # which builds on this module
 
@@ -290,31 +271,11 @@ def validation_batches(
     else:
         batches = _cached_validation_batches(cell, data, world, part)
     for batch in batches:
-        if from_mask:
-            masks = (batch.mask_BKHW.amax(dim=1) > 0).numpy()
-            batch = replace(batch, spatial_prompts=[from_mask(mask_HW, data.bins) for mask_HW in masks])
-        if another:
-            batch = replace(batch, attribute_prompts=[another(key) for key in batch.keys])
-        yield replace(batch, reprompt=reprompt)
-
-
-def _attributes_of_another(part: list[Record], seed: int) -> t.Callable[[str], str]:
-    """Sample key → an attribute prompt that is wrong for it: another sentence, of another patient in `part`.
-
-    Drawn by seed and key alone. Where all other patients have the same sentence or none, it is one of theirs, and
-    where there is no other patient, "".
-    """
-    patients = {record.key: record.patient for record in part}
-    sentences = {record.key: attribute_prompt(record.attributes) for record in part}
-    keys = list(patients)
-
-    def draw(key: str) -> str:
-        order = np.random.default_rng(keyed_seed(seed, "shuffled_attributes", key)).permutation(len(keys))
-        others = [sentences[keys[i]] for i in order if patients[keys[i]] != patients[key]]
-        wrong = (sentence for sentence in others if sentence not in (sentences[key], NO_PROMPT))
-        return next(wrong, others[0] if others else NO_PROMPT)
-
-    return draw
+        if not shown:
+            yield batch
+            continue
+        samples = list(zip(map(data.manifest.record, batch.keys), united(batch.mask_BKHW), strict=True))
+        yield replace(batch, conditions={name: [value(*sample) for sample in samples] for name, value in shown.items()})
 
 
 def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
@@ -346,8 +307,8 @@ def _leave_at_parents_word(parent: int) -> None:
 
 def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
-    prepare = validation_preparation(cell, data)
+    prepare = plain_preparation(data)
     samples = Samples(part, cache, prepare, data.features)
     mine = list(range(len(part)))[world.rank :: world.size]
     for first in range(0, len(mine), cell.evaluate.batch_size):
-        yield samples[[Draw(0, index, 0) for index in mine[first : first + cell.evaluate.batch_size]]]
+        yield samples[[Place(0, index, 0) for index in mine[first : first + cell.evaluate.batch_size]]]

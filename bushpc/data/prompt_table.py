@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from bushpc.conditions.sentences import NO_PROMPT, OPPOSITE, attribute_prompt
 from bushpc.data.images import PixelSize, pixel_size
-from bushpc.data.prompts import NO_PROMPT, OPPOSITE, attribute_prompt
 from bushpc.errors import DataError
 
 NAMING = ("file", "key")

@@ -31,7 +31,7 @@ from webdataset.gopen import Pipe, gopen
 
 from bushpc.config import CellConfig
 from bushpc.data.cache import fit
-from bushpc.data.loader import FoldData, Preparation, in_workers, training_preparation, validation_preparation
+from bushpc.data.loader import FoldData, Preparation, in_workers, plain_preparation, training_preparation
 from bushpc.dist import World, keyed_seed
 from bushpc.errors import DataError
 from bushpc.sample import Batch
@@ -131,12 +131,12 @@ def training_batches(cell: CellConfig, data: FoldData, world: World, start: int)
 
 
 def validation_batches(cell: CellConfig, data: FoldData, world: World, records: Sequence[Record]) -> Iterator[Batch]:
-    """This rank's share of `records`, streamed, with spatial prompts from their masks.
+    """This rank's share of `records`, streamed.
 
     A share is contiguous, because neighbours are in the same shards. Raises: DataError, as `training_batches`.
     """
     mine = records[world.rank * len(records) // world.size : (world.rank + 1) * len(records) // world.size]
-    prepare = validation_preparation(cell, data)
+    prepare = plain_preparation(data)
     with contextlib.closing(_Lane(_stream_of(cell), ((0, *part) for part in _by_shard(data.manifest, mine)))) as lane:
         for first in range(0, len(mine), cell.evaluate.batch_size):
             size = min(cell.evaluate.batch_size, len(mine) - first)
@@ -227,6 +227,8 @@ def _joined(parts: list[Batch], order: list[int]) -> Batch:
     def join(values: list[t.Any]) -> t.Any:
         if isinstance(values[0], torch.Tensor):
             return torch.cat(values)[order]
+        if isinstance(values[0], dict):
+            return {name: join([value[name] for value in values]) for name in values[0]}
         items = [item for value in values for item in value]
         return [items[place] for place in order]
 

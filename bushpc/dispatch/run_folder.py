@@ -313,7 +313,7 @@ def _run_json(
         "model": first.choices["model"],
         "data": first.data.name,
         "excerpt": manifest.excerpt,
-        "prompts": first.prompt_sources[0],
+        "prompts": first.variants[0].name,
         "shards": str(first.data.folder),
         **facts,
         "versions": now["versions"],

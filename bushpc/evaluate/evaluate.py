@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bushpc.conditions import columns_of
+from bushpc.conditions.sentences import attribute_prompt
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData, validation_batches
-from bushpc.data.prompts import FROM_MASK
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.journal import Journal, Line
 from bushpc.files import write_atomically
@@ -74,7 +75,8 @@ def evaluate(
     """
     rows: list[dict[str, t.Any]] = []
     calibration: list[dict[str, t.Any]] = []
-    for source in cell.prompt_sources:
+    for variant in cell.variants:
+        source = variant.name
         journal = Journal(cell_dir, source, world.rank, weights=f"{cell.hash} {step}")
         done = from_main(journal.read() if world.is_main else {})
         if done:
@@ -88,7 +90,7 @@ def evaluate(
         rows += of_source
         if "prob_BKHW" in type(model).makes:
             calibration += _calibration_rows(source, np.sum([lines[key]["bins"] for key in sorted(lines)], axis=0))
-        label = f"{source} (uses the ground-truth mask)" if source in FROM_MASK else source
+        label = f"{source} (uses the ground-truth mask)" if variant.uses_ground_truth else source
         say(f"evaluated {len(of_source)} images with prompts={label}: " + summary_line(of_source))
     if world.is_main:
         if calibration:
@@ -104,20 +106,19 @@ def validation_metrics(
 
     None where a stop signal came between two batches.
     """
-    mine = Part(cell, model, data, cell.prompt_sources[0], how, world).lines()
+    mine = Part(cell, model, data, cell.variants[0].name, how, world).lines()
     return None if mine is None else means([line["row"] for line in gather(mine)])
 
 
 def tuning_loss(cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World) -> float | None:
     """Mean training loss over the samples that are held out of the training part; for the schedule.
 
-    They belong to it, so the spatial prompts come from their masks, as in training. None where a stop signal came.
+    They belong to it, so they come with the conditions of training. None where a stop signal came.
     """
     model.eval()
     losses: list[float] = []
-    prompts = "oracle" if "spatial_prompts" in cell.model.needs else "none"
     try:
-        for batch in _together(validation_batches(cell, data, prompts, world, data.holdout), how):
+        for batch in _together(validation_batches(cell, data, None, world, data.holdout), how):
             with torch.inference_mode(), how.autocast():
                 loss = float(model(batch.to(how.device)).total)
             losses += [loss] * len(batch.keys)
@@ -233,7 +234,9 @@ def _row(
     mask_KHW: np.ndarray,
 ) -> dict[str, t.Any]:
     record = data.manifest.record(batch.keys[i])
-    used = prediction.spatial_prompts or batch.spatial_prompts
+    # The clinical sentence is there for readers of tables, whether the model reads it or not.
+    told = {"spatial_prompt": "", "attribute_prompt": attribute_prompt(record.attributes)}
+    told |= columns_of(data.conditions, batch.conditions | (prediction.conditions or {}), i)
     classes = data.manifest.mask_classes
     counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
     if prob_KHW is not None:
@@ -253,10 +256,9 @@ def _row(
         **{name: measured.get(name, float("nan")) for name in ALWAYS},
         **{name: int(of_class_K.sum()) for name, of_class_K in counts._asdict().items()},
         "length_px": record.lesion_length,
-        "spatial_prompt": used[i],
-        "attribute_prompt": batch.attribute_prompts[i],
+        **told,
     }
-    assert tuple(row) == COLUMNS
+    assert tuple(row)[: len(COLUMNS)] == COLUMNS
     row |= {name: measured[name] for name in cell.evaluate.metrics if name in measured}
     if len(classes) > 1:
         shown = [name for name in row if name in measured]

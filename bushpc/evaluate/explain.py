@@ -45,7 +45,7 @@ def explain(
         try:
             folder.mkdir(exist_ok=True)
             # One at a time: the backward pass keeps what a forward pass alone would not.
-            for batch in validation_batches(cell, data, cell.prompt_sources[0], World(), [record]):
+            for batch in validation_batches(cell, data, cell.variants[0].name, World(), [record]):
                 cam_HW = grad_cam(model, layer, batch.to(how.device), cell.evaluate.threshold, how.autocast)
                 save_probability(cam_HW, folder / f"{record.key}.png")
         except Exception as error:  # a full GPU, a layer that the model did not use, a full disk: no map is worth a run
@@ -79,8 +79,8 @@ def grad_cam(
     inside = prob == prob.amax() if prediction.prob_BKHW is None else prob >= threshold
     if not inside.any():
         inside = torch.ones_like(inside)
-    # The second pass alone, with the sentences that it used: those are found without gradients.
-    batch = replace(batch, spatial_prompts=prediction.spatial_prompts or batch.spatial_prompts, reprompt=None)
+    # The second pass alone, with the conditions that it used: those are found without gradients.
+    batch = replace(batch, conditions=batch.conditions | (prediction.conditions or {}))
 
     def target(image_BCHW: torch.Tensor) -> torch.Tensor:
         with autocast():

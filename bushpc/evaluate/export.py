@@ -148,7 +148,6 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
     config = run.cells[0].config
     record = run.record
     card = Card.find(config.data.name, config.data.folder)
-    needs = config.model.needs
     return {
         "format": freeze.EXPORT.number,
         "bushpc": version("bushpc"),
@@ -158,7 +157,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "about": (config.model_class.__doc__ or "").partition("\n")[0],
         "parameters": members[0].model.parameter_count(),
         "makes": sorted(config.model_class.makes),
-        "reads_prompts": sorted(needs & {"spatial_prompts", "attribute_prompts"}),
+        "reads_prompts": sorted(kind.name for kind in config.model.conditions if kind.column),
         "labels": list(LABELS),
         "recipe": dataclasses.asdict(Recipe.of(config)),
         "preprocessing": {
@@ -184,7 +183,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         ],
         "missing_folds": run.missing,
         "graphs": graphs,
-        "prompts": config.prompt_sources[0],
+        "prompts": config.variants[0].name,
         "data": {
             **{"name": card.name, "title": card.title, "licence": card.licence, "citation": card.citation},
             **{"where": card.where, "excerpt": record.excerpt},
@@ -219,9 +218,6 @@ class _Graph(nn.Module):
             image_BCHW=image_BCHW,
             mask_BKHW=torch.zeros_like(image_BCHW[:, :1]),
             label_B=torch.zeros_like(image_BCHW[:, 0, 0, 0], dtype=torch.int64),
-            spatial_prompts=[],
-            attribute_prompts=[],
-            captions=[],
         )
         prob_BKHW = self.model.predict(batch).prob_BKHW
         assert prob_BKHW is not None
@@ -229,7 +225,7 @@ class _Graph(nn.Module):
 
 
 def _refuse_graphs(config: CellConfig, graphs: Sequence[str]) -> None:
-    more = sorted(config.model.needs - GRAPH_INPUTS)
+    more = sorted(config.model.needs - GRAPH_INPUTS | {kind.name for kind in config.model.conditions})
     if graphs and more:
         raise ConfigError(
             f"--format {' '.join(graphs)}: {config.model_class.__name__} reads {', '.join(more)}, sentences that are "

@@ -44,7 +44,7 @@ def evaluate_external(
 
     data: of the cell's fold. step: of the weights. Returns False where a stop signal came: a later call goes on there.
     """
-    source = cell.prompt_sources[0]
+    source = cell.variants[0].name
     cell = replace(cell, data=replace(cell.data, stream=None))  # they lie in folders, whatever the cell's own data do
     for name, folder in zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True):
         there = external_part(folder, data, cell.data.normals)

@@ -13,8 +13,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
+from bushpc.conditions.sentences import centroid, largest_component
 from bushpc.data.images import PixelSize
-from bushpc.data.prompts import centroid, largest_component
 
 
 @dataclass(frozen=True, kw_only=True)

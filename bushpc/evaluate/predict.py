@@ -111,9 +111,9 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
     files = _find(source, out)
     _refuse_collisions(files)
     table = read_prompt_table(wanted.prompts, files) if wanted.prompts else {}
-    if any(known.spatial_prompt for known in table.values()) and "spatial_prompts" not in predictor.needs:
+    if any(known.spatial_prompt for known in table.values()) and not predictor.reads("spatial_prompts"):
         show(0, len(files), "this model reads no spatial prompts: those in the table have no effect")
-    if any(known.attribute_prompt for known in table.values()) and "attribute_prompts" not in predictor.needs:
+    if any(known.attribute_prompt for known in table.values()) and not predictor.reads("attribute_prompts"):
         show(0, len(files), "this model reads no attribute prompts: those in the table have no effect")
     if wanted.uncertainty and not _has_uncertainty(predictor):
         raise ConfigError(

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bushpc.config import CellConfig, freeze, load_frozen, model_of
+from bushpc.conditions.sentences import FirstPass, SizeBins, SpatialPrompt
+from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
 from bushpc.data.loader import FoldData
 from bushpc.data.prompt_table import Known, mirrored
-from bushpc.data.prompts import FirstPass, SizeBins
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
@@ -126,7 +126,7 @@ class Predictor:
         first = members[0].model
         if "prob_BKHW" not in first.makes:
             raise ConfigError(f"{type(first).__name__} makes no mask (it makes {', '.join(sorted(first.makes))})")
-        self.needs = first.config.needs
+        self.reads = first.config.reads
         for member in members:
             member.model.to(self.device).eval()
 
@@ -159,7 +159,7 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray], known: Sequence[Known]) -> list[Result]:
         """A batch of images (uint8, H x W x 3, of any sizes), and what is known of each."""
-        batch = batch_of(images, known, self.members[0].model.config.image_size).to(self.device)
+        batch = batch_of(images, known, self.members[0].model.config).to(self.device)
         passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
         prob_PBHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None])
         variances = [p.uncertainty_BKHW[:, 0].float().cpu() ** 2 for p in passes if p.uncertainty_BKHW is not None]
@@ -176,7 +176,7 @@ class Predictor:
                 prob_PBHW.mean(0)[i],
                 None if deviation_BHW is None else deviation_BHW[i],
                 None if class_prob_BL is None else class_prob_BL[i],
-                list(dict.fromkeys(p.spatial_prompts[i] for p in passes if p.spatial_prompts)),
+                list(dict.fromkeys(_spatial(p)[i] for p in passes if _spatial(p))),
             )
             for i, (image_HWC, each) in enumerate(zip(images, known, strict=True))
         ]
@@ -189,7 +189,8 @@ class Predictor:
             for member in self.members:
                 if member.bins:
                     first_pass = FirstPass(bins=member.bins, tau=self.recipe.tau)
-                    view = dataclasses.replace(view, reprompt=_GivenOrFirstPass(given=sentences, otherwise=first_pass))
+                    spatial = {SpatialPrompt.name: [sentence or first_pass for sentence in sentences]}
+                    view = dataclasses.replace(view, conditions=batch.conditions | spatial)
                 with torch.inference_mode(), self._precision():
                     made = member.model.predict(view)
                 assert made.prob_BKHW is not None, f"{type(member.model).__name__}.makes promises it"
@@ -201,12 +202,12 @@ class Predictor:
                 deviation_BKHW = made.uncertainty_BKHW
                 if mirror and deviation_BKHW is not None:
                     deviation_BKHW = deviation_BKHW.flip(-1)
-                used = made.spatial_prompts
+                used = _spatial(made)
                 yield dataclasses.replace(
                     made,
                     prob_BKHW=made.prob_BKHW.flip(-1) if mirror else made.prob_BKHW,
                     uncertainty_BKHW=deviation_BKHW,
-                    spatial_prompts=[mirrored(sentence) for sentence in used] if used and mirror else used,
+                    conditions={SpatialPrompt.name: list(map(mirrored, used)) if mirror else used},
                 )
 
     @contextlib.contextmanager
@@ -244,13 +245,20 @@ class Predictor:
             class_prob=class_prob,
             label=max(class_prob, key=lambda label: class_prob[label]) if class_prob else None,
             spatial_prompts=spatial_prompts,
-            attribute_prompt=known.attribute_prompt if "attribute_prompts" in self.needs else "",
+            attribute_prompt=known.attribute_prompt if self.reads("attribute_prompts") else "",
         )
 
 
-def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], size: int) -> Batch:
-    """Images (uint8, H x W x 3, of any sizes) as the loader would give them to a network of this input size."""
+def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], model: ModelConfig) -> Batch:
+    """Images (uint8, H x W x 3, of any sizes) as the loader would give them to this model.
+
+    Of conditions other than sentences nothing is known: each sample has the kind's `absent`.
+    """
+    size = model.image_size
     pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
+    conditions = {kind.name: [kind.absent] * len(images) for kind in model.conditions}
+    if model.reads("attribute_prompts"):
+        conditions["attribute_prompts"] = [each.attribute_prompt for each in known]
     return Batch(
         # Models that draw noise do so by key: by what the image is, not by where it stands or how it is called.
         keys=[hashlib.sha256(image_HWC.tobytes()).hexdigest() for image_HWC in images],
@@ -258,21 +266,13 @@ def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], size: int) ->
         image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
         mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
         label_B=torch.zeros(len(images), dtype=torch.int64),
-        spatial_prompts=[""] * len(images),
-        attribute_prompts=[each.attribute_prompt for each in known],
-        captions=[""] * len(images),
+        conditions=conditions,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _GivenOrFirstPass:
-    """A `bushpc.sample.Reprompter`: the user's sentence where there is one, else that of the first pass."""
-
-    given: list[str]
-    otherwise: FirstPass
-
-    def __call__(self, prob_BHW: np.ndarray) -> list[str]:
-        return [given or found for given, found in zip(self.given, self.otherwise(prob_BHW), strict=True)]
+def _spatial(prediction: Prediction) -> list[str]:
+    """The spatial prompts that a prediction was made with; [] of a model that reads none."""
+    return (prediction.conditions or {}).get(SpatialPrompt.name, [])
 
 
 def _warn(message: str) -> None:
@@ -388,8 +388,9 @@ def load_cell(cell: TrainedCell) -> Member:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
         model = config.model_class(config.model, config.weights_dir)
     bins = None
-    if "spatial_prompts" in config.model.needs:
-        bins = FoldData.open(config, cell.fold, run.folds).bins
+    if config.model.reads(SpatialPrompt.name):
+        fitted = FoldData.open(config, cell.fold, run.folds).conditions
+        bins = next(kind.bins for kind in fitted if isinstance(kind, SpatialPrompt))
     state = saved.parts["model"] | saved.parts.get("ema", {})
     return _member(cell.name, model, bins, state, str(saved.path))
 

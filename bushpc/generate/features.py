@@ -90,7 +90,7 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
     layer.register_forward_hook(keep)
 
     def see(images: Sequence[np.ndarray]) -> np.ndarray:
-        batch = batch_of(images, [Known()] * len(images), model.config.image_size).to(device)
+        batch = batch_of(images, [Known()] * len(images), model.config).to(device)
         with torch.inference_mode():
             model.predict(batch)
         return given.pop().float().flatten(2).mean(dim=2).cpu().numpy()

@@ -182,7 +182,7 @@ def find_generator(
         raise ConfigError(f"{error} (`bushpc generate` has {of}fold= and {of}row= for them)") from error
     cell, *others = run.cells
     model_class, config = cell.config.model_class, cell.config.model
-    if not hasattr(model_class, "generate") or "captions" not in config.needs:
+    if not hasattr(model_class, "generate") or not config.reads("captions"):
         raise ConfigError(
             f"{run_dir} is no generator: {model_class.__name__}, as it was trained there, makes no images. Train one, "
             "`bushpc train model=tumor_generator`, and give its run"

@@ -14,8 +14,8 @@ import typing as t
 
 import numpy as np
 
+from bushpc.conditions.captions import CLEAR, HETEROGENEOUS, HOMOGENEOUS, UNCLEAR, caption
 from bushpc.config import Settings, config_class, setting
-from bushpc.data.captions import CLEAR, HETEROGENEOUS, HOMOGENEOUS, UNCLEAR, caption
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError
 

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
+from bushpc.conditions import Caption, Condition
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
@@ -171,8 +172,13 @@ class TumorGeneratorConfig(ModelConfig):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Image, mask and caption; the keys for the noise that a score draws. The VAE's stage reads the image alone."""
-        return frozenset({"image_BCHW"} if self.stage == "vae" else {"image_BCHW", "mask_BKHW", "captions", "keys"})
+        """Image and mask; the keys for the noise that a score draws. The VAE's stage reads the image alone."""
+        return frozenset({"image_BCHW"} if self.stage == "vae" else {"image_BCHW", "mask_BKHW", "keys"})
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The caption, but for the VAE's stage."""
+        return () if self.stage == "vae" else (Caption(),)
 
     def weight_files(self) -> list[WeightFile]:
         """Those of Stable Diffusion v1.5 that `base` does not replace. Raises: ConfigError for a base that cannot."""
@@ -332,7 +338,9 @@ class TumorGenerator(Model):
         # On the CPU, where the schedule is; torch's generator there is seeded by step and rank too.
         t_B = torch.randint(TIMESTEPS, (len(z_0),))
         left_out = torch.rand(len(z_0)) < self.config.caption_dropout
-        captions = ["" if out else caption for caption, out in zip(batch.captions, left_out.tolist(), strict=True)]
+        captions = [
+            "" if out else caption for caption, out in zip(batch.conditions["captions"], left_out.tolist(), strict=True)
+        ]
         noise = noise_like(z_0)
         predicted = self._predicted_noise(self.noised(z_0, noise, t_B), t_B, captions, batch.mask_BKHW)
         mse = F.mse_loss(predicted, noise)
@@ -403,7 +411,9 @@ class TumorGenerator(Model):
         for i in range(SCORE_DRAWS):
             t_B = torch.cat([i * stretch + torch.randint(stretch, (1,), generator=each) for each in generators])
             noise = drawn()
-            predicted = self._predicted_noise(self.noised(z_0, noise, t_B), t_B, batch.captions, batch.mask_BKHW)
+            predicted = self._predicted_noise(
+                self.noised(z_0, noise, t_B), t_B, batch.conditions["captions"], batch.mask_BKHW
+            )
             errors_B += (predicted - noise).square().mean(dim=(1, 2, 3))
         return Prediction(scores={"denoising_mse": errors_B / SCORE_DRAWS})
 

@@ -2,8 +2,8 @@
 
 Mallina and Shareef, "XBusNet: Text-Guided Breast Ultrasound Segmentation via Multimodal Vision-Language
 Learning". Equation numbers are the paper's, and so are the symbols: p_c and e_c are the sentence on lesion
-size and place and its embedding (`Batch.spatial_prompts`), p_l and e_l those on shape, margin and BI-RADS
-(`Batch.attribute_prompts`).
+size and place and its embedding (condition `spatial_prompts`), p_l and e_l those on shape, margin and BI-RADS
+(condition `attribute_prompts`).
 
     image ─CLIP ViT, frozen─→ A ──(7) e_c──→ F_g ──SFA e_c──┐
                                                             ├─ RB, RB, 1x1 conv ─→ logits
@@ -23,6 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
+from bushpc.conditions import AttributePrompt, Condition, SpatialPrompt, Variant
+from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES, SPATIAL
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
@@ -128,11 +130,16 @@ class XBusNetConfig(ModelConfig):
             )
 
     @property
-    def needs(self) -> frozenset[str]:
+    def conditions(self) -> tuple[Condition, ...]:
         """The global branch reads the spatial prompts; the attribute prompts are read through SFA in the local one."""
-        spatial = {"spatial_prompts", "reprompt"} if self.gfe else set()
-        attributes = {"attribute_prompts"} if self.lfe and self.sfa else set()
-        return frozenset({"image_BCHW", "mask_BKHW"} | spatial | attributes)
+        attributes = self.lfe and self.sfa
+        return (*(SpatialPrompt(),) * self.gfe, *(AttributePrompt(),) * attributes)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Of each sentence that is read."""
+        spatial = SPATIAL if self.gfe else (NO_PROMPTS,)
+        return (*spatial, *(SHUFFLED_ATTRIBUTES,) * self.reads("attribute_prompts"))
 
     def weight_files(self) -> list[WeightFile]:
         """CLIP's towers if a sentence or the global branch is used, the encoder if the local branch is."""
@@ -207,13 +214,13 @@ def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> No
 class XBusNet(Model):
     """Dual-prompt, dual-branch segmentation network; one mask class.
 
-    First pass and second: with `Batch.reprompt` the sentences p_c of the batch (all "" by then) give a
-    probability map, `reprompt` turns it into sentences, and these give the prediction (section 2.7).
-    With gfe=false nothing reads p_c, and `Prediction.spatial_prompts` is None.
+    First pass and second: where p_c of a sample is a function of the first prediction (`FirstPass`), "" gives a
+    probability map, the function turns it into a sentence, and that gives the prediction (section 2.7).
+    With gfe=false nothing reads p_c, and `Prediction.conditions` is None.
     """
 
     Config = XBusNetConfig
-    makes = frozenset({"prob_BKHW", "spatial_prompts"})
+    makes = frozenset({"prob_BKHW", "conditions"})
 
     config: XBusNetConfig
 
@@ -251,7 +258,7 @@ class XBusNet(Model):
 
     def forward(self, batch: Batch) -> Losses:
         """Soft Dice and cross-entropy of the logits, weighted; terms "dice" and "bce"."""
-        logits_BKHW = self._fuse(self._prompt_free(batch), batch.spatial_prompts)
+        logits_BKHW = self._fuse(self._prompt_free(batch), batch.conditions.get("spatial_prompts", []))
         return overlap_losses(
             logits_BKHW,
             batch.mask_BKHW,
@@ -261,15 +268,18 @@ class XBusNet(Model):
 
     def predict(self, batch: Batch) -> Prediction:
         """Probabilities, and the sentences p_c that gave them. `Batch.mask_BKHW` is not read."""
-        features = self._prompt_free(batch)
-        prompts = batch.spatial_prompts
+        features, given = self._prompt_free(batch), batch.conditions.get("spatial_prompts", [])
+        prompts = [SpatialPrompt.absent if callable(prompt) else prompt for prompt in given]
         prob_BKHW = self._fuse(features, prompts).float().sigmoid()
         if not self.config.gfe:
             return Prediction(prob_BKHW=prob_BKHW)
-        if batch.reprompt is not None:
-            prompts = batch.reprompt(prob_BKHW[:, 0].cpu().numpy())
+        if any(map(callable, given)):
+            maps = prob_BKHW[:, 0].cpu().numpy()
+            prompts = [
+                prompt(prob_HW) if callable(prompt) else prompt for prompt, prob_HW in zip(given, maps, strict=True)
+            ]
             prob_BKHW = self._fuse(features, prompts).float().sigmoid()
-        return Prediction(prob_BKHW=prob_BKHW, spatial_prompts=prompts)
+        return Prediction(prob_BKHW=prob_BKHW, conditions={"spatial_prompts": prompts})
 
     def _prompt_free(self, batch: Batch) -> _PromptFree:
         """Everything that p_c cannot change, so that a second pass costs only what it must."""
@@ -277,7 +287,7 @@ class XBusNet(Model):
         A_BNR = self.gfe.tokens(image_BCHW) if self.config.gfe else None
         F_l = None
         if self.config.lfe:
-            e_l = self.text(batch.attribute_prompts, image_BCHW.device) if self.config.sfa else None
+            e_l = self.text(batch.conditions["attribute_prompts"], image_BCHW.device) if self.config.sfa else None
             F_l = self.lfe(image_BCHW, e_l)
         return _PromptFree(A_BNR, F_l, image_BCHW.device)
 

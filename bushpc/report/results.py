@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bushpc.conditions import VARIANTS
 from bushpc.config.frozen import flat_settings
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
@@ -27,16 +28,9 @@ from bushpc.sample import LABELS
 KINDS = ("cv", "grid", "train")
 
 # In the order in which they are shown. A label travels with its source into every table, legend and file.
-SOURCE_LABELS = {
-    "first_pass": "first_pass",
-    "oracle": "oracle (uses the ground-truth mask)",
-    "none": "none (no spatial prompt)",
-    "wrong_size": "wrong_size (falsified; uses the ground-truth mask)",
-    "wrong_quadrant": "wrong_quadrant (falsified; uses the ground-truth mask)",
-    "shuffled_attributes": "shuffled_attributes (attributes of another patient)",
-}
-# Their sentences start from the mask that is to be found, so their figures never compete with honest ones.
-USES_GROUND_TRUTH = frozenset({"oracle", "wrong_size", "wrong_quadrant"})
+SOURCE_LABELS = {name: variant.label for name, variant in VARIANTS.items()}
+# Their conditions come from the mask that is to be predicted, so their figures never compete with honest ones.
+USES_GROUND_TRUTH = frozenset(name for name, variant in VARIANTS.items() if variant.uses_ground_truth)
 
 _TEXT_COLUMNS = ("key", "patient", "label", "prompts", "spatial_prompt", "attribute_prompt")
 _COUNT_COLUMNS = ("fold", "tp", "fp", "fn", "tn", "length_px")

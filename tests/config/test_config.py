@@ -101,7 +101,7 @@ def test_xbusnet_defaults_are_the_papers():
     train = cell.train
     assert (train.iterations, train.batch_size, train.lr, train.warmup) == (1000, 4, 1e-4, 0)
     assert (cell.model.image_size, cell.prompting.tau, cell.evaluate.threshold) == (352, 0.30, 0.5)
-    assert cell.prompt_sources[0] == "first_pass"
+    assert cell.variants[0].name == "first_pass"
 
 
 ALL_SOURCES = "also_prompts=[oracle,none,wrong_size,wrong_quadrant,shuffled_attributes]"
@@ -123,7 +123,7 @@ ALL_SOURCES = "also_prompts=[oracle,none,wrong_size,wrong_quadrant,shuffled_attr
     ],
 )
 def test_a_model_is_evaluated_with_the_prompts_it_can_read_and_never_gets_the_oracle_for_a_headline(overrides, left):
-    assert compose([*SMALL, ALL_SOURCES, *overrides]).prompt_sources == left
+    assert [variant.name for variant in compose([*SMALL, ALL_SOURCES, *overrides]).variants] == left
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")

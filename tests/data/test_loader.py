@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from bushpc.conditions.captions import Caption, caption
+from bushpc.conditions.sentences import FROM_MASK, FirstPass, SpatialPrompt, attribute_prompt, spatial_prompt
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import resize
-from bushpc.data.captions import caption
 from bushpc.data.loader import FoldData, StepSampler, in_workers, training_batches, validation_batches
-from bushpc.data.prompts import FROM_MASK, attribute_prompt, spatial_prompt
 from bushpc.dist import World, keyed_seed
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import read_image, read_mask
@@ -57,6 +57,12 @@ def opened(make_cell):
     return cell, FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
 
 
+def bins_of(data):
+    """The size bins that spatial prompts are worded by."""
+    (bins,) = (kind.bins for kind in data.conditions if isinstance(kind, SpatialPrompt))
+    return bins
+
+
 def batches_of(cell, data, start=0, workers=0):
     cell = dataclasses.replace(cell, loader=dataclasses.replace(cell.loader, workers=workers))
     return list(training_batches(cell, data, World(), start))
@@ -68,7 +74,7 @@ def test_pixels_and_prompts_do_not_depend_on_loader_workers(opened):
         assert alone.keys == worked.keys
         assert torch.equal(alone.image_BCHW, worked.image_BCHW)
         assert torch.equal(alone.mask_BKHW, worked.mask_BKHW)
-        assert alone.spatial_prompts == worked.spatial_prompts
+        assert alone.conditions["spatial_prompts"] == worked.conditions["spatial_prompts"]
 
 
 def test_a_resumed_loader_goes_on_with_the_very_next_batch(opened):
@@ -82,7 +88,7 @@ def test_a_resumed_loader_goes_on_with_the_very_next_batch(opened):
 def test_spatial_text_is_dropped_for_the_configured_share(opened):
     cell, data = opened
     cell = dataclasses.replace(cell, train=dataclasses.replace(cell.train, iterations=100))
-    prompts = [p for batch in training_batches(cell, data, World(), 0) for p in batch.spatial_prompts]
+    prompts = [p for batch in training_batches(cell, data, World(), 0) for p in batch.conditions["spatial_prompts"]]
     share = prompts.count("") / len(prompts)
     assert abs(share - cell.prompting.spatial_dropout) < 4 * (0.3 * 0.7 / len(prompts)) ** 0.5
 
@@ -91,14 +97,13 @@ def test_only_the_oracle_and_its_falsifications_take_prompts_from_the_mask(opene
     cell, data = opened
     for source in ("first_pass", "none", "shuffled_attributes"):
         for batch in validation_batches(cell, data, source, World()):
-            assert set(batch.spatial_prompts) == {""}
-            assert (batch.reprompt is not None) == (source != "none")
+            waiting = FirstPass(bins=bins_of(data), tau=cell.prompting.tau)
+            assert set(batch.conditions["spatial_prompts"]) == {"" if source == "none" else waiting}
     for source in ("oracle", "wrong_size", "wrong_quadrant"):
         for batch in validation_batches(cell, data, source, World()):
             masks = (batch.mask_BKHW[:, 0] > 0).numpy()
-            assert batch.spatial_prompts == [FROM_MASK[source](mask, data.bins) for mask in masks]
-            assert all(prompt.startswith("a ") for prompt in batch.spatial_prompts)
-            assert batch.reprompt is None
+            assert batch.conditions["spatial_prompts"] == [FROM_MASK[source](mask, bins_of(data)) for mask in masks]
+            assert all(prompt.startswith("a ") for prompt in batch.conditions["spatial_prompts"])
 
 
 def attributes_by_key(cell, data, source, ranks=1, **loading):
@@ -107,7 +112,7 @@ def attributes_by_key(cell, data, source, ranks=1, **loading):
         key: prompt
         for rank in range(ranks)
         for batch in validation_batches(cell, data, source, World(rank=rank, size=ranks))
-        for key, prompt in zip(batch.keys, batch.attribute_prompts, strict=True)
+        for key, prompt in zip(batch.keys, batch.conditions["attribute_prompts"], strict=True)
     }
 
 
@@ -165,15 +170,17 @@ def test_a_batch_is_its_samples_decoded_augmented_and_prompted_one_by_one(make_c
             mask_1HW = torch.from_numpy(mask_SS[None].copy())
             image_CHW, mask_1HW = augment(image_CHW, mask_1HW, record, cell.seed, turn)
             draw = np.random.default_rng(keyed_seed(cell.seed, "spatial_dropout", turn, record.key)).random()
-            prompt = "" if draw < cell.prompting.spatial_dropout else spatial_prompt(mask_1HW[0].numpy() > 0, data.bins)
+            prompt = (
+                "" if draw < cell.prompting.spatial_dropout else spatial_prompt(mask_1HW[0].numpy() > 0, bins_of(data))
+            )
             given_to_model = batch.to("cpu")
             assert torch.equal(given_to_model.image_BCHW[i], image_CHW.float() / 255)
             assert torch.equal(given_to_model.mask_BKHW[i], mask_1HW.float())
             assert given_to_model.image_BCHW.is_contiguous()
             assert (batch.keys[i], batch.epochs[i]) == (record.key, epoch)
             assert int(batch.label_B[i]) == LABELS.index(record.label)
-            assert batch.spatial_prompts[i] == prompt
-            assert batch.attribute_prompts[i] == attribute_prompt(record.attributes)
+            assert batch.conditions["spatial_prompts"][i] == prompt
+            assert batch.conditions["attribute_prompts"][i] == attribute_prompt(record.attributes)
 
 
 def test_an_epoch_draws_each_sample_as_often_as_told_and_counts_its_turns():
@@ -188,25 +195,24 @@ def test_an_epoch_draws_each_sample_as_often_as_told_and_counts_its_turns():
         assert all(draw.turn // times == draw.epoch for draw in draws if draw.place == place)
 
 
-def test_spatial_prompts_are_made_only_for_models_that_read_them(make_cell):
+def test_a_model_gets_the_conditions_that_it_declares_and_no_others(make_cell):
     cell_dir = make_cell("loader", "model=unet_small")
     cell = CellConfig.load(cell_dir / "config.yaml")
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
-    assert {prompt for batch in training_batches(cell, data, World(), 0) for prompt in batch.spatial_prompts} == {""}
+    batches = [*training_batches(cell, data, World(), 0), *validation_batches(cell, data, "none", World())]
+    assert [batch.conditions for batch in batches] == [{}] * len(batches)
 
 
-@pytest.mark.parametrize("reads", [True, False])
-def test_captions_are_made_for_models_that_read_them_in_training_and_validation(make_cell, monkeypatch, reads):
+def test_captions_are_made_for_models_that_read_them_in_training_and_validation(make_cell, monkeypatch):
     cell_dir = make_cell("loader", "model=unet_small")
     cell = CellConfig.load(cell_dir / "config.yaml")
-    if reads:
-        monkeypatch.setattr(type(cell.model), "needs", frozenset({"captions"}))
+    monkeypatch.setattr(type(cell.model), "conditions", (Caption(),))
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     batches = [*training_batches(cell, data, World(), 0), *validation_batches(cell, data, "none", World())]
     for batch in batches:
-        records = [data.manifest.record(key) for key in batch.keys]
-        assert batch.captions == [caption(r.label, r.attributes) if reads else "" for r in records]
-        assert batch.split(2)[1].captions == batch.captions[len(records) // 2 :]
+        captions = [caption(r.label, r.attributes) for r in map(data.manifest.record, batch.keys)]
+        assert batch.conditions == {"captions": captions}
+        assert batch.split(2)[1].conditions == {"captions": captions[len(captions) // 2 :]}
 
 
 class Slow(Dataset[int]):

@@ -162,10 +162,10 @@ def test_normal_scans_train_and_validate_where_data_normals_asks(phantom_folder,
     assert held[1] & normal
     for part, lesions in zip(held, (without.train, without.validation), strict=True):
         assert part - normal == {record.key for record in lesions}
-    assert data.bins == without.bins
+    assert data.conditions == without.conditions
     for batch in validation_batches(cell, data, "oracle", World()):
         for key, label, mask_KHW, prompt in zip(
-            batch.keys, batch.label_B.tolist(), batch.mask_BKHW, batch.spatial_prompts, strict=True
+            batch.keys, batch.label_B.tolist(), batch.mask_BKHW, batch.conditions["spatial_prompts"], strict=True
         ):
             assert (key in normal) == (label == LABELS.index("normal")) == (not mask_KHW.any()) == (prompt == "")
 

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
+from bushpc.conditions.sentences import SizeBins, attribute_prompt, spatial_prompt
 from bushpc.data.prompt_table import mirrored, read_prompt_table
-from bushpc.data.prompts import SizeBins, attribute_prompt, spatial_prompt
 from bushpc.errors import DataError
 
 FILES = [PurePosixPath(name) for name in ("a.png", "sub/b.png", "sub/b.jpg")]

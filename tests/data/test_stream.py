@@ -258,8 +258,8 @@ def test_a_sample_has_the_pixels_and_prompts_that_the_indexed_loader_gives_it_in
                 other, j = indexed[batch.epochs[i], key]
                 for name in ("image_BCHW", "mask_BKHW", "label_B"):
                     assert torch.equal(getattr(batch, name)[i], getattr(other, name)[j])
-                assert batch.spatial_prompts[i] == other.spatial_prompts[j]
-                assert batch.attribute_prompts[i] == other.attribute_prompts[j]
+                assert batch.conditions["spatial_prompts"][i] == other.conditions["spatial_prompts"][j]
+                assert batch.conditions["attribute_prompts"][i] == other.conditions["attribute_prompts"][j]
                 compared += 1
     assert compared >= 3 * len(data.train)
 

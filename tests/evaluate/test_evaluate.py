@@ -22,9 +22,9 @@ from torchmetrics.functional.classification import (
 )
 
 from bushpc.cell import run_cell
+from bushpc.conditions.sentences import FirstPass, SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
-from bushpc.data.prompts import SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.dist import World
 from bushpc.models.xbusnet import XBusNet
 from bushpc.report.results import SOURCE_LABELS
@@ -135,7 +135,8 @@ def test_calibration_counts_every_pixel_so_that_the_error_is_torchmetrics(cell_d
         prediction = predict(model, batch)
         if not torch.is_inference_mode_enabled():  # for Grad-CAM
             return prediction
-        source = "first_pass" if batch.reprompt else "oracle" if any(batch.spatial_prompts) else "none"
+        given = batch.conditions["spatial_prompts"]
+        source = "first_pass" if callable(given[0]) else "oracle" if any(given) else "none"
         seen[source].append((prediction.prob_BKHW.flatten(), batch.mask_BKHW.flatten().int()))
         return prediction
 
@@ -225,16 +226,17 @@ def test_only_the_oracle_hands_the_model_a_sentence_and_only_the_first_pass_a_wa
     predict = XBusNet.predict
 
     def listens(model, batch):
-        handed.append((batch.spatial_prompts, batch.reprompt is not None))
+        handed.append(batch.conditions["spatial_prompts"])
         return predict(model, batch)
 
     monkeypatch.setattr(XBusNet, "predict", listens)
     run_cell(unevaluated, World())
     first_pass, oracle, none = handed[:2], handed[2:4], handed[4:6]
     prompts = [row["spatial_prompt"] for row in rows if row["prompts"] == "oracle"]
-    assert oracle == [(prompts[:3], False), (prompts[3:], False)]
-    assert none == [([""] * 3, False), ([""] * len(prompts[3:]), False)]
-    assert first_pass == [(sentences, True) for sentences, _ in none]
+    assert oracle == [prompts[:3], prompts[3:]]
+    assert none == [[""] * 3, [""] * len(prompts[3:])]
+    assert [len(given) for given in first_pass] == [3, len(prompts[3:])]
+    assert all(isinstance(value, FirstPass) for given in first_pass for value in given)
 
 
 def test_the_file_is_there_only_when_the_evaluation_is_whole_and_then_it_is_the_same(

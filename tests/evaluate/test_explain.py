@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from bushpc.cell import build_model
+from bushpc.conditions.sentences import FirstPass
 from bushpc.config import CellConfig, ModelConfig
 from bushpc.data.loader import FoldData
 from bushpc.evaluate.evaluate import Predicting
@@ -43,7 +44,7 @@ def batch_of(image_1CHW: torch.Tensor) -> Batch:
     empty = torch.zeros(1, 1, *image_1CHW.shape[-2:])
     return Batch(
         keys=["a"], epochs=[0], image_BCHW=image_1CHW, mask_BKHW=empty, label_B=torch.zeros(1, dtype=torch.int64),
-        spatial_prompts=[""], attribute_prompts=[""], captions=[""],
+        conditions={"spatial_prompts": [""], "attribute_prompts": [""], "captions": [""]},
     )  # fmt: skip
 
 
@@ -114,13 +115,13 @@ def test_xbusnets_map_is_of_the_second_pass(opened, monkeypatch):
 
     def listens(self, batch):
         prediction = predict(self, batch)
-        handed.append((batch.reprompt is not None, batch.spatial_prompts, prediction.spatial_prompts))
+        handed.append((batch.conditions["spatial_prompts"], prediction.conditions["spatial_prompts"]))
         return prediction
 
     monkeypatch.setattr(XBusNet, "predict", listens)
     explain(cell, model, data, CellDir(cell_dir), how(), print)
-    for (first, before, used), (again, given, _) in zip(handed[::2], handed[1::2], strict=True):
-        assert (first, before, again) == (True, [""], False)
+    for (before, used), (given, _) in zip(handed[::2], handed[1::2], strict=True):
+        assert isinstance(before[0], FirstPass)
         assert given == used != [""]
 
 

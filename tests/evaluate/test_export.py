@@ -142,7 +142,7 @@ def test_a_damaged_export_is_refused(exported, tmp_path, damage):
 
 def test_a_model_of_sentences_and_two_passes_is_refused_as_one_graph(trained, tmp_path, capsys):
     assert main(["export", str(trained.run), str(tmp_path / "out"), "--format", "onnx"]) == 2
-    assert "XBusNet reads attribute_prompts, reprompt, spatial_prompts" in capsys.readouterr().err
+    assert "XBusNet reads attribute_prompts, spatial_prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -169,9 +169,7 @@ def test_the_graphs_of_an_image_model_give_its_probabilities(tmp_path, phantom_f
         image_BCHW=image_BCHW,
         mask_BKHW=torch.zeros(5, 1, 32, 32),
         label_B=torch.zeros(5, dtype=torch.int64),
-        spatial_prompts=[""] * 5,
-        attribute_prompts=[""] * 5,
-        captions=[""] * 5,
+        conditions={"spatial_prompts": [""] * 5, "attribute_prompts": [""] * 5, "captions": [""] * 5},
     )
     with torch.inference_mode():
         expected = model.predict(batch).prob_BKHW

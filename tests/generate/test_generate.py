@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from bushpc.cli import main
+from bushpc.conditions.captions import caption
 from bushpc.config import compose, compose_command
-from bushpc.data.captions import caption
 from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import DataError
 from bushpc.evaluate.predictor import load_cell

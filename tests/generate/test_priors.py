@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
+from bushpc.conditions.captions import caption
 from bushpc.config import compose_command
-from bushpc.data.captions import caption
 from bushpc.errors import ConfigError
 from bushpc.generate.generate import GenerateConfig
 from bushpc.generate.priors import FARTHEST, INTERVALS, Priors, deformed_ellipse

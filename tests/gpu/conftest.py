@@ -27,9 +27,11 @@ def peak_gb():
             image_BCHW=torch.randint(256, (images, 3, edge, edge), dtype=torch.uint8),
             mask_BKHW=torch.randint(2, (images, 1, edge, edge), dtype=torch.uint8),
             label_B=torch.arange(images) % 2,
-            spatial_prompts=[""] * images,
-            attribute_prompts=[""] * images,
-            captions=["breast ultrasound image"] * images,
+            conditions={
+                "spatial_prompts": [""] * images,
+                "attribute_prompts": [""] * images,
+                "captions": ["breast ultrasound image"] * images,
+            },
         )
         torch.cuda.reset_peak_memory_stats()
         for _ in range(2):  # the second one has the optimizer's state

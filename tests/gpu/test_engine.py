@@ -70,9 +70,11 @@ def test_the_loss_on_the_gpu_is_the_cpus(make_cell):
         image_BCHW=torch.rand(2, 3, 64, 64, generator=generator),
         mask_BKHW=(torch.rand(2, 1, 64, 64, generator=generator) > 0.5).float(),
         label_B=torch.zeros(2, dtype=torch.long),
-        spatial_prompts=["a small lesion in the upper inner quadrant of the breast", ""],
-        attribute_prompts=["oval shape", "irregular shape"],
-        captions=[""] * 2,
+        conditions={
+            "spatial_prompts": ["a small lesion in the upper inner quadrant of the breast", ""],
+            "attribute_prompts": ["oval shape", "irregular shape"],
+            "captions": [""] * 2,
+        },
     )
     with torch.no_grad():
         expected = model(batch).total

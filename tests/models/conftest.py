@@ -76,11 +76,14 @@ def make_batch():
             "image_BCHW": (image - 0.3 * mask).clamp(0, 1),
             "mask_BKHW": mask,
             "label_B": torch.zeros(count, dtype=torch.int64),
+        }
+        conditions = {
             "spatial_prompts": [SPATIAL[i % 3] for i in range(count)],
             "attribute_prompts": [ATTRIBUTES[i % 2] for i in range(count)],
             "captions": [CAPTIONS[i % 2] for i in range(count)],
         }
-        return Batch(**{**content, **fields})
+        given = fields.pop("conditions", {})
+        return Batch(**{**content, **fields}, conditions=conditions | given)
 
     return make
 

@@ -103,7 +103,7 @@ def _count(module):
 
 
 def _generate(model, batch):
-    return model.generate(batch.mask_BKHW[:, 0], batch.captions, SEEDS)
+    return model.generate(batch.mask_BKHW[:, 0], batch.conditions["captions"], SEEDS)
 
 
 def _by_diffusers(folder, model, batch, prepare=lambda pipeline: None):
@@ -112,7 +112,7 @@ def _by_diffusers(folder, model, batch, prepare=lambda pipeline: None):
     pipeline.set_progress_bar_config(disable=True)
     prepare(pipeline)
     return pipeline(
-        batch.captions,
+        batch.conditions["captions"],
         image=batch.mask_BKHW.expand(-1, 3, -1, -1),
         num_inference_steps=model.config.steps,
         guidance_scale=model.config.guidance,
@@ -151,7 +151,9 @@ def test_the_loss_of_unet_and_controlnet_is_equation_3(tiny, batch):
         posterior = pipeline.vae.encode(x).latent_dist
         z_0 = 0.7 * (posterior.mean + posterior.std * first)
         z_t = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(z_0, noise, t_B)
-        captions = ["" if draw < 0.5 else caption for draw, caption in zip(draws, batch.captions, strict=True)]
+        captions = [
+            "" if draw < 0.5 else caption for draw, caption in zip(draws, batch.conditions["captions"], strict=True)
+        ]
         assert "" in captions
         assert captions != [""] * 4, "the case is degenerate"
         e, _ = pipeline.encode_prompt(captions, "cpu", 1, False)
@@ -198,7 +200,7 @@ def test_parameters_are_stable_diffusions_and_those_of_table_2(generator_config)
 
 
 def test_captions_become_clips_tokens_filled_up_with_the_end(batch):
-    captions = ["", *batch.captions, "word " * 100]
+    captions = ["", *batch.conditions["captions"], "word " * 100]
     ids = clip_tokenizer()(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     theirs = open_clip.tokenizer.tokenize(captions)  # which fills up with 0
     end = 49407
@@ -226,12 +228,12 @@ def test_an_image_depends_on_its_mask_caption_and_seed_and_on_no_neighbour(tiny,
     model = tiny()
     together, mask_BHW = _generate(model, batch), batch.mask_BKHW[:, 0]
     for i in (0, 3):
-        alone = model.generate(mask_BHW[i : i + 1], batch.captions[i : i + 1], SEEDS[i : i + 1])
+        alone = model.generate(mask_BHW[i : i + 1], batch.conditions["captions"][i : i + 1], SEEDS[i : i + 1])
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
     others = [
-        model.generate(1 - mask_BHW, batch.captions, SEEDS),
-        model.generate(mask_BHW, batch.captions[::-1], SEEDS),
-        model.generate(mask_BHW, batch.captions, SEEDS[::-1]),
+        model.generate(1 - mask_BHW, batch.conditions["captions"], SEEDS),
+        model.generate(mask_BHW, batch.conditions["captions"][::-1], SEEDS),
+        model.generate(mask_BHW, batch.conditions["captions"], SEEDS[::-1]),
     ]
     for other in others:
         assert all(float((ours - theirs).abs().max()) > 1e-4 for ours, theirs in zip(together, other, strict=True))

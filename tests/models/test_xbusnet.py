@@ -157,7 +157,7 @@ def test_every_distinct_sentence_is_embedded_once(xbusnet_config, make_batch):
     for _ in range(3):
         model(make_batch())
     predict(model, make_batch())
-    distinct = {*make_batch().spatial_prompts, *make_batch().attribute_prompts, ""}
+    distinct = {*make_batch().conditions["spatial_prompts"], *make_batch().conditions["attribute_prompts"], ""}
     assert len(asked) == len(distinct)
     assert sorted(asked) == sorted(open_clip.tokenize(list(distinct)).tolist())
 
@@ -206,16 +206,16 @@ def test_text_tower_is_the_same_in_every_process_and_leaves_the_seed_alone(xbusn
 def test_each_prompt_changes_its_own_images_prediction_and_no_other(xbusnet_config, make_batch, field):
     model = with_text_that_matters(XBusNet(xbusnet_config()))
     batch = make_batch()
-    prompts = ["a medium lesion in the lower inner quadrant", *getattr(batch, field)[1:]]
+    prompts = ["a medium lesion in the lower inner quadrant", *batch.conditions[field][1:]]
     before = predict(model, batch).prob_BKHW
-    after = predict(model, dataclasses.replace(batch, **{field: prompts})).prob_BKHW
+    after = predict(model, dataclasses.replace(batch, conditions=batch.conditions | {field: prompts})).prob_BKHW
     assert not torch.equal(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
 
 
 def test_without_sfa_the_attribute_prompt_is_not_read(xbusnet_config, make_batch):
     model, batch = XBusNet(xbusnet_config(sfa=False)), make_batch()
-    other = dataclasses.replace(batch, attribute_prompts=["round shape"] * 4)
+    other = dataclasses.replace(batch, conditions=batch.conditions | {"attribute_prompts": ["round shape"] * 4})
     assert torch.equal(predict(model, batch).prob_BKHW, predict(model, other).prob_BKHW)
 
 
@@ -247,28 +247,42 @@ def test_a_resumed_model_predicts_the_same_bits(xbusnet_config, make_batch):
 # --- two passes -------------------------------------------------------------------------------------------
 
 
-def test_reprompt_gives_the_second_pass_its_sentences(xbusnet_config, make_batch):
+def awaiting(first_pass, count=4):
+    """Conditions whose spatial prompts wait for the first prediction."""
+    return {"spatial_prompts": [first_pass] * count}
+
+
+def test_a_prompt_that_waits_for_the_first_pass_steers_the_second(xbusnet_config, make_batch):
     model = with_text_that_matters(XBusNet(xbusnet_config()))
     seen = []
 
-    def reprompt(prob_BHW):
-        seen.append(prob_BHW)
-        return ["a large lesion in the lower outer quadrant"] * len(prob_BHW)
+    def first_pass(prob_HW):
+        seen.append(prob_HW)
+        return "a large lesion in the lower outer quadrant"
 
-    blank = make_batch(spatial_prompts=[""] * 4)
-    first = predict(model, blank)
-    second = predict(model, dataclasses.replace(blank, reprompt=reprompt))
-    direct = predict(model, dataclasses.replace(blank, spatial_prompts=second.spatial_prompts))
-    assert len(seen) == 1
-    assert isinstance(seen[0], np.ndarray)
-    np.testing.assert_array_equal(seen[0], first.prob_BKHW[:, 0])
-    assert second.spatial_prompts == ["a large lesion in the lower outer quadrant"] * 4
+    sentence = "a large lesion in the lower outer quadrant"
+    first = predict(model, make_batch(conditions=awaiting("")))
+    second = predict(model, make_batch(conditions=awaiting(first_pass)))
+    direct = predict(model, make_batch(conditions=second.conditions))
+    assert all(isinstance(prob_HW, np.ndarray) for prob_HW in seen)
+    np.testing.assert_array_equal(np.stack(seen), first.prob_BKHW[:, 0])
+    assert second.conditions == {"spatial_prompts": [sentence] * 4}
     assert torch.equal(second.prob_BKHW, direct.prob_BKHW)
     assert not torch.equal(second.prob_BKHW, first.prob_BKHW)
 
 
+def test_a_given_prompt_stays_beside_those_that_wait(xbusnet_config, make_batch):
+    model = with_text_that_matters(XBusNet(xbusnet_config()))
+    mixed = [lambda prob_HW: "a small lesion", "a medium lesion", lambda prob_HW: "", "a large lesion"]
+    found = predict(model, make_batch(conditions={"spatial_prompts": mixed}))
+    wanted = ["a small lesion", "a medium lesion", "", "a large lesion"]
+    assert found.conditions == {"spatial_prompts": wanted}
+    direct = predict(model, make_batch(conditions={"spatial_prompts": wanted}))
+    assert torch.equal(found.prob_BKHW, direct.prob_BKHW)
+
+
 def test_prediction_touches_no_mask_in_either_pass(xbusnet_config, make_batch):
-    model, batch = XBusNet(xbusnet_config()), make_batch(reprompt=lambda prob: ["a small lesion"] * len(prob))
+    model, batch = XBusNet(xbusnet_config()), make_batch(conditions=awaiting(lambda prob: "a small lesion"))
     poisoned = dataclasses.replace(batch, mask_BKHW=torch.full_like(batch.mask_BKHW, float("nan")))
     assert torch.equal(predict(model, batch).prob_BKHW, predict(model, poisoned).prob_BKHW)
 
@@ -277,16 +291,16 @@ def test_second_pass_computes_no_image_features_again(xbusnet_config, make_batch
     model, runs = XBusNet(xbusnet_config()), []
     model.gfe.clip.register_forward_hook(lambda *_: runs.append("clip"))
     model.lfe.register_forward_hook(lambda *_: runs.append("lfe"))
-    predict(model, make_batch(reprompt=lambda prob: ["a small lesion"] * len(prob)))
+    predict(model, make_batch(conditions=awaiting(lambda prob: "a small lesion")))
     assert sorted(runs) == ["clip", "lfe"]
 
 
 def test_without_the_global_branch_nobody_is_asked_for_spatial_prompts(xbusnet_config, make_batch):
-    def reprompt(prob_BHW):
+    def first_pass(prob_HW):
         raise AssertionError("nothing would read the sentences")
 
-    prediction = predict(XBusNet(xbusnet_config(gfe=False)), make_batch(reprompt=reprompt))
-    assert prediction.spatial_prompts is None
+    prediction = predict(XBusNet(xbusnet_config(gfe=False)), make_batch(conditions=awaiting(first_pass)))
+    assert prediction.conditions is None
 
 
 # --- pretrained weights -----------------------------------------------------------------------------------

@@ -38,9 +38,11 @@ def global_batch(step: int, size: int = 4) -> Batch:
         image_BCHW=torch.rand(size, 3, 64, 64, generator=generator),
         mask_BKHW=(torch.rand(size, 1, 64, 64, generator=generator) > 0.5).float(),
         label_B=torch.zeros(size, dtype=torch.long),
-        spatial_prompts=["a small lesion in the upper inner quadrant of the breast", "", "", ""][:size],
-        attribute_prompts=["oval shape", "irregular shape", "", "round shape"][:size],
-        captions=[""] * size,
+        conditions={
+            "spatial_prompts": ["a small lesion in the upper inner quadrant of the breast", "", "", ""][:size],
+            "attribute_prompts": ["oval shape", "irregular shape", "", "round shape"][:size],
+            "captions": [""] * size,
+        },
     )
 
 

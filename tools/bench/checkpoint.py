@@ -102,9 +102,11 @@ def one_step(engine: Engine, image_size: int) -> None:
             image_BCHW=torch.rand(2, 3, image_size, image_size),
             mask_BKHW=torch.ones(2, 1, image_size, image_size),
             label_B=torch.zeros(2, dtype=torch.long),
-            spatial_prompts=["a small lesion in the upper inner quadrant of the breast", ""],
-            attribute_prompts=["oval shape", ""],
-            captions=[""] * 2,
+            conditions={
+                "spatial_prompts": ["a small lesion in the upper inner quadrant of the breast", ""],
+                "attribute_prompts": ["oval shape", ""],
+                "captions": [""] * 2,
+            },
         )
     )
     engine.update(1e-4)

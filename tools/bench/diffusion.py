@@ -189,9 +189,7 @@ def made_up(model: VitDiffusion, images: int) -> Batch:
         image_BCHW=torch.rand(images, config.channels, size, size, generator=noise),
         mask_BKHW=torch.zeros(images, config.mask_classes, size, size),
         label_B=torch.full((images,), -1),
-        spatial_prompts=[""] * images,
-        attribute_prompts=[""] * images,
-        captions=[""] * images,
+        conditions={"spatial_prompts": [""] * images, "attribute_prompts": [""] * images, "captions": [""] * images},
     )
 
 

@@ -88,9 +88,11 @@ def made_up(model: TumorGenerator, count: int) -> Batch:
         image_BCHW=torch.rand(count, 3, size, size, generator=noise),
         mask_BKHW=mask_BKHW,
         label_B=torch.tensor([i % 2 for i in range(count)]),
-        spatial_prompts=[""] * count,
-        attribute_prompts=[""] * count,
-        captions=[CAPTION.format(*words[i % 2]) for i in range(count)],
+        conditions={
+            "spatial_prompts": [""] * count,
+            "attribute_prompts": [""] * count,
+            "captions": [CAPTION.format(*words[i % 2]) for i in range(count)],
+        },
     )
 
 
@@ -100,7 +102,9 @@ def made_up(model: TumorGenerator, count: int) -> Batch:
 def training(model: TumorGenerator, batch: Batch, repeats: int) -> dict[str, t.Any]:
     """Both ways a step from the same weights; what VAE and text encoder cost alone."""
     kept = Batch(**{**vars(batch), "features": model.features(batch.image_BCHW)})
-    ids = clip_tokenizer()(batch.captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    ids = clip_tokenizer()(
+        batch.conditions["captions"], padding="max_length", max_length=77, return_tensors="pt"
+    ).input_ids
     ids = ids.to(batch.image_BCHW.device)
     parts, mask_BCHW = model.pipeline(), batch.mask_BKHW.expand(-1, 3, -1, -1)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -158,7 +162,7 @@ def generation(model: TumorGenerator, batch: Batch, repeats: int) -> dict[str, t
 
     def by_pipeline(part: slice) -> torch.Tensor:
         made: torch.Tensor = pipeline(
-            batch.captions[part],
+            batch.conditions["captions"][part],
             image=mask_BCHW[part],
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,
@@ -168,7 +172,7 @@ def generation(model: TumorGenerator, batch: Batch, repeats: int) -> dict[str, t
         return made
 
     ways: dict[str, Callable[[], torch.Tensor]] = {
-        "ours": lambda: model.generate(batch.mask_BKHW[:, 0], batch.captions, list(range(count))),
+        "ours": lambda: model.generate(batch.mask_BKHW[:, 0], batch.conditions["captions"], list(range(count))),
         "diffusers": lambda: by_pipeline(slice(None)),
         "one by one": lambda: torch.cat([by_pipeline(slice(i, i + 1)) for i in range(count)]),
     }

@@ -139,9 +139,7 @@ def made_up(count: int) -> Batch:
         image_BCHW=torch.rand(count, 3, 256, 256, generator=generator),
         mask_BKHW=(torch.rand(count, 1, 256, 256, generator=generator) > 0.9).float(),
         label_B=torch.zeros(count, dtype=torch.int64),
-        spatial_prompts=[""] * count,
-        attribute_prompts=[""] * count,
-        captions=[""] * count,
+        conditions={"spatial_prompts": [""] * count, "attribute_prompts": [""] * count, "captions": [""] * count},
     )
 
 

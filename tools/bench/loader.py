@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 from bushpc.config import CellConfig, compose
 from bushpc.data.cache import open_cache
 from bushpc.data.loader import FoldData, training_batches
-from bushpc.data.prompts import SizeBins
 from bushpc.dist import World
 from bushpc.shards.manifest import verify
 from bushpc.shards.write import pack
@@ -172,7 +171,7 @@ class Bench:
             repeats=[1] * len(lesions),
             holdout=[],
             validation=[],
-            bins=SizeBins(low=0.2, high=0.4),
+            conditions=tuple(kind.fitted(lesions, cell.prompting) for kind in cell.model.conditions),
         )
 
         def start() -> Callable[[], int]:

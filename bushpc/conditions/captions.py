@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
+import numpy as np
+
+from bushpc.conditions.base import Condition, Draw, Scan, Shown
 from bushpc.sample import UNLABELLED
 
 NO_CAPTION = ""
@@ -42,3 +45,17 @@ def caption(label: str, attributes: t.Mapping[str, t.Any]) -> str:
     parts = [f"{echogenicity} echogenicity"] * bool(echogenicity) + [f"{boundary} boundary"] * bool(boundary)
     tumor = "tumor" if label == UNLABELLED else f"{label} tumor"
     return f"breast ultrasound image of {tumor}" + (f" with {' and '.join(parts)}" if parts else "")
+
+
+class Caption(Condition):
+    """The caption of each scan, in training and evaluation alike."""
+
+    name = "captions"
+
+    def of(self, scan: Scan, mask_HW: np.ndarray) -> str:
+        """From label and attributes."""
+        return caption(scan.label, scan.attributes)
+
+    def shown(self, variant: str, part: t.Sequence[Scan], draw: Draw) -> Shown:
+        """The same."""
+        return self.of

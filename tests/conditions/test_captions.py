@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bushpc.data.captions import caption
+from bushpc.conditions.captions import caption
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bushpc.data.prompts import (
+from bushpc.conditions.sentences import (
     FROM_MASK,
     FirstPass,
     SizeBins,
@@ -81,12 +81,12 @@ def test_no_training_lesion_is_an_error():
 
 
 def test_the_first_pass_takes_the_largest_component_above_tau():
-    prob = np.zeros((1, 100, 100))
-    prob[0][disc(100, 100, 20, 20, 12)] = 0.31
-    prob[0][disc(100, 100, 80, 80, 6)] = 0.99
-    assert FirstPass(bins=BINS, tau=0.30)(prob) == ["a medium lesion in the upper inner quadrant of the breast"]
-    assert FirstPass(bins=BINS, tau=0.50)(prob) == ["a small lesion in the lower outer quadrant of the breast"]
-    assert FirstPass(bins=BINS, tau=0.995)(prob) == [""]
+    prob = np.zeros((100, 100))
+    prob[disc(100, 100, 20, 20, 12)] = 0.31
+    prob[disc(100, 100, 80, 80, 6)] = 0.99
+    assert FirstPass(bins=BINS, tau=0.30)(prob) == "a medium lesion in the upper inner quadrant of the breast"
+    assert FirstPass(bins=BINS, tau=0.50)(prob) == "a small lesion in the lower outer quadrant of the breast"
+    assert FirstPass(bins=BINS, tau=0.995)(prob) == ""
 
 
 @given(st.integers(0, 2**32 - 1))

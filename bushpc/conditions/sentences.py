@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bushpc.conditions.base import Condition, Draw, Scan, Shown
 from bushpc.errors import DataError
 
 NO_PROMPT = ""
@@ -51,17 +52,17 @@ class SizeBins:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPass:
-    """Spatial prompts from the model's own first pass (paper 2.7): threshold, largest component, its centroid.
+    """The spatial prompt of the model's own first pass (paper 2.7): threshold, largest component, its centroid.
 
-    Implements `bushpc.sample.Reprompter`. It never sees a mask; picklable, so it may travel to workers.
+    It stands in `Batch.conditions` in place of a sentence, until there is a first prediction. It never sees a mask.
     """
 
     bins: SizeBins
     tau: float
 
-    def __call__(self, prob_BHW: np.ndarray) -> list[str]:
-        """One sentence per image; no spatial text where nothing reaches the threshold."""
-        return [spatial_prompt(largest_component(prob_HW >= self.tau), self.bins) for prob_HW in prob_BHW]
+    def __call__(self, prob_HW: np.ndarray) -> str:
+        """A sentence; "" where nothing reaches the threshold."""
+        return spatial_prompt(largest_component(prob_HW >= self.tau), self.bins)
 
 
 def centroid(mask_HW: np.ndarray) -> tuple[float, float]:
@@ -134,3 +135,81 @@ FROM_MASK: dict[str, t.Callable[[np.ndarray, SizeBins], str]] = {
     "wrong_size": wrong_size_prompt,
     "wrong_quadrant": wrong_quadrant_prompt,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialPrompt(Condition):
+    """p_c. bins, dropout, tau: once fitted, of the fold and of the settings `prompting`."""
+
+    name = "spatial_prompts"
+    from_mask = True
+    column = "spatial_prompt"
+
+    bins: SizeBins | None = None
+    dropout: float = 0.0
+    tau: float = 0.5
+
+    def fitted(self, training: t.Sequence[Scan], prompting: t.Any) -> SpatialPrompt:
+        """With size bins of the training part. Raises: DataError without any lesion."""
+        shares = [scan.lesion_pixels / (scan.height * scan.width) for scan in training if scan.lesion_pixels]
+        bins = SizeBins.from_training(shares, prompting.size_quantiles)
+        return SpatialPrompt(bins=bins, dropout=prompting.spatial_dropout, tau=prompting.tau)
+
+    def left_out(self, draw: Draw, turn: int, key: str) -> bool:
+        """A share `dropout` of the samples, so that the model also learns the first pass."""
+        return bool(self.dropout) and bool(draw("spatial_dropout", turn, key).random() < self.dropout)
+
+    def of(self, scan: Scan, mask_HW: np.ndarray) -> str:
+        """From the mask as it is now: a flip moves the lesion to another quadrant."""
+        return spatial_prompt(mask_HW, self._bins)
+
+    def shown(self, variant: str, part: t.Sequence[Scan], draw: Draw) -> Shown:
+        """`oracle` and its falsifications look at the mask; all others but `none` wait for the first pass."""
+        bins, worded = self._bins, FROM_MASK.get(variant)
+        if worded:
+            return lambda scan, mask_HW: worded(mask_HW, bins)
+        value = NO_PROMPT if variant == "none" else FirstPass(bins=bins, tau=self.tau)
+        return lambda scan, mask_HW: value
+
+    @property
+    def _bins(self) -> SizeBins:
+        assert self.bins is not None, "it was fitted"
+        return self.bins
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributePrompt(Condition):
+    """p_l."""
+
+    name = "attribute_prompts"
+    column = "attribute_prompt"
+
+    def of(self, scan: Scan, mask_HW: np.ndarray) -> str:
+        """From the clinical table."""
+        return attribute_prompt(scan.attributes)
+
+    def shown(self, variant: str, part: t.Sequence[Scan], draw: Draw) -> Shown:
+        """Its own sentence; with `shuffled_attributes` that of another patient."""
+        if variant != "shuffled_attributes":
+            return self.of
+        another = _attributes_of_another(part, draw)
+        return lambda scan, mask_HW: another(scan.key)
+
+
+def _attributes_of_another(part: t.Sequence[Scan], draw: Draw) -> t.Callable[[str], str]:
+    """Sample key → an attribute prompt that is wrong for it: another sentence, of another patient in `part`.
+
+    Drawn by seed and key alone. If all other patients have the same sentence or none, it is one of theirs; if there is
+    no other patient, "".
+    """
+    patients = {scan.key: scan.patient for scan in part}
+    sentences = {scan.key: attribute_prompt(scan.attributes) for scan in part}
+    keys = list(patients)
+
+    def drawn(key: str) -> str:
+        order = draw("shuffled_attributes", key).permutation(len(keys))
+        others = [sentences[keys[i]] for i in order if patients[keys[i]] != patients[key]]
+        wrong = (sentence for sentence in others if sentence not in (sentences[key], NO_PROMPT))
+        return next(wrong, others[0] if others else NO_PROMPT)
+
+    return drawn

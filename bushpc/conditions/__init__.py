@@ -1,0 +1,28 @@
+"""What models are conditioned on besides the image: sentences, captions, and whatever further kinds a model declares.
+
+    fold's training part ─fitted→ Condition ─of→ Batch.conditions (training)
+                                            └shown, under a Variant→ Batch.conditions (evaluation)
+
+A model lists its kinds in `Config.conditions`, and in `Config.variants` the ways in which it can be evaluated. Loader,
+evaluator and report read these declarations and know no kind. No torch in this room.
+"""
+
+from bushpc.conditions.base import Condition, Draw, Scan, Shown, Variant, columns_of
+from bushpc.conditions.captions import Caption
+from bushpc.conditions.sentences import AttributePrompt, SpatialPrompt
+from bushpc.conditions.variants import NO_PROMPTS, SENTENCES, VARIANTS
+
+__all__ = [
+    "NO_PROMPTS",
+    "SENTENCES",
+    "VARIANTS",
+    "AttributePrompt",
+    "Caption",
+    "Condition",
+    "Draw",
+    "Scan",
+    "Shown",
+    "SpatialPrompt",
+    "Variant",
+    "columns_of",
+]

@@ -1,0 +1,97 @@
+"""The contract of a kind of condition: a value per sample, in training and under each evaluation variant.
+
+A new kind is one class here or beside its model: boxes, points, other sentences. Values are whatever the model reads;
+the loader only carries them, in `Batch.conditions[kind.name]`. A value may also be a function of the model's own first
+prediction, prob_HW → value: the model then predicts twice, see `bushpc.models.xbusnet`.
+"""
+
+from __future__ import annotations
+
+import abc
+import typing as t
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A random generator that depends on the run's seed and these words alone.
+Draw = Callable[..., np.random.Generator]
+
+
+class Scan(t.Protocol):
+    """What a kind may read of a sample; a manifest's Record has it."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def patient(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def attributes(self) -> Mapping[str, t.Any]: ...
+
+    @property
+    def lesion_pixels(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+Shown = Callable[[Scan, np.ndarray], t.Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way of giving a model its conditions at evaluation.
+
+    name: its word in `prompts=…` and in the column `prompts` of CSV files. label: its name in tables and legends.
+    uses_ground_truth: its conditions come from the mask that is to be predicted; reports mark its figures.
+    """
+
+    name: str
+    label: str
+    uses_ground_truth: bool = False
+
+
+class Condition(abc.ABC):
+    """A kind of condition. Instances are immutable and picklable: worker processes make training values.
+
+    name: its key in `Batch.conditions`. absent: the value of a sample without one. from_mask: whether training values
+    depend on the mask, and so on augmentation. column: of per_image.csv, with the values used; None for no column.
+    """
+
+    name: t.ClassVar[str]
+    absent: t.ClassVar[t.Any] = ""
+    from_mask: t.ClassVar[bool] = False
+    column: t.ClassVar[str | None] = None
+
+    def fitted(self, training: Sequence[Scan], prompting: t.Any) -> Condition:
+        """This kind with what it takes from a fold's training part and the settings `prompting`. Raises: DataError."""
+        return self
+
+    def left_out(self, draw: Draw, turn: int, key: str) -> bool:
+        """Whether training shows `absent` the `turn`-th time that it draws the sample `key`."""
+        return False
+
+    @abc.abstractmethod
+    def of(self, scan: Scan, mask_HW: np.ndarray) -> t.Any:
+        """The value in training. mask_HW: bool, all classes united, as augmented; only filled if `from_mask`."""
+
+    @abc.abstractmethod
+    def shown(self, variant: str, part: Sequence[Scan], draw: Draw) -> Shown:
+        """What gives the values under an evaluation variant. part: the validation part."""
+
+    def written(self, value: t.Any) -> str:
+        """A value in the CSV."""
+        return str(value)
+
+
+def columns_of(kinds: Sequence[Condition], used: Mapping[str, Sequence[t.Any]], i: int) -> dict[str, str]:
+    """Column → value of sample `i` in per_image.csv. used: name → values that the prediction was made with."""
+    return {kind.column: kind.written(used[kind.name][i]) for kind in kinds if kind.column and kind.name in used}
