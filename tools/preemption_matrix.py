@@ -38,7 +38,8 @@ from bushpc.ops.audit import audit_run
 from bushpc.ops.drill import compare_checkpoints
 from bushpc.ops.processes import RunProcess, processes_of
 from bushpc.process import process_start
-from bushpc.runs.goodput import goodput, newest_saved, read_attempts, read_note
+from bushpc.runs.goodput import goodput, read_attempts, read_note
+from bushpc.runs.layout import CellDir
 from bushpc.train.ledger import Line, read_ledger
 
 SANDBOX = Path(__file__).with_name("slurm_sandbox")
@@ -345,8 +346,8 @@ class Trial:
         if phase != "training":
             return False
         # A start that is killed before it saved anything is not started again.
-        saved = newest_saved(self.cell_dir) > read_attempts(self.cell_dir)[-1].from_step
-        if self.case.action == CANCEL and newest_saved(self.cell_dir) < LATE * self.case.iterations:
+        saved = CellDir(self.cell_dir).newest_step() > read_attempts(self.cell_dir)[-1].from_step
+        if self.case.action == CANCEL and CellDir(self.cell_dir).newest_step() < LATE * self.case.iterations:
             return False
         writing = any((self.cell_dir / "checkpoints").glob(".step_*"))
         return saved and writing == (self.case.phase == SAVE)

@@ -6,22 +6,23 @@ run folder ─read_plan→ plan ─→ submit | cancel
 from __future__ import annotations
 
 import dataclasses
-import json
 import socket
 import time
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from bushpc.cluster.base import Job, cluster_for
 from bushpc.config import reconfigure
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.run_folder import alone_in, owner_of, read_plan, start_anew
-from bushpc.dispatch.status import CellStatus, job_of, read_run_json, read_status
+from bushpc.dispatch.status import CellStatus, job_of, read_job, read_status
 from bushpc.dispatch.submit import Submission, adopt, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
-from bushpc.files import read_json, write_atomically
-from bushpc.runs.goodput import newest_saved
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import JobNote, RunRecord
 from bushpc.train.take_over import Source
 
 # States that `--only` may name: those from which a cell does not go on by itself.
@@ -76,7 +77,7 @@ def retry(run_dir: Path, names: Sequence[str], command: Sequence[str], *, fresh:
     run_dir = plan.first.run_dir
     with alone_in({run_dir.resolve(), *(owner_of(run_dir, name) for name in plan.cells)}):
         adopt(run_dir)
-        status = _named(run_dir, read_status(run_dir).cells, names)
+        status = _named(RunRecord.open(RunDir(run_dir)), read_status(run_dir).cells, names)
         if not fresh:  # of a row what is missing
             status = [cell for cell in status if cell.state != "done" or cell.name in names]
         for cell in status:
@@ -100,11 +101,11 @@ def _require_weights(plan: Plan, *, fresh: bool = False) -> None:
     run_dir = plan.first.run_dir
     sources: dict[str, Source] = {}
     for name in plan.wanted:
-        run, folder = plan.cells[name].train.weights_from, run_dir / "cells" / name
-        has_them = (folder / "DONE").exists() or newest_saved(folder) > 0
+        run, folder = plan.cells[name].train.weights_from, RunDir(run_dir).cell(name)
+        has_them = folder.done.exists() or folder.newest_step() > 0
         if run and (fresh or not has_them):
             if run not in sources:
-                sources[run] = Source(Path(run), read_run_json(run_dir))
+                sources[run] = Source(Path(run), RunRecord.open(RunDir(run_dir)).facts)
             sources[run].cell_for(plan.cells[name])
 
 
@@ -116,22 +117,22 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
     where the cluster refuses, or a cell is a process of another machine.
     """
     run_dir = run_dir.resolve()
-    read_run_json(run_dir)
+    record = RunRecord.open(RunDir(run_dir))
     with alone_in([run_dir]):
         adopt(run_dir)
         status = read_status(run_dir)
-        live = [cell for cell in _named(run_dir, status.cells, names) if cell.live]
+        live = [cell for cell in _named(record, status.cells, names) if cell.live]
         elsewhere = {cell.name: owner for cell in live if (owner := owner_of(run_dir, cell.name)) != run_dir}
         wanted = [cell for cell in live if names or cell.name not in elsewhere]
         _refuse_shared_jobs(run_dir, wanted)
-        jobs = [read_json(Path(cell.folder) / "job.json") or {} for cell in wanted]
-        for cell, job in zip(wanted, jobs, strict=True):
-            if job.get("host") not in (None, socket.gethostname()):
-                raise DispatchError(f"{cell.name} runs on {job['host']}, outside of any queue: cancel it there")
-        for cell, job in zip(wanted, jobs, strict=True):
-            write_atomically(Path(cell.folder) / "job.json", json.dumps({**job, "cancelled": time.time()}))
-        _end(jobs)
-        report = read_json(run_dir / "jobs" / "report.json")
+        notes = {path: note for cell in wanted if (note := read_job(path := CellDir(cell.folder).job_note))}
+        for path, note in notes.items():
+            if (note.host or None) not in (None, socket.gethostname()):
+                raise DispatchError(f"{path.parent.name} runs on {note.host}, outside of any queue: cancel it there")
+        for path, note in notes.items():
+            msgspec.structs.replace(note, cancelled=time.time()).write(path)
+        _end(list(notes.values()))
+        report = read_job(RunDir(run_dir).report_job)
         if report and not names and status.report_live:
             _end([report])
     left = {} if names else {name: owner.name for name, owner in elsewhere.items()}
@@ -141,26 +142,25 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
 def _refuse_shared_jobs(run_dir: Path, wanted: Sequence[CellStatus]) -> None:
     """Raises: ConfigError if a job of these cells works on others as well, in whichever run they are."""
     folders, jobs = {cell.folder for cell in wanted}, {cell.job_id for cell in wanted}
-    for owner in {run_dir, *(Path(folder).parent.parent for folder in folders)}:
+    for owner in {run_dir, *(CellDir(folder).run.path for folder in folders)}:
         for cell in read_status(owner).cells:
             if cell.live and cell.job_id in jobs and cell.folder not in folders:
                 raise ConfigError(f"{cell.name} of {owner} shares a job with them, and would end, too: name it as well")
 
 
-def _named(run_dir: Path, cells: Sequence[CellStatus], names: Sequence[str]) -> list[CellStatus]:
+def _named(record: RunRecord, cells: Sequence[CellStatus], names: Sequence[str]) -> list[CellStatus]:
     """Cells by name, in the run's order; all of them where no name is given. A row's name stands for its folds."""
-    run = read_run_json(run_dir)
-    rows = {entry["name"]: entry.get("row") for entry in run["cells"]}
+    rows = {cell.name: cell.row for cell in record.cells}
     for name in names:
         if name not in rows and name not in rows.values():
             raise ConfigError(unknown_name("cell", name, {*rows, *(row for row in rows.values() if row)}))
     return [cell for cell in cells if not names or cell.name in names or rows[cell.name] in names]
 
 
-def _end(notes: Sequence[Mapping[str, t.Any]]) -> None:
+def _end(notes: Sequence[JobNote]) -> None:
     by_cluster: dict[str, list[Job]] = {}
     for note in notes:
-        by_cluster.setdefault(note["executor"], []).append(job_of(note))
+        by_cluster.setdefault(note.executor, []).append(job_of(note))
     for executor, jobs in by_cluster.items():
         cluster_for(executor).cancel(jobs)
 

@@ -20,6 +20,7 @@ from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outco
 from bushpc.errors import BushpcError
 from bushpc.files import write_atomically
 from bushpc.process import children, end_with_parent
+from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.lease import LeaseError
 from bushpc.train.preempt import StopFlag
 
@@ -81,7 +82,7 @@ class CellJob:
             if number >= len(self.cells):
                 return  # the last job of an array may have fewer cells
             # The real folder: a cell that two runs share lies in one of them.
-            cell_dir = (run_dir / "cells" / self.cells[number]).resolve()
+            cell_dir = RunDir(run_dir).cell(self.cells[number]).resolve()
             try:
                 self._run(run_dir, cell_dir, task, stop)
             except LeaseError as error:
@@ -101,7 +102,7 @@ class CellJob:
                     raise SystemExit(LOST_PEER) from error
                 raise
 
-    def _run(self, run_dir: Path, cell_dir: Path, task: Task, stop: StopFlag) -> None:
+    def _run(self, run_dir: Path, cell_dir: CellDir, task: Task, stop: StopFlag) -> None:
         if controller():
             end_with_parent()
         ranks, rank, local_rank = (1, 0, 0) if self.packed else (task.ranks, task.rank, task.local_rank)
@@ -123,7 +124,7 @@ class CellJob:
         world = World(rank=rank, size=ranks, local_rank=local_rank)
         ours = this_job()
         attempt = f"{self.submission}-{task.job_id}-{ours.restarts if ours else 0}"
-        meet(world, run_dir / "jobs", attempt, ours.node if ours else "")
+        meet(world, RunDir(run_dir).jobs, attempt, ours.node if ours else "")
         stopped = run_cell(cell_dir, world, stop)
         # The other ranks leave quietly: it takes one to bring the job back, and rank 0 has saved for all.
         if stopped and world.is_main:
@@ -144,11 +145,11 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PEER_WORDS)
 
 
-def wait_for_the_reason(cell_dir: Path, error: BaseException) -> None:
+def wait_for_the_reason(cell_dir: CellDir, error: BaseException) -> None:
     """Leave the rank that failed the time to write FAILED: when this one has ended, the cluster ends that one."""
     print(f"another rank is gone, and this one cannot go on alone: {error}", flush=True)
     deadline = time.monotonic() + FAILED_IS_WRITTEN_S
-    while not (cell_dir / "FAILED").exists() and time.monotonic() < deadline:
+    while not cell_dir.failed.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
@@ -192,15 +193,15 @@ class ReportJob:
                 return str(page)
 
 
-def note_failure(cell_dir: Path, error: BaseException) -> None:
+def note_failure(cell_dir: CellDir, error: BaseException) -> None:
     """Write FAILED: one line for status and report, the traceback below it. A stop signal is no failure."""
     if isinstance(error, SystemExit):
         return
     reason = str(error) if isinstance(error, BushpcError) else f"{type(error).__name__}: {error}"
     line = " ".join(reason.split()) or type(error).__name__
     # With several ranks the first reason is the cause; the others only lost their peer.
-    if not (cell_dir / "FAILED").exists():
+    if not cell_dir.failed.exists():
         try:
-            write_atomically(cell_dir / "FAILED", f"{line}\n\n{traceback.format_exc()}")
+            write_atomically(cell_dir.failed, f"{line}\n\n{traceback.format_exc()}")
         except OSError as unwritten:  # a full disk must not hide the reason, nor keep us from ending the other ranks
-            print(f"{line}\n({cell_dir / 'FAILED'} cannot be written: {unwritten})", flush=True)
+            print(f"{line}\n({cell_dir.failed} cannot be written: {unwritten})", flush=True)

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
-import typing as t
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from bushpc.cluster.base import Cluster, JobFacts, NoClient, ThisJob, cluster_for, this_job
 from bushpc.errors import DispatchError
 from bushpc.files import write_atomically
-from bushpc.runs.goodput import newest_saved, read_note
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import AttemptNote
 from bushpc.train.preempt import TIME_LIMIT
 
 # sysexits.h: a rank that stopped on request and saved; a rank whose peer vanished.
@@ -51,18 +52,11 @@ def note_attempt(run_dir: Path, cells: Sequence[str]) -> None:
     job = this_job()
     if job is None:
         return
-    path, step = _note_path(run_dir, job.id), _saved(run_dir, cells)
-    before = read_note(path)
-    same = (before.get("cells"), before.get("from_step")) == (list(cells), step)
-    note = {
-        "cells": list(cells),
-        "restart": job.restarts,
-        "from_step": step,
-        "stands_since": before.get("stands_since", job.restarts) if same else job.restarts,
-        "outcome": None,
-        "signal": None,
-    }
-    write_atomically(path, json.dumps(note))
+    path, step = RunDir(run_dir).attempt_note(job.id), _saved(run_dir, cells)
+    before = AttemptNote.read_whole(path)
+    same = before is not None and (before.cells, before.from_step) == (list(cells), step)
+    since = before.stands_since if before is not None and same else job.restarts
+    AttemptNote(cells=list(cells), restart=job.restarts, from_step=step, stands_since=since).write(path)
 
 
 def note_outcome(run_dir: Path, outcome: str, signal_name: str | None = None) -> None:
@@ -73,12 +67,12 @@ def note_outcome(run_dir: Path, outcome: str, signal_name: str | None = None) ->
     job = this_job()
     if job is None:
         return
-    path = _note_path(run_dir, job.id)
-    note = read_note(path)
-    if note.get("restart") != job.restarts:
+    path = RunDir(run_dir).attempt_note(job.id)
+    note = AttemptNote.read_whole(path)
+    if note is None or note.restart != job.restarts:
         return  # a later start's: this one has lived longer than the cluster believes
     with contextlib.suppress(OSError):  # a full disk; then the exit status alone tells
-        write_atomically(path, json.dumps({**note, "outcome": outcome, "signal": signal_name}))
+        msgspec.structs.replace(note, outcome=outcome, signal=signal_name).write(path)
 
 
 def command_at_end(run_dir: Path) -> list[str]:
@@ -100,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) -> None:
     """Ask the cluster until it answers, and have it requeue the job if `why_again` has a reason."""
     attempt = _attempt(run_dir, job)
-    stays = (status == STOPPED or attempt.get("outcome") == "stopped") and attempt.get("signal") != TIME_LIMIT
+    stays = (status == STOPPED or _stopped(attempt)) and not (attempt and attempt.signal == TIME_LIMIT)
     deadline = time.monotonic() + (STAY_FOR_S if stays else ASK_FOR_S)
     wait_s = FIRST_WAIT_S
     while True:
@@ -113,9 +107,9 @@ def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) 
             if reason:
                 print(f"job {job.id} goes back into the queue: {reason}", flush=True)
                 cluster.requeue(facts.requeue_as)
-            elif run_dir and attempt.get("outcome") == "stopped" and _is_in_vain(status, facts, run_dir, attempt):
-                for cell_dir in _unfinished(run_dir, attempt):
-                    _fail(cell_dir, facts)
+            elif run_dir and attempt and _stopped(attempt) and _is_in_vain(status, facts, run_dir, attempt):
+                for cell in _unfinished(run_dir, attempt):
+                    _fail(cell, facts)
             return
         except DispatchError as error:  # no client tools on this node, or a busy controller
             never = isinstance(error, NoClient) and not stays
@@ -127,77 +121,77 @@ def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) 
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[str, t.Any]) -> str | None:
+def why_again(status: int, facts: JobFacts, run_dir: Path | None, attempt: AttemptNote | None) -> str | None:
     """Why a job whose ranks ended with `status` should run again; None if it should not.
 
-    attempt: what rank 0 noted; empty if it did not come so far. Whoever wrote FAILED failed for good. What died
+    attempt: what rank 0 noted; None if it did not come so far. Whoever wrote FAILED failed for good. What died
     without a word comes back if it got further in this attempt, and else a few times from the same step: a crash that
     always comes at the same place can then not loop; neither can a time limit that is over before the first save.
     """
-    if attempt.get("outcome") == "refused" or (run_dir and attempt and not _unfinished(run_dir, attempt)):
+    if attempt and (attempt.outcome == "refused" or (run_dir and not _unfinished(run_dir, attempt))):
         return None
     if _is_in_vain(status, facts, run_dir, attempt):
         return None
-    if status == STOPPED or attempt.get("outcome") == "stopped":
+    if status == STOPPED or _stopped(attempt):
         return "it was told to stop, and saved"
     if status in USER_SIGNALS or (status == TERMINATED and (facts.preempted or facts.restarts < STARTS)):
         return "it was told to stop before it could listen"
     if run_dir and attempt and (status > KILLED or status == LOST_PEER):
-        saved = _saved(run_dir, attempt["cells"])
-        if saved > attempt["from_step"]:
-            return f"a rank was killed; it had got from step {attempt['from_step']} to {saved}"
+        saved = _saved(run_dir, attempt.cells)
+        if saved > attempt.from_step:
+            return f"a rank was killed; it had got from step {attempt.from_step} to {saved}"
         if not _stands_still(attempt):
-            return f"a rank was killed before the first save after step {attempt['from_step']}"
+            return f"a rank was killed before the first save after step {attempt.from_step}"
     return None
 
 
-def _is_in_vain(status: int, facts: JobFacts, run_dir: Path | None, attempt: dict[str, t.Any]) -> bool:
+def _is_in_vain(status: int, facts: JobFacts, run_dir: Path | None, attempt: AttemptNote | None) -> bool:
     """Whether the time limit ends every start before it has saved anything: then so would the next one's."""
     # The signal that the cluster was asked to send before the limit; a site may send the same one when it preempts.
-    early = status in USER_SIGNALS or attempt.get("signal") in ("SIGUSR1", "SIGUSR2")
-    if attempt.get("signal") != TIME_LIMIT and (facts.preempted or not early):
+    signal_name = attempt.signal if attempt else None
+    early = status in USER_SIGNALS or signal_name in ("SIGUSR1", "SIGUSR2")
+    if signal_name != TIME_LIMIT and (facts.preempted or not early):
         return False
     if not (run_dir and attempt):
         return status in USER_SIGNALS and facts.restarts >= STARTS
-    if _saved(run_dir, attempt["cells"]) > attempt["from_step"]:
+    if _saved(run_dir, attempt.cells) > attempt.from_step:
         return False
     return _stands_still(attempt)
 
 
 def _saved(run_dir: Path, cells: Sequence[str]) -> int:
     """Steps saved of all cells of a job together."""
-    return sum(newest_saved(run_dir / "cells" / cell) for cell in cells)
+    return sum(RunDir(run_dir).cell(cell).newest_step() for cell in cells)
 
 
-def _unfinished(run_dir: Path, attempt: dict[str, t.Any]) -> list[Path]:
+def _stopped(attempt: AttemptNote | None) -> bool:
+    return attempt is not None and attempt.outcome == "stopped"
+
+
+def _unfinished(run_dir: Path, attempt: AttemptNote) -> list[CellDir]:
     """Folders of the job's cells that neither are done nor failed for good."""
-    folders = [run_dir / "cells" / cell for cell in attempt["cells"]]
-    return [folder for folder in folders if not any((folder / end).exists() for end in ("DONE", "FAILED"))]
+    return [cell for cell in map(RunDir(run_dir).cell, attempt.cells) if not cell.has_ended()]
 
 
-def _stands_still(attempt: dict[str, t.Any]) -> bool:
+def _stands_still(attempt: AttemptNote) -> bool:
     """Whether the job has been started again so often from the same step that one more start would be no better."""
-    return bool(attempt["restart"] - attempt.get("stands_since", 0) >= STARTS)
+    return attempt.restart - attempt.stands_since >= STARTS
 
 
-def _fail(cell_dir: Path, facts: JobFacts) -> None:
+def _fail(cell: CellDir, facts: JobFacts) -> None:
     """Write FAILED for a job that its time limit never lets save, as status and report show it."""
     known = facts.limit_min is not None
     limit = f"the time limit of {facts.limit_min} min" if known else "the time that the cluster gives"
     line = f"{limit} is over before the first save; raise cluster.time_min"
     print(f"not queued again: {line}", flush=True)
     with contextlib.suppress(OSError):  # a full disk; the log has it
-        write_atomically(cell_dir / "FAILED", f"{line}\n")
+        write_atomically(cell.failed, f"{line}\n")
 
 
-def _attempt(run_dir: Path | None, job: ThisJob) -> dict[str, t.Any]:
-    """What rank 0 noted of this start of the job; empty if it did not come so far."""
-    note = read_note(_note_path(run_dir, job.id)) if run_dir else {}
-    return note if note.get("restart") == job.restarts else {}
-
-
-def _note_path(run_dir: Path, job_id: str) -> Path:
-    return run_dir / "jobs" / f"attempt-{job_id}.json"
+def _attempt(run_dir: Path | None, job: ThisJob) -> AttemptNote | None:
+    """What rank 0 noted of this start of the job; None if it did not come so far."""
+    note = AttemptNote.read_whole(RunDir(run_dir).attempt_note(job.id)) if run_dir else None
+    return note if note and note.restart == job.restarts else None
 
 
 if __name__ == "__main__":

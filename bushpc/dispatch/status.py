@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc.cluster.base import Job, JobState, cluster_for, job_states
-from bushpc.errors import ConfigError, DataError
-from bushpc.files import read_json
-from bushpc.runs.goodput import Goodput, goodput, newest_saved, read_attempts, read_note, trained_in
-from bushpc.runs.records import MOST
+from bushpc.errors import ConfigError
+from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import CellRecord, DoneRecord, Heartbeat, JobNote, RunRecord, read_config_hash
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -30,13 +30,6 @@ STYLES = {
 }
 
 
-# First line of a cell's config.yaml, before its hash.
-HASH_LINE = "# hash "
-# Lies in the folder of a report that was made for other cells or rows than the run has now.
-OUTDATED = ".outdated"
-# Of run.json; counted up when an older bushpc would misread what a newer one wrote.
-RUN_FORMAT = 1
-
 COLUMNS = ("cell", "state", "where", "step", "metric", "rate", "left", "restarts", "goodput", "log")
 # The same, those first that stay where there is little room.
 MATTER = ("cell", "state", "step", "metric", "left", "goodput", "restarts", "log", "where", "rate")
@@ -44,17 +37,8 @@ COLUMN_GAP = 3
 # Cells that a table shows one by one.
 MOST_ROWS = 60
 
-# Steps per second; what a heartbeat calls slower is damage, and what is left could not be told in hours.
-SLOWEST_RATE = 1e-6
-
 # States in which nothing works on a cell that is not done.
 DEAD = ("failed", "stopped")
-
-JOB_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("job_id", "executor", "log"), (str,)),
-    **dict.fromkeys(("host", "process_start", "heartbeat"), (str, type(None))),
-    "submitted": (int, float),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,48 +122,55 @@ class RunStatus:
         return json.dumps(whole, indent=1)
 
 
-def read_status(run_dir: Path) -> RunStatus:
-    """Raises: DataError if `run_dir` is not a run, or its run.json is damaged."""
-    run = read_run_json(run_dir)
-    names = cell_names(run_dir / "run.json", run)
-    jobs = {name: _read_job(run_dir / "cells" / name / "job.json") for name in names}
-    report_job = _read_job(run_dir / "jobs" / "report.json")
-    open_jobs = [jobs[name] for name in names if not (run_dir / "cells" / name / "DONE").exists()]
+def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
+    """record: the run's, where the caller has read it. Raises: DataError if `run_dir` is not a run, or a note in it is
+    damaged.
+    """
+    run = RunDir(run_dir)
+    record = record or RunRecord.open(run)
+    jobs = {cell.name: read_job(run.cell(cell.name).job_note) for cell in record.cells}
+    report_job = read_job(run.report_job)
+    open_jobs = [jobs[cell.name] for cell in record.cells if not run.cell(cell.name).done.exists()]
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
-    queue = job_states([job_of(job) for job in open_jobs if job and not job.get("ended")])
-    entries = {entry["name"]: entry for entry in run["cells"]}
-    cells = [_cell_status(run_dir, entries[name], jobs[name], queue) for name in names]
-    return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job["job_id"] in queue))
-
-
-def read_run_json(run_dir: Path) -> dict[str, t.Any]:
-    """Raises: DataError if `run_dir` is not a run, or one of another version."""
-    run = read_json(run_dir / "run.json")
-    if run is None:
-        raise DataError(f"{run_dir} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
-    if run.get("format", RUN_FORMAT) != RUN_FORMAT:
-        raise DataError(
-            f"{run_dir}/run.json has format {run['format']}, and this version of bushpc reads {RUN_FORMAT}. The one "
-            f"that wrote it lies in {run_dir}/code: (cd {run_dir}/code/<hash> && python -m bushpc.cli …)"
-        )
-    return run
+    queue = job_states([job_of(note) for note in open_jobs if note and not note.ended])
+    cells = [_cell_status(run, cell, jobs[cell.name], queue) for cell in record.cells]
+    return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job.job_id in queue))
 
 
 def report_is_current(run_dir: Path) -> bool:
     """Whether the page is of this run's cells, and younger than everything that it tells of."""
-    page = run_dir / "report" / "index.html"
-    if page.with_name(OUTDATED).exists():
+    run = RunDir(run_dir)
+    if run.report_outdated.exists() or not run.report_page.exists():
         return False
-    ends = [path.stat().st_mtime for path in (run_dir / "cells").glob("*/DONE")]
-    return page.exists() and page.stat().st_mtime > max(ends, default=0.0)
+    ends = [cell.done.stat().st_mtime for cell in run.cell_dirs() if cell.done.exists()]
+    return run.report_page.stat().st_mtime > max(ends, default=0.0)
 
 
-def job_of(note: t.Mapping[str, t.Any]) -> Job:
+def read_job(path: Path) -> JobNote | None:
+    """The note of a job; None if there is none. Raises: DataError if it is not what was written."""
+    note = JobNote.read(path)
+    if note is None:
+        return None
+    if not _is_known(note.executor):
+        note.require(path, "executor")
+    if cluster_for(note.executor).ids_are_processes:
+        note.require_process(path)
+    return note
+
+
+def job_of(note: JobNote) -> Job:
     """The job that a note in the run folder names."""
-    fields = ("log", "submitted", "owner", "host", "process_start", "heartbeat")
-    known = {name: note[name] for name in fields if note.get(name) is not None}
-    return Job(id=note["job_id"], executor=note["executor"], **known)
+    return Job(
+        id=note.job_id,
+        executor=note.executor,
+        log=note.log,
+        submitted=note.submitted,
+        owner=note.owner if note.owner >= 0 else None,
+        host=note.host or None,
+        process_start=note.process_start or None,
+        heartbeat=note.heartbeat,
+    )
 
 
 def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
@@ -249,7 +240,7 @@ def totals_line(status: RunStatus) -> str:
         parts.append(f"{totals['rate']:.3g} steps/s, about {_duration(totals['left_s'])} left at that")
     if totals["gpu_hours"]:
         parts.append(f"{totals['gpu_hours']:.1f} GPU hours")
-    if taken := [Path(cell.trained_in).parent.parent for cell in status.cells if cell.trained_in]:
+    if taken := [CellDir(cell.trained_in).run for cell in status.cells if cell.trained_in]:
         parts.append(f"{len(taken)} trained in {', '.join(map(str, dict.fromkeys(taken)))}, and only evaluated here")
     return "; ".join(parts)
 
@@ -266,31 +257,6 @@ def plain_line(cell: CellStatus) -> str:
     return " ".join(parts) + (f"  {cell.reason}" if cell.reason else "")
 
 
-def _read_job(path: Path) -> dict[str, t.Any] | None:
-    """A job.json, and whose it is: colleagues look at each other's runs, and a queue is asked by user.
-
-    Raises: DataError where it is not what was written.
-    """
-    job = read_json(path)
-    if job is None:
-        return None
-    wrong = [name for name, allowed in JOB_TYPES.items() if type(job.get(name)) not in allowed]
-    wrong += [name for name in ("log", "heartbeat") if "\0" in str(job.get(name))]
-    if not wrong and not abs(job["submitted"]) < MOST:
-        wrong = ["submitted"]
-    if not wrong and not _is_known(job["executor"]):
-        wrong = ["executor"]
-    if not wrong and cluster_for(job["executor"]).ids_are_processes:
-        wrong = [name for name in ("host", "process_start") if name not in job]
-        wrong += [] if job["job_id"].isdecimal() and len(job["job_id"]) <= 10 else ["job_id"]
-    if wrong:
-        raise DataError(
-            f"{path} is damaged ({', '.join(wrong)}). It names the job that works there: if there is none, "
-            "delete the file and submit again"
-        )
-    return {**job, "owner": path.stat().st_uid}
-
-
 def _is_known(executor: str) -> bool:
     try:
         cluster_for(executor)
@@ -299,107 +265,71 @@ def _is_known(executor: str) -> bool:
     return True
 
 
-def _read_heartbeat(path: Path) -> dict[str, t.Any]:
-    """A state.json without what is not of its type: that cannot be shown, and must not stop what can."""
-
-    def number(value: t.Any) -> bool:
-        return type(value) in (int, float) and abs(value) < MOST
-
-    def count(value: t.Any) -> bool:
-        return type(value) is int and 0 <= value < MOST
-
-    fits: dict[str, t.Callable[[t.Any], bool]] = {
-        "phase": lambda value: isinstance(value, str),
-        "node": lambda value: isinstance(value, str),
-        "step": count,
-        "total": count,
-        "metric": lambda value: isinstance(value, dict) and all(map(number, value.values())),
-        "rate": lambda value: number(value) and value >= SLOWEST_RATE,
-        "restarts": count,
-        "time": number,
-    }
-    return {key: value for key, value in read_note(path).items() if key not in fits or fits[key](value)}
-
-
-def cell_names(path: Path, run: dict[str, t.Any]) -> list[str]:
-    """Names of a run's cells. path: of its run.json, `run`. Raises: DataError where they cannot be told."""
-    try:
-        names = [cell["name"] for cell in run["cells"]]
-        if names and all(name == Path(name).name and name.isprintable() for name in names):
-            return names
-    except (TypeError, LookupError, AttributeError):
-        pass
-    raise DataError(f"{path} is damaged: it does not name the run's cells. Submit the run again, which writes it anew")
-
-
-def _cell_status(
-    run_dir: Path, entry: dict[str, t.Any], job: dict[str, t.Any] | None, queue: dict[str, JobState]
-) -> CellStatus:
-    name, config_hash = entry["name"], entry.get("hash")
-    cell_dir = run_dir / "cells" / name
-    heartbeat = _read_heartbeat(cell_dir / "state.json")
-    state, phase, reason = _state(cell_dir, job, queue, heartbeat)
-    if state == "done" and config_hash != read_note(cell_dir / "DONE").get("config", config_hash):
+def _cell_status(run: RunDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState]) -> CellStatus:
+    cell = run.cell(entry.name)
+    heartbeat = Heartbeat.read_valid(cell.heartbeat)
+    state, phase, reason = _state(cell, job, queue, heartbeat)
+    if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
         state, reason = "stale", "done with other settings; submit again"
-    folder = os.path.realpath(cell_dir) if cell_dir.is_symlink() else str(cell_dir)
-    if cell_dir.is_symlink() and not _is_the_same(cell_dir, config_hash):
-        heartbeat, job, phase = {}, None, ""
-        state = "stale" if cell_dir.exists() else "missing"
-        reason = f"it was that of {folder}, which {'has other settings now' if cell_dir.exists() else 'is gone'}"
+    is_link = cell.is_link()
+    folder = os.path.realpath(cell) if is_link else str(cell)
+    if is_link and not _is_the_same(cell, entry.hash):
+        heartbeat, job, phase = Heartbeat(), None, ""
+        state = "stale" if cell.exists() else "missing"
+        reason = f"it was that of {folder}, which {'has other settings now' if cell.exists() else 'is gone'}"
         reason += "; submit again"
-    total = heartbeat.get("total") or entry.get("iterations", 0)
+    total = heartbeat.total or entry.iterations
     return CellStatus(
-        name=name,
+        name=entry.name,
         folder=folder,
         state=state,
         phase=phase,
-        step=heartbeat.get("step", 0),
-        total=heartbeat.get("step", total) if state == "done" else total,  # an early stop makes it shorter
-        metric=heartbeat.get("metric", {}),
-        rate=heartbeat.get("rate"),
-        node=heartbeat.get("node", ""),
-        restarts=heartbeat.get("restarts", 0),
-        goodput=goodput(read_attempts(cell_dir, heartbeat), newest_saved(cell_dir) if state in DEAD else None),
-        trained_in=trained_in(cell_dir),
+        step=heartbeat.step,
+        total=heartbeat.step or total if state == "done" else total,  # an early stop makes it shorter
+        metric=heartbeat.metric,
+        rate=heartbeat.rate,
+        node=heartbeat.node,
+        restarts=heartbeat.restarts,
+        goodput=goodput(read_attempts(cell, heartbeat), cell.newest_step() if state in DEAD else None),
+        trained_in=trained_in(cell),
         reason=reason,
-        log=job["log"] if job else "",
-        job_id=job["job_id"] if job else "",
-        local=bool(job and not cluster_for(job["executor"]).waits),
+        log=job.log if job else "",
+        job_id=job.job_id if job else "",
+        local=bool(job and not cluster_for(job.executor).waits),
     )
 
 
 def _state(
-    cell_dir: Path, job: dict[str, t.Any] | None, queue: dict[str, JobState], heartbeat: dict[str, t.Any]
+    cell: CellDir, job: JobNote | None, queue: dict[str, JobState], heartbeat: Heartbeat
 ) -> tuple[str, str, str]:
     """(state, phase, reason)."""
-    if (cell_dir / "DONE").exists():
+    if cell.done.exists():
         return "done", "", ""
-    queued = queue.get(job["job_id"]) if job else None
+    queued = queue.get(job.job_id) if job else None
     if job and queued:
         if queued.waiting:
             return "queued", "", queued.held
-        if job.get("packed") and (cell_dir / "FAILED").exists():  # the job goes on, with the cells that share it
-            return "failed", "", _first_line(cell_dir / "FAILED")
-        if heartbeat.get("time", 0) < job["submitted"]:
+        if job.packed and cell.failed.exists():  # the job goes on, with the cells that share it
+            return "failed", "", _first_line(cell.failed)
+        if heartbeat.time < job.submitted:
             return "queued", "waiting", ""
-        return "running", heartbeat.get("phase", ""), ""
-    if (cell_dir / "FAILED").exists():
-        return "failed", "", _first_line(cell_dir / "FAILED")
-    if job and job.get("cancelled"):
-        return "stopped", "", f"job {job['job_id']} was cancelled; `bushpc resume` goes on"
+        return "running", heartbeat.phase, ""
+    if cell.failed.exists():
+        return "failed", "", _first_line(cell.failed)
+    if job and job.cancelled:
+        return "stopped", "", f"job {job.job_id} was cancelled; `bushpc resume` goes on"
     if job:
-        log = f" (log: {job['log']})" if job["log"] else ""
-        return "stopped", "", f"job {job['job_id']} ended early; submit again to go on{log}"
+        log = f" (log: {job.log})" if job.log else ""
+        return "stopped", "", f"job {job.job_id} ended early; submit again to go on{log}"
     return "missing", "", ""
 
 
-def _is_the_same(cell_dir: Path, config_hash: t.Any) -> bool:
+def _is_the_same(cell: CellDir, config_hash: str | None) -> bool:
     """Whether the cell that a link leads to is still the one that was meant."""
     try:
-        line = _first_line(cell_dir / "config.yaml")
+        return read_config_hash(cell) in (None, config_hash)
     except OSError:
         return False
-    return not line.startswith(HASH_LINE) or line.removeprefix(HASH_LINE) == config_hash
 
 
 def _first_line(path: Path) -> str:

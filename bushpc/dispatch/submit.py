@@ -10,12 +10,13 @@ leaves the first, and the next command finds the jobs by it.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import typing as t
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from bushpc.cluster.base import Job, JobRequest, cluster_for, job_states
 from bushpc.cluster.profile import packs_by_profile, report_profile, shell_lines
@@ -24,10 +25,12 @@ from bushpc.dispatch.job import CellJob, ReportJob
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import alone_in, owner_of, snapshot, write_run
-from bushpc.dispatch.status import RunStatus, job_of, read_status, report_is_current
+from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
 from bushpc.errors import DispatchError
-from bushpc.files import read_json, write_atomically
+from bushpc.files import write_atomically
 from bushpc.runs.goodput import read_note
+from bushpc.runs.layout import RunDir
+from bushpc.runs.records import JobNote, SubmittingNote
 
 
 class Submission(t.NamedTuple):
@@ -81,7 +84,7 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
 
 def _once_each(run_dir: Path, names: Sequence[str]) -> list[str]:
     """Without those that are the same cell as an earlier one: two rows may have the same settings."""
-    return list({(run_dir / "cells" / name).resolve(): name for name in reversed(names)}.values())[::-1]
+    return list({RunDir(run_dir).cell(name).resolve(): name for name in reversed(names)}.values())[::-1]
 
 
 def short_grace(run_dir: Path, profile: ClusterConfig) -> list[str]:
@@ -89,8 +92,8 @@ def short_grace(run_dir: Path, profile: ClusterConfig) -> list[str]:
     if profile.grace_s is None:
         return []
     took = 0.0
-    for folder in (run_dir / "cells").glob("*/checkpoints"):
-        meta = read_note(max(folder.glob("step_*"), default=folder) / "meta.json")  # empty where it is damaged
+    for cell in RunDir(run_dir).cell_dirs():
+        meta = read_note(cell.checkpoint(cell.newest_step()) / "meta.json")  # empty where it is damaged
         seconds = meta.get("stop_s")
         took = max(took, seconds if isinstance(seconds, (int, float)) else 0.0)
     if took <= profile.grace_s:
@@ -104,16 +107,17 @@ def short_grace(run_dir: Path, profile: ClusterConfig) -> list[str]:
 
 def adopt(run_dir: Path) -> None:
     """Find the jobs of a submission that was killed before it had noted them with their cells; under the lock."""
-    for path in sorted((run_dir / "jobs").glob("submitting-*.json")):
-        intent = read_note(path)
+    run = RunDir(run_dir)
+    for path in run.all_submitting():
+        intent = SubmittingNote.read_whole(path)
         if intent:
-            cluster = cluster_for(intent["executor"])
-            for job_id in cluster.find(intent["job_name"]):
+            cluster = cluster_for(intent.executor)
+            for job_id in cluster.find(intent.job_name):
                 number = int(job_id.rpartition("_")[2]) if "_" in job_id else 0
-                folder = run_dir / "jobs" / job_id
-                job = Job(id=job_id, executor=cluster.executor, log=str(folder / f"{job_id}_0_log.out"))
+                folder = run.job_folder(job_id)
+                job = Job(id=job_id, executor=cluster.executor, log=str(run.log_in(folder, job_id, 0)))
                 if any(folder.glob("*_submitted.pkl")):
-                    _note_job(run_dir, intent, number, job)
+                    _note_job(run, intent, number, job)
                 else:  # it was not told yet what to run
                     with contextlib.suppress(DispatchError):
                         cluster.cancel([job])
@@ -145,21 +149,21 @@ def _submit_packs(
     """Submit one job per pack of cells."""
     cluster = cluster_for(profile.executor)
     submission, packed = uuid.uuid4().hex, profile.cells_per_job > 1
-    intent: dict[str, t.Any] = {
-        "job_name": f"{run_dir.name}-{submission[:8]}",
-        "packs": [list(pack) for pack in packs],
-        "packed": packed,
-        "executor": cluster.executor,
-        "submitted": time.time(),
-        "code": code.name,
-    }
-    note = run_dir / "jobs" / f"submitting-{submission}.json"
-    note.parent.mkdir(exist_ok=True)
+    intent = SubmittingNote(
+        job_name=f"{run_dir.name}-{submission[:8]}",
+        packs=[list(pack) for pack in packs],
+        packed=packed,
+        executor=cluster.executor,
+        submitted=time.time(),
+        code=code.name,
+    )
+    run = RunDir(run_dir)
+    run.jobs.mkdir(exist_ok=True)
     if cluster.outlives_submitter:
-        write_atomically(note, json.dumps(intent))
+        intent.write(run.submitting(submission))
     work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
     request = JobRequest(
-        name=intent["job_name"],
+        name=intent.job_name,
         work=work,
         run_dir=run_dir,
         profile=profile,
@@ -167,18 +171,18 @@ def _submit_packs(
         at_end=command_at_end(run_dir),
         after=[after] if after else [],
     )
-    with _without_failures(run_dir, [name for pack in packs for name in pack]):
+    with _without_failures(run, [name for pack in packs for name in pack]):
         jobs = cluster.submit(request)
     for number, job in enumerate(jobs):
-        _note_job(run_dir, intent, number, job)
-    note.unlink(missing_ok=True)
+        _note_job(run, intent, number, job)
+    run.submitting(submission).unlink(missing_ok=True)
     return jobs
 
 
 @contextlib.contextmanager
-def _without_failures(run_dir: Path, names: Sequence[str]) -> Iterator[None]:
+def _without_failures(run: RunDir, names: Sequence[str]) -> Iterator[None]:
     """Forget why cells failed, as they are tried again; not where the cluster refuses them."""
-    paths = [run_dir / "cells" / name / "FAILED" for name in names]
+    paths = [run.cell(name).failed for name in names]
     texts = {path: path.read_text() for path in paths if path.exists()}
     for path in texts:
         path.unlink()
@@ -190,13 +194,18 @@ def _without_failures(run_dir: Path, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _note_job(run_dir: Path, intent: Mapping[str, t.Any], number: int, job: Job) -> None:
+def _note_job(run: RunDir, intent: SubmittingNote, number: int, job: Job) -> None:
     """Write which job works on each cell of a pack, and the log of its task."""
-    kept = {key: intent[key] for key in ("executor", "submitted", "code", "packed") if key in intent}
-    kept |= {"process_start": job.process_start, "host": job.host} if job.host else {}
-    for task, name in enumerate(intent["packs"][number]):
+    note = _note_of(job, intent.submitted)
+    for task, name in enumerate(intent.packs[number]):
         log = job.log.removesuffix("_0_log.out") + f"_{task}_log.out" if task else job.log
-        write_atomically(run_dir / "cells" / name / "job.json", json.dumps({**kept, "job_id": job.id, "log": log}))
+        mine = msgspec.structs.replace(note, code=intent.code, packed=intent.packed, log=log)
+        mine.write(run.cell(name).job_note)
+
+
+def _note_of(job: Job, submitted: float) -> JobNote:
+    note = JobNote(executor=job.executor, job_id=job.id, submitted=submitted, log=job.log)
+    return msgspec.structs.replace(note, process_start=job.process_start, host=job.host) if job.host else note
 
 
 def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, queued: Sequence[Job], code: Path) -> None:
@@ -206,8 +215,9 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
     for.
     """
     cluster = cluster_for(profile.executor)
-    old = read_json(run_dir / "jobs" / "report.json")
-    if old and old["job_id"] in job_states([job_of(old)]):
+    path = RunDir(run_dir).report_job
+    old = read_job(path)
+    if old and old.job_id in job_states([job_of(old)]):
         if not cluster.waits or not queued:
             return  # one that waits by itself watches the cells' states, the new jobs' included
         with contextlib.suppress(DispatchError):
@@ -227,6 +237,4 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
         takes_place=False,
     )
     [job] = cluster.submit(request)
-    note = {"executor": job.executor, "job_id": job.id, "submitted": job.submitted, "log": job.log}
-    note |= {"process_start": job.process_start, "host": job.host} if job.host else {}
-    write_atomically(run_dir / "jobs" / "report.json", json.dumps(note))
+    _note_of(job, job.submitted).write(path)

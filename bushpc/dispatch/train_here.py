@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,6 +21,8 @@ import typing as t
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from bushpc.cluster.base import ThisJob, this_job, this_step, time_limit
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.job import end_quickly, lost_peer, note_failure, wait_for_the_reason
@@ -30,9 +31,11 @@ from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outco
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dispatch.status import read_status
 from bushpc.errors import BushpcError, ConfigError, DispatchError, TrainingError
-from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.files import exclusive, write_atomically
 from bushpc.process import end_with_parent, process_start
+from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.lease import LeaseError
+from bushpc.runs.records import JobNote
 from bushpc.train.preempt import StopFlag
 
 if t.TYPE_CHECKING:
@@ -126,48 +129,50 @@ def _meet(world: World, config: CellConfig) -> None:
         start_ranks(config, world)
 
 
-def _cell_from_rank_0(world: World, config: CellConfig, command: Sequence[str], run_file: Path | None) -> Path | None:
+def _cell_from_rank_0(
+    world: World, config: CellConfig, command: Sequence[str], run_file: Path | None
+) -> CellDir | None:
     """The cell's folder, ready to run; None on the other ranks when rank 0 could not make it ready."""
     from bushpc.dist import from_main
 
     if not world.is_main:
         told = from_main("")
-        return Path(told) if told else None
+        return CellDir(told) if told else None
     try:
         cell_dir = _open_cell(config, command)
         if run_file:
-            write_atomically(run_file, str(cell_dir.parent.parent))
+            write_atomically(run_file, str(cell_dir.run))
     except BaseException:
         from_main("")  # they wait for it
         raise
-    return Path(from_main(str(cell_dir)))
+    return CellDir(from_main(str(cell_dir)))
 
 
-def _open_cell(config: CellConfig, command: Sequence[str]) -> Path:
+def _open_cell(config: CellConfig, command: Sequence[str]) -> CellDir:
     """Write the run folder as `bushpc cv` does, and that this process works on the cell."""
     plan = cv_plan(config)
     name = f"fold{config.fold}"
     run_dir = plan.first.run_dir
-    cell_dir = run_dir / "cells" / name
-    (run_dir / "jobs").mkdir(parents=True, exist_ok=True)
+    cell_dir = RunDir(run_dir).cell(name)
+    cell_dir.run.jobs.mkdir(parents=True, exist_ok=True)
     with _alone_in(run_dir):
         code = write_run(run_dir, plan, command)
         print(f"run: {run_dir}\nstatus: bushpc status {run_dir}", flush=True)
-        if (cell_dir / "DONE").exists():
+        if cell_dir.done.exists():
             print(f"already done: {name}", flush=True)
             return cell_dir
         _refuse_if_live(run_dir, name)
-        (cell_dir / "FAILED").unlink(missing_ok=True)
+        cell_dir.failed.unlink(missing_ok=True)
         note_attempt(run_dir, [name])
-        write_atomically(cell_dir / "job.json", json.dumps(_job_note(cell_dir) | {"code": code.name}))
+        _job_note(cell_dir, code.name).write(cell_dir.job_note)
     return cell_dir
 
 
-def _run(cell_dir: Path, world: World, stop: StopFlag) -> Stopped | None:
+def _run(cell_dir: CellDir, world: World, stop: StopFlag) -> Stopped | None:
     """The cell on this rank, and on rank 0 the notes of how it ended."""
     from bushpc.cell import run_cell
 
-    run_dir = cell_dir.parent.parent
+    run_dir = cell_dir.run.path
     if world.is_main:
         stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
     try:
@@ -189,16 +194,16 @@ def _run(cell_dir: Path, world: World, stop: StopFlag) -> Stopped | None:
             _note_end(cell_dir)
 
 
-def _note_end(cell_dir: Path) -> None:
+def _note_end(cell_dir: CellDir) -> None:
     """Note that this process works on the cell no more, which cannot be seen from another host.
 
     Not in a batch job that may be queued again: then the queue tells.
     """
-    ended = any((cell_dir / name).exists() for name in ("DONE", "FAILED"))
-    job = read_json(cell_dir / "job.json") or {}
-    ours = (job.get("host"), job.get("process_start")) == (socket.gethostname(), process_start(os.getpid()))
-    if ours and (ended or not _batch_job()):
-        write_atomically(cell_dir / "job.json", json.dumps({**job, "ended": True}))
+    note = JobNote.read(cell_dir.job_note)
+    if note is None or (note.host, note.process_start) != (socket.gethostname(), process_start(os.getpid())):
+        return
+    if cell_dir.has_ended() or not _batch_job():
+        msgspec.structs.replace(note, ended=True).write(cell_dir.job_note)
 
 
 @contextlib.contextmanager
@@ -206,7 +211,7 @@ def _alone_in(run_dir: Path) -> Iterator[None]:
     """Hold the lock under which run folders are written. Raises: DispatchError when another command keeps it."""
     deadline = time.monotonic() + RUN_FOLDER_TIMEOUT_S
     while time.monotonic() < deadline:
-        with exclusive(run_dir / ".submit.lock") as alone:
+        with exclusive(RunDir(run_dir).lock) as alone:
             if alone:
                 yield
                 return
@@ -230,18 +235,19 @@ def _refuse_if_live(run_dir: Path, name: str) -> None:
         )
 
 
-def _job_note(cell_dir: Path) -> dict[str, t.Any]:
+def _job_note(cell_dir: CellDir, code: str) -> JobNote:
     """Who works on the cell: a batch job, which the cluster knows, or else a process of this host."""
     job = _batch_job()
-    return {
-        "executor": job.executor if job else "direct",
-        "job_id": _job_id(),
-        "submitted": time.time(),
-        "log": _log(),
-        "heartbeat": str(cell_dir / "state.json"),
-        "process_start": process_start(os.getpid()),
-        "host": socket.gethostname(),
-    }
+    return JobNote(
+        executor=job.executor if job else "direct",
+        job_id=_job_id(),
+        submitted=time.time(),
+        log=_log(),
+        heartbeat=str(cell_dir.heartbeat),
+        process_start=process_start(os.getpid()),
+        host=socket.gethostname(),
+        code=code,
+    )
 
 
 def _batch_job() -> ThisJob | None:

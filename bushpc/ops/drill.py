@@ -34,7 +34,9 @@ from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import write_atomically
 from bushpc.ops.audit import audit_run
 from bushpc.ops.processes import SEARCH, RunProcess, kill_rank, processes_of
-from bushpc.runs.goodput import Attempt, Goodput, goodput, newest_saved, read_attempts, read_note
+from bushpc.runs.goodput import Attempt, Goodput, goodput, read_attempts, read_note
+from bushpc.runs.layout import RunDir
+from bushpc.runs.records import Heartbeat
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -313,7 +315,7 @@ class Run:
         self.cell, self.command, self.site = cell, command, site
         self.name = f"fold{cell.fold}"
         self.run_dir = cell.run_dir
-        self.cell_dir = self.run_dir / "cells" / self.name
+        self.cell_dir = RunDir(self.run_dir).cell(self.name)
         self.save_every = cell.train.save_every
         self.job = Job(id="", executor=cell.cluster.executor)  # none yet
         self.code = self.run_dir
@@ -342,15 +344,15 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether training is."""
-        return read_note(self.cell_dir / "state.json").get("phase") in ("evaluating", "done")
+        return Heartbeat.read_valid(self.cell_dir.heartbeat).phase in ("evaluating", "done")
 
     @property
     def last_checkpoint(self) -> Path:
-        return self.cell_dir / "checkpoints" / f"step_{self.cell.train.iterations:08d}"
+        return self.cell_dir.checkpoint(self.cell.train.iterations)
 
     def lines(self) -> list[tuple[int, float]]:
         """(steps done, when) of every step that was logged, in order; those done again are there again."""
-        path = self.cell_dir / "metrics.jsonl"
+        path = self.cell_dir.metrics
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         parsed = [json.loads(line) for line in lines if line.endswith("\n")]
         return [(line["step"], line["time"]) for line in parsed if line["kind"] == "train"]
@@ -358,7 +360,7 @@ class Run:
     def is_saved_and_on_its_way(self) -> bool:
         """Whether this start has sealed a checkpoint and gone on since; at the latest when training is over."""
         lines = self.lines()
-        saved = newest_saved(self.cell_dir)
+        saved = self.cell_dir.newest_step()
         return self.over or bool(lines and lines[-1][0] > saved > self.resumed_from)
 
     def first_sign(self, attempt: int, lines: int) -> float | None:
@@ -371,11 +373,11 @@ class Run:
         new = self.lines()[lines:]
         if new:
             return new[0][1]
-        return float(read_note(self.cell_dir / "state.json")["time"]) if self.over else None
+        return Heartbeat.read_valid(self.cell_dir.heartbeat).time if self.over else None
 
     def sealed_at(self, step: int) -> float | None:
         """When the checkpoint of `step` was sealed, by the file server's clock."""
-        seal = self.cell_dir / "checkpoints" / f"step_{step:08d}" / "seal.json"
+        seal = self.cell_dir.checkpoint(step) / "seal.json"
         return seal.stat().st_mtime if seal.exists() else None
 
     def step_seconds(self) -> float:
@@ -385,12 +387,12 @@ class Run:
 
     def steps_in_a_write(self) -> int:
         """How many steps training does while a checkpoint is on its way to the disk."""
-        measured = [read_note(path) for path in (self.cell_dir / "checkpoints").glob("step_*/meta.json")]
+        measured = [read_note(path) for path in self.cell_dir.checkpoints.glob("step_*/meta.json")]
         return max((math.ceil(meta["save_s"] / meta["step_s"]) for meta in measured if meta["step_s"]), default=0)
 
     def until_done(self) -> None:
         """Wait for training and evaluation."""
-        self.until((self.cell_dir / "DONE").exists, f"the {self.run_dir.name} run to finish")
+        self.until(self.cell_dir.done.exists, f"the {self.run_dir.name} run to finish")
 
     def until(self, question: Callable[[], Answer | None], what: str) -> Answer:
         """Wait for an answer that is true, however long the queue. Raises: DispatchError if it can no longer come."""
@@ -411,7 +413,7 @@ class Run:
         return attempts[-1] if attempts else None
 
     def _why_gone(self) -> str:
-        failed = self.cell_dir / "FAILED"
+        failed = self.cell_dir.failed
         reason = failed.read_text().partition("\n")[0] if failed.exists() else "it ended early"
         return f"job {self.job.id}: {reason}; its log: {self.job.log}"
 

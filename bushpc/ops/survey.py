@@ -40,6 +40,7 @@ from bushpc.dispatch.run_folder import snapshot
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import write_atomically
 from bushpc.ops.probe import BEAT_S, FAREWELL, Probe, batch_lines
+from bushpc.runs.layout import RunDir
 
 Say = Callable[[str], None]
 Event = dict[str, t.Any]
@@ -381,7 +382,7 @@ class Desk:
         self._pulse.write_text(token)
 
     def _log_of(self, job: ProbeJob) -> str:
-        logs = sorted((self.folder / "jobs" / job.id).glob("*.out"))
+        logs = sorted(RunDir(self.folder).job_folder(job.id).glob("*.out"))
         return str(logs[0]) if logs else "none was written"
 
 

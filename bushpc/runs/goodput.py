@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bushpc.runs.layout import CellDir
-from bushpc.runs.records import MOST, TakenOver
+from bushpc.runs.records import MOST, Heartbeat, TakenOver
 
 # What an attempt can spend its time on; `other` is the loop's own work in between.
 SPENDINGS = ("start", "load", "step", "save", "validate", "evaluate", "other")
@@ -177,11 +177,6 @@ def goodput(attempts: Sequence[Attempt], saved: int | None = None) -> Goodput | 
     )
 
 
-def newest_saved(cell_dir: Path | CellDir) -> int:
-    """Step of the newest sealed checkpoint, by its name; 0 without one."""
-    return CellDir(cell_dir).newest_step()
-
-
 def trained_in(cell_dir: Path | CellDir) -> str:
     """Folder (at the time) of the cell whose weights this cell took over; "" for a cell that trains itself."""
     return TakenOver.read_valid(CellDir(cell_dir).taken_over).trained_in
@@ -201,10 +196,10 @@ def _waits(before: Attempt | None, attempt: Attempt) -> dict[str, float]:
     return {"idle": max(0.0, submitted - last_sign), "queue": max(0.0, attempt.began - max(submitted, last_sign))}
 
 
-def read_attempts(cell_dir: Path | CellDir, state: t.Mapping[str, t.Any] | None = None) -> list[Attempt]:
+def read_attempts(cell_dir: Path | CellDir, heartbeat: Heartbeat | None = None) -> list[Attempt]:
     """All attempts of a cell, by number, the running one last; invalid lines are skipped.
 
-    state: the content of its state.json, if the caller already has it.
+    heartbeat: the cell's, if the caller has read it.
     """
     by_number: dict[int, Attempt] = {}
     cell = CellDir(cell_dir)
@@ -212,7 +207,7 @@ def read_attempts(cell_dir: Path | CellDir, state: t.Mapping[str, t.Any] | None 
         attempt = Attempt.parse(_json(line))
         if attempt:
             by_number.setdefault(attempt.number, attempt)
-    running = Attempt.parse((read_note(cell.heartbeat) if state is None else state).get("attempt"))
+    running = Attempt.parse((Heartbeat.read_valid(cell.heartbeat) if heartbeat is None else heartbeat).attempt)
     if running:
         by_number.setdefault(running.number, running)
     return [by_number[number] for number in sorted(by_number)]

@@ -32,8 +32,6 @@ HASH_LINE = "# hash "
 MOST = 1e12
 # Steps per second. A lower rate in a heartbeat is damage, and the time left would not fit into hours.
 SLOWEST_RATE = 1e-6
-# Whose job ids are process ids: `local`, and `direct` for what nobody submitted.
-PROCESS_EXECUTORS = ("local", "direct")
 # A process id has fewer digits.
 MOST_DIGITS = 10
 
@@ -199,7 +197,10 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
 
     @classmethod
     def read(cls, path: Path) -> t.Self | None:
-        """Also says whose it is: colleagues look at each other's runs, and a queue is asked by user."""
+        """Also says whose it is: colleagues look at each other's runs, and a queue is asked by user.
+
+        Raises: DataError, as every `read`; `require` checks what the kind of cluster makes necessary.
+        """
         try:
             with path.open("rb") as file:
                 note, owner = cls._decode(path, file.read()), os.fstat(file.fileno()).st_uid
@@ -207,24 +208,22 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
             return None
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-        if wrong := note._wrong():
-            raise DataError(f"{path} is damaged ({', '.join(wrong)}). {cls._mend(path)}")
+        note.require(path, *(name for name in ("log", "heartbeat") if "\0" in (getattr(note, name) or "")))
         return msgspec.structs.replace(note, owner=owner)
 
-    @property
-    def is_process(self) -> bool:
-        """Whether job_id is that of a process, so that no queue knows it."""
-        return self.executor in PROCESS_EXECUTORS
+    def require_process(self, path: Path) -> None:
+        """Raises: DataError if it does not name a process, as the note of a job without a queue has to."""
+        wrong = [name for name in ("host", "process_start") if getattr(self, name) is UNSET]
+        wrong += [] if self.job_id.isdecimal() and len(self.job_id) <= MOST_DIGITS else ["job_id"]
+        self.require(path, *wrong)
+
+    def require(self, path: Path, *wrong: str) -> None:
+        """Raises: DataError if any field is wrong."""
+        if wrong:
+            raise DataError(f"{path} is damaged ({', '.join(wrong)}). {self._mend(path)}")
 
     def to_json(self) -> str:
         return super(JobNote, msgspec.structs.replace(self, owner=-1)).to_json()
-
-    def _wrong(self) -> list[str]:
-        wrong = [name for name in ("log", "heartbeat") if "\0" in (getattr(self, name) or "")]
-        if self.is_process:
-            wrong += [name for name in ("host", "process_start") if getattr(self, name) is UNSET]
-            wrong += [] if self.job_id.isdecimal() and len(self.job_id) <= MOST_DIGITS else ["job_id"]
-        return wrong
 
     @classmethod
     def _mend(cls, path: Path) -> str:

@@ -282,7 +282,7 @@ def _began(now: float, submitted: float, earliest: float, job: float) -> float:
 
 def _record(cell_dir: CellDir, attempt: Attempt) -> None:
     """Append an attempt to attempts.jsonl, unless it is already there."""
-    if all(there.number != attempt.number for there in read_attempts(cell_dir, state={})):
+    if all(there.number != attempt.number for there in read_attempts(cell_dir, Heartbeat())):
         _append_line(cell_dir.attempts, attempt.to_json())
 
 

@@ -16,7 +16,7 @@ from bushpc.cli import main
 from bushpc.cluster.local import LocalCluster
 from bushpc.dispatch.status import RunStatus, read_status
 from bushpc.errors import DispatchError
-from bushpc.runs.goodput import newest_saved
+from bushpc.runs.layout import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def said(capsys, *words: str) -> tuple[int, str, str]:
 
 def saved_of(run_dir: Path) -> dict[str, int]:
     """Newest saved step of the cells that have one."""
-    steps = {folder.name: newest_saved(folder) for folder in (run_dir / "cells").iterdir()}
+    steps = {cell.name: cell.newest_step() for cell in RunDir(run_dir).cell_dirs()}
     return {name: step for name, step in steps.items() if step}
 
 

@@ -21,7 +21,7 @@ def run_dir(tmp_path) -> Path:
     """A run of two cells: fold0 was preempted once and is done, ended early, fold1 never started."""
     cell_dir = tmp_path / "cells" / "fold0"
     cell_dir.mkdir(parents=True)
-    cells = [{"name": name, "iterations": steps} for name, steps in (("fold0", 120), ("fold1", 110))]
+    cells = [{"name": f"fold{k}", "fold": k, "iterations": steps} for k, steps in enumerate((120, 110))]
     (tmp_path / "run.json").write_text(json.dumps({"cells": cells}))
     none = dict.fromkeys(SPENDINGS, 0.0)
     facts = {"job": "7", "host": "n1", "pid": 1, "ranks": 1, "gpus": 1, "submitted": 1000.0}

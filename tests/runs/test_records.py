@@ -162,10 +162,9 @@ def test_a_damaged_job_note_names_the_fields_and_what_to_do(tmp_path, changes, s
     path = tmp_path / "job.json"
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
     with pytest.raises(DataError, match=said) as refused:
-        JobNote.read(path)
+        JobNote.read(path).require_process(path)
     assert str(path) in str(refused.value)
     assert "delete the file and submit again" in str(refused.value)
-    assert JobNote.read_whole(path) is None
 
 
 def test_a_job_of_a_queue_needs_no_host_and_gets_none(tmp_path):
@@ -173,7 +172,7 @@ def test_a_job_of_a_queue_needs_no_host_and_gets_none(tmp_path):
     note.write(tmp_path / "job.json")
     assert json.loads((tmp_path / "job.json").read_text()).keys() == {"executor", "job_id", "submitted", "log"}
     read = JobNote.read(tmp_path / "job.json")
-    assert (read.host, read.process_start, read.is_process) == (UNSET, UNSET, False)
+    assert (read.host, read.process_start) == (UNSET, UNSET)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from bushpc.runs.goodput import read_attempts
+from bushpc.runs.records import Heartbeat
 from bushpc.train.energy import EnergyMeter
 from bushpc.train.track import Tracker
 
@@ -76,7 +77,7 @@ def test_an_attempt_carries_its_energy_in_the_heartbeat_and_at_its_end(driver, t
     assert [attempt.energy_j for attempt in read_attempts(tmp_path)] == [3.0]
     driver.millijoules[0] += 500
     tracker.phase("done", 10)
-    assert [attempt.energy_j for attempt in read_attempts(tmp_path, state={})] == [3.5]
+    assert [attempt.energy_j for attempt in read_attempts(tmp_path, Heartbeat())] == [3.5]
 
 
 def test_without_a_driver_or_a_counter_there_is_no_number(driver, monkeypatch):

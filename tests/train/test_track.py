@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.runs.goodput import Attempt, goodput, read_attempts
+from bushpc.runs.records import Heartbeat
 from bushpc.train.track import HEARTBEAT_S, Tracker
 
 
@@ -146,7 +147,7 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path):
     with (tmp_path / "attempts.jsonl").open("a") as file:
         file.write('{"number": 1, "jo')
     Tracker(tmp_path, 10, active=True).phase("done", 10)
-    assert [attempt.number for attempt in read_attempts(tmp_path, state={})] == [0, 1]
+    assert [attempt.number for attempt in read_attempts(tmp_path, Heartbeat())] == [0, 1]
 
 
 def test_what_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
