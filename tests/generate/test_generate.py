@@ -87,7 +87,7 @@ def test_only_the_fold_that_trained_the_generator_may_train_on_its_samples(gener
     words = ["model=unet_small", "data=phantom", f"data.root={phantom_folder}", f"data.synthetic={generated}"]
     words.append("data.synthetic_ratio=0.25")
     assert cv_plan(compose([*words, "fold=0"])).wanted == ["fold0"]
-    with pytest.raises(DataError, match="it was trained in fold 0"):
+    with pytest.raises(DataError, match="validation part, in fold 0"):
         cv_plan(compose([*words, "fold=1"]))
 
 
