@@ -302,7 +302,7 @@ def test_the_adapters_fold_and_row_are_chosen_by_words_of_their_own(adapter, gen
     for words, said in (
         ([f"adapter={one}", "adapter_fold=0"], "fold 0 does not exist"),
         ([f"adapter={grid}"], "adapter_row="),
-        ([f"adapter={several}"], "choose one with adapter_fold=, of 1, 2"),
+        ([f"adapter={several}"], "choose one with adapter_fold= (one of 1, 2)"),
         (["adapter_fold=2"], "adapter_fold=2 needs adapter="),
         (["adapter_row=rank8"], "adapter_row=rank8 needs adapter="),
     ):
