@@ -357,8 +357,9 @@ class DataConfig(Settings):
     root: str | None = setting(None, "Folder of its packed shards; null uses shards/<name>.", affects="nothing")
     stream: str | None = setting(
         None,
-        "Read the tars as a stream instead of from data.root: a URL, a folder that ends in '/', or a `pipe:` command. "
-        "null reads data.root.",
+        "Read the tars as a stream instead of from data.root, which then only needs manifest and folds: a URL or a "
+        "command to which the tar's name is appended, such as https://host/breast/, /mnt/breast/ or `pipe:ssh storage "
+        "cat /data/breast/`. null reads data.root through the node's cache.",
         affects="nothing",
     )
     normals: bool = setting(False, "Whether normal scans, which have nothing to segment, also train and validate.")

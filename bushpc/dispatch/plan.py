@@ -22,7 +22,8 @@ import yaml
 
 from bushpc import weights
 from bushpc.cluster.base import cluster_for
-from bushpc.config import CONFIG_DIR, YAML_FAILS, CellConfig, Composer, DataConfig, ModelConfig, config_names
+from bushpc.config import YAML_FAILS, CellConfig, Composer, DataConfig, ModelConfig, config_names, places
+from bushpc.config.read import number
 from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.members import fold_members
@@ -155,8 +156,8 @@ def load_grid(name: str) -> Grid:
 
     Raises: ConfigError for whatever cannot be meant.
     """
-    path = Path(name) if name.endswith(".yaml") else CONFIG_DIR / "grid" / f"{name}.yaml"
-    if path.parent == CONFIG_DIR / "grid" and name not in config_names("grid"):
+    path = Path(name) if name.endswith(".yaml") else places.config_file(f"grid/{name}")
+    if path is None:
         raise ConfigError(unknown_name("grid", name, config_names("grid"), "Or the path of a .yaml file."))
     try:
         content = yaml.load(path.read_text(), Loader=_Unambiguous)
@@ -171,7 +172,7 @@ def load_grid(name: str) -> Grid:
     if not rows:
         raise ConfigError(
             f"{where} has no cells: {'every combination of its axes is excluded' if axes else 'no rows, no axes'}. "
-            f"Give it `rows` or `axes`, see {CONFIG_DIR / 'grid'}"
+            f"Give it `rows` or `axes`, see configs/grid"
         )
     twice = next((row for row in names if names.count(row) > 1), None) if len(set(names)) < len(names) else None
     if twice:
@@ -446,6 +447,8 @@ class _Unambiguous(yaml.SafeLoader):
 
 
 _Unambiguous.add_constructor("tag:yaml.org,2002:timestamp", _Unambiguous.construct_date)
+for kind in ("int", "float"):  # 010 and 2026_11 are numbers to yaml, and text where the setting is text
+    _Unambiguous.add_constructor(f"tag:yaml.org,2002:{kind}", lambda _, node: number(node.value))
 
 
 def _spoken(value: t.Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bushpc.config import ROOT
+from bushpc.config import places
 from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.evaluate.predictor import batch_of, load_cell, load_export, open_run
@@ -129,7 +129,7 @@ def require_inception(weights_dir: Path) -> None:
     """Raises: WeightsError, with alternatives, if Inception's file is missing or wrong."""
     problem = _inception_problem(weights_dir)
     if problem:
-        folder = [] if weights_dir == ROOT / "weights" else [f"weights_dir={weights_dir}"]
+        folder = [] if weights_dir == places.home() / "weights" else [f"weights_dir={weights_dir}"]
         pull = shlex.join(["bushpc", "weights", "pull", f"features={INCEPTION}", *folder])
         raise WeightsError(
             f"{problem} FID and KID are distances in this network's features. On a machine with internet, run: {pull}\n"

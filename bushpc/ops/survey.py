@@ -34,7 +34,7 @@ from bushpc.cluster.base import Job, JobRequest, JobState, cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import shell_lines
 from bushpc.cluster.slurm_site import NOT_NEEDED, ONLY_AFTER_RESTART, how_jobs_end, longest_minutes
-from bushpc.config import CONFIG_DIR, CellConfig, ClusterConfig
+from bushpc.config import CellConfig, ClusterConfig, places
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import snapshot
 from bushpc.errors import ConfigError, DispatchError
@@ -521,34 +521,38 @@ def profile_path(name: str, force: bool) -> Path:
     """Where the profile goes. Raises: ConfigError for a name that cannot be one, or is taken (without `force`)."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ConfigError(f"--write {name!r}: a name of letters, digits, '_' and '-' is needed, then used as cluster=")
-    path = CONFIG_DIR / "cluster" / f"{name}.yaml"
+    path = places.new_config_folder() / "cluster" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not force:
         raise ConfigError(f"--write {name}: {path} exists; choose another name, or overwrite it with --force")
     return path
 
 
 def profile_text(config: CellConfig, found: Survey, date: datetime.date) -> str:
-    """The chosen cluster's yaml with the composed values, the measured grace time and a comment per finding."""
+    """A yaml with what differs from the defaults: composed values, the measured grace time, a comment per finding."""
     cluster = config.cluster
     if found.grace_s is not None:
         cluster = dataclasses.replace(cluster, grace_s=max(found.grace_s, LEAST_GRACE_S))
     if found.time_limit_min < cluster.time_min:
         cluster = dataclasses.replace(cluster, time_min=int(found.time_limit_min))
-    template = (CONFIG_DIR / "cluster" / f"{config.choices['cluster']}.yaml").read_text()
-    fields = {f.name for f in dataclasses.fields(ClusterConfig)}
+    template = places.config_file(f"cluster/{config.choices['cluster']}")
+    stated = template.read_text(encoding="utf-8").splitlines() if template else []
+    about = itertools.takewhile(lambda line: line.startswith("#"), stated)
+    # Its first paragraph; where the template was measured itself, its findings are of another day.
+    header = list(itertools.takewhile(lambda line: line != "#" and not line.startswith("# Measured "), about))
     lines = []
-    for line in template.splitlines():
-        key = line.partition(":")[0]
-        lines.append(f"{key}: {_yaml(getattr(cluster, key))}" if key in fields else line)
-    start = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-    # Where the template was measured itself, its findings are of another day.
-    header = list(itertools.takewhile(lambda line: not line.startswith("# Measured "), lines[:start]))
+    for field in dataclasses.fields(ClusterConfig):
+        value = getattr(cluster, field.name)
+        if field.name == "executor" or value != ClusterConfig.default(field.name):
+            sentence = ClusterConfig.about(field.name).sentence
+            lines += textwrap.wrap(sentence, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
+            lines.append(f"{field.name}: {_yaml(value)}")
     measured = [f"# Measured {date.isoformat()} by `bushpc doctor --slurm`, from cluster={config.choices['cluster']}:"]
     for check in found.checks:
         if check.name != CLEARED:
             text = f"- {check.name}: {check.found}"
             measured += textwrap.wrap(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="#   ")
-    return "\n".join([*header, *measured, *lines[start:]]) + "\n"
+    return "\n".join([*header, *measured, "", *lines]) + "\n"
 
 
 def _yaml(value: t.Any) -> str:

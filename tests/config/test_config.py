@@ -142,7 +142,7 @@ def fields_without_a_sentence(text: str) -> list[str]:
     for line in map(str.strip, re.sub(r"\A(#.*\n)+", "", text).splitlines()):
         if line.startswith("#"):
             above, open_run = line if open_run else f"{above} {line}", False
-        elif re.match(r"\w+: *[^ #]", line) and not line.startswith("_target_"):
+        elif re.match(r"\w+: *[^ #]", line) and not line.startswith(("_target_", "defaults:")):
             if not open_run:
                 runs.append((above, []))
             runs[-1][1].append(line.partition(":")[0])

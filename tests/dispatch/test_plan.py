@@ -115,7 +115,7 @@ def test_one_fold_may_be_submitted_of_all(plan_of):
         (TABLE + "baseline: c", "unknown baseline 'c'"),
         (TABLE + "axis: {}", "unknown key 'axis'; did you mean 'axes'"),
         ("rows: {a: {sets: {}}}", "unknown key 'sets'"),
-        ("rows: {a: {set: {train.lr: 1e-3}}}", r"train.lr='1e-3' is a str; allowed: float"),
+        ("rows: {a: {set: {train.lr: 1e-3x}}}", r"train.lr='1e-3x' is a str; allowed: float"),
         ("rows: {a: {}, b: {set: {model: unett}}}", "unknown model 'unett'"),
         ("rows: {a: {}, b: {set: {train.batch_size: 0}}, c: {}}", "1 of 3 rows cannot be run; nothing was queued"),
         ("[", "cannot be read"),

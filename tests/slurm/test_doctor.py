@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from bushpc.config import CONFIG_DIR
 
 if t.TYPE_CHECKING:
     from tests.slurm.conftest import Sandbox
@@ -68,12 +65,10 @@ def test_two_nodes_are_surveyed_and_the_profile_says_what_was_found(
 ) -> None:
     from bushpc.cli import main
     from bushpc.config import compose
-    from bushpc.ops import survey
 
     configs = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, configs)
+    configs.mkdir()
     monkeypatch.setenv("BUSHPC_CONFIGS", str(configs))
-    monkeypatch.setattr(survey, "CONFIG_DIR", configs)
     words = [*words, "cluster.nodes=2"]
     assert main(["doctor", "--slurm", "--json", "--write", "here", *words]) == 0
     said = capsys.readouterr()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bushpc.config import ROOT, ClusterConfig
 from bushpc.dispatch.status import read_status
@@ -92,8 +91,7 @@ def submit(slurm, tmp_path) -> Callable[..., Path]:
             (run_dir / "cells" / name / "plan.json").write_text(json.dumps({"steps": 10, **plan}))
         (run_dir / "names.json").write_text(json.dumps(list(plans)))
         (run_dir / "run.json").write_text(json.dumps({"cells": [{"name": name} for name in plans]}))
-        site = yaml.safe_load((ROOT / "configs" / "cluster" / "slurm.yaml").read_text())
-        site |= {"nodes": 2, "time_min": 10, "setup": [f"export PYTHONPATH={stand_in}"], **settings}
+        site = {"executor": "slurm", "nodes": 2, "time_min": 10, "setup": [f"export PYTHONPATH={stand_in}"], **settings}
         queue_cells(run_dir, dict.fromkeys(plans, ClusterConfig(**{**site, "setup": tuple(site["setup"])})))
         return run_dir
 
