@@ -101,7 +101,8 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
             twins.setdefault(cell.hash, folder)  # of the rows that come
         if name in edited:
             folder.done.unlink(missing_ok=True)
-        _write_if_new(folder.config, _config_text(cell))
+        if before.get(name) != cell:  # a config that says the same stays as its version of bushpc wrote it
+            _write_if_new(folder.config, _config_text(cell))
     _write_if_new(run.folds, find_folds_of(plan.first).read_text())
     code = snapshot(run_dir)
     record = _record(run, plan, facts, known, command, code)
