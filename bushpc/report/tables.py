@@ -39,6 +39,7 @@ class Number:
         return shown if self.sd is None else f"{shown} ± {self.sd:.{self.decimals}f}"
 
 
+NOTHING = Number(None)
 Value = str | bool | int | Number
 
 
@@ -51,17 +52,32 @@ def shown(value: Value) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """key: name in CSV. header, over: as shown; neighbours with the same `over` share it as a second header line.
+    """One column, declared with how its value is read off an entry.
+
+    key: name in CSV. header, over: as shown; neighbours with the same `over` share it as a second header line.
+    of: its value of one entry. only_if: whether the table has this column.
     better: "high" or "low" where the best of each group of rows is set in bold.
     ranked: may be the best among its neighbours, in rows that say which is better. quoted: a paper's figures.
     """
 
     key: str
     header: str
+    of: t.Callable[[t.Any], Value] | None = None
+    only_if: bool = True
     over: str = ""
     better: t.Literal["high", "low"] | None = None
     numeric: bool = True
     ranked: bool = True
+    quoted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Base of what a table has one row for; columns read its fields. The fields here are those of `Row`."""
+
+    group: str = ""
+    ranked: bool = True
+    strong: bool = False
     quoted: bool = False
 
 
@@ -94,6 +110,29 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row.values) == len(self.columns) for row in self.rows), self.name
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        caption: str,
+        columns: t.Iterable[Column],
+        entries: t.Iterable[Entry],
+        notes: t.Iterable[str] = (),
+    ) -> Table:
+        """A table with one row per entry. Columns whose `only_if` is false are left out."""
+        kept = tuple(column for column in columns if column.only_if)
+        rows = tuple(
+            Row(
+                values=tuple(column.of(entry) for column in kept if column.of is not None),
+                group=entry.group,
+                ranked=entry.ranked,
+                strong=entry.strong,
+                quoted=entry.quoted,
+            )
+            for entry in entries
+        )
+        return cls(name=name, caption=caption, columns=kept, rows=rows, notes=tuple(notes))
 
     def head(self, most: int) -> Table:
         """Its first rows."""

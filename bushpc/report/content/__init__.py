@@ -4,23 +4,18 @@ summary alone, so page, Markdown, CSV, LaTeX and `summary.json` cannot disagree.
 
 from __future__ import annotations
 
-from bushpc.report.content.common import Summary, folds_phrase, several, titled
+from bushpc.report.content.ablation import ablation_table
+from bushpc.report.content.calibration import calibration_table
+from bushpc.report.content.classes import classes_table
+from bushpc.report.content.common import Summary, classes_of, folds_phrase, several, titled
 from bushpc.report.content.comparisons import comparison_table, fold_comparison_table, nemenyi_table
 from bushpc.report.content.external import external_comparison_table, external_table
+from bushpc.report.content.folds import folds_table
+from bushpc.report.content.headline import headline_table, overview_table
 from bushpc.report.content.labels import label_comparison_table, labels_table, normals_table
-from bushpc.report.content.outcome import (
-    ablation_table,
-    calibration_table,
-    classes_of,
-    classes_table,
-    difference_table,
-    folds_table,
-    headline_table,
-    overview_table,
-    sources_table,
-    strata_table,
-)
 from bushpc.report.content.provenance import cells_table, cost_table, differences_table, shards_table, time_table
+from bushpc.report.content.sources import difference_table, sources_table
+from bushpc.report.content.strata import strata_table
 from bushpc.report.study import Study
 from bushpc.report.tables import Table
 from bushpc.shards.manifest import Manifest

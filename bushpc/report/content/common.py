@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import typing as t
+from dataclasses import dataclass
 
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
-from bushpc.report.tables import Column, Number
+from bushpc.report.tables import NOTHING, Column, Entry, Number
 
 Summary = dict[str, t.Any]
 
-METHOD = Column(key="method", header="Method", numeric=False)
+METHOD = Column(key="method", header="Method", numeric=False, of=lambda row: row.label)
 _MOST_TURNED = 8  # columns of methods that a page has room for
-FOLDS = Column(key="folds", header="Folds")
+FOLDS = Column(key="folds", header="Folds", of=lambda row: row.folds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Entry):
+    """A method with its figures. folds: how many it has, as text. figures: by metric; a dash for what is missing."""
+
+    label: str
+    folds: str = "—"
+    figures: t.Mapping[str, Number]
+
+    def figure(self, metric: str) -> Number:
+        return self.figures.get(metric, NOTHING)
 
 
 class Line(t.NamedTuple):
@@ -69,12 +83,17 @@ def metric_columns(
         columns.append(
             Column(
                 key=metric,
+                of=functools.partial(_figure_of, metric),
                 header=titled(metric) + (f"\N{NO-BREAK SPACE}{'↑' if more else '↓'}" if arrows else ""),
                 over=task if over is None else over,
                 better=("high" if more else "low") if ranked else None,
             )
         )
     return columns
+
+
+def _figure_of(metric: str, row: Scores) -> Number:
+    return row.figure(metric)
 
 
 def titled(metric: str) -> str:
@@ -110,9 +129,9 @@ def figure(metric: dict[str, t.Any]) -> Number:
     return Number(metric["mean"] if metric["partial_mean"] is None else metric["partial_mean"], metric.get("sd"))
 
 
-def figures_of(figures: dict[str, t.Any], metrics: t.Iterable[str]) -> list[Number]:
-    """The mean of each metric with its SD."""
-    return [figure(figures[metric]) for metric in metrics]
+def figures_of(figures: dict[str, t.Any], metrics: t.Iterable[str]) -> dict[str, Number]:
+    """Metric → mean with its SD, of those of the metrics that there are figures of."""
+    return {metric: figure(figures[metric]) for metric in metrics if metric in figures}
 
 
 def bounds(metric: dict[str, t.Any]) -> tuple[Number, Number]:
@@ -121,13 +140,13 @@ def bounds(metric: dict[str, t.Any]) -> tuple[Number, Number]:
     return Number(low), Number(high)
 
 
-def printed(paper: PublishedTable, figures: t.Mapping[str, t.Any], metrics: t.Iterable[str]) -> list[Number]:
+def printed(paper: PublishedTable, figures: t.Mapping[str, t.Any], metrics: t.Iterable[str]) -> dict[str, Number]:
     """Metrics of one row of a paper, each a mean or a mean with SD; a dash for what it does not print."""
-    found = []
+    found = {}
     for metric in metrics:
         mean, sd = figures[metric] if isinstance(figures.get(metric), list) else (figures.get(metric), None)
         digits = len(repr(mean).partition(".")[2])  # a paper may print some of its figures with more
-        found.append(Number(mean, sd, max(digits, paper.decimals.get(metric, 4))))
+        found[metric] = Number(mean, sd, max(digits, paper.decimals.get(metric, 4)))
     return found
 
 
@@ -161,3 +180,8 @@ def turned(summary: Summary) -> bool:
 def same_folds(summary: Summary) -> bool:
     """Whether every arm has the same number of complete folds, so that it need not be said in each row."""
     return len({folds_count(arm) for arm in summary["arms"]}) == 1
+
+
+def classes_of(summary: Summary) -> list[str]:
+    """Mask classes that some arm was measured by, in their order; none where there is but one."""
+    return list(dict.fromkeys(name for arm in summary["arms"] for name in arm["mask_classes"]))

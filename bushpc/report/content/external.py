@@ -6,6 +6,7 @@ from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.content.common import (
     FOLDS,
     METHOD,
+    Scores,
     Summary,
     bold_note,
     figures_of,
@@ -28,19 +29,17 @@ def external_table(summary: Summary) -> Table | None:
         return None
     shown = summary["shown_metrics"]
     paper = published(summary, "external")
-    rows: list[Row] = []
+    rows: list[Scores] = []
     counts, leaks = [], []
     for name in summary["external"]:
         judged = [line for line in lines(summary) if line.source == line.arm["headline"]]
         found = [(line, line.arm["external"][name]) for line in judged if name in line.arm["external"]]
         counts.append(f"{found[0][1]['images']} images of {name}")
         rows += [
-            Row(
-                values=(
-                    line.arm["label"],
-                    folds_count(line.arm),
-                    *figures_of(there["metrics"], shown),
-                ),
+            Scores(
+                label=line.arm["label"],
+                folds=folds_count(line.arm),
+                figures=figures_of(there["metrics"], shown),
                 group=name,
                 ranked=line.ranked and not there["seen_by_generator"],
             )
@@ -53,7 +52,7 @@ def external_table(summary: Summary) -> Table | None:
             )
         quoted = {said: figures[name] for said, figures in (paper.rows if paper else {}).items() if name in figures}
         rows += [
-            Row(values=(said, "—", *printed(paper, figures, shown)), group=f"{name}: {paper.heading}", quoted=True)
+            Scores(label=said, figures=printed(paper, figures, shown), group=f"{name}: {paper.heading}", quoted=True)
             for said, figures in quoted.items()
             if paper
         ]
@@ -65,13 +64,7 @@ def external_table(summary: Summary) -> Table | None:
     ]
     if paper:
         notes.append(f"The paper's rows were not computed here, and are of what it tested on: {paper.citation}.")
-    return Table(
-        name="external",
-        caption="On other datasets",
-        columns=(METHOD, FOLDS, *metric_columns(summary)),
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+    return Table.of("external", "On other datasets", (METHOD, FOLDS, *metric_columns(summary)), rows, notes)
 
 
 def external_comparison_table(summary: Summary) -> Table | None:

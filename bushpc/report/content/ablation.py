@@ -1,0 +1,203 @@
+"""The ablation table: a grid's rows by what they switch or set, with the paper's figures."""
+
+from __future__ import annotations
+
+import functools
+import typing as t
+from dataclasses import dataclass, replace
+
+from bushpc.metrics.registry import LABEL_METRICS
+from bushpc.report.content.common import (
+    FOLDS,
+    METHOD,
+    Scores,
+    Summary,
+    bold_note,
+    figures_of,
+    folds_count,
+    lines,
+    metric_columns,
+    ours,
+    printed,
+    published,
+    same_folds,
+    turned,
+)
+from bushpc.report.content.turned import short, shown_setting, turned_table
+from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
+from bushpc.report.tables import Column, Number, Table, Value
+
+_MOST_BESIDE = 3  # metrics of a paper that fit to the right of as many of ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablated(Scores):
+    """A row of a grid, or of the paper's table.
+
+    settings: what it switches or sets. parameters: how many the model has, as text.
+    paper, paper_parameters: the paper's figures of the same row, where they stand to the right of ours.
+    """
+
+    settings: t.Mapping[str, t.Any]
+    parameters: str = "—"
+    paper: t.Mapping[str, Number]
+    paper_parameters: str = "—"
+
+
+def ablation_table(summary: Summary) -> Table | None:
+    """A grid's rows by what they switch or set, in the shape of the paper's table. The paper's figures stand to the
+    right of ours where there are few (XBusNet's Table 4), below them where there are many (hybrid attention's Table 2).
+    """
+    settings = list(summary["arms"][0]["settings"])
+    if summary["kind"] != "grid" or not settings:
+        return None
+    paper = published(summary, "ablation")
+    theirs = _by_row(summary, paper, settings)
+    paper = paper if theirs else None
+    metrics = _ablation_metrics(summary, settings)
+    if turned(summary):
+        return turned_table(
+            summary,
+            name="ablation",
+            caption=summary["title"],
+            metrics=metrics,
+            paper=paper,
+            notes=_ablation_notes(summary, paper, beside=False),
+            settings=settings,
+        )
+    beside = paper is not None and len(metrics) <= _MOST_BESIDE
+    switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
+    paper_counts = paper is not None and PARAMETERS in paper.metrics
+    columns = (
+        # Rows of switches need no name, other rows do.
+        replace(METHOD, only_if=not switches or (paper is not None and not beside)),
+        *(
+            Column(key=key, header=short(key), numeric=False, of=functools.partial(_setting_of, key))
+            for key in settings
+        ),
+        replace(FOLDS, only_if=len(metrics) <= _MOST_BESIDE or not same_folds(summary)),
+        Column(
+            key=PARAMETERS,
+            header="Parameters",
+            of=lambda row: row.parameters,
+            only_if=any(arm["parameters"] for arm in summary["arms"]) or (paper_counts and not beside),
+        ),
+        *metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None),
+        *(_paper_columns(summary, paper, metrics, paper_counts) if paper and beside else ()),
+    )
+    rows = [*_our_rows(summary, paper, theirs, metrics, beside=beside)]
+    if paper:
+        rows += _paper_rows(summary, paper, theirs, metrics, beside=beside, switches=switches)
+    return Table.of("ablation", summary["title"], columns, rows, _ablation_notes(summary, paper, beside))
+
+
+def _setting_of(key: str, row: Ablated) -> Value:
+    return shown_setting(row.settings.get(key))
+
+
+def _paper_columns(summary: Summary, paper: PublishedTable, metrics: list[str], counts: bool) -> list[Column]:
+    return [
+        Column(
+            key=f"paper_{PARAMETERS}",
+            header="Parameters",
+            over=paper.name,
+            of=lambda row: row.paper_parameters,
+            only_if=counts,
+        ),
+        *(
+            Column(
+                key=f"paper_{column.key}",
+                header=column.header,
+                over=paper.name,
+                of=functools.partial(_paper_figure, column.key),
+            )
+            for column in metric_columns(summary, metrics)
+        ),
+    ]
+
+
+def _paper_figure(metric: str, row: Ablated) -> Number:
+    return row.paper[metric]
+
+
+def _our_rows(
+    summary: Summary, paper: PublishedTable | None, theirs: dict[str, str], metrics: list[str], *, beside: bool
+) -> t.Iterator[Ablated]:
+    own = {line.arm["arm"]: line for line in lines(summary)}
+    for arm in summary["arms"]:
+        line = own.get(arm["arm"])
+        quoted = paper.rows.get(theirs.get(arm["arm"], ""), {}) if paper and beside else {}
+        yield Ablated(
+            label=arm["label"],
+            settings=arm["settings"],
+            folds=folds_count(arm),
+            parameters=_count(arm),
+            figures=figures_of(line.figures(), metrics) if line else {},
+            paper=printed(paper, quoted, metrics) if paper and beside else {},
+            paper_parameters=_count(quoted),
+            group="" if beside or not paper else ours(summary),
+            ranked=bool(line and line.ranked),
+        )
+
+
+def _paper_rows(
+    summary: Summary,
+    paper: PublishedTable,
+    theirs: dict[str, str],
+    metrics: list[str],
+    *,
+    beside: bool,
+    switches: bool,
+) -> t.Iterator[Ablated]:
+    """The paper's rows; where its figures stand to the right of ours, only those that none of ours has."""
+    matched = {theirs[arm["arm"]]: arm["settings"] for arm in summary["arms"] if arm["arm"] in theirs}
+    for name, quoted in paper.rows.items():
+        if beside and not (switches and name not in matched):
+            continue
+        figures = printed(paper, quoted, metrics)
+        yield Ablated(
+            label=name,
+            settings={**matched.get(name, {}), **quoted},
+            parameters="—" if beside else _count(quoted),
+            figures={} if beside else figures,
+            paper=figures,
+            paper_parameters=_count(quoted),
+            group="" if beside else paper.heading,
+            ranked=False,
+            quoted=True,
+        )
+
+
+def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
+    notes = ["Mean ± SD over folds.", bold_note(summary, across=turned(summary))]
+    if paper and beside:
+        notes.append(f"{paper.name}: {paper.printed}, not computed here: {paper.citation}.")
+    elif paper:
+        notes.append(f"The paper's figures were not computed here: {paper.citation}.")
+    return notes
+
+
+def _ablation_metrics(summary: Summary, settings: list[str]) -> list[str]:
+    """What the paper's table of these rows prints, whatever its dataset; else what is tested, and of labels all."""
+    shown = summary["shown_metrics"]
+    tables = [table for arm in summary["arms"] for table in tables_of(arm["model"], "ablation")]
+    shapes = [table for table in tables if _by_row(summary, table, settings)]
+    shape = [metric for metric in (shapes[0].metrics if shapes else ()) if metric in shown]
+    return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary["tested_metrics"]]
+
+
+def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, str]:
+    """Our arm → the paper's row that names it, or else has the same settings; one that neither states is the same."""
+    found = {}
+    for name, figures in paper.rows.items() if paper else ():
+        for arm in summary["arms"]:
+            stated = [key for key in settings if key in figures]
+            alike = stated and all(figures.get(key) == arm["settings"][key] for key in settings)
+            if figures.get("row") == arm["arm"] or alike:
+                found[arm["arm"]] = name
+    return found
+
+
+def _count(of: Summary) -> str:
+    """Its parameters."""
+    return f"{of[PARAMETERS]:,}" if of.get(PARAMETERS) else "—"
