@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 import typing as t
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bushpc.files import write_atomically
 from bushpc.generate.quality import CORRELATION, FEATURES, HELD_OUT, SYNTHETIC, TRAINING, Part, Quality
 from bushpc.metrics.image import Estimate
-from bushpc.report import tables
-from bushpc.report.audit_page import Histogram, View, templates
+from bushpc.report import standalone
 from bushpc.report.panel import contour_of, draw
+from bushpc.report.standalone import EDGE, Histogram, Picture, histograms, labels_with
 from bushpc.report.stats import Interval
 from bushpc.report.tables import Column, Number, Row, Table
-from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards.manifest import read_image, read_mask
 
 MOST_PAIRS = 12
-_EDGE = 260  # longest side of a picture, in pixels
-_BINS = 24
 
 
 class Pair(t.NamedTuple):
     """A generated image beside the training image nearest to it. copy: whether they are one picture."""
 
-    one: View
-    other: View
+    one: Picture
+    other: Picture
     said: str
     copy: bool
 
@@ -45,27 +40,21 @@ class Found(t.NamedTuple):
 
 def write_page(quality: Quality, folder: Path, command: Sequence[str]) -> Path:
     """Write `folder`/index.html and a CSV of every table. command: what made it, for the page's foot."""
-    folder.mkdir(parents=True, exist_ok=True)
-    by_name = {table.name: table for table in make_tables(quality)}
-    for table in by_name.values():
-        write_atomically(folder / f"{table.name}.csv", tables.to_csv(table))
-    text = (
-        templates()
-        .get_template("quality.html.j2")
-        .render(
-            quality=quality,
-            synthetic=len(quality.parts[SYNTHETIC].records),
-            held_out=len(quality.parts[HELD_OUT].records),
-            training=len(quality.parts[TRAINING].records) if TRAINING in quality.parts else None,
-            tables=by_name,
-            histograms=_histograms(quality),
-            pairs=_pairs(quality),
-            found=_found(quality),
-            command=shlex.join(command),
-        )
+    made = make_tables(quality)
+    return standalone.write_page(
+        folder,
+        "quality.html.j2",
+        command,
+        csv_of=made,
+        quality=quality,
+        synthetic=len(quality.parts[SYNTHETIC].records),
+        held_out=len(quality.parts[HELD_OUT].records),
+        training=len(quality.parts[TRAINING].records) if TRAINING in quality.parts else None,
+        tables={table.name: table for table in made},
+        histograms=_histograms(quality),
+        pairs=_pairs(quality),
+        found=_found(quality),
     )
-    write_atomically(folder / "index.html", text)
-    return folder / "index.html"
 
 
 def make_tables(quality: Quality) -> list[Table]:
@@ -75,7 +64,7 @@ def make_tables(quality: Quality) -> list[Table]:
 
 
 def _counts(quality: Quality) -> Table:
-    labels = [label for label in (*LABELS, UNLABELLED) if any(part.labels[label] for part in quality.parts.values())]
+    labels = labels_with(lambda label: any(part.labels[label] for part in quality.parts.values()))
     columns = (
         Column(key="images", header="Images", numeric=False),
         Column(key="number", header="Number"),
@@ -245,18 +234,10 @@ def _histograms(quality: Quality) -> list[Histogram]:
     """Correlations with the nearest training image, in the same bins for both sets."""
     if TRAINING not in quality.parts:
         return []
-    by_name = {name: rows["correlation"] for name, rows in quality.images.groupby("images", sort=False)}
     low, high = 0.0, 1.0
-    return [
-        Histogram(
-            "Correlation with the nearest training image",
-            str(name),
-            low,
-            high,
-            np.histogram(values.clip(low, high), bins=_BINS, range=(low, high))[0].tolist(),
-        )
-        for name, values in by_name.items()
-    ]
+    by_name = quality.images.groupby("images", sort=False)["correlation"]
+    clipped = {str(name): values.clip(low, high) for name, values in by_name}
+    return histograms("Correlation with the nearest training image", clipped, low, high)
 
 
 def _pairs(quality: Quality) -> list[Pair]:
@@ -280,9 +261,9 @@ def _pair(quality: Quality, row: dict[str, t.Any], nearest: str, said: str) -> P
     return Pair(one, _view(quality.parts[TRAINING], nearest), said, bool(row["copy"]))
 
 
-def _view(part: Part, key: str) -> View:
+def _view(part: Part, key: str) -> Picture:
     image_HWC, mask_HW = _scan(part, key)
-    return View(part.name, key, "", contour_of(image_HWC, mask_HW, _EDGE))
+    return Picture(part.name, key, "", contour_of(image_HWC, mask_HW, EDGE))
 
 
 def _found(quality: Quality) -> list[Found]:
@@ -290,8 +271,8 @@ def _found(quality: Quality) -> list[Found]:
     views = []
     for key, found_HW in quality.found.items():
         image_HWC, mask_HW = _scan(quality.parts[SYNTHETIC], key)
-        errors = draw(image_HWC, mask_HW, 255 * found_HW, 0.5, _EDGE)
-        views.append(Found(key, f"Dice {dice[key]:.3f}", contour_of(image_HWC, mask_HW, _EDGE), errors))
+        errors = draw(image_HWC, mask_HW, 255 * found_HW, 0.5, EDGE)
+        views.append(Found(key, f"Dice {dice[key]:.3f}", contour_of(image_HWC, mask_HW, EDGE), errors))
     return views
 
 

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 import typing as t
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from bushpc.errors import DataError
-from bushpc.files import write_atomically
-from bushpc.report import tables
+from bushpc.report import standalone
 from bushpc.report.panel import contour_of
+from bushpc.report.standalone import EDGE, Histogram, Picture, histograms, labels_with
 from bushpc.report.tables import Column, Row, Table
-from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards.audit import KINDS, Audit, Packed, Twins, balance
 from bushpc.shards.manifest import Record, read_image, read_mask
 
 MOST_PAIRS = 60  # with pictures: a page stays one that a phone can open
 MOST_OF_A_KIND = 18
-_EDGE = 260  # longest side of a picture, in pixels
-_BINS = 24
 _SECTIONS = (("counts", "Counts"), ("pairs", "The same picture"))
-
-
-class View(t.NamedTuple):
-    """A scan on the page. picture: data URI, None where it cannot be shown."""
-
-    dataset: str
-    key: str
-    said: str
-    picture: str | None
 
 
 class Shown(t.NamedTuple):
@@ -43,19 +29,9 @@ class Shown(t.NamedTuple):
     meaning: str
     grave: bool
     number: int
-    views: list[View]
+    views: list[Picture]
     without: list[str]
     more: int
-
-
-class Histogram(t.NamedTuple):
-    """title: with the unit. bars: number of scans in each of equal bins from low to high."""
-
-    title: str
-    dataset: str
-    low: float
-    high: float
-    bars: list[int]
 
 
 def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
@@ -63,38 +39,20 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
     pairs = audit.twins[:MOST_PAIRS]
     kinds = [_shown(audit, kind) for kind in audit.kind_counts]
     scans = [record for packed in audit.datasets for record in packed.manifest.records]
-    text = (
-        templates()
-        .get_template("audit.html.j2")
-        .render(
-            audit=audit,
-            scans=len(scans),
-            patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
-            counts=_counts(audit),
-            histograms=_histograms(audit),
-            pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
-            more_pairs=len(audit.twins) - len(pairs),
-            kinds=kinds,
-            sections=[*_SECTIONS, *((kind.id, kind.title) for kind in kinds), ("provenance", "Provenance")],
-            command=shlex.join(command),
-        )
+    return standalone.write_page(
+        folder,
+        "audit.html.j2",
+        command,
+        audit=audit,
+        scans=len(scans),
+        patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
+        counts=_counts(audit),
+        histograms=_histograms(audit),
+        pairs=[(pair, _view(audit, pair.dataset, pair.key), _other(audit, pair)) for pair in pairs],
+        more_pairs=len(audit.twins) - len(pairs),
+        kinds=kinds,
+        sections=[*_SECTIONS, *((kind.id, kind.title) for kind in kinds), ("provenance", "Provenance")],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "index.html", text)
-    return folder / "index.html"
-
-
-def templates() -> jinja2.Environment:
-    """The pages of this kind, with `table_html` in them."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bushpc.report", "templates"),
-        autoescape=True,  # names and keys come from file names
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["table_html"] = tables.to_html
-    return environment
 
 
 def _shown(audit: Audit, kind: str) -> Shown:
@@ -114,17 +72,17 @@ def _shown(audit: Audit, kind: str) -> Shown:
     )
 
 
-def _other(audit: Audit, pair: Twins) -> View:
+def _other(audit: Audit, pair: Twins) -> Picture:
     return _view(audit, pair.other_dataset, pair.other_key)
 
 
-def _view(audit: Audit, dataset: str, key: str, said: str = "") -> View:
+def _view(audit: Audit, dataset: str, key: str, said: str = "") -> Picture:
     packed = next(packed for packed in audit.datasets if packed.name == dataset)
     record = packed.manifest.record(key)
     try:
-        return View(dataset, key, said or record.label, _picture(packed, record))
+        return Picture(dataset, key, said or record.label, _picture(packed, record))
     except DataError:
-        return View(dataset, key, said or record.label, None)
+        return Picture(dataset, key, said or record.label, None)
 
 
 def _picture(packed: Packed, record: Record) -> str:
@@ -132,12 +90,12 @@ def _picture(packed: Packed, record: Record) -> str:
     image_HWC = read_image(packed.folder, record)
     if image_HWC.shape[2] != 3:
         image_HWC = np.repeat(image_HWC[..., :1], 3, axis=2)
-    return contour_of(image_HWC, read_mask(packed.folder, record), _EDGE)
+    return contour_of(image_HWC, read_mask(packed.folder, record), EDGE)
 
 
 def _counts(audit: Audit) -> Table:
     rows = balance(audit)
-    labels = [label for label in (*LABELS, UNLABELLED) if any(row[label] for row in rows)]
+    labels = labels_with(lambda label: any(row[label] for row in rows))
     columns = (
         Column(key="part", header="Part", numeric=False),
         Column(key="scans", header="Scans"),
@@ -178,13 +136,10 @@ def _histograms(audit: Audit) -> list[Histogram]:
         records = packed.manifest.records
         shares[packed.name] = [100 * r.lesion_pixels / (r.height * r.width) for r in records if r.lesion_pixels]
         sides[packed.name] = [float(max(r.height, r.width)) for r in records]
-    found = []
+    found: list[Histogram] = []
     for title, by_dataset in (("Lesion area, % of the image", shares), ("Longer side, pixels", sides)):
         values = [value for each in by_dataset.values() for value in each]
         if not values:
             continue
-        low, high = 0.0, max(values)
-        for dataset, each in by_dataset.items():
-            bars, _ = np.histogram(each, bins=_BINS, range=(low, high))
-            found.append(Histogram(title, dataset, low, high, bars.tolist()))
+        found += histograms(title, by_dataset, 0.0, max(values))
     return found

@@ -20,13 +20,13 @@ import typing as t
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import rich.console
 
 from bushpc.errors import DataError
 from bushpc.files import flush_folder
 from bushpc.report import content, figures, tables
 from bushpc.report.panel import RANKS, Shards, build_gallery, build_maps, build_panel, open_shards
+from bushpc.report.standalone import environment
 from bushpc.report.study import Study, study_across, study_of
 from bushpc.report.summary import summarise
 from bushpc.report.tables import Table
@@ -90,18 +90,11 @@ def _build(study: Study, folder: Path) -> ReportResult:
 
 
 def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], shards: Shards) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bushpc.report", "templates"),
-        autoescape=True,  # names, keys and reasons come from users and file names
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["table_html"] = tables.to_html
-    environment.filters["data_uri"] = _svg_data_uri
+    templates = environment()
+    templates.filters["data_uri"] = _svg_data_uri
     many = content.several(summary)
     baseline = next((cell for cell in study.baseline.cells if cell.config), None)
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         many=many,
         study=study,
         summary=summary,
