@@ -9,11 +9,12 @@ from bushpc.report.content.calibration import calibration_table
 from bushpc.report.content.classes import classes_table
 from bushpc.report.content.common import Summary, classes_of, folds_phrase, several, titled
 from bushpc.report.content.comparisons import comparison_table, fold_comparison_table, nemenyi_table
+from bushpc.report.content.cost import cost_table, time_table
 from bushpc.report.content.external import external_comparison_table, external_table
 from bushpc.report.content.folds import folds_table
 from bushpc.report.content.headline import headline_table, overview_table
 from bushpc.report.content.labels import label_comparison_table, labels_table, normals_table
-from bushpc.report.content.provenance import cells_table, cost_table, differences_table, shards_table, time_table
+from bushpc.report.content.provenance import cells_table, differences_table, shards_table
 from bushpc.report.content.sources import difference_table, sources_table
 from bushpc.report.content.strata import strata_table
 from bushpc.report.study import Study

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.content.common import (
     FOLDS,
@@ -16,7 +18,7 @@ from bushpc.report.content.common import (
     titled,
 )
 from bushpc.report.content.comparisons import common_folds
-from bushpc.report.tables import Column, Number, Row, Table
+from bushpc.report.tables import Column, Entry, Number, Row, Table
 
 _TESTED = "label_auc"  # with a p beside its difference
 _CHANCE = 0.5  # AUC of guessing, whatever the labels' shares
@@ -159,32 +161,43 @@ def _difference(name: str, found: Summary | None) -> tuple[Number, ...]:
     return (Number(found["mean"]), *(Number(bound) for bound in found["ci95"] or (None, None)), *ps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FalseAlarms(Entry):
+    """alarmed: share of the normal scans with any predicted pixel."""
+
+    label: str
+    folds: str
+    images: int
+    fpr: Number
+    alarmed: Number
+
+
 def normals_table(summary: Summary) -> Table | None:
     """What models see on scans without a lesion; None without such scans."""
     entries = [(line, found) for line in lines(summary) if (found := line.arm["normals"][line.source])]
     if not entries:
         return None
     rows = [
-        Row(
-            values=(line.label, folds_count(line.arm), found["n"], figure(found["fpr"]), figure(found["alarmed"])),
+        FalseAlarms(
+            label=line.label,
+            folds=folds_count(line.arm),
+            images=found["n"],
+            fpr=figure(found["fpr"]),
+            alarmed=figure(found["alarmed"]),
             ranked=line.ranked,
         )
         for line, found in entries
     ]
-    return Table(
-        name="normals",
-        caption="False alarms on normal scans",
-        columns=(
-            METHOD,
-            FOLDS,
-            Column(key="images", header="Normal scans"),
-            Column(key="fpr", header="FPR", better="low"),
-            Column(key="alarmed", header="Scans with any predicted pixel", better="low"),
-        ),
-        rows=tuple(rows),
-        notes=(
-            "Normal scans have no lesion to overlap with, so Dice, IoU and what else needs one leave them out; FPR "
-            "elsewhere in this report is of all images. Mean ± SD over folds.",
-            bold_note(summary),
-        ),
+    columns = (
+        METHOD,
+        FOLDS,
+        Column(key="images", header="Normal scans", of=lambda row: row.images),
+        Column(key="fpr", header="FPR", better="low", of=lambda row: row.fpr),
+        Column(key="alarmed", header="Scans with any predicted pixel", better="low", of=lambda row: row.alarmed),
     )
+    notes = (
+        "Normal scans have no lesion to overlap with, so Dice, IoU and what else needs one leave them out; FPR "
+        "elsewhere in this report is of all images. Mean ± SD over folds.",
+        bold_note(summary),
+    )
+    return Table.of("normals", "False alarms on normal scans", columns, rows, notes)

@@ -1,0 +1,88 @@
+"""Tables of cost: what every arm took, and where the time of every cell went."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from bushpc.report.content.common import Summary, several
+from bushpc.report.content.provenance import CELL, arm_heading
+from bushpc.report.study import Study
+from bushpc.report.tables import Column, Entry, Number, Table
+from bushpc.runs.goodput import CAUSES, Goodput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Entry):
+    """An arm, or all of them. cost: as in summary.json."""
+
+    label: str
+    cost: Summary
+
+
+_COST = (
+    Column(key="arm", header="Arm", numeric=False, of=lambda row: row.label),
+    Column(key="cells", header="Cells started", of=lambda row: row.cost["cells"]),
+    Column(key="attempts", header="Attempts", of=lambda row: row.cost["attempts"]),
+    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.cost["replayed_steps"]),
+    Column(key="goodput", header="Goodput", of=lambda row: Number(row.cost["goodput"], decimals=3)),
+    Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.cost["gpu_hours"], decimals=2)),
+    Column(key="core_hours", header="Core hours", of=lambda row: Number(row.cost["core_hours"], decimals=2)),
+    Column(key="energy_kwh", header="GPU energy, kWh", of=lambda row: Number(row.cost["energy_kwh"], decimals=3)),
+)
+
+
+def cost_table(summary: Summary) -> Table | None:
+    """What every arm took, and all of them; None before a cell has started."""
+    if summary["cost"] is None:
+        return None
+    rows = [Cost(label=arm["label"], cost=arm["cost"]) for arm in summary["arms"] if arm["cost"]]
+    notes = [
+        "Hours of all attempts, those included that were preempted or failed. Core hours count runs without a GPU; "
+        "energy is what the driver says of the GPUs, and a dash where one attempt could not tell."
+    ]
+    if several(summary):
+        rows.append(Cost(label="in all", cost=summary["cost"], strong=True))
+        notes.append("In all: a cell that several arms share was trained once and counts once.")
+    return Table.of("cost", "What it cost", _COST, rows, notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTime(Entry):
+    name: str
+    account: Goodput
+
+
+def _seconds(cause: str, row: CellTime) -> Number:
+    return Number(row.account.seconds[cause], decimals=0)
+
+
+_TIME = (
+    CELL,
+    Column(key="attempts", header="Attempts", of=lambda row: row.account.attempts),
+    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.account.replayed_steps),
+    Column(key="goodput", header="Goodput", of=lambda row: Number(row.account.share, decimals=3)),
+    Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.account.gpu_hours, decimals=2)),
+    Column(key="wall_seconds", header="in all", over="Seconds", of=lambda row: Number(row.account.wall_s, decimals=0)),
+    *(
+        Column(key=f"{cause}_seconds", header=said, over="Seconds", of=functools.partial(_seconds, cause))
+        for cause, said in CAUSES.items()
+    ),
+)
+
+
+def time_table(study: Study) -> Table | None:
+    """Where the time of every cell went; None before one has started."""
+    rows = [
+        CellTime(name=cell.name, account=cell.goodput, group=arm_heading(study, arm))
+        for arm in study.arms
+        for cell in arm.cells
+        if cell.goodput
+    ]
+    notes = (
+        "Goodput is the share of training steps that were not done again, of all time in which the cell was "
+        "submitted. All causes sum to the time from the first submission to the last sign of life.",
+        "Requeue is the time from an attempt's last sign of life to the next one's begin; what a killed attempt "
+        "did after its last sign of life is in it.",
+    )
+    return Table.of("time", "Where the time of every cell went", _TIME, rows, notes) if rows else None
