@@ -447,4 +447,4 @@ def test_a_run_that_is_no_generator_is_refused(generator_run, phantom_folder, tm
 def test_one_of_several_generators_has_to_be_chosen(generator_run, tmp_path, capsys):
     run = write_done_run(tmp_path / "several", generator_run, 3, "")
     assert main(["generate", str(run), f"out={tmp_path / 'out'}", *WORDS]) == 2
-    assert "several generators, one of each fold: choose one with fold=, of 0, 1, 2" in capsys.readouterr().err
+    assert "has a generator for each fold: choose one with fold= (one of 0, 1, 2)" in capsys.readouterr().err

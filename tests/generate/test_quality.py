@@ -267,7 +267,7 @@ def test_with_a_dataset_that_the_generator_never_saw_the_page_says_that_copies_w
     ("words", "said"),
     [
         (["features=none"], "does not record in which fold"),
-        (["fold=0", "part=all", "features=none"], "all images have no fold"),
+        (["fold=0", "part=all", "features=none"], "part=all uses no fold"),
         (["fold=9", "features=none"], "fold=9 does not exist"),
         (["fold=0", "part=training", "features=none"], "unknown part 'training'"),
         (["fold=0", "feature=none"], "unknown word 'feature'; did you mean 'features'?"),
