@@ -137,7 +137,7 @@ def test_scans_that_were_trained_on_or_made_up_are_no_test(phantom_folder, synth
 
     shutil.copytree(phantom_folder, tmp_path / "copy")
     for same in (phantom_folder, tmp_path / "copy"):
-        with pytest.raises(DataError, match="would be tested on scans that they have seen"):
+        with pytest.raises(DataError, match="would be tested on scans they have seen"):
             plan(same)
     with pytest.raises(DataError, match="results on them say nothing about patients"):
         plan(synthetic_folder)

@@ -305,7 +305,7 @@ def test_the_fold_is_the_one_that_the_generator_was_trained_in(synthetic_folder,
     assert judge(folder, "features=none", "part=all")[0] == 0
     status, said, _ = judge(folder, "features=none", "fold=0")
     assert status == 2
-    assert "was not trained on images of it" in said
+    assert "was not trained on this dataset" in said
 
 
 def test_the_page_names_what_else_the_generator_has_learnt_from(phantom_folder, tmp_path, judge, real):

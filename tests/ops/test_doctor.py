@@ -90,7 +90,7 @@ def test_synthetic_and_other_datasets_are_looked_at_too(
     assert (checks["synthetic shards"].verdict, checks["shards"].verdict) == ("ok", "ok")
     for wrong, said in (
         (f"data.synthetic={tmp_path / 'far'}", "not marked as synthetic"),
-        (f"evaluate.external=[{tmp_path / 'far'}]", "scans that they have seen"),
+        (f"evaluate.external=[{tmp_path / 'far'}]", "scans they have seen"),
     ):
         found = [check for check in check_config(compose([*words, wrong])) if check.verdict == "broken"]
         assert any(said in check.found for check in found)
