@@ -57,11 +57,10 @@ def states(run_dir: Path) -> dict[str, str]:
 
 def test_a_run_from_submission_to_report_and_again(cv, tmp_path):
     run_dir = tmp_path / "my runs" / "tiny"  # with a space: paths reach a shell, and must be quoted
-    began = time.monotonic()
     code, said, _ = cv("fold=1")
     assert code == 0
     assert "submitted: fold1\n" in said
-    assert time.monotonic() - began < 60, "a submission does not wait for training"
+    assert states(run_dir)["fold1"] != "done", "a submission does not wait for training"
     code, said, _ = cv("fold=1")
     assert "already running: fold1\n" in said
     assert "submitted" not in said
@@ -182,7 +181,7 @@ def test_the_slot_folder_is_open_to_its_user_alone(tmp_path, monkeypatch):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     # Taking a slot leaves what is in the file as it is.
     (folder / "0").write_text("kept")
-    subprocess.run(["/bin/sh", "-c", line], check=True, timeout=60)
+    subprocess.run(["/bin/sh", "-c", line], check=True, timeout=300)
     assert (folder / "0").read_text() == "kept"
 
 
