@@ -18,15 +18,13 @@ from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
-if t.TYPE_CHECKING:  # models import this module
+if t.TYPE_CHECKING:
     import torch
-
-    from bushpc.models.base import Model
 
 LOCK = "weights.lock.json"
 
 
-def pull(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> list[Path]:
+def pull(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> list[Path]:
     """Stage every pretrained file of this configuration, except those that are already valid; returns the paths.
 
     Each file is downloaded to a temporary folder, hashed, moved into place, and recorded in `weights.lock.json` with
@@ -41,7 +39,7 @@ def pull(model_class: type[Model], config: ModelConfig, weights_dir: str | Path)
     return [folder / file.name for file in files]
 
 
-def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> list[str]:
+def check(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> list[str]:
     """One sentence for each reason why a job with this configuration cannot load its weights; [] if there is none.
 
     Only reads and hashes local files.
@@ -51,14 +49,16 @@ def check(model_class: type[Model], config: ModelConfig, weights_dir: str | Path
     return [problem for problem in problems if problem]
 
 
-def require(model_class: type[Model], config: ModelConfig, weights_dir: str | Path) -> None:
+def require(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> None:
     """Raises: WeightsError with every problem that `check` finds and the command that fixes them all."""
     problems = check(model_class, config, weights_dir)
     if problems:
         raise WeightsError("\n".join([*problems, f"Run: {pull_command(model_class, config, weights_dir)}"]))
 
 
-def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | Path | None) -> dict[str, torch.Tensor]:
+def load_staged(
+    model_class: type[torch.nn.Module], file: WeightFile, weights_dir: str | Path | None
+) -> dict[str, torch.Tensor]:
     """The tensors of a staged file, on the CPU. Raises: WeightsError if it is missing or unreadable."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -79,7 +79,7 @@ def load_staged(model_class: type[Model], file: WeightFile, weights_dir: str | P
 
 
 def pull_command(
-    model_class: type[Model], config: ModelConfig | None = None, weights_dir: str | Path | None = None
+    model_class: type[torch.nn.Module], config: ModelConfig | None = None, weights_dir: str | Path | None = None
 ) -> str:
     """The shell command that stages the weights on the login node.
 
@@ -98,12 +98,12 @@ def pull_command(
     return shlex.join(["bushpc", "weights", "pull", *words])
 
 
-def _advice_in_a_job(model_class: type[Model], weights_dir: str | Path | None) -> str:
+def _advice_in_a_job(model_class: type[torch.nn.Module], weights_dir: str | Path | None) -> str:
     # The check at submission printed the full command; a job knows only model and folder.
     return f"run, with this run's model settings, {pull_command(model_class, weights_dir=weights_dir)}"
 
 
-def _yamls_of(model_class: type[Model]) -> list[str]:
+def _yamls_of(model_class: type[torch.nn.Module]) -> list[str]:
     """The names that `model=` takes for this class."""
     target = f"{model_class.__module__}.{model_class.__name__}"
     names = model_names(target)
@@ -111,7 +111,7 @@ def _yamls_of(model_class: type[Model]) -> list[str]:
     return names
 
 
-def _nearest_yaml(model_class: type[Model], config: ModelConfig) -> tuple[str, dict[str, t.Any]]:
+def _nearest_yaml(model_class: type[torch.nn.Module], config: ModelConfig) -> tuple[str, dict[str, t.Any]]:
     """The yaml with the fewest differences to `config`, and these differences."""
     changes = {}
     for name in _yamls_of(model_class):
