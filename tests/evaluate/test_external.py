@@ -153,7 +153,7 @@ def test_a_dataset_is_named_once_and_wherever_it_lies(phantom_folder, far, tmp_p
 
     shutil.copytree(far, tmp_path / "elsewhere" / "far")
     assert cell(far).hash == cell(tmp_path / "elsewhere" / "far").hash != cell().hash
-    with pytest.raises(ConfigError, match="each name stands for one dataset"):
+    with pytest.raises(ConfigError, match="each name may occur once"):
         cell(far, tmp_path / "elsewhere" / "far")
     with pytest.raises(ConfigError, match="did you mean 'udiat'"):
         cell("udiatt")
