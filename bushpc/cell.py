@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+import typing as t
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,46 @@ from bushpc.train.preempt import StopFlag
 from bushpc.train.take_over import take_over
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class CellContext:
+    """What every part of a cell's work needs. alive: tells the watchdog. lease: of rank 0 alone."""
+
+    cell: CellConfig
+    dir: CellDir
+    world: World
+    tracker: Tracker
+    stop: StopFlag
+    alive: Callable[[str], None]
+    lease: Lease | None
+    data: FoldData
+
+    def still_alive(self, where: str) -> None:
+        """Tell watchdog and heartbeat."""
+        self.alive(where)
+        self.tracker.alive()
+
+    def keep_going(self) -> bool:
+        """Whether decoding may go on."""
+        self.still_alive("decoding images")
+        return not self.stop
+
+    def predicting(self, device: torch.device, autocast: Callable[[], t.ContextManager[t.Any]]) -> Predicting:
+        """How predictions are made in this cell."""
+        return Predicting(device=device, autocast=autocast, stop=lambda: bool(self.stop), alive=self.still_alive)
+
+    def saver(self) -> Saver:
+        """Writes checkpoints as long as the lease holds."""
+        config = self.cell.train
+        rule = Retention(
+            keep=config.keep,
+            every=config.keep_every,
+            best=config.keep_best,
+            more=config.keep_best is None or METRICS[config.keep_best].more_is_better,
+        )
+        check = self.lease.check if self.lease else lambda: None
+        return Saver(self.dir.checkpoints, rule, check, self.tracker.say)
 
 
 def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None) -> Stopped | None:
@@ -78,8 +119,10 @@ def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None)
         tracker.phase("starting", 0)
         # Not when something failed: NCCL's own farewell may hang then, and hide why. The process ends anyway.
         around.push(lambda kind, *_: leave() if kind is None else None)
-        work = _train_by_its_own_trainer if cell.model_class.trainer else _train_and_evaluate
-        stopped = work(cell, cell_dir, world, tracker, stop, watchdog.alive, lease)
+        start_ranks(cell, world)
+        data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
+        at = CellContext(cell, cell_dir, world, tracker, stop, watchdog.alive, lease, data)
+        stopped = _work_of_its_own_trainer(at) if cell.model_class.trainer else _work(at)
     if stopped:
         tracker.say(
             f"stopped by {stopped.signal_name} after step {stopped.step}, saved; the same command goes on from there"
@@ -93,30 +136,17 @@ def build_model(cell: CellConfig) -> Model:
     return cell.model_class(cell.model, cell.weights_dir)
 
 
-def _train_and_evaluate(
-    cell: CellConfig,
-    cell_dir: CellDir,
-    world: World,
-    tracker: Tracker,
-    stop: StopFlag,
-    alive: Callable[[str], None],
-    lease: Lease | None,
-) -> Stopped | None:
-    assert cell.fold is not None
-    start_ranks(cell, world)
-    data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
-    folder = cell_dir.checkpoints
+def _work(at: CellContext) -> Stopped | None:
+    """Train with our loop, then evaluate."""
+    cell, data, tracker, main = at.cell, at.data, at.tracker, at.world.is_main
     model = build_model(cell)
-    frozen = checkpoint.store_frozen(cell_dir.run.frozen, frozen_parameters(model)) if world.is_main else None
+    frozen = checkpoint.store_frozen(at.dir.run.frozen, frozen_parameters(model)) if main else None
     barrier()  # a stored file that was damaged is whole again now
-    resumed = _newest(cell, cell_dir, tracker.say)
-    start = resumed.step if resumed else 0
-    tracker.resumed(start)
-    if world.is_main:
-        checkpoint.set_aside_after(folder, start)
-        frozen = resumed.meta["frozen"] if resumed else frozen
+    resumed, start = resume(at)
+    if main and resumed:
+        frozen = resumed.meta["frozen"]
     schedule = Schedule(cell.train, sum(data.repeats), resumed.meta.get("schedule") if resumed else None)
-    engine = Engine(cell, world, model, resumed)
+    engine = Engine(cell, at.world, model, resumed)
     owed = resumed is not None and resumed.meta.get("validation") is None
     del resumed  # as large as the model and the optimizer's state
     trained = sum(p.numel() for p in engine.trained.values())
@@ -124,153 +154,115 @@ def _train_and_evaluate(
         f"{type(model).__name__}: {engine.parameters:,} parameters, {trained:,} trained; {_images(data)}; "
         f"{engine.facts}; code {Path(__file__).parent}"
     )
-
-    def still_alive(where: str) -> None:
-        alive(where)
-        tracker.alive()
-
-    def keep_going() -> bool:
-        still_alive("decoding images")
-        return not stop
-
-    how = Predicting(device=engine.device, autocast=engine.autocast, stop=lambda: bool(stop), alive=still_alive)
+    how = at.predicting(engine.device, engine.autocast)
 
     def validate() -> dict[str, float] | None:
         with engine.predictor() as current:
-            return validation_metrics(cell, current, data, how, world)
+            return validation_metrics(cell, current, data, how, at.world)
 
     def tune() -> float | None:
         with engine.predictor() as current:
-            return tuning_loss(cell, current, data, how, world)
+            return tuning_loss(cell, current, data, how, at.world)
 
     if not cell.data.stream:
-        decode(cell, data, keep_going, tracker.say)
+        decode(cell, data, at.keep_going, tracker.say)
     if cell.loader.features:
         with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need them
-            data = replace(
-                data,
-                features=compute_features(
-                    cell, model, data, engine.device, engine.autocast, keep_going=keep_going, say=tracker.say
-                ),
+            features = compute_features(
+                cell, model, data, engine.device, engine.autocast, keep_going=at.keep_going, say=tracker.say
             )
-    saver = _saver(cell, folder, tracker, lease)
-    ledger = Ledger(cell_dir, world, from_main(tracker.attempt), start)
-    if owed and cell.train.validate_every and start % cell.train.validate_every == 0 and not any_rank(bool(stop))[0]:
-        with tracker.spending("validate"):  # a stop signal came before it
-            metrics = validate()
-        if metrics:
-            tracker.validation(start, metrics)
-            if world.is_main:
-                try:
-                    checkpoint.note_validation(cell_dir.checkpoint(start), metrics)
-                except OSError as error:  # a full disk: the next save says what that means
-                    tracker.say(f"the validation of step {start} could not be noted beside its checkpoint: {error}")
-    job = Job(
-        tracker=tracker,
-        ledger=ledger,
-        stop=stop,
-        alive=alive,
-        saver=saver,
-        validate=validate,
-        tune=tune,
-    )
-    with saver, ledger:
-        ended = train(cell, engine, data, world, job, schedule, start, frozen)
+            data = replace(data, features=features)
+    at = replace(at, data=data)
+    if owed:
+        _validate_as_owed(at, start, validate)
+    ledger = Ledger(at.dir, at.world, from_main(tracker.attempt), start)
+    with at.saver() as saver, ledger:
+        job = Job(
+            tracker=tracker,
+            ledger=ledger,
+            stop=at.stop,
+            alive=at.alive,
+            saver=saver,
+            validate=validate,
+            tune=tune,
+        )
+        ended = train(cell, engine, data, at.world, job, schedule, start, frozen)
     if isinstance(ended, Stopped):
         return ended
     with engine.predictor() as final:
-        return _evaluate(cell, final, data, cell_dir, ended, how, world, tracker, stop, lease)
+        return score(at, final, ended, how)
 
 
-def _train_by_its_own_trainer(
-    cell: CellConfig,
-    cell_dir: CellDir,
-    world: World,
-    tracker: Tracker,
-    stop: StopFlag,
-    alive: Callable[[str], None],
-    lease: Lease | None,
-) -> Stopped | None:
-    """The same for a model whose package brings its trainer; what is around it, and the evaluation, are ours."""
-    assert cell.fold is not None
-    assert cell.model_class.trainer is not None
-    start_ranks(cell, world)
-    data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
-    folder = cell_dir.checkpoints
+def _validate_as_owed(at: CellContext, step: int, validate: Callable[[], dict[str, float] | None]) -> None:
+    """Make the validation of the step resumed from, if a stop signal came before it."""
+    every = at.cell.train.validate_every
+    if not every or step % every or any_rank(bool(at.stop))[0]:
+        return
+    with at.tracker.spending("validate"):
+        metrics = validate()
+    if metrics:
+        at.tracker.validation(step, metrics)
+        if at.world.is_main:
+            try:
+                checkpoint.note_validation(at.dir.checkpoint(step), metrics)
+            except OSError as error:  # a full disk: the next save says what that means
+                at.tracker.say(f"the validation of step {step} could not be noted beside its checkpoint: {error}")
+
+
+def _work_of_its_own_trainer(at: CellContext) -> Stopped | None:
+    """The same for a model whose package brings its trainer; resuming and evaluation are ours."""
+    cell, trainer = at.cell, at.cell.model_class.trainer
+    assert trainer is not None
     model = build_model(cell)
-    resumed = _newest(cell, cell_dir, tracker.say)
-    start = resumed.step if resumed else 0
-    tracker.resumed(start)
-    checkpoint.set_aside_after(folder, start)
-
-    def still_alive(where: str) -> None:
-        alive(where)
-        tracker.alive()
-
-    trainer = importlib.import_module(cell.model_class.trainer)
-    with _saver(cell, folder, tracker, lease) as saver:
-        ended = trainer.train(cell, model, data, cell_dir, resumed, saver, tracker, stop, still_alive)
+    resumed, _ = resume(at)
+    with at.saver() as saver:
+        ended = importlib.import_module(trainer).train(
+            cell, model, at.data, at.dir, resumed, saver, at.tracker, at.stop, at.still_alive
+        )
     if isinstance(ended, Stopped):
         return ended
     device = torch.device(cell.engine.device)
-    how = Predicting(device=device, autocast=contextlib.nullcontext, stop=lambda: bool(stop), alive=still_alive)
-    return _evaluate(cell, model.to(device), data, cell_dir, ended, how, world, tracker, stop, lease)
+    return score(at, model.to(device), ended, at.predicting(device, contextlib.nullcontext))
 
 
-def _newest(cell: CellConfig, cell_dir: CellDir, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to go on from, its own or the one that `train.weights_from` names. All ranks call it.
+def resume(at: CellContext) -> tuple[Checkpoint | None, int]:
+    """The checkpoint to resume from, its own or that of `train.weights_from`, and its step. All ranks call it.
 
     Raises: ResumeError for one of other settings, and for weights that were taken over and cannot be read.
     """
+    cell, folder, say = at.cell, at.dir.checkpoints, at.tracker.say
     if cell.train.weights_from:
-        from_main_or_raise(lambda: take_over(cell, cell_dir, say))
-    folder = cell_dir.checkpoints
-    found = checkpoint.newest(folder, cell_dir.run.frozen, say)
+        from_main_or_raise(lambda: take_over(cell, at.dir, say))
+    found = checkpoint.newest(folder, at.dir.run.frozen, say)
     if found:
         _refuse_other_settings(cell, found)
         say(f"resumed from {found.path.name}")
     elif cell.train.weights_from:
         raise ResumeError(f"the weights that were taken over cannot be read from {folder}; mend that and resume")
-    return found
+    start = found.step if found else 0
+    at.tracker.resumed(start)
+    if at.world.is_main:
+        checkpoint.set_aside_after(folder, start)
+    return found, start
 
 
-def _saver(cell: CellConfig, folder: Path, tracker: Tracker, lease: Lease | None) -> Saver:
-    rule = Retention(
-        keep=cell.train.keep,
-        every=cell.train.keep_every,
-        best=cell.train.keep_best,
-        more=cell.train.keep_best is None or METRICS[cell.train.keep_best].more_is_better,
-    )
-    return Saver(folder, rule, lease.check if lease else lambda: None, tracker.say)
-
-
-def _evaluate(
-    cell: CellConfig,
-    model: Model,
-    data: FoldData,
-    cell_dir: CellDir,
-    step: int,
-    how: Predicting,
-    world: World,
-    tracker: Tracker,
-    stop: StopFlag,
-    lease: Lease | None,
-) -> Stopped | None:
-    """Score the weights of `step`, and write DONE; Stopped where a stop signal came before."""
+def score(at: CellContext, model: Model, step: int, how: Predicting) -> Stopped | None:
+    """Evaluate the weights of `step` and write DONE; Stopped if a stop signal came before."""
+    cell, data, tracker = at.cell, at.data, at.tracker
     tracker.phase("evaluating", step)
     with tracker.spending("evaluate"):
-        rows = evaluate(cell, model, data, cell_dir, step, how, world, tracker.say)
-        if rows is not None and not evaluate_external(cell, model, data, cell_dir, step, how, world, tracker.say):
+        rows = evaluate(cell, model, data, at.dir, step, how, at.world, tracker.say)
+        if rows is not None and not evaluate_external(cell, model, data, at.dir, step, how, at.world, tracker.say):
             rows = None
-        if rows is not None and world.is_main:
-            explain(cell, model, data, cell_dir, how, tracker.say)
+        if rows is not None and at.world.is_main:
+            explain(cell, model, data, at.dir, how, tracker.say)
     if rows is None:
         tracker.phase("stopped", step)
-        return Stopped(step=step, signal_name=stop.signal_name or "a signal on another rank")
+        return Stopped(step=step, signal_name=at.stop.signal_name or "a signal on another rank")
     barrier()
-    if world.is_main:
-        assert lease is not None, "rank 0 holds it"
-        lease.check()
+    if at.world.is_main:
+        assert at.lease is not None, "rank 0 holds it"
+        at.lease.check()
         done = DoneRecord(
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             step=step,
@@ -278,8 +270,8 @@ def _evaluate(
             rows=len(rows),
             parameters=model.parameter_count(),
         )
-        done.write(cell_dir.done)
-        forget(cell_dir)
+        done.write(at.dir.done)
+        forget(at.dir)
         tracker.phase("done", step)
     return None
 
