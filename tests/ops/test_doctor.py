@@ -272,11 +272,11 @@ def test_nodes_that_are_out_of_service_are_not_counted(words, fake_slurm, states
 
 def test_each_of_several_partitions_is_judged_and_one_that_fits_is_enough(words, fake_slurm):
     fake_slurm(**FAKE)
-    checks = check_cluster(compose([*words, "cluster=a100", "cluster.partition='gpu,long'", "cluster.time_min=60"]))
+    checks = check_cluster(compose([*words, "cluster=a100", "cluster.partition=gpu,long", "cluster.time_min=60"]))
     told = [(check.verdict, check.found.split()[0]) for check in checks if check.name == "partition"]
     assert told == [("ok", "gpu:"), ("warning", "long")]
     [wrong] = run_check(
-        "partition", slurm_site._partition, compose([*words, "cluster=a100", "cluster.partition='gpu,lng'"]).cluster
+        "partition", slurm_site._partition, compose([*words, "cluster=a100", "cluster.partition=gpu,lng"]).cluster
     )
     assert "unknown cluster.partition 'lng'; did you mean 'long'?" in wrong.found
 
