@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from bushpc.cell import run_cell
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, validation_batches
+from bushpc.data.batches import validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World, meet
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.xbusnet import XBusNet

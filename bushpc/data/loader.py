@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bushpc.conditions import Condition, Draw, Shown
+from bushpc.conditions import Condition, Draw
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.cache import Cache, open_cache
@@ -218,13 +218,8 @@ class Samples(Dataset[Batch]):
         return replace(batch, features=self.features(batch.keys, variants))
 
 
-def training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Generator[Batch, None, None]:
-    """This rank's share of the global batches from step `start` to the end of training. Closing it ends its workers."""
-    if cell.data.stream:
-        from bushpc.data import stream  # which builds on this module
-
-        yield from stream.training_batches(cell, data, world, start)
-        return
+def cached_training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Generator[Batch, None, None]:
+    """`batches.training_batches` from the node's cache."""
     prepare = training_preparation(cell, data)
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
     samples = Samples(data.train, cache, prepare, data.features)
@@ -246,36 +241,8 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
 
 
 def plain_preparation(data: FoldData) -> Preparation:
-    """Pixels as they are, without conditions: `validation_batches` adds those of a variant."""
+    """Pixels as they are, without conditions: `batches.validation_batches` adds those of a variant."""
     return Preparation(mask_classes=len(data.manifest.mask_classes))
-
-
-def validation_batches(
-    cell: CellConfig, data: FoldData, variant: str | None, world: World, records: list[Record] | None = None
-) -> Iterator[Batch]:
-    """This rank's share of the validation part (or of `records`), with the conditions of an evaluation variant.
-
-    variant: its name; None for the conditions that training would give, none left out.
-    """
-    part = data.validation if records is None else records
-    shown: dict[str, Shown]
-    if variant is None:
-        shown = {kind.name: kind.of for kind in data.conditions}
-    else:
-        draw = draw_from(cell.seed)
-        shown = {kind.name: kind.shown(variant, data.validation, draw) for kind in data.conditions}
-    if cell.data.stream:
-        from bushpc.data import stream  # which builds on this module
-
-        batches = stream.validation_batches(cell, data, world, part)
-    else:
-        batches = _cached_validation_batches(cell, data, world, part)
-    for batch in batches:
-        if not shown:
-            yield batch
-            continue
-        samples = list(zip(map(data.manifest.record, batch.keys), united(batch.mask_BKHW), strict=True))
-        yield replace(batch, conditions={name: [value(*sample) for sample in samples] for name, value in shown.items()})
 
 
 def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
@@ -305,7 +272,7 @@ def _leave_at_parents_word(parent: int) -> None:
     os._exit(0)
 
 
-def _cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
+def cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:
     cache = open_cache(data.manifest, data.folder, cell.model.image_size, cell.loader)
     prepare = plain_preparation(data)
     samples = Samples(part, cache, prepare, data.features)

@@ -17,7 +17,8 @@ from PIL import Image
 from bushpc.conditions import columns_of
 from bushpc.conditions.sentences import attribute_prompt
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, validation_batches
+from bushpc.data.batches import validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.journal import Journal, Line
 from bushpc.files import write_atomically

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, validation_batches
+from bushpc.data.batches import validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.evaluate.evaluate import Predicting, save_probability
 from bushpc.models.base import Model

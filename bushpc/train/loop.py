@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, training_batches
+from bushpc.data.batches import training_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, gather, seed_everything
 from bushpc.errors import TrainingError
 from bushpc.runs.checkpoint import Saver

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from bushpc.cell import build_model, run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data import feature_files, features
+from bushpc.data.batches import training_batches, validation_batches
 from bushpc.data.cache import DecodingStopped
 from bushpc.data.features import compute_features
-from bushpc.data.loader import FoldData, training_batches, validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import write_atomically

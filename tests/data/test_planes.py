@@ -16,7 +16,8 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from bushpc.cell import run_cell
 from bushpc.config import CellConfig, compose
-from bushpc.data.loader import FoldData, training_batches, validation_batches
+from bushpc.data.batches import training_batches, validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.errors import DataError
 from bushpc.sample import LABELS, UNLABELLED, Sample

@@ -22,7 +22,8 @@ from webdataset.gopen import gopen
 
 from bushpc.config import CellConfig, ModelConfig, compose
 from bushpc.data import stream
-from bushpc.data.loader import FoldData, training_batches, validation_batches
+from bushpc.data.batches import training_batches, validation_batches
+from bushpc.data.loader import FoldData
 from bushpc.data.stream import Lanes
 from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World

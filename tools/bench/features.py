@@ -23,9 +23,10 @@ from common import machine, write_result
 from bushpc.cell import build_model
 from bushpc.cli import main as bushpc
 from bushpc.config import CellConfig, compose
+from bushpc.data.batches import training_batches
 from bushpc.data.cache import open_cache
 from bushpc.data.features import compute_features
-from bushpc.data.loader import FoldData, training_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.sample import LABELS
 from bushpc.train.engine import Engine, start_ranks

@@ -31,8 +31,9 @@ from common import ROOT, decoded, first_and_later, machine, write_result
 from torch.utils.data import DataLoader, Dataset
 
 from bushpc.config import CellConfig, compose
+from bushpc.data.batches import training_batches
 from bushpc.data.cache import open_cache
-from bushpc.data.loader import FoldData, training_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.shards.manifest import verify
 from bushpc.shards.write import pack

@@ -26,7 +26,8 @@ from common import machine, write_result
 from bushpc.cell import run_cell
 from bushpc.cli import main as bushpc
 from bushpc.config import CellConfig, compose
-from bushpc.data.loader import FoldData, training_batches
+from bushpc.data.batches import training_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World, join, leave, meet, seed_everything
 from bushpc.train.optim import adamw
 
