@@ -11,7 +11,8 @@ import socket
 import stat
 import typing as t
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from bushpc.errors import BushpcWarning, DataError
 # Written by `bushpc export` next to the folders of the folds. It is defined here for models and for modules without
 # torch.
 EXPORT_FILE = "export.json"
+
+# Files that are written at the same time.
+WRITERS = 16
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -35,6 +39,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def write_all(contents: Mapping[Path, str]) -> None:
+    """Write many files as `write_atomically` does, several at a time: most of it is waiting for the disk."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for _ in pool.map(write_atomically, contents.keys(), contents.values()):
+            pass
 
 
 @contextmanager

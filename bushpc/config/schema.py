@@ -861,7 +861,8 @@ class CellConfig(Settings):
 
     def to_yaml(self) -> str:
         """The frozen `config.yaml` of a run directory."""
-        return yaml.dump({**freeze.CONFIG.stamp(), **self.to_dict()}, Dumper=YAML_DUMPER, sort_keys=False)
+        content = {**freeze.CONFIG.stamp(), **self.to_dict()}
+        return "".join(_group_text(json.dumps({key: value})) for key, value in content.items())
 
     @classmethod
     def from_dict(cls, content: t.Mapping[str, t.Any]) -> CellConfig:
@@ -885,6 +886,12 @@ class CellConfig(Settings):
                 "move it away and submit again"
             ) from error
         return cls.from_dict(content)
+
+
+@functools.lru_cache(maxsize=1024)
+def _group_text(group: str) -> str:
+    """One group of settings, given as JSON, as YAML: a thousand cells of a grid share most of their groups."""
+    return yaml.dump(json.loads(group), Dumper=YAML_DUMPER, sort_keys=False)
 
 
 def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[t.Any], ModelConfig]:

@@ -8,6 +8,7 @@ A row is one condition of a comparison: a line of the table that the grid is for
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -73,11 +74,28 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanData:
+    """What all cells of a run share. facts: of manifest and folds, as in run.json: what makes results comparable."""
+
+    manifest: Manifest
+    folds_file: Path
+    facts: dict[str, t.Any]
+
+    @classmethod
+    def of(cls, cell: CellConfig) -> PlanData:
+        """As they are now. Raises: DataError."""
+        manifest = Manifest.load(cell.data.folder)
+        folds_file = find_folds(manifest, cell.data.folder, cell.folds)
+        return cls(manifest=manifest, folds_file=folds_file, facts=data_facts(manifest, cell.folds, folds_file))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run is to be made of.
 
     cells: name → config; every row once per fold, in that order. row_of: cell → row; empty for a cross-validation.
-    wanted: the cells to submit now; the run is complete when all of `cells` are done.
+    wanted: the cells to submit now; the run is complete when all of `cells` are done. checked: manifest, folds and
+    facts, if they were read to make the plan.
     """
 
     kind: str
@@ -85,6 +103,12 @@ class Plan:
     wanted: list[str]
     grid: Grid | None = None
     row_of: dict[str, str] = dataclasses.field(default_factory=dict)
+    checked: PlanData | None = None
+
+    @functools.cached_property
+    def data(self) -> PlanData:
+        """Manifest, folds and facts; read only if no one has yet. Raises: DataError."""
+        return self.checked or PlanData.of(self.first)
 
     @property
     def first(self) -> CellConfig:
@@ -106,7 +130,7 @@ def cv_plan(config: CellConfig) -> Plan:
     named = dataclasses.replace(config, name=name)
     cells = {f"fold{k}": data.cell(named, k) for k in range(data.count)}
     wanted = list(cells) if config.fold is None else [f"fold{config.fold}"]
-    return Plan(kind="cv", cells=cells, wanted=wanted)
+    return Plan(kind="cv", cells=cells, wanted=wanted, checked=data.shared)
 
 
 def grid_plan(overrides: Sequence[str]) -> Plan:
@@ -148,7 +172,7 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
             row_of[f"{row_name}-fold{k}"] = row_name
             if base.fold in (None, k):
                 wanted.append(f"{row_name}-fold{k}")
-    return Plan(kind="grid", cells=cells, wanted=wanted, grid=grid, row_of=row_of)
+    return Plan(kind="grid", cells=cells, wanted=wanted, grid=grid, row_of=row_of, checked=data.shared)
 
 
 def load_grid(name: str) -> Grid:
@@ -232,15 +256,14 @@ class _Data:
 
     def __init__(self, config: CellConfig) -> None:
         folder = config.data.folder
-        self.manifest = Manifest.load(folder)
+        self.shared = PlanData.of(config)
+        self.manifest, self.facts = self.shared.manifest, self.shared.facts
         if config.data.stream:  # its tars are not here, and may be too many to read
             from bushpc.data.stream import require_reachable  # here: webdataset takes a second to import
 
             require_reachable(config.data.stream, self.manifest)
         else:
             verify(folder, self.manifest, deep=True)
-        self._file = find_folds(self.manifest, folder, config.folds)
-        self.facts = data_facts(self.manifest, config.folds, self._file)
         self._folds_sha256 = self.facts["folds"]["sha256"]
         self.hash = self.facts["manifest_sha256"] + self._folds_sha256
         self._folds: dict[bool, Folds] = {}
@@ -328,7 +351,9 @@ class _Data:
 
     def _with(self, normals: bool) -> Folds:
         if normals not in self._folds:
-            self._folds[normals] = load_folds(self._file, self.manifest.records, self.manifest.excerpt, normals=normals)
+            self._folds[normals] = load_folds(
+                self.shared.folds_file, self.manifest.records, self.manifest.excerpt, normals=normals
+            )
         return self._folds[normals]
 
 

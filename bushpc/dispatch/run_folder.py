@@ -25,15 +25,13 @@ import bushpc
 from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import trained_on
-from bushpc.dispatch.plan import Grid, GridRow, Plan, data_facts
+from bushpc.dispatch.plan import Grid, GridRow, Plan
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import exclusive, sha256_of, write_atomically
+from bushpc.files import exclusive, sha256_of, write_all, write_atomically
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import HASH_LINE, CellRecord, FoldsRecord, GridRecord, RowRecord, RunRecord, SubmissionRecord
-from bushpc.shards.manifest import Manifest
-from bushpc.shards.split import find_folds
 
 
 @contextlib.contextmanager
@@ -58,7 +56,7 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
     """
     run = RunDir(run_dir)
     known = RunRecord.read(run.file)
-    facts = data_facts(Manifest.load(plan.first.data.folder), plan.first.folds, find_folds_of(plan.first))
+    facts = plan.data.facts
     for key, value in facts.items():
         if known and known.facts[key] != value:
             raise ConfigError(
@@ -82,13 +80,14 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
         _set_aside(run, name, run.stale)
     twins = _twins(run, plan, facts)
     run.cells.mkdir(parents=True, exist_ok=True)
+    texts: dict[Path, str] = {}
     for name, cell in plan.cells.items():
         folder, asked = run.cell(name), run.linked(name)
         if not folder.is_link() and not folder.exists() and cell.hash in twins:
             folder.path.symlink_to(os.path.relpath(twins[cell.hash], run.cells))
         if folder.is_link():
             asked.parent.mkdir(exist_ok=True)
-            _write_if_new(asked, _config_text(cell))
+            texts[asked] = _config_text(cell)
             continue
         asked.unlink(missing_ok=True)
         folder.path.mkdir(exist_ok=True)
@@ -102,8 +101,9 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
         if name in edited:
             folder.done.unlink(missing_ok=True)
         if before.get(name) != cell:  # a config that says the same stays as its version of bushpc wrote it
-            _write_if_new(folder.config, _config_text(cell))
-    _write_if_new(run.folds, find_folds_of(plan.first).read_text())
+            texts[folder.config] = _config_text(cell)
+    texts[run.folds] = plan.data.folds_file.read_text()
+    write_all({path: text for path, text in texts.items() if _is_new(path, text)})
     code = snapshot(run_dir)
     record = _record(run, plan, facts, known, command, code)
     if run.report.is_dir() and (known is None or (record.grid, record.cells) != (known.grid, known.cells)):
@@ -174,12 +174,6 @@ def snapshot(run_dir: Path) -> Path:
             shutil.copytree(folder, aside / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         aside.rename(target)
     return target
-
-
-def find_folds_of(cell: CellConfig) -> Path:
-    """The fold file of a cell's dataset."""
-    folder = cell.data.folder
-    return find_folds(Manifest.load(folder), folder, cell.folds)
 
 
 def _frozen_cells(run: RunDir, plan: Plan) -> dict[str, CellConfig]:
@@ -270,7 +264,10 @@ def _record(
     run: RunDir, plan: Plan, facts: Mapping[str, t.Any], known: RunRecord | None, command: Sequence[str], code: Path
 ) -> RunRecord:
     first, grid = plan.first, plan.grid
-    manifest = Manifest.load(first.data.folder)
+    trainings: dict[t.Any, list[dict[str, t.Any]]] = {}  # the rows of a grid share them
+    for cell in plan.cells.values():
+        if (key := _data_of(cell)) not in trainings:
+            trainings[key] = trained_on(cell, plan.data.manifest, facts["folds"]["sha256"])
     now = SubmissionRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         commit=_commit(),
@@ -289,7 +286,7 @@ def _record(
         command=known.command if known and goes_on else now.command,
         model=first.choices["model"],
         data=first.data.name,
-        excerpt=manifest.excerpt,
+        excerpt=plan.data.manifest.excerpt,
         prompts=first.variants[0].name,
         shards=str(first.data.folder),
         manifest_sha256=facts["manifest_sha256"],
@@ -297,7 +294,7 @@ def _record(
         versions=now.versions,
         submissions=[*(known.submissions if known else ()), now],
         grid=_grid_record(grid, models) if grid else None,
-        cells=[_cell_record(plan, name, manifest, facts["folds"]["sha256"]) for name in plan.cells],
+        cells=[_cell_record(plan, name, trainings[_data_of(cell)]) for name, cell in plan.cells.items()],
     )
 
 
@@ -306,7 +303,12 @@ def _grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
     return GridRecord(name=grid.name, title=grid.title, baseline=grid.baseline, rows=rows)
 
 
-def _cell_record(plan: Plan, name: str, manifest: Manifest, folds_sha256: str) -> CellRecord:
+def _data_of(cell: CellConfig) -> t.Any:
+    """What decides which data a cell's weights come from."""
+    return cell.fold, cell.data, cell.model.starts_from
+
+
+def _cell_record(plan: Plan, name: str, trainings: list[dict[str, t.Any]]) -> CellRecord:
     cell = plan.cells[name]
     assert cell.fold is not None, "the plan gives every cell its fold"
     return CellRecord(
@@ -316,7 +318,7 @@ def _cell_record(plan: Plan, name: str, manifest: Manifest, folds_sha256: str) -
         iterations=cell.train.iterations,
         row=plan.row_of.get(name),
         generator_saw=seen_by_generator(cell),
-        trained_on=trained_on(cell, manifest, folds_sha256),
+        trained_on=trainings,
     )
 
 
@@ -325,10 +327,9 @@ def _config_text(cell: CellConfig) -> str:
     return f"{HASH_LINE}{cell.hash}\n{cell.to_yaml()}"
 
 
-def _write_if_new(path: Path, content: str) -> None:
+def _is_new(path: Path, content: str) -> bool:
     """A thousand files that are as they should be need not be written, and flushed, again."""
-    if not path.exists() or path.read_text() != content:
-        write_atomically(path, content)
+    return not path.exists() or path.read_text() != content
 
 
 def _commit() -> str | None:

@@ -27,7 +27,7 @@ from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import alone_in, owner_of, snapshot, write_run
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
 from bushpc.errors import DispatchError
-from bushpc.files import write_atomically
+from bushpc.files import write_all, write_atomically
 from bushpc.runs.goodput import read_note
 from bushpc.runs.layout import RunDir
 from bushpc.runs.records import JobNote, SubmittingNote
@@ -117,7 +117,7 @@ def adopt(run_dir: Path) -> None:
                 folder = run.job_folder(job_id)
                 job = Job(id=job_id, executor=cluster.executor, log=str(run.log_in(folder, job_id, 0)))
                 if any(folder.glob("*_submitted.pkl")):
-                    _note_job(run, intent, number, job)
+                    write_all(dict(_job_notes(run, intent, number, job)))
                 else:  # it was not told yet what to run
                     with contextlib.suppress(DispatchError):
                         cluster.cancel([job])
@@ -173,8 +173,8 @@ def _submit_packs(
     )
     with _without_failures(run, [name for pack in packs for name in pack]):
         jobs = cluster.submit(request)
-    for number, job in enumerate(jobs):
-        _note_job(run, intent, number, job)
+    notes = (note for number, job in enumerate(jobs) for note in _job_notes(run, intent, number, job))
+    write_all(dict(notes))
     run.submitting(submission).unlink(missing_ok=True)
     return jobs
 
@@ -194,13 +194,13 @@ def _without_failures(run: RunDir, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _note_job(run: RunDir, intent: SubmittingNote, number: int, job: Job) -> None:
-    """Write which job works on each cell of a pack, and the log of its task."""
+def _job_notes(run: RunDir, intent: SubmittingNote, number: int, job: Job) -> Iterator[tuple[Path, str]]:
+    """Of each cell of a pack its note's path, and which job works on it with the log of its task."""
     note = _note_of(job, intent.submitted)
     for task, name in enumerate(intent.packs[number]):
         log = job.log.removesuffix("_0_log.out") + f"_{task}_log.out" if task else job.log
         mine = msgspec.structs.replace(note, code=intent.code, packed=intent.packed, log=log)
-        mine.write(run.cell(name).job_note)
+        yield run.cell(name).job_note, mine.to_json()
 
 
 def _note_of(job: Job, submitted: float) -> JobNote:
