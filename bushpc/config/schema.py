@@ -825,7 +825,7 @@ class CellConfig(Settings):
     def settings(self) -> dict[str, t.Any]:
         """Every setting that determines the result, as `train.lr` → value."""
         kinds = self._known
-        groups = {name: value for name, value in self.to_dict().items() if self.about(name).affects != "nothing"}
+        groups = {name: value for name, value in self._plain.items() if self.about(name).affects != "nothing"}
         hashed = {key: value for key, value in flat(groups).items() if _is_hashed(kinds.get(key), value)}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
         hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
@@ -853,6 +853,11 @@ class CellConfig(Settings):
         about = self._known[key][0] if key in self._known else None
         return about is not None and about.affects in ("predictions", "evaluation")
 
+    @functools.cached_property
+    def _plain(self) -> dict[str, t.Any]:
+        """As `to_dict`, made once; nobody changes it."""
+        return self.to_dict()
+
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
         out = plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_class"})
@@ -861,7 +866,7 @@ class CellConfig(Settings):
 
     def to_yaml(self) -> str:
         """The frozen `config.yaml` of a run directory."""
-        content = {**freeze.CONFIG.stamp(), **self.to_dict()}
+        content = {**freeze.CONFIG.stamp(), **self._plain}
         return "".join(_group_text(json.dumps({key: value})) for key, value in content.items())
 
     @classmethod
