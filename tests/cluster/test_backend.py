@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -31,7 +32,8 @@ def cluster(monkeypatch) -> InProcess:
     assert isinstance(backend, InProcess)
     backend.reset()
 
-    def run_cell(cell_dir: Path, world: object, stop: object) -> object:
+    def run_cell(folder: os.PathLike[str], world: object, stop: object) -> object:
+        cell_dir = Path(folder)
         if (cell_dir / "fails").exists():
             raise RuntimeError("told to fail")
         if (cell_dir / "meanwhile").exists():
@@ -46,7 +48,7 @@ def cluster(monkeypatch) -> InProcess:
     dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bushpc.cell", cell)
     monkeypatch.setitem(sys.modules, "bushpc.dist", dist)
-    for name in [name for name in ("SLURM_JOB_ID",) if name in __import__("os").environ]:
+    for name in [name for name in ("SLURM_JOB_ID",) if name in os.environ]:
         monkeypatch.delenv(name)
     return backend
 
@@ -143,7 +145,7 @@ def test_a_job_of_another_machine_lives_as_long_as_its_log_speaks(tmp_path):
     log.touch()
     job = Job(id="1", executor="local", host="elsewhere", log=str(log))
     assert cluster_for("local").states([job])
-    __import__("os").utime(log, (1.0, 1.0))
+    os.utime(log, (1.0, 1.0))
     assert not cluster_for("local").states([job])
 
 

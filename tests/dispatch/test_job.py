@@ -295,6 +295,8 @@ import bushpc.dispatch.job as job
 from bushpc.runs.lease import Lease
 
 def run_cell(cell_dir, world, stop):
+    from pathlib import Path
+    cell_dir = Path(cell_dir)
     with Lease(cell_dir):
         if sys.argv[2] == "stop":
             os.kill(os.getpid(), signal.SIGTERM)

@@ -26,6 +26,7 @@ import json, os, signal, sys, time, types
 from pathlib import Path
 
 def run_cell(cell_dir, world, stop):
+    cell_dir = Path(cell_dir)
     from bushpc.runs.lease import Lease
     from bushpc.train.watchdog import Watchdog
     plan = json.loads((cell_dir / "plan.json").read_text())

@@ -16,6 +16,7 @@ STEP_S = 0.05
 
 
 def run_cell(cell_dir, world, stop):
+    cell_dir = Path(cell_dir)
     import numpy as np
     import yaml
     from safetensors.numpy import load_file
