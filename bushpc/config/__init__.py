@@ -23,7 +23,6 @@ from bushpc.config.compose import (
     shards_folder,
 )
 from bushpc.config.fields import About, Settings, as_word, config_class, group, setting
-from bushpc.config.places import CONFIG_DIR, ROOT
 from bushpc.config.read import YAML_FAILS, flat
 from bushpc.config.schema import (
     AugmentConfig,
@@ -47,9 +46,7 @@ from bushpc.config.schema import (
 )
 
 __all__ = [
-    "CONFIG_DIR",
     "GROUPS",
-    "ROOT",
     "YAML_FAILS",
     "About",
     "AugmentConfig",

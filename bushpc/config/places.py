@@ -16,9 +16,6 @@ PACKAGED = PACKAGE / "packaged"
 CLONE = PACKAGE.parent
 IS_CLONE = (CLONE / "configs" / "config.yaml").is_file()
 VARIABLE = "BUSHPC_CONFIGS"
-# The clone's own, for who still asks for them.
-ROOT = CLONE if IS_CLONE else Path.cwd()
-CONFIG_DIR = CLONE / "configs" if IS_CLONE else PACKAGED / "configs"
 
 
 def home() -> Path:
@@ -26,10 +23,15 @@ def home() -> Path:
     return CLONE if IS_CLONE else Path.cwd()
 
 
+def shipped_configs() -> Path:
+    """The folder of the configs that the project ships."""
+    return CLONE / "configs" if IS_CLONE else PACKAGED / "configs"
+
+
 def config_folders() -> list[Path]:
     """The folders that hold configs, the first one wins."""
     given = [Path(folder).expanduser() for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
-    folders = [*given, Path.cwd() / "configs", CLONE / "configs" if IS_CLONE else PACKAGED / "configs"]
+    folders = [*given, Path.cwd() / "configs", shipped_configs()]
     return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
 
 

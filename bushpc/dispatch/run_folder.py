@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
-from bushpc.config import CONFIG_DIR, ROOT, CellConfig, differences, load_frozen, way_on
+from bushpc.config import CellConfig, differences, load_frozen, places, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import trained_on
 from bushpc.dispatch.plan import Grid, GridRow, Plan
@@ -163,7 +163,8 @@ def snapshot(run_dir: Path) -> Path:
     """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
     package = Path(bushpc.__file__).parent
     # An installed package holds its configs itself.
-    folders = (package,) if CONFIG_DIR.is_relative_to(package) else (package, CONFIG_DIR)
+    configs = places.shipped_configs()
+    folders = (package,) if configs.is_relative_to(package) else (package, configs)
     files = sorted((path, folder.parent) for folder in folders for path in folder.rglob("*") if path.is_file())
     kept = [(path, above) for path, above in files if "__pycache__" not in path.parts]
     listing = "".join(f"{path.relative_to(above)} {sha256_of(path)}\n" for path, above in kept)
@@ -334,7 +335,9 @@ def _is_new(path: Path, content: str) -> bool:
 
 def _commit() -> str | None:
     """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
-    git = ["git", "-C", str(ROOT)]
+    if not places.IS_CLONE:  # the repository that an installed package may lie in is not ours
+        return None
+    git = ["git", "-C", str(places.CLONE)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git on this machine

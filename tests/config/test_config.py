@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bushpc.config import CONFIG_DIR, CellConfig, compose, config_names, differences, reconfigure
+from bushpc.config import CellConfig, compose, config_names, differences, places, reconfigure
 from bushpc.errors import ConfigError
 
 SMALL = ["model=xbusnet_small", "data=phantom"]
@@ -126,7 +126,10 @@ def test_a_model_is_evaluated_with_the_prompts_it_can_read_and_never_gets_the_or
     assert [variant.name for variant in compose([*SMALL, ALL_SOURCES, *overrides]).variants] == left
 
 
-@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+SHIPPED = sorted(places.shipped_configs().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_field_of_every_yaml_has_a_sentence(path):
     assert fields_without_a_sentence(path.read_text()) == []
 

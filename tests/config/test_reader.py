@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from bushpc.config import CellConfig, Composer, compose, compose_command, explain, reconfigure
+from bushpc.dispatch.plan import load_grid
 from bushpc.errors import ConfigError
 from bushpc.generate.generate import GenerateConfig
 
@@ -152,6 +153,17 @@ def test_an_explicit_number_of_iterations_is_never_ignored():
 def test_a_grids_numbers_may_be_written_as_yaml_1_1_reads_text():
     assert Composer(SMALL)({"train.lr": "3e-4"}).train.lr == 3e-4
     assert Composer(SMALL)({"prompting.size_quantiles": ["3e-1", "7e-1"]}).prompting.size_quantiles == (0.3, 0.7)
+
+
+def test_a_grid_of_ones_own_keeps_texts_and_reads_numbers(configs):
+    (configs / "grid").mkdir()
+    rows = (
+        "{a: {set: {cluster.account: 010}}, b: {set: {cluster.account: 2026_11}}, c: {set: {cluster.account: 12:30}}}"
+    )
+    (configs / "grid" / "mine.yaml").write_text(f"axes:\n  train.lr: [1e-4, 3e-4]\nrows: {rows}\n")
+    cells = [Composer(SMALL)(row.settings) for row in load_grid("mine").rows]
+    assert [cell.train.lr for cell in cells[:2]] == [1e-4, 3e-4]
+    assert [cell.cluster.account for cell in cells[2:]] == ["010", "2026_11", "12:30"]
 
 
 def test_each_value_is_explained_by_where_it_comes_from(configs):

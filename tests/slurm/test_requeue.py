@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.config import ROOT, ClusterConfig
+from bushpc.config import ClusterConfig, places
 from bushpc.dispatch.status import read_status
 from bushpc.dispatch.submit import queue_cells
 
@@ -173,7 +173,7 @@ def test_a_stopped_job_saves_and_comes_back_as_often_as_it_is_stopped_and_a_canc
 def test_the_time_limit_is_known_to_the_ranks(slurm, tmp_path):
     """Slurm tells it in the environment or is asked; here compared with what it says of the job."""
     said, code = tmp_path / "said", "from bushpc.cluster.base import time_limit; print(time_limit())"
-    job = slurm.sbatch(f"cd {ROOT} && srun {sys.executable} -c '{code}' > {said}", "--time=7")
+    job = slurm.sbatch(f"cd {places.CLONE} && srun {sys.executable} -c '{code}' > {said}", "--time=7")
     assert slurm.wait(job) == ["COMPLETED"], said.read_text()
     facts = slurm.run(["scontrol", "--oneliner", "show", "job", job])
     words = dict(word.split("=", 1) for word in facts.split() if "=" in word)
