@@ -31,7 +31,16 @@ from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import exclusive, sha256_of, write_all, write_atomically
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import HASH_LINE, CellRecord, FoldsRecord, GridRecord, RowRecord, RunRecord, SubmissionRecord
+from bushpc.runs.records import (
+    HASH_LINE,
+    CellRecord,
+    FoldsRecord,
+    GridRecord,
+    RowRecord,
+    RunRecord,
+    SubmissionRecord,
+    VariantRecord,
+)
 
 
 @contextlib.contextmanager
@@ -289,6 +298,10 @@ def _record(
         data=first.data.name,
         excerpt=plan.data.manifest.excerpt,
         prompts=first.variants[0].name,
+        variants=[
+            VariantRecord(name=variant.name, label=variant.label, uses_ground_truth=variant.uses_ground_truth)
+            for variant in dict.fromkeys(variant for cell in plan.cells.values() for variant in cell.variants)
+        ],
         shards=str(first.data.folder),
         manifest_sha256=facts["manifest_sha256"],
         folds=FoldsRecord(**facts["folds"]),

@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from bushpc.conditions import VARIANTS
 from bushpc.config import CellConfig, freeze
 from bushpc.data.lineage import of_cell
 from bushpc.errors import ConfigError, DataError
@@ -51,7 +52,6 @@ from bushpc.evaluate.predictor import (
 from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.registry import METRICS
 from bushpc.models.base import Model
-from bushpc.report.results import SOURCE_LABELS
 from bushpc.sample import LABELS, Batch
 from bushpc.shards.card import Card
 
@@ -392,7 +392,7 @@ def _score_table(folds: Sequence[Mapping[str, t.Any]]) -> str:
     ]
     for source in folds[0]["scores"]:
         scores = [fold["scores"][source] for fold in folds]
-        label = SOURCE_LABELS.get(source, source)
+        label = VARIANTS[source].label if source in VARIANTS else source
         for fold, of in zip(folds, scores, strict=True):
             values = " | ".join(f"{of[name]:.4f}" for name in names)
             lines.append(f"| {label} | {fold['fold']} | {of['images']} | {values} |")

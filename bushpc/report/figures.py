@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from bushpc.metrics.registry import METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import cost_of
-from bushpc.report.results import source_label
 from bushpc.report.study import Study
 from bushpc.runs.goodput import CAUSES
 from bushpc.sample import LABELS
@@ -92,10 +91,11 @@ def boxes_of(study: Study) -> tuple[list[str], list[Boxes]]:
         return [textwrap.fill(entry.label, 18) for entry in entries], [Boxes("", _BLUE, values)]
     (arm,) = study.arms
     boxes = []
-    for source in arm.sources:
+    for number, source in enumerate(arm.sources):
+        colour = _SOURCE_COLOURS.get(source, _COLOURS[number % len(_COLOURS)])
         rows = arm.rows(source).dropna(subset=[metric])
         values = [rows.loc[rows["fold"] == cell.fold, metric].to_numpy() for cell in arm.cells]
-        boxes.append(Boxes(source_label(source, arm.sources), _SOURCE_COLOURS[source], values))
+        boxes.append(Boxes(arm.source_label(source), colour, values))
     return [f"fold {cell.fold}" for cell in arm.cells], boxes
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from bushpc.conditions import VARIANTS
+from bushpc.conditions import VARIANTS, Variant
 from bushpc.config.frozen import flat_settings
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
@@ -27,10 +27,6 @@ from bushpc.sample import LABELS
 
 KINDS = ("cv", "grid", "train")
 
-# In the order in which they are shown. A label travels with its source into every table, legend and file.
-SOURCE_LABELS = {name: variant.label for name, variant in VARIANTS.items()}
-# Their conditions come from the mask that is to be predicted, so their figures never compete with honest ones.
-USES_GROUND_TRUTH = frozenset(name for name, variant in VARIANTS.items() if variant.uses_ground_truth)
 
 _TEXT_COLUMNS = ("key", "patient", "label", "prompts", "spatial_prompt", "attribute_prompt")
 _COUNT_COLUMNS = ("fold", "tp", "fp", "fn", "tn", "length_px")
@@ -99,7 +95,8 @@ class Arm:
 
     run: of its run. name: unique within the study. label: for people. given: the settings that
     its grid row states. cells: in order of fold.
-    sources: prompt sources that were evaluated, in the order of SOURCE_LABELS; empty if no cell is complete.
+    variants: the ways of evaluation that its run declares, by name, in the order in which they are shown.
+    sources: names of the variants that were evaluated, in that order; empty if no cell is complete.
     headline: the prompt source that the arm is judged by.
     threshold: on the probability map, above or at which a pixel counts as lesion; 0.5 in the paper (2.4).
     metrics: names of those that were chosen to be shown, in their order (`evaluate.metrics`).
@@ -115,6 +112,7 @@ class Arm:
     model: str
     given: dict[str, t.Any]
     cells: list[Cell]
+    variants: dict[str, Variant]
     sources: list[str]
     headline: str
     threshold: float
@@ -123,6 +121,14 @@ class Arm:
     tolerance: dict[str, float]
     generator_saw: frozenset[str]
     per_image: pd.DataFrame | None
+
+    def source_label(self, source: str) -> str:
+        """The name a prompt source is shown by; a model that only knows `none` takes no prompts at all."""
+        return "no prompts" if self.sources == ["none"] else self.variants[source].label
+
+    def uses_ground_truth(self, source: str) -> bool:
+        """Whether its conditions come from the mask to be predicted: then it never competes with honest figures."""
+        return self.variants[source].uses_ground_truth
 
     @property
     def complete_cells(self) -> list[Cell]:
@@ -208,7 +214,8 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         )
     cells = sorted((_read_cell(run_dir, run, entry) for entry in entries), key=lambda cell: cell.fold)
     frames = [cell.per_image for cell in cells if cell.per_image is not None]
-    sources = _common_sources(run_dir, cells)
+    variants = _variants(run)
+    sources = _common_sources(run_dir, cells, variants)
     _refuse_keys_in_two_folds(cells)
     return Arm(
         run=run,
@@ -217,6 +224,7 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         model=row.model,
         given=row.settings,
         cells=cells,
+        variants=variants,
         sources=sources,
         headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
@@ -244,9 +252,12 @@ def of_class(metric: str, mask_class: str) -> str:
     return f"{metric}:{mask_class}"
 
 
-def source_label(source: str, sources: list[str]) -> str:
-    """The name a prompt source is shown by; a model that only knows `none` takes no prompts at all."""
-    return "no prompts" if sources == ["none"] else SOURCE_LABELS[source]
+def _variants(run: RunRecord) -> dict[str, Variant]:
+    """Ways of evaluation by name: those of sentences, which older runs do not list, and those that the run declares."""
+    declared = [
+        Variant(name=each.name, label=each.label, uses_ground_truth=each.uses_ground_truth) for each in run.variants
+    ]
+    return {**VARIANTS, **{variant.name: variant for variant in declared}}
 
 
 def _read_run(folder: RunDir) -> RunRecord:
@@ -261,8 +272,8 @@ def _read_run(folder: RunDir) -> RunRecord:
         raise DataError(f"{folder.file}: no {', '.join(missing)}. {_OTHER_VERSION}")
     if run.kind not in KINDS:
         raise DataError(f"{folder.file}: {unknown_name('kind of run', run.kind, KINDS)} {_OTHER_VERSION}")
-    if run.prompts not in SOURCE_LABELS:
-        raise DataError(f"{folder.file}: {unknown_name('prompt source', run.prompts, SOURCE_LABELS)}")
+    if run.prompts not in _variants(run):
+        raise DataError(f"{folder.file}: {unknown_name('prompt source', run.prompts, _variants(run))}")
     return run
 
 
@@ -285,9 +296,11 @@ def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
         fold=cell.fold,
         hash=cell.hash or "",
         folder=folder,
-        per_image=None if reason else read_per_image(folder.per_image, cell.fold),
+        per_image=None if reason else read_per_image(folder.per_image, cell.fold, _variants(run)),
         calibration=None if reason else _read_calibration(folder.calibration),
-        external={} if reason else {name: read_per_image(folder.external_csv(name), cell.fold) for name in external},
+        external={}
+        if reason
+        else {name: read_per_image(folder.external_csv(name), cell.fold, _variants(run)) for name in external},
         reason=reason,
         curve=curve,
         step=done.step,
@@ -350,8 +363,11 @@ def _by_step(values: dict[int, float]) -> pd.Series:
     return pd.Series(values, dtype=float).sort_index()
 
 
-def read_per_image(path: Path, fold: int) -> pd.DataFrame:
-    """The per-image results of one cell. Raises: DataError with file, row and key on the first thing wrong."""
+def read_per_image(path: Path, fold: int, variants: Iterable[str]) -> pd.DataFrame:
+    """The per-image results of one cell, evaluated under some of `variants`.
+
+    Raises: DataError with file, row and key on the first thing wrong.
+    """
     # All as text first: pandas would turn key "001" into 1, and an empty prompt or a lesion called "NA" into NaN.
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -377,7 +393,7 @@ def read_per_image(path: Path, fold: int) -> pd.DataFrame:
     for column in PROB_COLUMNS:
         _read_numbers(path, frame, column, 0, 1, None)
     _refuse(path, frame, frame["fold"] != fold, f"the row is not of fold {fold}, whose cell this is")
-    _refuse(path, frame, ~frame["prompts"].isin(list(SOURCE_LABELS)), f"prompts is none of {', '.join(SOURCE_LABELS)}")
+    _refuse(path, frame, ~frame["prompts"].isin(list(variants)), f"prompts is none of {', '.join(variants)}")
     _refuse(path, frame, frame.duplicated(["key", "prompts"]), "the same key and prompts stand in an earlier row")
     _refuse_uneven_sources(path, frame)
     return frame
@@ -444,7 +460,7 @@ def _refuse_uneven_sources(path: Path, frame: pd.DataFrame) -> None:
         raise DataError(f"{path}: key {uneven[0]!r} lacks a row of some prompt source. {_EVALUATE_AGAIN}")
 
 
-def _common_sources(run_dir: RunDir, cells: list[Cell]) -> list[str]:
+def _common_sources(run_dir: RunDir, cells: list[Cell], variants: Iterable[str]) -> list[str]:
     found = {cell.name: set(cell.per_image["prompts"]) for cell in cells if cell.per_image is not None}
     if not found:
         return []
@@ -455,7 +471,7 @@ def _common_sources(run_dir: RunDir, cells: list[Cell]) -> list[str]:
                 f"{run_dir}: cell {first} was evaluated with prompts {', '.join(sorted(found[first]))}, cell {other} "
                 f"with {', '.join(sorted(found[other]))}. Delete the per_image.csv and DONE of one of them, run again."
             )
-    return [source for source in SOURCE_LABELS if source in found[first]]
+    return [source for source in variants if source in found[first]]
 
 
 def _common_classes(run_dir: RunDir, cells: list[Cell]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bushpc.errors import DataError
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
-from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, Run, read_run, source_label
+from bushpc.report.results import PROB_COLUMNS, Arm, Run, read_run
 from bushpc.sample import LABELS
 
 
@@ -29,7 +29,7 @@ class Entry(t.NamedTuple):
 
     @property
     def uses_ground_truth(self) -> bool:
-        return self.source in USES_GROUND_TRUTH
+        return self.arm.uses_ground_truth(self.source)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Study:
         """
         if len(self.arms) == 1:
             (arm,) = self.arms
-            return [Entry(arm, source, f"{arm.model}, {source_label(source, arm.sources)}") for source in arm.sources]
+            return [Entry(arm, source, f"{arm.model}, {arm.source_label(source)}") for source in arm.sources]
         evaluated = [arm for arm in self.arms if arm.sources]
         mixed = len({arm.headline for arm in evaluated}) > 1
         return [Entry(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
@@ -121,8 +121,8 @@ def _is_defined(name: str, rows: pd.DataFrame) -> bool:
 
 
 def _label(arm: Arm, mixed: bool) -> str:
-    says_source = mixed or arm.headline in USES_GROUND_TRUTH
-    return f"{arm.label}, {source_label(arm.headline, arm.sources)}" if says_source else arm.label
+    says_source = mixed or arm.uses_ground_truth(arm.headline)
+    return f"{arm.label}, {arm.source_label(arm.headline)}" if says_source else arm.label
 
 
 def study_of(run_dir: Path) -> Study:

@@ -14,7 +14,7 @@ import pandas as pd
 from bushpc.metrics.registry import IMAGE_METRICS, LABEL_METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import Cost, cost_of
-from bushpc.report.results import PROB_COLUMNS, USES_GROUND_TRUTH, Arm, of_class, source_label
+from bushpc.report.results import PROB_COLUMNS, Arm, of_class
 from bushpc.report.study import Entry, Study
 from bushpc.sample import LABELS
 
@@ -82,7 +82,7 @@ def _arm(study: Study, arm: Arm) -> dict[str, t.Any]:
         "headline": arm.headline,
         "threshold": arm.threshold,
         "sources": {
-            source: {"label": source_label(source, arm.sources), "uses_ground_truth": source in USES_GROUND_TRUTH}
+            source: {"label": arm.source_label(source), "uses_ground_truth": arm.uses_ground_truth(source)}
             for source in arm.sources
         },
         "images": {str(cell.fold): _images(cell.per_image) for cell in arm.complete_cells},
@@ -288,7 +288,7 @@ def _oracle_difference(study: Study, arm: Arm) -> dict[str, t.Any] | None:
     differences = stats.paired_differences(arm.rows("oracle"), arm.rows("first_pass"), study.image_metrics)
     found = stats.intervals(differences, _defined(differences, study.image_metrics))
     return {
-        "of": f"{source_label('oracle', arm.sources)} minus first_pass, per image",
+        "of": f"{arm.source_label('oracle')} minus first_pass, per image",
         "images": len(differences),
         "patients": int(differences["patient"].nunique()),
         "resamples": stats.BOOTSTRAP_RESAMPLES,

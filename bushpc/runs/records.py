@@ -315,11 +315,20 @@ class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     trained_on: list[dict[str, t.Any]] | None = None
 
 
+class VariantRecord(Record, kw_only=True, frozen=True):
+    """A way in which the run's models are evaluated, as `conditions.Variant` declares it."""
+
+    name: str
+    label: str
+    uses_ground_truth: bool = False
+
+
 class RunRecord(Record, kw_only=True, frozen=True):
     """`RunDir.file`, run.json.
 
-    created, command, commit: of the command that made it. prompts: the headline prompt source. shards: folder of the
-    dataset. versions: of the packages, at the last submission.
+    created, command, commit: of the command that made it. prompts: the headline prompt source. variants: the ways of
+    evaluation that its models declare; older runs have none, and only those of `conditions.VARIANTS`. shards: folder
+    of the dataset. versions: of the packages, at the last submission.
     """
 
     format: int = RUN_FORMAT
@@ -332,6 +341,7 @@ class RunRecord(Record, kw_only=True, frozen=True):
     data: str = ""
     excerpt: bool = False
     prompts: str = ""
+    variants: list[VariantRecord] = []
     shards: str = ""
     manifest_sha256: str = ""
     folds: FoldsRecord = FoldsRecord()

@@ -22,12 +22,12 @@ from torchmetrics.functional.classification import (
 )
 
 from bushpc.cell import run_cell
+from bushpc.conditions import VARIANTS
 from bushpc.conditions.sentences import FirstPass, SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.config import CellConfig, compose
 from bushpc.data.cache import resize
 from bushpc.dist import World
 from bushpc.models.xbusnet import XBusNet
-from bushpc.report.results import SOURCE_LABELS
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
 FOLD, SIZE, STEPS = 1, 64, 24
@@ -262,4 +262,4 @@ def test_the_file_is_there_only_when_the_evaluation_is_whole_and_then_it_is_the_
     capsys.readouterr()
     run_cell(unevaluated, World())
     assert (unevaluated / "per_image.csv").read_bytes() == (cell_dir / "per_image.csv").read_bytes()
-    assert f"images with prompts={SOURCE_LABELS['oracle']}: Dice" in capsys.readouterr().out
+    assert f"images with prompts={VARIANTS['oracle'].label}: Dice" in capsys.readouterr().out

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from bushpc.errors import DataError
+from bushpc.report.page import build_report
 from bushpc.report.results import Arm, read_run
+from bushpc.report.study import study_of
 
 
 def read_arm(path) -> Arm:
@@ -27,6 +29,23 @@ def test_a_fold_is_complete_only_with_both_its_results_and_its_mark(builder, row
         3: "CUDA out of memory",
         4: "not started",
     }
+
+
+def test_a_model_brings_its_own_ways_of_evaluation(builder, rows_with_dice) -> None:
+    builder.write_run_json(
+        prompts="detector",
+        variants=[
+            {"name": "detector", "label": "boxes of the detector", "uses_ground_truth": False},
+            {"name": "mask_box", "label": "boxes of the mask", "uses_ground_truth": True},
+        ],
+    )
+    builder.complete({0: rows_with_dice(0, {"mask_box": [0.9], "detector": [0.5]})})
+    found = study_of(builder.path)
+    assert [(entry.label.partition(", ")[2], entry.uses_ground_truth) for entry in found.entries] == [
+        ("boxes of the detector", False),
+        ("boxes of the mask", True),
+    ]
+    assert "boxes of the mask" in build_report(builder.path).html.read_text()
 
 
 def test_a_done_mark_without_results_is_not_believed(builder, rows_with_dice) -> None:
