@@ -128,13 +128,14 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
     """
     run = RunDir(run_dir)
     record = record or RunRecord.open(run)
-    jobs = {cell.name: read_job(run.cell(cell.name).job_note) for cell in record.cells}
+    folders = {entry.name: run.cell(entry.name) for entry in record.cells}
+    jobs = {name: read_job(folder.job_note) for name, folder in folders.items()}
     report_job = read_job(run.report_job)
-    open_jobs = [jobs[cell.name] for cell in record.cells if not run.cell(cell.name).done.exists()]
+    open_jobs = [jobs[name] for name, folder in folders.items() if not folder.done.exists()]
     if open_jobs or not report_is_current(run_dir):
         open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
     queue = job_states([job_of(note) for note in open_jobs if note and not note.ended])
-    cells = [_cell_status(run, cell, jobs[cell.name], queue) for cell in record.cells]
+    cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue) for entry in record.cells]
     return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job.job_id in queue))
 
 
@@ -265,8 +266,7 @@ def _is_known(executor: str) -> bool:
     return True
 
 
-def _cell_status(run: RunDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState]) -> CellStatus:
-    cell = run.cell(entry.name)
+def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState]) -> CellStatus:
     heartbeat = Heartbeat.read_valid(cell.heartbeat)
     state, phase, reason = _state(cell, job, queue, heartbeat)
     if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):

@@ -204,7 +204,7 @@ def read_attempts(cell_dir: Path | CellDir, heartbeat: Heartbeat | None = None) 
     by_number: dict[int, Attempt] = {}
     cell = CellDir(cell_dir)
     for line in _lines(cell.attempts):
-        attempt = Attempt.parse(_json(line))
+        attempt = Attempt.parse(_json(line)) if line else None
         if attempt:
             by_number.setdefault(attempt.number, attempt)
     running = Attempt.parse((Heartbeat.read_valid(cell.heartbeat) if heartbeat is None else heartbeat).attempt)
