@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -312,8 +313,13 @@ def _record(
     )
 
 
+def _plain(settings: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Without what only the reader of yaml needs: its numbers remember how they were typed."""
+    return dict(json.loads(json.dumps(settings)))
+
+
 def _grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
-    rows = [RowRecord(name=r.name, label=r.label, settings=r.settings, model=models[r.name]) for r in grid.rows]
+    rows = [RowRecord(name=r.name, label=r.label, settings=_plain(r.settings), model=models[r.name]) for r in grid.rows]
     return GridRecord(name=grid.name, title=grid.title, baseline=grid.baseline, rows=rows)
 
 
