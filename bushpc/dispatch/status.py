@@ -267,8 +267,9 @@ def _is_known(executor: str) -> bool:
 
 
 def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState]) -> CellStatus:
-    heartbeat = Heartbeat.read_valid(cell.heartbeat)
-    state, phase, reason = _state(cell, job, queue, heartbeat)
+    begun = cell.has_begun()
+    heartbeat = Heartbeat.read_valid(cell.heartbeat) if begun else Heartbeat()
+    state, phase, reason = _state(cell, job, queue, heartbeat, begun)
     if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
         state, reason = "stale", "done with other settings; submit again"
     is_link = cell.is_link()
@@ -290,8 +291,10 @@ def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: d
         rate=heartbeat.rate,
         node=heartbeat.node,
         restarts=heartbeat.restarts,
-        goodput=goodput(read_attempts(cell, heartbeat), cell.newest_step() if state in DEAD else None),
-        trained_in=trained_in(cell),
+        goodput=goodput(read_attempts(cell, heartbeat), cell.newest_step() if state in DEAD else None)
+        if begun
+        else None,
+        trained_in=trained_in(cell) if begun else "",
         reason=reason,
         log=job.log if job else "",
         job_id=job.job_id if job else "",
@@ -300,21 +303,22 @@ def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: d
 
 
 def _state(
-    cell: CellDir, job: JobNote | None, queue: dict[str, JobState], heartbeat: Heartbeat
+    cell: CellDir, job: JobNote | None, queue: dict[str, JobState], heartbeat: Heartbeat, begun: bool
 ) -> tuple[str, str, str]:
     """(state, phase, reason)."""
-    if cell.done.exists():
+    if begun and cell.done.exists():
         return "done", "", ""
+    failed = begun and cell.failed.exists()
     queued = queue.get(job.job_id) if job else None
     if job and queued:
         if queued.waiting:
             return "queued", "", queued.held
-        if job.packed and cell.failed.exists():  # the job goes on, with the cells that share it
+        if job.packed and failed:  # the job goes on, with the cells that share it
             return "failed", "", _first_line(cell.failed)
         if heartbeat.time < job.submitted:
             return "queued", "waiting", ""
         return "running", heartbeat.phase, ""
-    if cell.failed.exists():
+    if failed:
         return "failed", "", _first_line(cell.failed)
     if job and job.cancelled:
         return "stopped", "", f"job {job.job_id} was cancelled; `bushpc resume` goes on"

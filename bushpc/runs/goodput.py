@@ -207,9 +207,12 @@ def read_attempts(cell_dir: Path | CellDir, heartbeat: Heartbeat | None = None) 
         attempt = Attempt.parse(_json(line)) if line else None
         if attempt:
             by_number.setdefault(attempt.number, attempt)
-    running = Attempt.parse((Heartbeat.read_valid(cell.heartbeat) if heartbeat is None else heartbeat).attempt)
-    if running:
-        by_number.setdefault(running.number, running)
+    latest = (Heartbeat.read_valid(cell.heartbeat) if heartbeat is None else heartbeat).attempt
+    number = latest.get("number") if isinstance(latest, dict) else None
+    if not (isinstance(number, int) and number in by_number):  # else it has ended, and its line is read
+        running = Attempt.parse(latest)
+        if running:
+            by_number.setdefault(running.number, running)
     return [by_number[number] for number in sorted(by_number)]
 
 

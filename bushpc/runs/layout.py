@@ -224,6 +224,13 @@ class CellDir(_Folder):
     def is_link(self) -> bool:
         return self.path.is_symlink()
 
+    def has_begun(self) -> bool:
+        """Whether anything but a submission has written here: one look instead of one per file."""
+        try:
+            return not {"config.yaml", "job.json"}.issuperset(os.listdir(self.path))
+        except OSError:
+            return False
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"

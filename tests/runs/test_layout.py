@@ -56,3 +56,14 @@ def test_runs_beside_a_run_are_found_by_their_file(tmp_path):
     for name in ("b", "a"):
         RunDir(tmp_path / name).file.touch()
     assert [run.name for run in RunDir(tmp_path / "a").neighbours()] == ["a", "b"]
+
+
+def test_a_cell_has_begun_once_anything_but_its_submission_is_there(tmp_path):
+    cell = CellDir(tmp_path / "cell")
+    assert not cell.has_begun()
+    cell.path.mkdir()
+    for path in (cell.config, cell.job_note):
+        path.touch()
+        assert not cell.has_begun()
+    cell.lease(1).touch()
+    assert cell.has_begun()
