@@ -54,6 +54,8 @@ QUEUE_S = 2.0
 SAY_S = 20.0
 # Processes of a job that has just ended may be on their way out.
 SETTLE_S = 10.0
+# A process's start is known to a clock tick, and the next start may follow at once.
+TICK_S = 0.05
 END_S = 120.0
 COMPETITOR_S = 5
 PREEMPT_S = 300.0
@@ -221,7 +223,7 @@ def disturb(run: Run, how: str) -> Outcome:
         run.submit()
     first = run.until(lambda: run.first_sign(before, len(logged)), "the first step after it")
     started = site.started(ended or since)
-    orphans = [process for process in site.processes(run) if process.started < (ended or since)]
+    orphans = [process for process in site.processes(run) if process.started < (ended or since) - TICK_S]
     reached, resumed = max((step for step, _ in logged), default=0), run.resumed_from
     outcome = Outcome(
         how=how,
