@@ -14,7 +14,6 @@ import typing as t
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from bushpc.conditions.base import Condition, Draw, Scan, Shown
 from bushpc.errors import DataError
@@ -73,6 +72,8 @@ def centroid(mask_HW: np.ndarray) -> tuple[float, float]:
 
 def largest_component(mask_HW: np.ndarray) -> np.ndarray:
     """The largest 8-connected component of a boolean map; the first in reading order among equals."""
+    from scipy import ndimage  # every command imports this module, and scipy takes half a second
+
     labels, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
     if count <= 1:
         return mask_HW
