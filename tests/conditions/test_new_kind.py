@@ -12,7 +12,8 @@ import torch
 from bushpc.cell import build_model
 from bushpc.conditions import Condition, Variant
 from bushpc.config import CellConfig, ModelConfig, compose, config_class
-from bushpc.data.loader import FoldData, training_batches
+from bushpc.data.batches import training_batches
+from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.errors import ConfigError
 from bushpc.evaluate.evaluate import Predicting, evaluate
