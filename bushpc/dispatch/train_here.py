@@ -60,10 +60,10 @@ def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
     with StopFlag() as stop:
         if "RANK" in os.environ:
             end_with_parent(signal.SIGTERM)  # torchrun dies of USR2, and its ranks would live on
+        atexit.register(end_quickly)
         # Not earlier: it imports torch, which takes seconds in which a stop signal would go unheard.
         from bushpc.dist import World, leave
 
-        atexit.register(end_quickly)
         world = World.from_environment(this_step())
         try:
             status = _train(world, overrides, run_file, stop)

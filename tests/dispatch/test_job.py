@@ -270,6 +270,19 @@ def test_a_batch_shell_that_is_told_to_end_waits_for_its_ranks_and_then_asks(tmp
     assert out.splitlines() == ["-m", "bushpc.dispatch.requeue", "75", str(run_dir)]
 
 
+def test_a_job_ends_with_its_own_words_and_status_and_no_report_of_leaks():
+    code = (
+        "import atexit, sys\n"
+        "from bushpc.dispatch.job import end_quickly\n"
+        "atexit.register(end_quickly)\n"
+        "import torchvision\n"  # brings triton, whose objects nanobind would report
+        "print('why it stopped', file=sys.stderr)\n"
+        "raise SystemExit(75)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stderr) == (75, "why it stopped\n")
+
+
 def gloo_error() -> RuntimeError:
     return RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:21344")
 
