@@ -188,7 +188,7 @@ def assert_same(ours: list, theirs: list) -> None:
 
 
 def test_folder_pipe_and_http_stream_the_same_batches(opened, packed, server):
-    sources = (f"{packed}/", f"file://{packed}/", f"'pipe:cat {packed}/'", server.url)
+    sources = (f"{packed}/", f"file://{packed}/", f"pipe:cat {packed}/", server.url)
     whole = [of_rank(*opened(f"data.stream={source}", "train.iterations=2")) for source in sources]
     for other in whole[1:]:
         assert_same(whole[0], other)
@@ -247,13 +247,14 @@ def test_batches_do_not_depend_on_loader_workers(opened, packed):
 
 
 def test_a_sample_has_the_pixels_and_prompts_that_the_indexed_loader_gives_it_in_that_epoch(opened, packed):
-    cell, data = opened(f"data.root={packed}", "train.iterations=9", "train.batch_size=8")
+    reads_prompts = ("model=xbusnet_small", "train.iterations=9")
+    cell, data = opened(f"data.root={packed}", *reads_prompts)
     indexed = {}
     for batch in training_batches(cell, data, World(), 0):
         for i, key in enumerate(batch.keys):
             indexed[batch.epochs[i], key] = (batch, i)
     compared = 0
-    for batch in of_rank(*opened(f"data.stream={packed}/", "train.iterations=9")):
+    for batch in of_rank(*opened(f"data.stream={packed}/", *reads_prompts)):
         for i, key in enumerate(batch.keys):
             if (batch.epochs[i], key) in indexed:
                 other, j = indexed[batch.epochs[i], key]
@@ -335,7 +336,7 @@ def test_transfers_that_break_off_are_begun_again_and_nothing_is_lost(opened, pa
 
 
 def test_a_command_that_fails_is_named_with_its_status(opened):
-    cell, data = opened("data.stream='pipe:exit 3; '", "loader.lanes=1")
+    cell, data = opened("data.stream=pipe:exit 3; ", "loader.lanes=1")
     with pytest.raises(DataError, match="the command that reads it ended with status 3"):
         of_rank(cell, data)
 
@@ -404,7 +405,7 @@ def test_an_image_that_is_no_png_is_named_though_its_tar_is_what_the_manifest_sa
 
 
 def test_no_shell_sees_a_shard_name_that_could_be_a_command(opened, tmp_path):
-    cell, data = opened("data.stream='pipe:cat '")
+    cell, data = opened("data.stream=pipe:cat ")
     owned = tmp_path / "owned"
     evil = f"x;touch {owned}"
     manifest = Manifest(
@@ -449,7 +450,7 @@ def test_closing_ends_a_command_that_hangs_and_all_that_it_started(opened, packe
     # The first shard comes; the second one's command waits for ever, in a pipeline of two processes.
     seconds = f"98765{tmp_path.stat().st_ino}{workers}"
     hanging = f"pipe:mkdir {tmp_path}/first 2> /dev/null || sleep {seconds} | cat; cat {packed}/"
-    overrides = (f"data.stream='{hanging}'", "loader.lanes=1", "train.batch_size=1", f"loader.workers={workers}")
+    overrides = (f"data.stream={hanging}", "loader.lanes=1", "train.batch_size=1", f"loader.workers={workers}")
     before = children()
     batches = training_batches(*opened(*overrides), World(), 0)
     next(batches)
@@ -489,7 +490,7 @@ def test_lanes_determine_the_result_of_a_stream_and_its_address_does_not(opened)
 def test_a_local_prefix_is_made_absolute_as_jobs_run_elsewhere(opened, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert opened("data.stream=tars/")[0].data.stream == f"{tmp_path}/tars/"
-    assert opened("data.stream='pipe:cat tars/'")[0].data.stream == "pipe:cat tars/"
+    assert opened("data.stream=pipe:cat tars/")[0].data.stream == "pipe:cat tars/"
 
 
 def test_cells_are_made_from_manifest_and_folds_alone_once_the_first_shard_answers(opened, packed, server):
