@@ -576,7 +576,7 @@ class Site:
                 break
             time.sleep(POLL_S)
         raise DispatchError(
-            f"a job with the options `{self.preempt_with}` preempted nothing: give options with which you may preempt, "
+            f"`{self.preempt_with}` preempted nothing: give options with which you may preempt, "
             "such as a partition of higher tier and --exclusive"
         )
 

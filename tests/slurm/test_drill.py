@@ -60,9 +60,9 @@ def test_every_disturbance_is_survived_and_no_job_is_left(slurm, words, tmp_path
 
 def test_a_competitor_that_preempts_nothing_is_reported(slurm, words, capsys, monkeypatch):
     monkeypatch.setattr(drill_module, "SECONDS_EACH", 0.5)
-    monkeypatch.setattr(drill_module, "SLURM_WAYS", ())
+    monkeypatch.setattr(drill_module, "QUEUE_WAYS", ())
     assert main(["drill", "--preempt-with=--partition=low", *words]) == 1
-    assert "BROKEN: preemption `sbatch --partition=low` preempted nothing" in capsys.readouterr().out
+    assert "BROKEN: preemption `--partition=low` preempted nothing" in capsys.readouterr().out
     slurm.until(lambda: not drills(slurm))
 
 

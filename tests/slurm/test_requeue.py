@@ -91,7 +91,7 @@ def submit(slurm, tmp_path) -> Callable[..., Path]:
             (run_dir / "cells" / name).mkdir(parents=True)
             (run_dir / "cells" / name / "plan.json").write_text(json.dumps({"steps": 10, **plan}))
         (run_dir / "names.json").write_text(json.dumps(list(plans)))
-        (run_dir / "run.json").write_text(json.dumps({"cells": [{"name": name} for name in plans]}))
+        (run_dir / "run.json").write_text(json.dumps({"cells": [{"name": name, "fold": 0} for name in plans]}))
         site = {"executor": "slurm", "nodes": 2, "time_min": 10, "setup": [f"export PYTHONPATH={stand_in}"], **settings}
         queue_cells(run_dir, dict.fromkeys(plans, ClusterConfig(**{**site, "setup": tuple(site["setup"])})))
         return run_dir
