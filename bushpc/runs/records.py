@@ -288,7 +288,7 @@ class RowRecord(Record, kw_only=True, frozen=True):
 
     name: str
     label: str = ""
-    settings: dict[str, t.Any] = {}
+    settings: dict[str, t.Any]
     model: str = ""
 
 
