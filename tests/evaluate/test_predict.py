@@ -261,7 +261,7 @@ def test_a_bad_image_is_listed_skipped_and_tried_again(run, folder, tmp_path, im
     (folder / "bad.png").write_text("no picture")
     status, said = run(folder, tmp_path / "out")
     assert status == 3
-    assert "bad.png rejected: no PNG image" in said
+    assert "bad.png rejected: not a PNG image" in said
     rows = {row["file"]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert (rows["bad.png"]["status"], len(rows)) == ("rejected", 5)
     Image.fromarray(next(iter(images.values()))).save(folder / "bad.png")
