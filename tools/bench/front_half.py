@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 from common import ROOT, machine, write_result
 
 SANDBOX = [str(ROOT / "tools" / "slurm_sandbox")]
+COMMANDS = ("five folds", "grid", "status", "help", "status of two cells", "report", "audit")
 # Imports what an earlier process of the same command had imported in the end, then times the command.
 DRIVER = """
 import contextlib, importlib, io, json, sys, time
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--cells", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=list(COMMANDS), choices=COMMANDS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     trees = {commit(tree): tree.resolve() for tree in (arguments.base, arguments.other)}
@@ -71,7 +74,9 @@ def main() -> None:
                 subprocess.run(["scontrol", "update", f"partition={name}", "state=down"], check=True)
             for repeat in range(arguments.repeats):
                 for name, tree in trees.items():
-                    one_round(Path(folder), name, tree, arguments.cells, repeat, found[name], torch[name])
+                    one_round(
+                        Path(folder), name, tree, arguments.cells, repeat, found[name], torch[name], arguments.only
+                    )
                     print(f"round {repeat + 1}, {name}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
         finally:
             subprocess.run([*SANDBOX, "down", *where], check=True)
@@ -83,7 +88,14 @@ def main() -> None:
 
 
 def one_round(
-    folder: Path, name: str, tree: Path, cells: int, repeat: int, found: dict[str, list[float]], torch: dict[str, bool]
+    folder: Path,
+    name: str,
+    tree: Path,
+    cells: int,
+    repeat: int,
+    found: dict[str, list[float]],
+    torch: dict[str, bool],
+    only: list[str],
 ) -> None:
     """Every command once in one tree."""
     mine = folder / name
@@ -98,7 +110,7 @@ def one_round(
     five = ["cv", "model=xbusnet_small", "data=phantom", "name=five", *settings]
     many = ["grid", f"grid={grid}", "name=grid", *settings]
     old = mine / "old"
-    timed = {
+    timed = {  # as in COMMANDS
         "five folds": (five, True),
         "grid": (many, True),
         "status": (["status", f"{runs}/whole/grid"], False),
@@ -107,21 +119,29 @@ def one_round(
         "report": (["report", f"{old}/runs/sam"], False),
         "audit": (["audit", f"{old}/runs/text"], False),
     }
-    for what, (words, submits) in timed.items():
+    for what in only:
+        words, submits = timed[what]
         known = mine / f"modules-{what.replace(' ', '-')}.json"
         if not known.exists():
             driven(tree, known, [*words, f"runs_dir={mine}/first"] if submits else words)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), processor_seconds()
         whole = [*words, f"runs_dir={runs}/whole"] if submits else words
         # Status of a run that is not done ends with 1.
         run(tree, [sys.executable, "-m", "bushpc.cli", *whole], allowed=(0,) if submits else (0, 1))
         found.setdefault(f"{what}, whole", []).append(time.perf_counter() - began)
+        found.setdefault(f"{what}, whole, processor time", []).append(processor_seconds() - worked)
         said = driven(tree, known, [*words, f"runs_dir={runs}/beyond"] if submits else words)
         found.setdefault(f"{what}, beyond imports", []).append(said["seconds"])
         torch[what] = said["torch"]
     subprocess.run(["scancel", "--state=PENDING", "--partition=low"], check=True)
     subprocess.run(["scancel", "--state=PENDING", "--partition=high"], check=True)
     shutil.rmtree(mine / "first", ignore_errors=True)
+
+
+def processor_seconds() -> float:
+    """Of all commands so far; a busy machine changes it less than the time by the clock."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def driven(tree: Path, known: Path, words: list[str]) -> dict[str, t.Any]:
