@@ -28,6 +28,7 @@ from bushpc.losses.label import labelled_cross_entropy
 from bushpc.losses.overlap import bce_loss, soft_dice_loss
 from bushpc.models.base import Model
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from bushpc.nn.uncompiled import not_compiled
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
 if t.TYPE_CHECKING:  # timm takes seconds to import, and the login node does without
@@ -392,7 +393,7 @@ class FrozenEncoder:
             self.net = build_encoder(config, weights_dir)
         self.net.requires_grad_(False).eval()
 
-    @torch.compiler.disable  # it moves between devices
+    @not_compiled  # it moves between devices
     @torch.no_grad()
     def __call__(self, image_BCHW: torch.Tensor, normalize: Normalize) -> dict[str, torch.Tensor]:
         """The features, in the type of autocast where it is on, laid out alike: a store makes no difference."""

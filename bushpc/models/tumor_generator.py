@@ -34,6 +34,7 @@ from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.files import EXPORT_FILE, read_json
 from bushpc.models.base import Model
+from bushpc.nn.uncompiled import not_compiled
 from bushpc.sample import Batch, Losses, Prediction
 
 if t.TYPE_CHECKING:  # these take seconds to import, and the login node does without
@@ -313,7 +314,7 @@ class TumorGenerator(Model):
         return {"moments": self._moments(image_BCHW)}
 
     # Not compiled: a frozen VAE moves between devices.
-    @torch.compiler.disable
+    @not_compiled
     @torch.no_grad()
     def _moments(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_BCHW.device.type, enabled=False):
@@ -417,7 +418,7 @@ class TumorGenerator(Model):
             errors_B += (predicted - noise).square().mean(dim=(1, 2, 3))
         return Prediction(scores={"denoising_mse": errors_B / SCORE_DRAWS})
 
-    @torch.compiler.disable
+    @not_compiled
     @torch.no_grad()
     def generate(self, mask_BHW: torch.Tensor, captions: list[str], seeds: list[int]) -> torch.Tensor:
         """B images by mask and caption, B x 3 x S x S, float32 in [0, 1], on the model's device.
@@ -611,7 +612,7 @@ class TextEncoder(Frozen):
         self._known: dict[str, torch.Tensor] = {}
 
     # Not compiled: which captions are new depends on the start.
-    @torch.compiler.disable
+    @not_compiled
     def __call__(self, captions: list[str], device: torch.device) -> torch.Tensor:
         """e of B captions: the last hidden states, B x 77 x D, float32, on `device`."""
         for caption in dict.fromkeys(captions):

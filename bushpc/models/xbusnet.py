@@ -31,6 +31,7 @@ from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.nn.encoder import feature_channels, feature_extractor
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from bushpc.nn.uncompiled import not_compiled
 from bushpc.sample import Batch, Losses, Prediction
 
 CLIP_VIT_B16 = WeightFile(
@@ -347,7 +348,7 @@ class TextEncoder:
         self._raw: dict[str, torch.Tensor] = {}
 
     # Not compiled: there would be a graph for each sentence, and which were compiled would depend on the start.
-    @torch.compiler.disable
+    @not_compiled
     def __call__(self, prompts: list[str], device: torch.device) -> torch.Tensor:
         """The embeddings of B sentences, B x E, float32, on `device`."""
         for prompt in dict.fromkeys(("", *prompts)):

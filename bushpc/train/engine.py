@@ -29,6 +29,7 @@ from bushpc.dist import World, join, share_buffers
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
 from bushpc.nn.recompute import recompute
+from bushpc.nn.uncompiled import leave_out_of_graphs
 from bushpc.runs.checkpoint import Checkpoint
 from bushpc.sample import Batch, Losses
 from bushpc.train.optim import Average, adamw
@@ -78,6 +79,7 @@ class Engine:
         if self.config.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.config.compile:
+            leave_out_of_graphs()
             model.compile()
         if self.config.kind == "ddp":
             self._ranks: _Ddp | _Zero = _Ddp(cell, world, model)
