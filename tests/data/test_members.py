@@ -66,14 +66,14 @@ def test_balance_draws_rare_labels_about_as_often():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), 70),  # train.iterations
+        (("train.iterations=70",), 70),
         (("train.epochs=3",), 8),  # 3 x 20 samples in batches of 8
         (("train.epochs=3", "train.balance=true"), 12),  # 15 benign and 3 x 5 malignant
         (("train.epochs=3", "train.holdout=0.2", "train.stop_patience=2"), 6),  # 3 benign and 1 malignant held out
     ],
 )
 def test_epochs_are_counted_in_steps(words, expected):
-    config = compose(["model=unet_small", "data=phantom", "train.iterations=70", "train.batch_size=8", *words])
+    config = compose(["model=unet_small", "data=phantom", "train.batch_size=8", *words])
     members = fold_of(config, scans(*["benign"] * 15, *["malignant"] * 5))
     assert members.steps(config.train) == expected
 

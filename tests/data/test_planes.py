@@ -154,8 +154,8 @@ def test_a_model_gets_floats_of_them(classes, tmp_path):
 
 def test_normal_scans_train_and_validate_where_data_normals_asks(phantom_folder, tmp_path):
     """All are in one part of a fold or the other; a size bin is of lesions, so they change none."""
-    _, without = open_cell(phantom_folder, tmp_path)
-    cell, data = open_cell(phantom_folder, tmp_path, "data.normals=true")
+    _, without = open_cell(phantom_folder, tmp_path, "model=xbusnet_small")  # it reads the sentences compared below
+    cell, data = open_cell(phantom_folder, tmp_path, "model=xbusnet_small", "data.normals=true")
     normal = {record.key for record in data.manifest.records if record.label == "normal"}
     assert len(normal) == 4
     held = [{record.key for record in part} for part in (data.train, data.validation)]

@@ -42,7 +42,7 @@ def test_a_key_is_a_path_without_its_suffix(tmp_path):
         ("file,shape\na.png,oval\na.png,round\n", "line 3: file 'a.png' a second time"),
         ("key,shape\nsub/b,oval\n", "is one of sub/b.png, sub/b.jpg: use a column `file`"),
         ("file,pixel_mm\na.png,wide\n", "line 2: pixel_mm 'wide'"),
-        ("file,pixel_mm\na.png,-1\n", "above 0"),
+        ("file,pixel_mm\na.png,-1\n", "millimetres from 0.0001 to 100"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_its_line(tmp_path, text, said):

@@ -143,7 +143,7 @@ def test_scans_that_were_trained_on_or_made_up_are_no_test(phantom_folder, synth
         plan(synthetic_folder)
     shutil.copytree(far, tmp_path / "classes")
     dataclasses.replace(Manifest.load(far), mask_classes=["disc", "cup"]).save(tmp_path / "classes")
-    with pytest.raises(DataError, match="has the mask classes disc, cup, and phantom has lesion"):
+    with pytest.raises(DataError, match="has the mask classes disc, cup, but phantom has lesion"):
         plan(tmp_path / "classes")
 
 

@@ -107,7 +107,7 @@ def test_only_the_main_rank_opens_a_tool(tmp_path):
 def test_a_tool_that_is_unknown_or_not_installed_is_refused_on_the_login_node(monkeypatch):
     with pytest.raises(ConfigError, match=r"unknown tool in train\.track 'wandbb'; did you mean 'wandb'"):
         compose(["data=phantom", "train.track=[wandbb]"])
-    monkeypatch.setattr("bushpc.config.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train.track names wandb, .* pip install 'bushpc\[wandb\]'"):
         compose(["data=phantom", "train.track=[wandb]"])
     assert compose(["data=phantom", "train.track=[]"]).train.track == ()
