@@ -152,7 +152,7 @@ def test_a_grid_is_used_by_its_row_also_where_another_run_trained_the_cell(train
     grid = tmp_path / "grid"
     (grid / "cells").mkdir(parents=True)
     content = json.loads((trained.run / "run.json").read_text())
-    content["grid"] = {"rows": [{"name": "full"}, {"name": "bare"}]}
+    content["grid"] = {"rows": [{"name": "full", "settings": {}}, {"name": "bare", "settings": {}}]}
     content["cells"] = [
         {"name": f"{row}-fold0", "fold": 0, "row": row, "hash": content["cells"][0]["hash"]} for row in ("full", "bare")
     ]

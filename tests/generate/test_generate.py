@@ -286,7 +286,7 @@ def as_another(adapter: Path, folder: Path, data: str | None = None, **content: 
 
 def test_the_adapters_fold_and_row_are_chosen_by_words_of_their_own(adapter, generator_run, tmp_path, capsys):
     one = as_another(adapter, tmp_path / "one")
-    grid = as_another(adapter, tmp_path / "grid", grid={"rows": [{"name": "rank8"}]})
+    grid = as_another(adapter, tmp_path / "grid", grid={"rows": [{"name": "rank8", "settings": {}}]})
     several = write_done_run(tmp_path / "several", generator_run, 3, "")
     run = json.loads((several / "run.json").read_text())
     (several / "run.json").write_text(json.dumps({"cells": run["cells"][1:]}))
