@@ -10,7 +10,7 @@ import importlib
 import time
 import typing as t
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,17 +23,17 @@ from bushpc.data.loader import FoldData
 from bushpc.data.mixture import PREFIX
 from bushpc.dist import World, any_rank, barrier, from_main, from_main_or_raise, leave, seed_everything
 from bushpc.errors import ResumeError
-from bushpc.evaluate.evaluate import Predicting, evaluate, tuning_loss, validation_metrics
+from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate, tuning_loss, validation_metrics
 from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
-from bushpc.metrics.registry import METRICS
 from bushpc.models.base import Model
 from bushpc.runs import checkpoint
-from bushpc.runs.checkpoint import Checkpoint, Retention, Saver, frozen_parameters
+from bushpc.runs.checkpoint import Checkpoint, frozen_parameters
 from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import Lease, StoppedWaiting
 from bushpc.runs.records import DoneRecord
+from bushpc.train.context import CellContext
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Job, Stopped, train
@@ -43,46 +43,6 @@ from bushpc.train.preempt import StopFlag
 from bushpc.train.take_over import take_over
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
-
-
-@dataclass(frozen=True)
-class CellContext:
-    """What every part of a cell's work needs. alive: tells the watchdog. lease: of rank 0 alone."""
-
-    cell: CellConfig
-    dir: CellDir
-    world: World
-    tracker: Tracker
-    stop: StopFlag
-    alive: Callable[[str], None]
-    lease: Lease | None
-    data: FoldData
-
-    def still_alive(self, where: str) -> None:
-        """Tell watchdog and heartbeat."""
-        self.alive(where)
-        self.tracker.alive()
-
-    def keep_going(self) -> bool:
-        """Whether decoding may go on."""
-        self.still_alive("decoding images")
-        return not self.stop
-
-    def predicting(self, device: torch.device, autocast: Callable[[], t.ContextManager[t.Any]]) -> Predicting:
-        """How predictions are made in this cell."""
-        return Predicting(device=device, autocast=autocast, stop=lambda: bool(self.stop), alive=self.still_alive)
-
-    def saver(self) -> Saver:
-        """Writes checkpoints as long as the lease holds."""
-        config = self.cell.train
-        rule = Retention(
-            keep=config.keep,
-            every=config.keep_every,
-            best=config.keep_best,
-            more=config.keep_best is None or METRICS[config.keep_best].more_is_better,
-        )
-        check = self.lease.check if self.lease else lambda: None
-        return Saver(self.dir.checkpoints, rule, check, self.tracker.say)
 
 
 def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None) -> Stopped | None:
@@ -154,15 +114,14 @@ def _work(at: CellContext) -> Stopped | None:
         f"{type(model).__name__}: {engine.parameters:,} parameters, {trained:,} trained; {_images(data)}; "
         f"{engine.facts}; code {Path(__file__).parent}"
     )
-    how = at.predicting(engine.device, engine.autocast)
 
     def validate() -> dict[str, float] | None:
         with engine.predictor() as current:
-            return validation_metrics(cell, current, data, how, at.world)
+            return validation_metrics(evaluation(at, current, engine.device, engine.autocast))
 
     def tune() -> float | None:
         with engine.predictor() as current:
-            return tuning_loss(cell, current, data, how, at.world)
+            return tuning_loss(evaluation(at, current, engine.device, engine.autocast))
 
     if not cell.data.stream:
         decode(cell, data, at.keep_going, tracker.say)
@@ -190,7 +149,7 @@ def _work(at: CellContext) -> Stopped | None:
     if isinstance(ended, Stopped):
         return ended
     with engine.predictor() as final:
-        return score(at, final, ended, how)
+        return score(at, evaluation(at, final, engine.device, engine.autocast), ended)
 
 
 def _validate_as_owed(at: CellContext, step: int, validate: Callable[[], dict[str, float] | None]) -> None:
@@ -216,13 +175,11 @@ def _work_of_its_own_trainer(at: CellContext) -> Stopped | None:
     model = build_model(cell)
     resumed, _ = resume(at)
     with at.saver() as saver:
-        ended = importlib.import_module(trainer).train(
-            cell, model, at.data, at.dir, resumed, saver, at.tracker, at.stop, at.still_alive
-        )
+        ended = importlib.import_module(trainer).train(at, model, resumed, saver)
     if isinstance(ended, Stopped):
         return ended
     device = torch.device(cell.engine.device)
-    return score(at, model.to(device), ended, at.predicting(device, contextlib.nullcontext))
+    return score(at, evaluation(at, model.to(device), device, contextlib.nullcontext), ended)
 
 
 def resume(at: CellContext) -> tuple[Checkpoint | None, int]:
@@ -246,16 +203,24 @@ def resume(at: CellContext) -> tuple[Checkpoint | None, int]:
     return found, start
 
 
-def score(at: CellContext, model: Model, step: int, how: Predicting) -> Stopped | None:
+def evaluation(
+    at: CellContext, model: Model, device: torch.device, autocast: Callable[[], t.ContextManager[t.Any]]
+) -> Evaluation:
+    """The cell's data with these weights, to be scored. autocast: opens the context of the precision."""
+    how = Predicting(device=device, autocast=autocast, stop=lambda: bool(at.stop), alive=at.still_alive)
+    return Evaluation(at.cell, model, at.data, how, at.world, at.tracker.say)
+
+
+def score(at: CellContext, what: Evaluation, step: int) -> Stopped | None:
     """Evaluate the weights of `step` and write DONE; Stopped if a stop signal came before."""
-    cell, data, tracker = at.cell, at.data, at.tracker
+    tracker = at.tracker
     tracker.phase("evaluating", step)
     with tracker.spending("evaluate"):
-        rows = evaluate(cell, model, data, at.dir, step, how, at.world, tracker.say)
-        if rows is not None and not evaluate_external(cell, model, data, at.dir, step, how, at.world, tracker.say):
+        rows = evaluate(what, at.dir, step)
+        if rows is not None and not evaluate_external(what, at.dir, step):
             rows = None
         if rows is not None and at.world.is_main:
-            explain(cell, model, data, at.dir, how, tracker.say)
+            explain(what, at.dir.explain)
     if rows is None:
         tracker.phase("stopped", step)
         return Stopped(step=step, signal_name=at.stop.signal_name or "a signal on another rank")
@@ -266,9 +231,9 @@ def score(at: CellContext, model: Model, step: int, how: Predicting) -> Stopped 
         done = DoneRecord(
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             step=step,
-            config=cell.hash,
+            config=at.cell.hash,
             rows=len(rows),
-            parameters=model.parameter_count(),
+            parameters=what.model.parameter_count(),
         )
         done.write(at.dir.done)
         forget(at.dir)

@@ -26,6 +26,19 @@ def label_index(label: str) -> int:
     return -1 if label == UNLABELLED else LABELS.index(label)
 
 
+class LabelledScan(t.Protocol):
+    """What tells samples apart and divides them into folds: a manifest's Record has it, and a row of folds.csv."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def patient(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One scan as its publisher means it, with every oddity of the publisher's files already resolved.

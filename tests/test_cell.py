@@ -281,7 +281,8 @@ def lines_of(cell_dir: Path, kind: str) -> list[dict]:
 def test_a_plateau_and_an_early_stop_come_at_the_same_steps_however_often_a_run_was_preempted(make_cell, monkeypatch):
     losses = {3: 1.0, 6: 0.5, 9: 0.7, 12: 0.4, 15: 0.5, 18: 0.6}
 
-    def measured(cell, *_) -> float:
+    def measured(at) -> float:
+        cell = at.cell
         return losses[lines_of(Path(cell.runs_dir) / cell.name / "cells" / "fold0", "train")[-1]["step"]]
 
     monkeypatch.setattr("bushpc.cell.tuning_loss", measured)

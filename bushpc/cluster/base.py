@@ -15,6 +15,7 @@ import importlib
 import os
 import pkgutil
 import subprocess
+import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from bushpc.cluster.checks import Check
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
+    import submitit
+
     from bushpc.config import ClusterConfig
 
 # A busy controller of a large site may take this long to answer.
@@ -71,16 +74,16 @@ class JobRequest:
     """What `Cluster.submit` is asked for.
 
     name: of the job. work: one picklable callable per job; several become one array where the cluster has arrays.
-    run_dir: the folder that jobs run in; its `jobs/` takes scripts, pickles and logs. setup: shell lines before the
-    ranks start. at_end: a command that the batch shell runs when the ranks have ended, with their exit status added
-    as its last but one word; only where `requeues`. after: ids of jobs that have to end first; only where `waits`.
-    lead_s: seconds before the time limit at which the job is told; None takes the profile's. takes_place: False for a
-    small job that need not wait until the machine has room.
+    folder: takes scripts, pickles and logs. setup: shell lines before the ranks start. at_end: a command that the batch
+    shell runs when the ranks have ended, with their exit status added as its last but one word; only where `requeues`.
+    after: ids of jobs that have to end first; only where `waits`. lead_s: seconds before the time limit at which the
+    job is told; None takes the profile's. takes_place: False for a small job that need not wait until the machine has
+    room.
     """
 
     name: str
     work: Sequence[Callable[[], t.Any]]
-    run_dir: Path
+    folder: Path
     profile: ClusterConfig
     setup: Sequence[str]
     at_end: Sequence[str] = ()
@@ -344,6 +347,23 @@ def ask(*command: str, timeout: float = ANSWERS_S) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise DispatchError(f"`{' '.join(command)}` failed: {error}") from error
     return answer.stdout
+
+
+def submit_all(executor: submitit.Executor, work: Sequence[Callable[[], t.Any]], name: str, refused: str) -> list[Job]:
+    """Submit through one of submitit's executors: several pieces of work as one array, where it has arrays.
+
+    name: of the backend, for the jobs. Raises: DispatchError, which begins with `refused`.
+    """
+    with clean_environment():
+        try:
+            with executor.batch():
+                jobs = [executor.submit(each) for each in work]
+        except Exception as error:  # submitit raises its own, subprocess's and plain exceptions alike
+            raise DispatchError(f"{refused}: {error}") from error
+    return [
+        Job(id=job.job_id, executor=name, log=str(job.paths.folder / f"{job.job_id}_0_log.out"), submitted=time.time())
+        for job in jobs
+    ]
 
 
 @contextlib.contextmanager

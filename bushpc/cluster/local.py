@@ -20,9 +20,10 @@ import tempfile
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bushpc.cluster.base import Cluster, Job, JobRequest, JobState, clean_environment
+from bushpc.cluster.base import Cluster, Job, JobRequest, JobState, submit_all
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import resources, tasks_per_node
 from bushpc.errors import ConfigError, DispatchError
@@ -50,25 +51,10 @@ class LocalCluster(Cluster):
     one_machine = True
 
     def submit(self, request: JobRequest) -> list[Job]:
-        lines = [*detach_lines(request.run_dir), *_slot_lines(request), *request.setup]
-        executor = _executor(request, lines)
-        with clean_environment():
-            try:
-                with executor.batch():
-                    jobs = [executor.submit(callable_) for callable_ in request.work]
-            except Exception as error:  # submitit raises its own, subprocess's and plain exceptions alike
-                raise DispatchError(f"the job could not be started: {error}") from error
-        return [
-            Job(
-                id=job.job_id,
-                executor=self.executor,
-                log=str(job.paths.folder / f"{job.job_id}_0_log.out"),
-                submitted=time.time(),
-                host=socket.gethostname(),
-                process_start=process_start(int(job.job_id)),
-            )
-            for job in jobs
-        ]
+        lines = [*detach_lines(request.folder), *_slot_lines(request), *request.setup]
+        jobs = submit_all(_executor(request, lines), request.work, self.executor, "the job could not be started")
+        here = socket.gethostname()
+        return [replace(job, host=here, process_start=process_start(int(job.id))) for job in jobs]
 
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         return {job.id: JobState(waiting=False, word="RUNNING") for job in jobs if _lives(job)}
@@ -141,9 +127,9 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def detach_lines(run_dir: Path) -> list[str]:
+def detach_lines(folder: Path) -> list[str]:
     """A local job survives the command that submitted it and its terminal, and holds none of its pipes open."""
-    log = shlex.quote(str(run_dir / "jobs" / "local_controller.log"))
+    log = shlex.quote(str(folder / "local_controller.log"))
     return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", f"export {CONTROLLER}=$$"]
 
 
@@ -208,7 +194,7 @@ def _executor(request: JobRequest, lines: Sequence[str]) -> t.Any:
             process = subprocess.Popen(["/bin/sh", "-c", job_script(lines, Path(self.folder))], env=environment)
             return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(ranks)))
 
-    jobs = request.run_dir / "jobs"
+    jobs = request.folder
     jobs.mkdir(parents=True, exist_ok=True)
     executor = Detached(folder=jobs / "%j")
     executor.update_parameters(**resources(request.profile))

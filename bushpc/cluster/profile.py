@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 if t.TYPE_CHECKING:
@@ -69,8 +69,3 @@ def report_profile(profile: ClusterConfig, minutes_to_wait: int = 0) -> ClusterC
 def stop_lead_s(profile: ClusterConfig) -> int:
     """Seconds before the time limit at which ranks are told; never so early that a short job would do nothing else."""
     return min(profile.stop_lead_s, profile.time_min * 60 // 2)
-
-
-def whole_job(packs: Sequence[Sequence[str]]) -> list[str]:
-    """All cells of several packs."""
-    return [name for pack in packs for name in pack]

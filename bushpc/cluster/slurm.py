@@ -17,6 +17,7 @@ import subprocess
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bushpc.cluster.base import (
@@ -30,6 +31,7 @@ from bushpc.cluster.base import (
     ThisJob,
     ask,
     clean_environment,
+    submit_all,
 )
 from bushpc.cluster.checks import Check
 from bushpc.cluster.profile import resources, stop_lead_s
@@ -63,23 +65,8 @@ class SlurmCluster(Cluster):
     launcher = "srun"
 
     def submit(self, request: JobRequest) -> list[Job]:
-        executor = _executor(request)
-        with clean_environment():
-            try:
-                with executor.batch():
-                    jobs = [executor.submit(callable_) for callable_ in request.work]
-            except Exception as error:  # submitit raises its own, subprocess's and plain exceptions alike
-                raise DispatchError(f"the cluster refused the job: {error}") from error
-        return [
-            Job(
-                id=job.job_id,
-                executor=self.executor,
-                log=str(job.paths.folder / f"{job.job_id}_0_log.out"),
-                submitted=time.time(),
-                owner=os.getuid(),
-            )
-            for job in jobs
-        ]
+        jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
+        return [replace(job, owner=os.getuid()) for job in jobs]
 
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """squeue is asked once, by user: colleagues look at each other's runs."""
@@ -307,7 +294,7 @@ def _executor(request: JobRequest) -> t.Any:
     """submitit's executor with the profile's resources. Raises: DispatchError where Slurm's commands are missing."""
     import submitit
 
-    jobs, profile = request.run_dir / "jobs", request.profile
+    jobs, profile = request.folder, request.profile
     jobs.mkdir(parents=True, exist_ok=True)
     try:
         executor = submitit.AutoExecutor(folder=jobs / "%j", cluster="slurm")

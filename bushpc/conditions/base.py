@@ -14,21 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bushpc.sample import LabelledScan
+
 # A random generator that depends on the run's seed and these words alone.
 Draw = Callable[..., np.random.Generator]
 
 
-class Scan(t.Protocol):
+class Scan(LabelledScan, t.Protocol):
     """What a kind may read of a sample; a manifest's Record has it."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def patient(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
 
     @property
     def attributes(self) -> Mapping[str, t.Any]: ...

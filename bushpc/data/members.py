@@ -18,26 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from bushpc.errors import ConfigError, DataError
+from bushpc.sample import LabelledScan
 from bushpc.shards.split import Folds
 
 if t.TYPE_CHECKING:
     from bushpc.config import DataConfig, TrainConfig
 
 
-class Scan(t.Protocol):
-    """What is read of a sample: a manifest's Record has it, and so has a row of folds.csv."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def patient(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-
-AnyScan = t.TypeVar("AnyScan", bound=Scan)
+AnyScan = t.TypeVar("AnyScan", bound=LabelledScan)
 
 
 class CellSettings(t.Protocol):
@@ -116,7 +104,7 @@ def mix(real: Sequence[AnyScan], synthetic: Sequence[AnyScan], ratio: float, kee
     return [*(real if keep_real else ()), *synthetic[:wanted]]
 
 
-def repeats(scans: Sequence[Scan], balance: bool) -> list[int]:
+def repeats(scans: Sequence[LabelledScan], balance: bool) -> list[int]:
     """How often each scan is drawn in an epoch: once, or with `balance` so often that labels come equally often.
 
     As nearly as whole numbers allow: the most frequent label once, another one n times where it is n times as rare.
@@ -158,5 +146,5 @@ def fold_members(
     )
 
 
-def _is_wanted(scan: Scan, cell: CellSettings) -> bool:
+def _is_wanted(scan: LabelledScan, cell: CellSettings) -> bool:
     return cell.data.normals or scan.label != "normal"

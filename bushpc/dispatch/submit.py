@@ -165,7 +165,7 @@ def _submit_packs(
     request = JobRequest(
         name=intent.job_name,
         work=work,
-        run_dir=run_dir,
+        folder=RunDir(run_dir).jobs,
         profile=profile,
         setup=shell_lines(profile, run_dir, code),
         at_end=command_at_end(run_dir),
@@ -229,7 +229,7 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
     request = JobRequest(
         name=f"{run_dir.name}-report",
         work=[ReportJob(run_dir=str(run_dir), wait=not cluster.waits)],
-        run_dir=run_dir,
+        folder=RunDir(run_dir).jobs,
         profile=small,
         setup=shell_lines(small, run_dir, code),
         at_end=command_at_end(run_dir),

@@ -52,16 +52,65 @@ class Predicting:
     alive: t.Callable[[str], None]
 
 
-def evaluate(
-    cell: CellConfig,
-    model: Model,
-    data: FoldData,
-    cell_dir: CellDir,
-    step: int,
-    how: Predicting,
-    world: World,
-    say: t.Callable[[str], None],
-) -> list[dict[str, t.Any]] | None:
+@dataclass(frozen=True)
+class Evaluation:
+    """A model and the validation part that it is scored on. say: told how far it got, where that takes long."""
+
+    cell: CellConfig
+    model: Model
+    data: FoldData
+    how: Predicting
+    world: World
+    say: t.Callable[[str], None] = lambda line: None
+
+    def lines(
+        self,
+        source: str,
+        done: t.Collection[str] = (),
+        maps: _Maps | None = None,
+        journal: Journal | None = None,
+    ) -> list[Line] | None:
+        """This rank's images under a prompt source, but those of batches that are `done`; None at a stop signal.
+
+        maps: takes the probability maps, journal: each batch when these are saved.
+        """
+        self.model.eval()
+        lines: list[Line] = []
+        began = said = time.monotonic()
+        batches = validation_batches(self.cell, self.data, source, self.world)
+        todo = (batch for batch in batches if not all(key in done for key in batch.keys))
+        try:
+            for batch in _together(todo, self.how):
+                with torch.inference_mode(), self.how.autocast():
+                    prediction = self.model.predict(batch.to(self.how.device))
+                of_batch = [self._line(source, batch, prediction, i, maps) for i in range(len(batch.keys))]
+                if journal:
+                    journal.note(of_batch)
+                lines += of_batch
+                self.how.alive(f"evaluated {len(lines)} images with prompts={source}")
+                if time.monotonic() - said > SAY_EVERY_S:
+                    said = time.monotonic()
+                    mine = len(range(self.world.rank, len(self.data.validation), self.world.size))
+                    self.say(
+                        f"evaluated {len(lines)} of this rank's {mine} images with prompts={source}, "
+                        f"{(said - began) / len(lines):.3g} s each"
+                    )
+        except _ToldToLeave:
+            return None
+        return lines
+
+    def _line(self, source: str, batch: Batch, prediction: Prediction, i: int, maps: _Maps | None) -> Line:
+        mask_KHW = batch.mask_BKHW[i].cpu().numpy()
+        prob_KHW = None if prediction.prob_BKHW is None else prediction.prob_BKHW[i].float().cpu().numpy()
+        line: Line = {"row": _row(self.cell, self.data, batch, prediction, i, source, prob_KHW, mask_KHW)}
+        if maps and prob_KHW is not None:
+            deviation_BKHW = prediction.uncertainty_BKHW
+            maps.save(batch.keys[i], prob_KHW, None if deviation_BKHW is None else deviation_BKHW[i].float().cpu())
+            line["bins"] = _calibration_bins(prob_KHW, mask_KHW).tolist()
+        return line
+
+
+def evaluate(at: Evaluation, folder: CellDir, step: int) -> list[dict[str, t.Any]] | None:
     """Score the validation part under every prompt source; writes per_image.csv last, when all is there.
 
     Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4); distances are in
@@ -71,57 +120,56 @@ def evaluate(
     that tell labels apart add a probability of each. calibration.csv counts all pixels in 15 equal bins of the
     predicted probability: how many there are, the sum of their probabilities, and how many are lesion. So
     sum(|prob_sum - lesion_pixels|) / sum(pixels) is the expected calibration error (Guo et al. 2017).
-    step: of the weights. Returns all rows, on every rank; None where a stop signal came between two batches: then
-    nothing is written but the journal, and a later call goes on from there.
+    folder: of the cell. step: of the weights. Returns all rows, on every rank; None where a stop signal came between
+    two batches: then nothing is written but the journal, and a later call goes on from there.
     """
+    cell, data, world, say = at.cell, at.data, at.world, at.say
     rows: list[dict[str, t.Any]] = []
     calibration: list[dict[str, t.Any]] = []
     for variant in cell.variants:
         source = variant.name
-        journal = Journal(cell_dir, source, world.rank, weights=f"{cell.hash} {step}")
+        journal = Journal(folder, source, world.rank, weights=f"{cell.hash} {step}")
         done = from_main(journal.read() if world.is_main else {})
         if done:
             say(f"{len(done)} of {len(data.validation)} images were evaluated before, with prompts={source}")
-        part = Part(cell, model, data, source, how, world, say)
-        mine = part.lines(done, _Maps(cell_dir.predictions / source, data.manifest.mask_classes), journal)
+        mine = at.lines(source, done, _Maps(folder.predictions / source, data.manifest.mask_classes), journal)
         if mine is None:
             return None
         lines = done | {line["row"]["key"]: line for line in gather(mine)}
         of_source = [lines[key]["row"] for key in sorted(lines)]
         rows += of_source
-        if "prob_BKHW" in type(model).makes:
+        if "prob_BKHW" in type(at.model).makes:
             calibration += _calibration_rows(source, np.sum([lines[key]["bins"] for key in sorted(lines)], axis=0))
         label = f"{source} (uses the ground-truth mask)" if variant.uses_ground_truth else source
         say(f"evaluated {len(of_source)} images with prompts={label}: " + summary_line(of_source))
     if world.is_main:
         if calibration:
-            write_atomically(cell_dir.calibration, to_csv(calibration, CALIBRATION_COLUMNS))
-        write_atomically(cell_dir.per_image, to_csv(rows, tuple(rows[0])))
+            write_atomically(folder.calibration, to_csv(calibration, CALIBRATION_COLUMNS))
+        write_atomically(folder.per_image, to_csv(rows, tuple(rows[0])))
     return rows
 
 
-def validation_metrics(
-    cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World
-) -> dict[str, float] | None:
+def validation_metrics(at: Evaluation) -> dict[str, float] | None:
     """Mean metrics of the validation part under the headline prompt source; for curves, nothing is written.
 
     None where a stop signal came between two batches.
     """
-    mine = Part(cell, model, data, cell.variants[0].name, how, world).lines()
+    mine = at.lines(at.cell.variants[0].name)
     return None if mine is None else means([line["row"] for line in gather(mine)])
 
 
-def tuning_loss(cell: CellConfig, model: Model, data: FoldData, how: Predicting, world: World) -> float | None:
+def tuning_loss(at: Evaluation) -> float | None:
     """Mean training loss over the samples that are held out of the training part; for the schedule.
 
     They belong to it, so they come with the conditions of training. None where a stop signal came.
     """
-    model.eval()
+    how = at.how
+    at.model.eval()
     losses: list[float] = []
     try:
-        for batch in _together(validation_batches(cell, data, None, world, data.holdout), how):
+        for batch in _together(validation_batches(at.cell, at.data, None, at.world, at.data.holdout), how):
             with torch.inference_mode(), how.autocast():
-                loss = float(model(batch.to(how.device)).total)
+                loss = float(at.model(batch.to(how.device)).total)
             losses += [loss] * len(batch.keys)
             how.alive(f"measured the loss of {len(losses)} held-out samples")
     except _ToldToLeave:
@@ -147,61 +195,6 @@ def summary_line(rows: list[dict[str, t.Any]]) -> str:
 
 def _prob(label: str) -> str:
     return f"prob_{label}"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The validation part under one prompt source, to be scored. say: told how far it got, where that takes long."""
-
-    cell: CellConfig
-    model: Model
-    data: FoldData
-    source: str
-    how: Predicting
-    world: World
-    say: t.Callable[[str], None] = lambda line: None
-
-    def lines(
-        self, done: t.Collection[str] = (), maps: _Maps | None = None, journal: Journal | None = None
-    ) -> list[Line] | None:
-        """This rank's images but those of the batches that are `done`; None where a stop signal came.
-
-        maps: takes the probability maps, journal: each batch when these are saved.
-        """
-        self.model.eval()
-        lines: list[Line] = []
-        began = said = time.monotonic()
-        batches = validation_batches(self.cell, self.data, self.source, self.world)
-        todo = (batch for batch in batches if not all(key in done for key in batch.keys))
-        try:
-            for batch in _together(todo, self.how):
-                with torch.inference_mode(), self.how.autocast():
-                    prediction = self.model.predict(batch.to(self.how.device))
-                of_batch = [self._line(batch, prediction, i, maps) for i in range(len(batch.keys))]
-                if journal:
-                    journal.note(of_batch)
-                lines += of_batch
-                self.how.alive(f"evaluated {len(lines)} images with prompts={self.source}")
-                if time.monotonic() - said > SAY_EVERY_S:
-                    said = time.monotonic()
-                    mine = len(range(self.world.rank, len(self.data.validation), self.world.size))
-                    self.say(
-                        f"evaluated {len(lines)} of this rank's {mine} images with prompts={self.source}, "
-                        f"{(said - began) / len(lines):.3g} s each"
-                    )
-        except _ToldToLeave:
-            return None
-        return lines
-
-    def _line(self, batch: Batch, prediction: Prediction, i: int, maps: _Maps | None) -> Line:
-        mask_KHW = batch.mask_BKHW[i].cpu().numpy()
-        prob_KHW = None if prediction.prob_BKHW is None else prediction.prob_BKHW[i].float().cpu().numpy()
-        line: Line = {"row": _row(self.cell, self.data, batch, prediction, i, self.source, prob_KHW, mask_KHW)}
-        if maps and prob_KHW is not None:
-            deviation_BKHW = prediction.uncertainty_BKHW
-            maps.save(batch.keys[i], prob_KHW, None if deviation_BKHW is None else deviation_BKHW[i].float().cpu())
-            line["bins"] = _calibration_bins(prob_KHW, mask_KHW).tolist()
-        return line
 
 
 class _ToldToLeave(Exception):

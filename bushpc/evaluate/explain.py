@@ -10,43 +10,39 @@ from __future__ import annotations
 import hashlib
 import typing as t
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bushpc.config import CellConfig
 from bushpc.data.batches import validation_batches
-from bushpc.data.loader import FoldData
 from bushpc.dist import World
-from bushpc.evaluate.evaluate import Predicting, save_probability
+from bushpc.evaluate.evaluate import Evaluation, save_probability
 from bushpc.models.base import Model
-from bushpc.runs.layout import CellDir
 from bushpc.sample import Batch, Prediction
 from bushpc.shards.manifest import Record
 
 
-def explain(
-    cell: CellConfig, model: Model, data: FoldData, cell_dir: CellDir, how: Predicting, say: t.Callable[[str], None]
-) -> None:
-    """Write explain/<key>.png, 8-bit gray at network resolution, for `evaluate.explain` images; headline prompts.
+def explain(at: Evaluation, folder: Path) -> None:
+    """Write <folder>/<key>.png, 8-bit gray at network resolution, for `evaluate.explain` images; headline prompts.
 
     One rank does it alone. The maps are an extra: where one cannot be made the log says why, and the run goes on.
     """
+    cell, model, how, say = at.cell, at.model, at.how, at.say
     if not cell.evaluate.explain:
         return
     layer = model.cam_layer()
     if layer is None:
         say(f"no Grad-CAM maps: {type(model).__name__}.cam_layer names no layer")
         return
-    folder = cell_dir.explain
-    for record in chosen(data.validation, cell.evaluate.explain):
+    for record in chosen(at.data.validation, cell.evaluate.explain):
         how.alive(f"Grad-CAM of {record.key}")
         try:
             folder.mkdir(exist_ok=True)
             # One at a time: the backward pass keeps what a forward pass alone would not.
-            for batch in validation_batches(cell, data, cell.variants[0].name, World(), [record]):
+            for batch in validation_batches(cell, at.data, cell.variants[0].name, World(), [record]):
                 cam_HW = grad_cam(model, layer, batch.to(how.device), cell.evaluate.threshold, how.autocast)
                 save_probability(cam_HW, folder / f"{record.key}.png")
         except Exception as error:  # a full GPU, a layer that the model did not use, a full disk: no map is worth a run

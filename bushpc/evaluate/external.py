@@ -5,18 +5,15 @@ Nobody trained on them or chose anything by them, so that each model of a run is
 
 from __future__ import annotations
 
-import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
-from bushpc.dist import World, any_rank, from_main, gather
-from bushpc.evaluate.evaluate import Part, Predicting, summary_line, to_csv
+from bushpc.dist import any_rank, from_main, gather
+from bushpc.evaluate.evaluate import Evaluation, summary_line, to_csv
 from bushpc.evaluate.journal import Journal
 from bushpc.files import write_atomically
-from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
 from bushpc.shards.manifest import Manifest
 
@@ -30,24 +27,16 @@ def external_part(folder: Path, data: FoldData, normals: bool) -> FoldData:
     )
 
 
-def evaluate_external(
-    cell: CellConfig,
-    model: Model,
-    data: FoldData,
-    cell_dir: CellDir,
-    step: int,
-    how: Predicting,
-    world: World,
-    say: t.Callable[[str], None],
-) -> bool:
+def evaluate_external(at: Evaluation, cell_dir: CellDir, step: int) -> bool:
     """Write external/<dataset>.csv of each dataset, in the form of per_image.csv, under the headline prompt source.
 
-    data: of the cell's fold. step: of the weights. Returns False where a stop signal came: a later call goes on there.
+    step: of the weights. Returns False where a stop signal came: a later call goes on there.
     """
-    source = cell.variants[0].name
-    cell = replace(cell, data=replace(cell.data, stream=None))  # they lie in folders, whatever the cell's own data do
+    how, world, say, source = at.how, at.world, at.say, at.cell.variants[0].name
+    # They lie in folders, whatever the cell's own data do.
+    cell = replace(at.cell, data=replace(at.cell.data, stream=None))
     for name, folder in zip(cell.evaluate.external_names, map(Path, cell.evaluate.external), strict=True):
-        there = external_part(folder, data, cell.data.normals)
+        there = external_part(folder, at.data, cell.data.normals)
         try:
             open_cache(
                 *(there.manifest, folder, cell.model.image_size, cell.loader),
@@ -61,7 +50,7 @@ def evaluate_external(
         weights = f"{cell.hash} {step} {there.manifest.hash}"
         journal = Journal(cell_dir, f"{cell_dir.external.name}-{name}-{source}", world.rank, weights)
         done = from_main(journal.read() if world.is_main else {})
-        mine = Part(cell, model, there, source, how, world, say).lines(done, journal=journal)
+        mine = replace(at, cell=cell, data=there).lines(source, done, journal=journal)
         if mine is None:
             return False
         lines = done | {line["row"]["key"]: line for line in gather(mine)}

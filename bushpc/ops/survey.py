@@ -274,7 +274,7 @@ class Desk:
         request = JobRequest(
             name=f"bushpc-doctor-{label}",
             work=[Probe(folder=str(logs), pulse=str(self._pulse))],
-            run_dir=self.folder,
+            folder=RunDir(self.folder).jobs,
             profile=profile,
             setup=shell_lines(profile, self.folder, snapshot(self.folder)),
             at_end=command_at_end(self.folder),

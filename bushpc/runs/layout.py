@@ -178,10 +178,6 @@ class RunDir(_Folder):
         return self.jobs / f"attempt-{job_id}.json"
 
     @property
-    def controller_log(self) -> Path:
-        return self.jobs / "local_controller.log"
-
-    @property
     def report(self) -> Path:
         return self.path / "report"
 

@@ -41,7 +41,7 @@ from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.runs.checkpoint import Checkpoint, Saver
-from bushpc.runs.layout import CellDir
+from bushpc.train.context import CellContext
 from bushpc.train.ledger import keep_none
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag
@@ -54,25 +54,16 @@ DATASET, SPLIT, CONFIGURATION, PLANS = 1, 0, "2d", "nnUNetPlans"
 VALIDATION_SHARE = 5  # nnU-Net has 50 steps of validation to 250 of training
 
 
-def train(
-    cell: CellConfig,
-    model: NnUNet,
-    data: FoldData,
-    cell_dir: CellDir,
-    resumed: Checkpoint | None,
-    saver: Saver,
-    tracker: Tracker,
-    stop: StopFlag,
-    alive: Callable[[str], None],
-) -> Stopped | int:
+def train(at: CellContext, model: NnUNet, resumed: Checkpoint | None, saver: Saver) -> Stopped | int:
     """Train from where the cell stands to `cell.train.iterations`, and return that; the network is in `model` then.
 
     Raises: TrainingError for a loss that is not finite, or scans other than the fold's; ResumeError if the last
     checkpoint could not be written, or the one to go on from is of another network.
     """
+    cell, data, tracker, stop = at.cell, at.data, at.tracker, at.stop
     start = resumed.step if resumed else 0
-    keep_none(cell_dir, "unproved: drawn at random")
-    folder = cell_dir.nnunet
+    keep_none(at.dir, "unproved: drawn at random")
+    folder = at.dir.nnunet
     if resumed and start == cell.train.iterations:
         model.load_state_dict(resumed.parts["model"])
         _clear(folder)
@@ -84,7 +75,7 @@ def train(
         return Stopped(step=step, signal_name=stop.signal_name or "a stop signal")
 
     with _surroundings(cell, folder):
-        if not _prepare(cell, data, folder, stop, alive, tracker.say):
+        if not _prepare(at, folder):
             return stopped(start)
         trainer = _trainer(cell, data, folder)
         _take_network(model, trainer)
@@ -96,7 +87,7 @@ def train(
             f"{trainer.batch_size}; {len(data.train)} training and {len(data.validation)} validation images"
         )
         tracker.phase("training", start)
-        saved = _run(cell, model, trainer, start, saver, tracker, stop, alive)
+        saved = _run(at, model, trainer, start, saver)
         if saved < cell.train.iterations:
             return stopped(saved)
     saver.finish()
@@ -104,20 +95,12 @@ def train(
     return saved
 
 
-def _run(
-    cell: CellConfig,
-    model: NnUNet,
-    trainer: t.Any,
-    start: int,
-    saver: Saver,
-    tracker: Tracker,
-    stop: StopFlag,
-    alive: Callable[[str], None],
-) -> int:
+def _run(at: CellContext, model: NnUNet, trainer: t.Any, start: int, saver: Saver) -> int:
     """nnUNetTrainer.run_training, with what every run of ours does at a step and at an epoch's end.
 
     Returns the last step that was saved: the last of all, unless a stop signal came.
     """
+    cell, tracker = at.cell, at.tracker
     os.environ.update(nnUNet_n_proc_DA=str(cell.loader.workers))  # not before: torch gets as many threads in planning
     with _workers(cell, trainer):
         if cell.engine.deterministic:
@@ -129,7 +112,7 @@ def _run(
             trainer.on_train_epoch_start()
             outputs = []
             for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-                if stop:
+                if at.stop:
                     return saved
                 with tracker.spending("load"):
                     batch = next(trainer.dataloader_train)
@@ -141,7 +124,7 @@ def _run(
                         "train.lr; the last checkpoint is from before"
                     )
                 tracker.alive(step + 1)
-                alive(f"step {step + 1}")
+                at.still_alive(f"step {step + 1}")
             trainer.on_train_epoch_end(outputs)
             with torch.no_grad(), tracker.spending("validate"):
                 trainer.on_validation_epoch_start()
@@ -213,14 +196,7 @@ def _restore(model: NnUNet, trainer: t.Any, resumed: Checkpoint) -> None:
 # --- before and around training -------------------------------------------------------------------------------------
 
 
-def _prepare(
-    cell: CellConfig,
-    data: FoldData,
-    folder: Path,
-    stop: StopFlag,
-    alive: Callable[[str], None],
-    say: Callable[[str], None],
-) -> bool:
+def _prepare(at: CellContext, folder: Path) -> bool:
     """Have nnU-Net's raw and preprocessed dataset and its plans below `folder`; False where a stop signal came."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
@@ -228,9 +204,11 @@ def _prepare(
         return True
     _clear(folder)
 
+    cell, data, say = at.cell, at.data, at.tracker.say
+
     def keep_going() -> bool:
-        alive("preparing images")
-        return not stop
+        at.still_alive("preparing images")
+        return not at.stop
 
     threads, quiet = max(1, cell.loader.workers), {"verbose": False, "show_progress_bar": False}
     planned, scans = real_training_part(data, cell.data.normals), [*data.train, *data.validation]
@@ -240,7 +218,7 @@ def _prepare(
         )
         say(f"preparing {len(scans)} images for nnU-Net in {folder}; it plans from {len(planned)} real training scans")
         raw = export(data, planned, cache, folder, keep_going)
-        with _threads_for_processes(stop, alive):
+        with _threads_for_processes(at.stop, at.still_alive):
             nnunet.extract_fingerprint_dataset(DATASET, num_processes=threads, **quiet)
             nnunet.plan_experiment_dataset(DATASET)
             for dataset in (raw, folder / "preprocessed" / raw.name):
@@ -249,7 +227,7 @@ def _prepare(
     except DecodingStopped:
         return False
     write_atomically(folder / "prepared", "")
-    return not stop
+    return not at.stop
 
 
 def _trainer(cell: CellConfig, data: FoldData, folder: Path) -> t.Any:

@@ -16,7 +16,7 @@ from bushpc.data.batches import training_batches
 from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.errors import ConfigError
-from bushpc.evaluate.evaluate import Predicting, evaluate
+from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
@@ -105,7 +105,7 @@ def test_a_model_conditioned_on_boxes_is_trained_and_evaluated_by_what_is_there(
     assert model(batch).total.requires_grad
 
     how = Predicting(device=torch.device("cpu"), autocast=torch.no_grad, stop=lambda: False, alive=lambda where: None)
-    assert evaluate(config, model, data, CellDir(folder), 1, how, World(), print)
+    assert evaluate(Evaluation(config, model, data, how, World(), print), CellDir(folder), 1)
     with (folder / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     by_variant = {name: [row for row in rows if row["prompts"] == name] for name in ("box_of_mask", "whole_image")}

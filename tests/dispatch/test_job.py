@@ -385,7 +385,7 @@ def test_local_ranks_end_together(tmp_path, end):
     request = JobRequest(
         name="sleepers",
         work=[Sleeper(str(tmp_path))],
-        run_dir=tmp_path,
+        folder=tmp_path / "jobs",
         profile=profile,
         setup=[f"export PYTHONPATH={tests}:{os.environ.get('PYTHONPATH', '')}"],
         takes_place=False,

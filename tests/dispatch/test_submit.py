@@ -145,7 +145,7 @@ def test_a_local_jobs_process_becomes_its_controller_in_any_shell(tmp_path, shel
     run_dir = tmp_path / "a 'run' && $more\n; x"
     (run_dir / "jobs").mkdir(parents=True)
     said = shlex.quote(str(run_dir / "said"))
-    text = local.job_script([*local.detach_lines(run_dir), f"exec >{said}", "echo once"], run_dir / "jobs")
+    text = local.job_script([*local.detach_lines(run_dir / "jobs"), f"exec >{said}", "echo once"], run_dir / "jobs")
     code = f"import os, sys; print(sys.argv[1:], os.getpid(), os.environ['{local.CONTROLLER}'])"
     package = tmp_path / "fake" / "submitit" / "local"
     package.mkdir(parents=True)

@@ -15,12 +15,12 @@ from bushpc.cell import build_model
 from bushpc.conditions.sentences import FirstPass
 from bushpc.config import CellConfig, ModelConfig
 from bushpc.data.loader import FoldData
-from bushpc.evaluate.evaluate import Predicting
+from bushpc.dist import World
+from bushpc.evaluate.evaluate import Evaluation, Predicting
 from bushpc.evaluate.explain import chosen, explain, grad_cam
 from bushpc.models.base import Model
 from bushpc.models.baselines import UNet
 from bushpc.models.xbusnet import XBusNet
-from bushpc.runs.layout import CellDir
 from bushpc.sample import Batch, Prediction
 
 
@@ -91,7 +91,7 @@ def pictures(cell_dir):
 def test_every_model_shows_the_same_images_at_the_networks_size(opened, overrides):
     cell, model, data, cell_dir = opened(*overrides, "evaluate.explain=3", "model.image_size=64")
     said: list[str] = []
-    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
+    explain(Evaluation(cell, model, data, how(), World(), said.append), cell_dir / "explain")
     maps = pictures(cell_dir)
     assert set(maps) == {record.key for record in chosen(data.validation, 3)}
     assert all(picture.shape == (64, 64) and picture.dtype == np.uint8 for picture in maps.values())
@@ -119,7 +119,7 @@ def test_xbusnets_map_is_of_the_second_pass(opened, monkeypatch):
         return prediction
 
     monkeypatch.setattr(XBusNet, "predict", listens)
-    explain(cell, model, data, CellDir(cell_dir), how(), print)
+    explain(Evaluation(cell, model, data, how(), World(), print), cell_dir / "explain")
     for (before, used), (given, _) in zip(handed[::2], handed[1::2], strict=True):
         assert isinstance(before[0], FirstPass)
         assert given == used != [""]
@@ -129,11 +129,11 @@ def test_what_cannot_be_explained_is_said_and_ends_nothing(opened, monkeypatch):
     cell, model, data, cell_dir = opened("model=unet_small", "model.image_size=64")
     said: list[str] = []
     monkeypatch.setattr(UNet, "cam_layer", lambda self: nn.Identity())
-    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
+    explain(Evaluation(cell, model, data, how(), World(), said.append), cell_dir / "explain")
     assert [line.partition(":")[0] for line in said] == [
         f"no Grad-CAM map of {record.key}" for record in chosen(data.validation, cell.evaluate.explain)
     ]
     monkeypatch.setattr(UNet, "cam_layer", Model.cam_layer)
-    explain(cell, model, data, CellDir(cell_dir), how(), said.append)
+    explain(Evaluation(cell, model, data, how(), World(), said.append), cell_dir / "explain")
     assert said[-1] == "no Grad-CAM maps: UNet.cam_layer names no layer"
     assert pictures(cell_dir) == {}

@@ -21,7 +21,7 @@ from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
-from bushpc.evaluate.evaluate import Predicting
+from bushpc.evaluate.evaluate import Evaluation, Predicting
 from bushpc.evaluate.external import evaluate_external
 from bushpc.models.base import Model
 from bushpc.report import build_report
@@ -73,7 +73,7 @@ def again(cell_dir, stop=lambda: False):
     cell = CellConfig.load(cell_dir / "config.yaml")
     data = FoldData.open(cell, 0, cell_dir.parent.parent / "folds.csv")
     model = Dark(ModelConfig(image_size=64, pretrained=False))
-    return evaluate_external(cell, model, data, CellDir(cell_dir), 7, how(stop), World(), print)
+    return evaluate_external(Evaluation(cell, model, data, how(stop), World(), print), CellDir(cell_dir), 7)
 
 
 def rows_of(cell_dir):

@@ -12,7 +12,7 @@ from bushpc.cell import build_model
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData
 from bushpc.dist import World
-from bushpc.evaluate.evaluate import Predicting, evaluate
+from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate
 from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
 from bushpc.sample import Batch, Prediction
@@ -55,7 +55,7 @@ def score(cell_dir: Path, stop_after: int | None = None, step: int = STEP) -> tu
     how = Predicting(
         device=torch.device("cpu"), autocast=contextlib.nullcontext, stop=Stopping(stop_after), alive=lambda _: None
     )
-    rows = evaluate(cell, model, data, CellDir(cell_dir), step, how, World(), lambda _: None)
+    rows = evaluate(Evaluation(cell, model, data, how, World()), CellDir(cell_dir), step)
     return model.asked, rows is not None
 
 

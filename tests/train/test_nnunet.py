@@ -167,7 +167,7 @@ def own_trainer(monkeypatch, train):
 
 
 def test_its_predictions_are_scored_like_every_models(make_cell, monkeypatch):
-    own_trainer(monkeypatch, lambda cell, *rest: cell.train.iterations)
+    own_trainer(monkeypatch, lambda at, *rest: at.cell.train.iterations)
     cell_dir = make_cell("own", *OURS)
     assert run_cell(cell_dir, World()) is None
     assert json.loads((cell_dir / "DONE").read_text())["step"] == 6
@@ -206,7 +206,7 @@ def test_weights_of_another_run_are_taken_over_and_not_trained_again(make_cell, 
     (cell_dir / "config.yaml").write_text(dataclasses.replace(config, train=taking).to_yaml())
     begun_at = []
 
-    def train(cell, model, data, cell_dir, resumed, *rest):
+    def train(at, model, resumed, saver):
         begun_at.append(resumed.step)
         return resumed.step
 
