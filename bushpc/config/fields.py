@@ -77,11 +77,6 @@ class Settings:
             raise LookupError(name)
         return info.get_default(call_default_factory=True, validated_data={})
 
-    @classmethod
-    def fields_affecting(cls, affected: Affects) -> frozenset[str]:
-        """Names of the fields that affect this and nothing before it in the order of `Affects`."""
-        return frozenset(name for name in fields_of(cls) if cls.about(name).affects == affected)
-
 
 def setting(
     default: t.Any,
