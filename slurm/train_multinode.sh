@@ -65,4 +65,4 @@ srun --cpu-bind=cores --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=
   bash -c "$private_caches" bash \
   .venv/bin/bushpc train --run-file="$run_file" model=xbusnet data=breast fold=0 engine=zero2 cluster=a100 \
   cluster.nodes="$SLURM_NNODES" cluster.ranks_per_node="$((SLURM_NTASKS / SLURM_NNODES))" \
-  cluster.gpus_per_node="${gpus##*:}" train.batch_size="$((4 * SLURM_NTASKS))" "$@"
+  cluster.gpus="${gpus##*:}" train.batch_size="$((4 * SLURM_NTASKS))" "$@"

@@ -107,13 +107,13 @@ def controller() -> int | None:
 def cells_at_once(profile: ClusterConfig) -> int:
     """Cells that this machine has room for at a time: by cores, and by GPUs where cells use them."""
     by_cores = max(1, len(os.sched_getaffinity(0)) // (tasks_per_node(profile) * profile.cpus_per_rank))
-    if not profile.gpus_per_node:
+    if not profile.gpu_count:
         return profile.parallel or by_cores
-    by_gpus = len(visible_gpus()) // profile.gpus_per_node
+    by_gpus = len(visible_gpus()) // profile.gpu_count
     if by_gpus < max(1, profile.parallel):
         raise ConfigError(
-            f"cluster.gpus_per_node={profile.gpus_per_node} with cluster.parallel={profile.parallel} needs more GPUs "
-            f"than the {len(visible_gpus())} that this machine shows; use fewer, or cluster.gpus_per_node=0 for the CPU"
+            f"cluster.gpus={profile.gpu_count} with cluster.parallel={profile.parallel} needs more GPUs "
+            f"than the {len(visible_gpus())} that this machine shows; use fewer, or cluster.gpus=0 for the CPU"
         )
     return profile.parallel or min(by_cores, by_gpus)
 
@@ -155,7 +155,7 @@ def slot_lines(profile: ClusterConfig) -> list[str]:
             "cells queue by locks in it. Move it away, or name another place with TMPDIR=FOLDER"
         )
     folder.chmod(0o700)
-    gpus = profile.gpus_per_node
+    gpus = profile.gpu_count
     visible = visible_gpus() if gpus else []
     places = []
     for i in range(cells_at_once(profile)):

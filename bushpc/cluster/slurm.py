@@ -304,7 +304,7 @@ def _executor(request: JobRequest) -> t.Any:
         **resources(profile),
         name=request.name,
         cpus_per_task=profile.cpus_per_rank,
-        gpus_per_node=profile.gpus_per_node or None,
+        gpus_per_node=profile.gpu_count or None,
         mem_gb=profile.mem_gb,
         slurm_setup=[*request.setup, *(trap_lines(request.at_end) if request.at_end else [])],
         slurm_partition=profile.partition,

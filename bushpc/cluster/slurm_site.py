@@ -175,7 +175,7 @@ def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
         cpus, megabytes, gres, features, count, state = row.split("|")
         gpus = gpus_of(gres)
         seen.append(f"{count} x {cpus} cores, {int(megabytes) / 1024:.0f} GB, {gpus} GPUs")
-        fits = int(cpus) >= cores and gpus >= profile.gpus_per_node
+        fits = int(cpus) >= cores and gpus >= profile.gpu_count
         fits &= profile.mem_gb is None or int(megabytes) >= profile.mem_gb * 1024
         # Only a plain feature is understood here; an expression such as `a|b` is Slurm's to judge.
         plain = re.fullmatch(r"[\w.-]+", profile.constraint or "")
@@ -184,7 +184,7 @@ def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
             away += int(count)
         elif fits:
             fitting += int(count)
-    asked = f"{profile.nodes} node(s) with {cores} cores, {profile.gpus_per_node} GPUs"
+    asked = f"{profile.nodes} node(s) with {cores} cores, {profile.gpu_count} GPUs"
     asked += f", {profile.mem_gb} GB" if profile.mem_gb else ""
     asked += f", feature {profile.constraint}" if profile.constraint else ""
     found = f"{fitting} of {name}'s nodes have what a cell asks for: {asked}"
@@ -194,7 +194,7 @@ def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
     if fitting + away >= profile.nodes:
         advice = "jobs wait until the site brings them back; or choose another with cluster.partition"
         return Check(name="nodes", verdict=WARNING, found=found, advice=advice)
-    advice = "ask for less (cluster.cpus_per_rank, ranks_per_node, gpus_per_node, mem_gb, constraint)"
+    advice = "ask for less (cluster.cpus_per_rank, ranks_per_node, gpus, mem_gb, constraint)"
     return Check(name="nodes", verdict=BROKEN, found=f"{found}; it has {'; '.join(seen)}", advice=advice)
 
 

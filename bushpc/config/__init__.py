@@ -1,12 +1,13 @@
 """Every setting of a run, and how yaml files and words of the command line become one.
 
-schema.py   every field: default, unit, sentence, bounds, what it affects
+schema.py   every field (cluster.py: those of profiles): default, unit, sentence, bounds, what it affects
 fields.py   how a field is declared (`setting`)
 compose.py  the one reader: Hydra's groups, site yamls, grids, the command line → a checked `CellConfig`
 read.py     plain data → config classes, and back
 places.py   where configs, shards, runs and weights lie
 """
 
+from bushpc.config.cluster import ClusterConfig
 from bushpc.config.compose import (
     GROUPS,
     Composer,
@@ -27,7 +28,6 @@ from bushpc.config.read import YAML_FAILS, flat
 from bushpc.config.schema import (
     AugmentConfig,
     CellConfig,
-    ClusterConfig,
     DataConfig,
     Device,
     EngineConfig,

@@ -16,10 +16,11 @@ import re
 import typing as t
 from pathlib import Path
 
-from bushpc.config import places
-from bushpc.config.fields import About, Settings, allowed, as_word, fields_of, is_text
+from bushpc.config import freeze, places
+from bushpc.config.cluster import ClusterConfig
+from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of, is_options, is_text
 from bushpc.config.read import Scalar, build, flat, plain
-from bushpc.config.schema import TOOLS, CellConfig, ClusterConfig, field_of, kinds, model_class_of
+from bushpc.config.schema import TOOLS, CellConfig, field_of, kinds, model_class_of
 from bushpc.config.source import hydra_compose, interpolates, read_config
 from bushpc.errors import ConfigError, unknown_name
 
@@ -93,11 +94,18 @@ def explain(overrides: t.Sequence[str]) -> list[Origin]:
     values = flat(cell.to_dict())
     abouts = kinds(CellConfig) | kinds(type(cell.model))
     sources = {key: f"{key}={text}" for key, text in composer.words.items()}
-    return [
-        Origin(key, values[key], sources.get(key) or composed.source(key), about)
-        for key, (about, _) in abouts.items()
-        if key in values
-    ]
+    found = []
+    for key, (about, default) in abouts.items():
+        if isinstance(default, Options):
+            names = [name for name in values if name.startswith(f"{key}.")]
+            if not names:
+                names, values[key] = [key], {}
+        else:
+            names = [key] if key in values else []
+        for name in names:
+            source = sources.get(name) or sources.get(key) or composed.source(name)
+            found.append(Origin(name, values[name], source, about))
+    return found
 
 
 def described(cls: type[Settings] = CellConfig) -> list[Described]:
@@ -137,10 +145,10 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
     composed = _Content(CellConfig, base, yaml, given, type(cell.model))
     values = {key: composed.of_row(value) for key, value in kept.items() if "cluster" in words and key not in given}
     changed = _resolve(CellConfig.from_dict({**composed.with_values(values), "choices": choices}))
-    if changed.cluster.gpus_per_node and changed.engine.device == "cpu":
+    if changed.cluster.gpu_count and changed.engine.device == "cpu":
         raise ConfigError(
-            f"cluster.gpus_per_node={changed.cluster.gpus_per_node}: this run trains on the CPU (engine.device=cpu, on "
-            "which its result depends); add cluster.gpus_per_node=0"
+            f"cluster.gpus={changed.cluster.gpus}: this run trains on the CPU (engine.device=cpu, on "
+            "which its result depends); add cluster.gpus=0"
         )
     return changed
 
@@ -193,6 +201,7 @@ class _Content:
         tree = OmegaConf.create(base, flags={"allow_objects": True})
         try:
             tree.merge_with(yaml)
+            OmegaConf.set_struct(tree, False)  # options of commands may be new; all other keys are checked above
             for key, value in _settled(values).items():
                 *path, last = key.split(".")
                 node = tree
@@ -210,7 +219,7 @@ class _Content:
     def with_values(self, values: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """The settings with these as well, as `train.lr` → value. Raises: ConfigError for an unknown key."""
         content = dict(self._content)
-        for key, value in _settled(values).items():
+        for key, value in _settled({freeze.todays_name(key): value for key, value in values.items()}).items():
             self._require(key)
             *path, last = key.split(".")
             group = content
@@ -251,23 +260,28 @@ class _Content:
         if interpolates(text):
             return text
         place = field_of(self.cls, key, self.model)
+        if key not in self.valid:  # one of several options
+            return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
         if place is None or not is_text(*place):
             value = _parsed(key, text)
             return Scalar(value, quoted=True, where=f"{key}={text}") if isinstance(value, str) else value
         return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
 
     def _require(self, key: str) -> None:
-        if key not in self.valid:
+        place = field_of(self.cls, key.rpartition(".")[0], self.model)
+        if key not in self.valid and not (place and is_options(*place)):
             raise ConfigError(unknown_name("setting", key, sorted(self.valid)))
 
 
 def _words(overrides: t.Sequence[str]) -> dict[str, str]:
     """`train.lr=3e-4` → key and text; a later word wins."""
-    words = {}
+    words: dict[str, str] = {}
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals:
             raise ConfigError(f"'{word}' is not an override: write key=value, for example train.lr=3e-4")
+        key = freeze.todays_name(key)
+        words.pop(key, None)
         words[key] = text
     return words
 
@@ -348,14 +362,14 @@ def _resolve(cell: CellConfig) -> CellConfig:
 
     Jobs run from a code snapshot in another folder, so nothing relative may survive composition.
     """
-    has_gpu = cell.cluster.gpus_per_node > 0
+    has_gpu = cell.cluster.gpu_count > 0
     device = cell.engine.device
     if device == "auto":
         device = "cuda" if has_gpu else "cpu"
     if device == "cuda" and not has_gpu:
         raise ConfigError(
             f"engine.device=cuda, but cluster={cell.choices['cluster']} gives a cell no GPU: "
-            "set cluster.gpus_per_node, or engine=cpu"
+            "set cluster.gpus, or engine=cpu"
         )
     for tool in cell.train.track:
         if importlib.util.find_spec(tool) is None:

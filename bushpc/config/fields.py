@@ -78,6 +78,38 @@ class Settings:
         return info.get_default(call_default_factory=True, validated_data={})
 
 
+class Options(t.Mapping[str, "str | bool | None"]):
+    """Options of a command by their long names, as the value of a setting: hashable, in the order of their names.
+
+    True: the option has no value. None: the option is not given, although it would be otherwise.
+    """
+
+    def __init__(self, options: t.Mapping[str, str | bool | None] | None = None) -> None:
+        self._options = dict(sorted((options or {}).items()))
+
+    def __getitem__(self, name: str) -> str | bool | None:
+        return self._options[name]
+
+    def __iter__(self) -> t.Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._options.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and self._options == other._options
+
+    def __repr__(self) -> str:
+        return f"Options({self._options})"
+
+    def __or__(self, more: t.Mapping[str, str | bool | None]) -> Options:
+        """With `more`, which wins."""
+        return Options({**self, **more})
+
+
 def setting(
     default: t.Any,
     sentence: str,
@@ -146,6 +178,11 @@ def is_text(cls: type, name: str) -> bool:
     return any(each is str or t.get_origin(each) is t.Literal for each in members)
 
 
+def is_options(cls: type, name: str) -> bool:
+    """Whether a field holds options of a command."""
+    return fields_of(cls)[name].annotation is Options
+
+
 def allowed(cls: type, name: str) -> str:
     """Type and bounds of a field in words: `int ≥ 1, or null`."""
     info = fields_of(cls)[name]
@@ -172,6 +209,8 @@ def as_word(value: t.Any) -> str:
     """A value as it is written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, t.Mapping):
+        return f"{{{','.join(f'{name}:{as_word(item)}' for name, item in value.items())}}}"
     if isinstance(value, (tuple, list)):
         items = [as_word(item) for item in value]
         return f"[{','.join(repr(item) if set(item) & set(COMMAS) else item for item in items)}]"
@@ -185,9 +224,14 @@ def type_name(hint: t.Any) -> str:
         return f"a list of {type_name(args[0])}"
     if origin is t.Literal:
         return "one of " + ", ".join(map(str, args))
-    return {int: "int", float: "float", str: "text", bool: "true or false", dict: "a group"}.get(
-        t.cast(type, origin or hint), getattr(hint, "__name__", str(hint))
-    )
+    return {
+        int: "int",
+        float: "float",
+        str: "text",
+        bool: "true or false",
+        dict: "a group",
+        Options: "{option: value}",
+    }.get(t.cast(type, origin or hint), getattr(hint, "__name__", str(hint)))
 
 
 def shown(value: t.Any) -> str:

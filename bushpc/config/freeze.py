@@ -2,7 +2,8 @@
 newer one reads.
 
 A field that is added needs no new format: where it is missing, it has its default. A field that is renamed or changes
-its meaning does: raise the number, and add the function that makes the new form of the old one.
+its meaning does: raise the number, and add the function that makes the new form of the old one. A setting that is
+renamed also goes on being read under its earlier name in yaml files, words and grids: add it to RENAMED.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from bushpc.errors import BushpcError, ConfigError, DataError
 
 Content = dict[str, t.Any]
+# Settings by their earlier names. A new name stays in the group of the old one.
+RENAMED = {"cluster.gpus_per_node": "cluster.gpus"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,30 @@ class Format:
         return content
 
 
+def todays_name(key: str) -> str:
+    """Of a setting that may be given by an earlier name.
+
+    >>> todays_name("cluster.gpus_per_node")
+    'cluster.gpus'
+    """
+    return RENAMED.get(key, key)
+
+
+def with_todays_names(content: Mapping[str, t.Any], prefix: str = "", where: str = "") -> Content:
+    """Settings, of which some may have earlier names. prefix: of their group, such as `cluster.`.
+
+    Raises: ConfigError where a setting has both its names.
+    """
+    found: Content = {}
+    for name, value in content.items():
+        today = todays_name(f"{prefix}{name}").removeprefix(prefix)
+        if today != name and today in content:
+            raise ConfigError(f"{where}: {name} is the earlier name of {today}; keep {today} alone".lstrip(": "))
+        nested = isinstance(value, Mapping)
+        found[today] = with_todays_names(value, f"{prefix}{name}.", where) if nested else value
+    return found
+
+
 @functools.cache
 def version() -> str:
     """Of this bushpc, as it is installed."""
@@ -61,7 +88,7 @@ def version() -> str:
         return "(not installed)"
 
 
-CONFIG = Format(kind="config", number=1, error=ConfigError)
+CONFIG = Format(kind="config", number=2, error=ConfigError, migrations={1: with_todays_names})
 # No ResumeError: a run must not walk back from a newer checkpoint to an older one, as it does from a damaged one.
 CHECKPOINT = Format(kind="checkpoint", number=1, error=ConfigError)
 EXPORT = Format(kind="export", number=1, error=DataError)

@@ -9,7 +9,7 @@ import typing as t
 
 import yaml
 
-from bushpc.config.fields import Settings, allowed, cached, example, fields_of, shown
+from bushpc.config.fields import Options, Settings, allowed, cached, example, fields_of, shown
 from bushpc.errors import ConfigError, unknown_name
 
 S = t.TypeVar("S", bound=Settings)
@@ -25,6 +25,7 @@ YAML_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[+-]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+)")
+OPTION = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 INFINITE = re.compile(r"[+-]?\.?(inf|nan)", re.IGNORECASE)
 
 
@@ -69,6 +70,8 @@ def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str
         return _coerced(cls, name, next(arg for arg in args if arg is not type(None)), value, key)
     if isinstance(hint, type) and issubclass(hint, Settings):
         return build(hint, _read(value, hint), key + ".")
+    if hint is Options:
+        return _options(value, key)
     is_text = hint is str or origin is t.Literal
     if origin is tuple and args[0] is str and isinstance(value, Scalar) and not value.quoted:
         value = _split(value, key)
@@ -96,6 +99,33 @@ def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str
             f"{key}={shown(value)} is a {type(value).__name__}; allowed: {allowed(cls, name)}{example(cls, name)}"
         )
     return value
+
+
+def _options(value: t.Any, key: str) -> Options:
+    """Options of a command. What is typed is what the command gets: `no` and `010` stay as they are."""
+    if not isinstance(value, t.Mapping):
+        raise ConfigError(f"{key}={shown(value)}: write options as {{name: value}}; for example {key}={{hint:compute}}")
+    found = {}
+    for name, item in value.items():
+        if not OPTION.fullmatch(str(name)):
+            raise ConfigError(f"{key}.{name}: write the option's long name without dashes, such as mail-type")
+        found[str(name).replace("_", "-")] = _option(item, f"{key}.{name}")
+    return Options(found)
+
+
+def _option(value: t.Any, key: str) -> str | bool | None:
+    if isinstance(value, Scalar):
+        words = {} if value.quoted else {"true": True, "false": False}
+        value = None if value.is_null else words.get(value.text, value.text)
+    if value is None or value is True:
+        return value
+    if value is False or not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{key}={shown(value)}: a text is needed, true for an option without a value, or null")
+    if isinstance(value, (TypedInt, TypedFloat)):
+        value = value.text
+    if not str(value).isprintable() or value == "":
+        raise ConfigError(f"{key}={shown(value)}: empty texts, line breaks and control characters are not allowed")
+    return str(value)
 
 
 class Scalar:
@@ -206,7 +236,7 @@ def plain(value: t.Any) -> t.Any:
     """Config classes, tuples and what they hold as dicts and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, t.Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]

@@ -21,6 +21,7 @@ import yaml
 
 from bushpc.conditions import NO_PROMPTS, VARIANTS, Condition, Variant
 from bushpc.config import freeze, places
+from bushpc.config.cluster import ClusterConfig
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
 from bushpc.errors import ConfigError, unknown_name
@@ -468,82 +469,6 @@ class EngineConfig(Settings):
                 "engine.compile=true with engine.recompute=true: torch.compile cannot trace recomputed blocks; set one "
                 "of them to false"
             )
-
-
-@config_class
-class ClusterConfig(Settings):
-    """Where and with what resources jobs run; results do not depend on it."""
-
-    prefix: t.ClassVar[str] = "cluster."
-
-    executor: str = setting("local", "What runs the jobs: local (this machine) or slurm.", affects="nothing")
-    nodes: int = setting(1, "Nodes per cell.", affects="nothing", ge=1)
-    ranks_per_node: int = setting(1, "Ranks per node; each rank is one task.", affects="nothing", ge=1)
-    gpus_per_node: int = setting(0, "GPUs per node; 0 trains on the CPU.", affects="nothing", ge=0)
-    cpus_per_rank: int = setting(1, "CPU cores per rank.", affects="nothing", ge=1)
-    parallel: int = setting(
-        0,
-        "Jobs of an array that run at the same time; 0 derives it from the machine (local) or leaves it to Slurm.",
-        affects="nothing",
-        ge=0,
-    )
-    cells_per_job: int = setting(
-        1,
-        "Number of one-rank cells that share a job with its GPUs and memory; each has cpus_per_rank cores to itself.",
-        affects="nothing",
-        ge=1,
-    )
-    time_min: int = setting(1440, "Time limit of a job.", unit="minutes", affects="nothing", ge=1)
-    stop_lead_s: int = setting(
-        120,
-        "How long before the time limit a job is told to save and requeue: at most half of the limit, and up to a "
-        "minute earlier, because Slurm checks once a minute. Slurm only.",
-        unit="s",
-        affects="nothing",
-        ge=1,
-    )
-    grace_s: float | None = setting(
-        None,
-        "Time from a stop signal to KILL (Slurm: the partition's GraceTime or KillWait); null if unknown. `bushpc "
-        "doctor --slurm` measures it. If stops may take longer, that is reported and saves come more often.",
-        unit="s",
-        affects="nothing",
-        gt=0,
-    )
-    report_time_min: int = setting(
-        60,
-        "Time limit of the report job; locally this includes waiting for the cells.",
-        unit="minutes",
-        affects="nothing",
-        ge=1,
-    )
-    mem_gb: int | None = setting(
-        None, "Memory per node; null uses the cluster's default. Slurm only.", unit="GB", affects="nothing"
-    )
-    partition: str | None = setting(None, "Slurm partition; null uses the cluster's default.", affects="nothing")
-    account: str | None = setting(None, "Slurm account; null uses the cluster's default.", affects="nothing")
-    qos: str | None = setting(None, "Slurm quality of service; null uses the cluster's default.", affects="nothing")
-    constraint: str | None = setting(None, "Slurm node features that a job requires; null for none.", affects="nothing")
-    setup: tuple[str, ...] = setting(
-        (), "Shell lines to run before the ranks start, on any executor, e.g. `module load cuda`.", affects="nothing"
-    )
-
-    def __post_init__(self) -> None:
-        if self.cells_per_job > 1 and self.world_size > 1:
-            raise ConfigError(
-                f"cluster.cells_per_job={self.cells_per_job} with {self.world_size} ranks per cell: only cells of one "
-                "rank share a job; set cluster.nodes=1 and cluster.ranks_per_node=1, or cluster.cells_per_job=1"
-            )
-        if self.gpus_per_node and self.gpus_per_node != self.ranks_per_node:
-            raise ConfigError(
-                f"cluster.gpus_per_node={self.gpus_per_node} with cluster.ranks_per_node={self.ranks_per_node}: "
-                "each rank drives one GPU, so set both to the same number"
-            )
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of one cell."""
-        return self.nodes * self.ranks_per_node
 
 
 class WeightFile(t.NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from bushpc.config import places
+from bushpc.config import freeze, places
 from bushpc.config.read import YAML_FAILS, Scalar
 from bushpc.errors import ConfigError
 
@@ -132,8 +132,10 @@ def _register() -> None:
             text, content = read_config(path)
             if "defaults" in content:
                 content["defaults"] = _unmarked(content["defaults"])
-            config = OmegaConf.create(content, flags={"allow_objects": True})
             header = self._get_header_dict(text)
+            group = "" if header.get("package") == "_global_" else config_path.rpartition("/")[0]
+            content = freeze.with_todays_names(content, f"{group}." if group else "", shown_path(path))
+            config = OmegaConf.create(content, flags={"allow_objects": True})
             return ConfigResult(config=config, path="bushpc://", provider=self.provider, header=header)
 
         def available(self) -> bool:

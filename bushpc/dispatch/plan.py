@@ -225,7 +225,7 @@ def plan_table(plan: Plan) -> Table:
         cells = [plan.cells[name] for name in plan.wanted if plan.row_of[name] == row.name]
         cluster = plan.cells[f"{row.name}-fold0"].cluster
         sets = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.settings.items())
-        gpus = str(cluster.nodes * cluster.gpus_per_node)
+        gpus = str(cluster.nodes * cluster.gpu_count)
         name = f"{row.name} (baseline)" if row.name == plan.grid.baseline else row.name
         table.add_row(*map(escape, (name, row.label, sets, str(len(cells)), str(cluster.world_size), gpus)))
     return table

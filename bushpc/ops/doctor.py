@@ -175,13 +175,13 @@ def _torch() -> Iterator[Check]:
 def _gpus(config: CellConfig) -> Iterator[Check]:
     import torch
 
-    needed = config.cluster.gpus_per_node
+    needed = config.cluster.gpu_count
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen:
         yield Check(name="GPUs", verdict=OK, found=f"{seen} x {torch.cuda.get_device_name(0)}, driver {_driver()}")
     elif needed and cluster_for(config.cluster.executor).one_machine:
-        found = f"none is seen, and cluster.gpus_per_node={needed} (driver {_driver()})"
-        yield Check(name="GPUs", verdict=BROKEN, found=found, advice="cluster.gpus_per_node=0 trains on the CPU")
+        found = f"none is seen, and cluster.gpus={needed} (driver {_driver()})"
+        yield Check(name="GPUs", verdict=BROKEN, found=found, advice="cluster.gpus=0 trains on the CPU")
     else:
         where = "none on this node; `bushpc doctor --slurm` looks on a compute node" if needed else "none, none needed"
         yield Check(name="GPUs", verdict=OK, found=where)

@@ -496,11 +496,11 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
         found = f"not from every node: {'; '.join(unknown)}" if unknown else "resolve from every node"
         advice = "ranks then meet by the host's own name; if that fails too, ask the site" if bad else ""
         yield Check(name="node names", verdict=WARNING if bad else OK, found=found, advice=advice)
-    gpus, needed_gpus = first["gpus"], config.cluster.gpus_per_node
+    gpus, needed_gpus = first["gpus"], config.cluster.gpu_count
     found = f"{len(gpus)} seen by rank 0 ({', '.join(sorted(set(gpus))) or 'no driver'}); NCCL {first['nccl'] or 'no'}"
     verdict = BROKEN if needed_gpus > len(gpus) else OK
     yield Check(
-        name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower gpus_per_node"
+        name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower cluster.gpus"
     )
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"

@@ -193,9 +193,7 @@ class Engine:
             global_batch=self.cell.train.batch_size,
         )
         if facts != asked:
-            raise TrainingError(
-                f"asked for {asked}; got {facts}. Check the launcher, the drivers and cluster.gpus_per_node"
-            )
+            raise TrainingError(f"asked for {asked}; got {facts}. Check the launcher, the drivers and cluster.gpus")
         return facts
 
     def _real_precision(self) -> str:

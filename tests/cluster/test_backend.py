@@ -151,7 +151,7 @@ def test_a_job_of_another_machine_lives_as_long_as_its_log_speaks(tmp_path):
 
 SLURM_WORDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct", "srun", "SLURM_", "SLURMD_", "SRUN_")
 # What users read there: the words of an option's help, and of launchers that bushpc does not start.
-HELP = ("cli", "cli.py", "train_here.py", "dist.py")
+HELP = ("cli", "cli.py", "cluster.py", "train_here.py", "dist.py")
 
 
 def test_every_slurm_word_lives_in_cluster_slurm():

@@ -168,9 +168,9 @@ def test_a_frozen_cell_takes_another_cluster_without_becoming_another_cell():
     assert changed.hash == frozen.hash
     local = reconfigure(frozen, ["cluster=local"], {"cluster.cpus_per_rank": 4})
     assert (local.cluster.executor, local.cluster.cpus_per_rank, local.choices["cluster"]) == ("local", 4, "local")
-    with pytest.raises(ConfigError, match=r"trains on the CPU .*add cluster.gpus_per_node=0"):
+    with pytest.raises(ConfigError, match=r"trains on the CPU .*add cluster.gpus=0"):
         reconfigure(frozen, ["cluster=a100"], {})
-    assert reconfigure(frozen, ["cluster=a100", "cluster.gpus_per_node=0"], {}).cluster.mem_gb == 64
+    assert reconfigure(frozen, ["cluster=a100", "cluster.gpus=0"], {}).cluster.mem_gb == 64
     on_gpu = compose(["model=unet_small", "data=phantom", "cluster=a100"])
     with pytest.raises(ConfigError, match=r"engine.device=cuda, but cluster=slurm gives a cell no GPU"):
         reconfigure(on_gpu, ["cluster=slurm"], {})

@@ -38,7 +38,7 @@ def test_a_config_states_its_format_and_one_of_a_newer_is_named(tmp_path):
     stated = yaml.safe_load(path.read_text())
     assert stated["format"] == CONFIG.number
     path.write_text(yaml.safe_dump({**stated, "format": 99, "bushpc": "7.0"}))
-    with pytest.raises(ConfigError, match=r"format 99.* up to format 1\. It was written by bushpc 7\.0: use"):
+    with pytest.raises(ConfigError, match=r"format 99.* up to format 2\. It was written by bushpc 7\.0: use"):
         CellConfig.load(path)
 
 

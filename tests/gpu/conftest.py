@@ -19,7 +19,7 @@ def peak_gb():
     """peak_gb(images, edge, epoch, words) → GB that two training steps take at the most."""
 
     def of(images, edge, epoch, words):
-        cell = compose(["data=phantom", "cluster.gpus_per_node=1", "engine.device=cuda", *words])
+        cell = compose(["data=phantom", "cluster.gpus=1", "engine.device=cuda", *words])
         engine = Engine(cell, World(), build_model(dataclasses.replace(cell, fold=0)))
         batch = Batch(
             keys=[f"scan{i}" for i in range(images)],

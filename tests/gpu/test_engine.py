@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
 ]
-ON_GPU = ("engine.device=cuda", "cluster.gpus_per_node=1")
+ON_GPU = ("engine.device=cuda", "cluster.gpus=1")
 
 
 def test_a_cell_trains_and_evaluates_in_bf16(make_cell):
@@ -41,7 +41,7 @@ def test_a_cell_trains_and_evaluates_in_bf16(make_cell):
     ],
 )
 def test_every_engine_setting_trains_on_a_gpu(make_cell, overrides):
-    assert run_cell(make_cell("setting", "engine.device=cuda", "cluster.gpus_per_node=1", *overrides), World()) is None
+    assert run_cell(make_cell("setting", "engine.device=cuda", "cluster.gpus=1", *overrides), World()) is None
 
 
 def test_a_stopped_run_ends_with_the_undisturbed_weights(make_cell):
