@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -26,7 +28,10 @@ class UNetConfig(ModelConfig):
     """
 
     image_size: int = setting(
-        352, "Edge of the square input, as for XBusNet (2.2: the same pre-processing for all models).", unit="pixels"
+        352,
+        "Edge of the square input, as for XBusNet (2.2: the same pre-processing for all models).",
+        unit="pixels",
+        ge=1,
     )
     pretrained: bool = setting(
         True,
@@ -39,9 +44,12 @@ class UNetConfig(ModelConfig):
         (256, 128, 64, 32, 16), "Channels of the five decoder stages, deepest first; the library's default."
     )
     dice_weight: float = setting(
-        1.0, "Weight of the soft Dice loss. The paper does not say what its U-Net was trained with; this is usual."
+        1.0,
+        "Weight of the soft Dice loss. The paper does not say what its U-Net was trained with; this is usual.",
+        ge=0,
+        lt=math.inf,
     )
-    bce_weight: float = setting(1.0, "Weight of the cross-entropy loss; see dice_weight.")
+    bce_weight: float = setting(1.0, "Weight of the cross-entropy loss; see dice_weight.", ge=0, lt=math.inf)
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -58,11 +66,8 @@ class UNetConfig(ModelConfig):
             )
         if len(self.decoder_channels) != 5:
             raise ConfigError(f"decoder_channels={list(self.decoder_channels)}; five are needed, deepest first.")
-        if self.dice_weight < 0 or self.bce_weight < 0 or self.dice_weight + self.bce_weight == 0:
-            raise ConfigError(
-                f"dice_weight={self.dice_weight}, bce_weight={self.bce_weight}; neither may be negative, "
-                "and one of them must be above 0."
-            )
+        if self.dice_weight + self.bce_weight == 0:
+            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
 
     def weight_files(self) -> list[WeightFile]:
         """The encoder's ImageNet weights. Raises: ConfigError when the library has none."""

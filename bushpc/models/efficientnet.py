@@ -29,7 +29,10 @@ class EfficientNetConfig(ModelConfig):
     """EfficientNet-B0. The paper (Pan et al., 3.4) names the network and nothing else."""
 
     image_size: int = setting(
-        224, "Edge of the square input: what the network's ImageNet weights were trained at.", unit="pixels"
+        224,
+        "Edge of the square input: what the network's ImageNet weights were trained at. 32 is the network's stride.",
+        unit="pixels",
+        ge=STRIDE,
     )
     pretrained: bool = setting(
         True,
@@ -48,8 +51,6 @@ class EfficientNetConfig(ModelConfig):
             known = timm.list_models("*efficientnet*", module="efficientnet")
             if self.network.partition(".")[0] not in known:
                 raise ConfigError(unknown_name("model.network", self.network, known))
-        if self.image_size < STRIDE:
-            raise ConfigError(f"model.image_size={self.image_size}: allowed is {STRIDE}, the network's stride, or more")
 
     @property
     def needs(self) -> frozenset[str]:

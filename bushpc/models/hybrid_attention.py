@@ -2,7 +2,7 @@
 
 Aslam, Naveed and Ahmed, "Hybrid Attention Network for Accurate Breast Tumor Segmentation in Ultrasound Images".
 Equation numbers and symbols are the paper's. The layout (which convolutions, which widths) is worked out from the
-parameter counts of its Table 2; `configs/model/hybrid_attention.yaml` ends with that calculation.
+parameter counts of its Table 2; `configs/model/hybrid_attention.yaml` has that calculation.
 
     image ─stem─┬─DB1─┬─DB2─┬─DB3─ conv, conv, SFEB, ConvBlock, TAM
                 │     │     └─SFEB──────── up ┘
@@ -14,6 +14,8 @@ n attention heads; D the length d_k of a query.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -33,9 +35,9 @@ ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three
 
 @config_class
 class HybridAttentionConfig(ModelConfig):
-    """The network as in its paper; `configs/model/hybrid_attention.yaml` ends with the remaining departures from it."""
+    """The paper's values are the defaults. `configs/model/hybrid_attention.yaml` lists what it leaves open."""
 
-    image_size: int = setting(256, "Edge of the square input (4.1).", unit="pixels")
+    image_size: int = setting(256, "Edge of the square input (4.1).", unit="pixels", ge=1)
     pretrained: bool = setting(
         True,
         "The encoder starts from staged ImageNet weights (3): `bushpc weights pull model=hybrid_attention`.",
@@ -57,12 +59,14 @@ class HybridAttentionConfig(ModelConfig):
         1,
         "Stride of the convolution (7); the paper names none, which means 1. Its output is only pooled over the whole "
         "map; 2 takes every second row and column of it and saves a tenth of a training step.",
+        ge=1,
+        le=2,
     )
     heads: int = setting(
-        8, "Heads of (4), which share the bottleneck's positions among them. The paper does not give them."
+        8, "Heads of (4), which share the bottleneck's positions among them. The paper does not give them.", ge=1
     )
-    bce_weight: float = setting(1.0, "Weight of the cross-entropy of (18).")
-    jaccard_weight: float = setting(1.0, "Weight of the Jaccard loss of (18).")
+    bce_weight: float = setting(1.0, "Weight of the cross-entropy of (18).", ge=0, lt=math.inf)
+    jaccard_weight: float = setting(1.0, "Weight of the Jaccard loss of (18).", ge=0, lt=math.inf)
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -85,17 +89,12 @@ class HybridAttentionConfig(ModelConfig):
                 "position's code tells its row and c' of (5) is c / 2."
             )
         positions = (self.image_size // stride) ** 2
-        if self.tam and (self.heads < 1 or positions % self.heads):
+        if self.tam and positions % self.heads:
             raise ConfigError(
                 f"heads={self.heads} must divide the bottleneck's {positions} positions, (image_size / {stride})²."
             )
-        if self.sfeb_stride not in (1, 2):
-            raise ConfigError(f"sfeb_stride={self.sfeb_stride}; allowed are 1 (the paper's) and 2.")
-        if self.bce_weight < 0 or self.jaccard_weight < 0 or self.bce_weight + self.jaccard_weight == 0:
-            raise ConfigError(
-                f"bce_weight={self.bce_weight}, jaccard_weight={self.jaccard_weight}; neither may be negative, "
-                "and one of them must be above 0."
-            )
+        if self.bce_weight + self.jaccard_weight == 0:
+            raise ConfigError("model.bce_weight=0 and model.jaccard_weight=0 leave no loss: set one of them above 0")
         feature_channels(self.encoder, ENCODER_STRIDES)
 
     def weight_files(self) -> list[WeightFile]:

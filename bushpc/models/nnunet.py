@@ -45,11 +45,14 @@ class NnUNetConfig(ModelConfig):
         "Edge of the square images that it gets, resized as for all other models, and at which it is scored. nnU-Net "
         "itself would take the images as they are.",
         unit="pixels",
+        ge=1,
     )
+    pretrained: bool = setting(False, "nnU-Net trains from scratch; true is rejected.")
     iterations_per_epoch: int = setting(
         250,
         "Steps of an nnU-Net epoch: each has one learning rate, and ends with its own validation and a checkpoint.",
         unit="steps",
+        ge=1,
     )
 
     @property
@@ -62,8 +65,6 @@ class NnUNetConfig(ModelConfig):
         super().__post_init__()
         if self.pretrained:
             raise ConfigError("model.pretrained=true: nnU-Net trains from scratch; set model.pretrained=false")
-        if self.iterations_per_epoch < 1:
-            raise ConfigError(f"model.iterations_per_epoch={self.iterations_per_epoch}: allowed is 1 or more")
 
     def check_run(self, cell: CellConfig) -> None:
         """Refuse what nnU-Net cannot be told, and a machine without it. Raises: ConfigError."""

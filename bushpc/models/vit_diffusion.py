@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import typing as t
 
 import torch
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from bushpc import weights
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
-from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
 from bushpc.models.base import Model
@@ -38,28 +39,31 @@ if t.TYPE_CHECKING:  # timm takes seconds to import, and the login node does wit
 
 GROUPS = 8  # of GroupNorm
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
-SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 # Patch edges of the ViTs of the shipped configs: they need no look into timm.
 PATCHES = {"vit_tiny_patch16_224.augreg_in21k_ft_in1k": 16, "test_vit": 16}
 
 
 @config_class
 class VitDiffusionConfig(ModelConfig):
-    """The model as in its paper; `configs/model/vit_diffusion.yaml` ends with the remaining departures from it."""
+    """The paper's values are the defaults. `configs/model/vit_diffusion.yaml` lists what it leaves open."""
 
     image_size: int = setting(
         256,
         "Edge of the square input. The paper does not give it; 256 is MedSegDiff's, which it compares with.",
         unit="pixels",
+        ge=1,
     )
     pretrained: bool = setting(
         True, "The ViT starts from staged ImageNet weights (2.2): `bushpc weights pull model=vit_diffusion`."
     )
-    channels: int = setting(3, "Channels of the images: 3 for ultrasound, ISIC 2018 and REFUGE2, 4 for BraTS 2021.")
+    channels: int = setting(
+        3, "Channels of the images: 3 for ultrasound, ISIC 2018 and REFUGE2, 4 for BraTS 2021.", ge=1
+    )
     mask_classes: int = setting(
         1,
         "Classes of the masks: 1 for ultrasound and ISIC 2018, 2 for REFUGE2 (disc and cup), 3 for BraTS 2021. Each "
         "class is a mask by itself, so they may overlap, as cup and disc do.",
+        ge=1,
     )
     diffusion: bool = setting(
         True,
@@ -76,33 +80,45 @@ class VitDiffusionConfig(ModelConfig):
         "The UNet works on squares of so many pixels, whose values become channels, and back at its end. Not in the "
         "paper: 2 costs a quarter of 1 and loses nothing, as the heads give each pixel its own value back.",
         unit="pixels",
+        ge=1,
     )
     widths: tuple[int, ...] = setting(
         (32, 64, 128, 256),
         "Channels of the UNet's levels, each at half the resolution of the one before. Not in the paper; chosen for "
         "its total of parameters.",
     )
-    depth: int = setting(3, "Residual blocks per level. Not in the paper; see widths.")
-    timesteps: int = setting(1000, "T (3.1).")
-    beta_schedule: str = setting("linear", "`linear` or `cosine`; the paper does not say which, linear is DDPM's.")
-    prediction: str = setting("epsilon", "What the noise head predicts: `epsilon` (2.1) or `v`.")
-    denoising_weight: float = setting(1.0, "alpha of (7). The paper does not give it.")
-    x0_dice_weight: float = setting(0.1, "lambda of (6). The paper does not give it.")
-    aux_dice_weight: float = setting(1.0, "beta of (7). The paper does not give it.")
-    aux_focal_weight: float = setting(1.0, "gamma of (7). The paper does not give it.")
-    focal_alpha: float = setting(
-        0.25, "Weight of the foreground in the focal loss. The paper gives none; this is Lin et al.'s."
+    depth: int = setting(3, "Residual blocks per level. Not in the paper; see widths.", ge=1)
+    timesteps: int = setting(1000, "T (3.1).", ge=1)
+    beta_schedule: t.Literal["linear", "cosine"] = setting(
+        "linear", "Schedule of the noise; the paper does not say which, linear is DDPM's."
     )
-    focal_gamma: float = setting(2.0, "Exponent of the focal loss. The paper gives none; this is Lin et al.'s.")
+    prediction: t.Literal["epsilon", "v"] = setting(
+        "epsilon", "What the noise head predicts; epsilon in the paper (2.1)."
+    )
+    denoising_weight: float = setting(1.0, "alpha of (7). The paper does not give it.", ge=0, lt=math.inf)
+    x0_dice_weight: float = setting(0.1, "lambda of (6). The paper does not give it.", ge=0, lt=math.inf)
+    aux_dice_weight: float = setting(1.0, "beta of (7). The paper does not give it.", ge=0, lt=math.inf)
+    aux_focal_weight: float = setting(1.0, "gamma of (7). The paper does not give it.", ge=0, lt=math.inf)
+    focal_alpha: float = setting(
+        0.25,
+        "Weight of the foreground in the focal loss. The paper gives none; this is Lin et al.'s.",
+        ge=0,
+        le=1,
+    )
+    focal_gamma: float = setting(
+        2.0, "Exponent of the focal loss. The paper gives none; this is Lin et al.'s.", ge=0, lt=math.inf
+    )
     topo_weight: float = setting(
         0.0,
         "w_epoch of (8) rises linearly from 0 in epoch 0 to topo_weight in epoch topo_ramp, and stays there. 0 is the "
         'hybrid loss, which the paper\'s models have unless it says "enhanced"; 0.1 is the enhanced one. The paper '
         "gives neither.",
+        ge=0,
+        lt=math.inf,
     )
-    topo_ramp: int = setting(50, "See topo_weight.", unit="epochs")
-    lookback: int = setting(5, "k of (9): 5, 10 or 15 (3.3).", unit="steps")
-    topo_gradient: str = setting(
+    topo_ramp: int = setting(50, "See topo_weight.", unit="epochs", ge=1)
+    lookback: int = setting(5, "k of (9): 5, 10 or 15 (3.3).", unit="steps", ge=1)
+    topo_gradient: t.Literal["current", "both"] = setting(
         "current",
         "`current`: x'_0|t-k, made from less noise, is a fixed aim for x'_0|t and needs no backward pass. `both`: each "
         "learns from the other. The paper does not say.",
@@ -111,11 +127,13 @@ class VitDiffusionConfig(ModelConfig):
         0.0,
         "Points of a diagram up to this persistence are left out; 0 is (9) as it stands. At high t, x'_0 is hardly "
         "more than noise, with thousands of points.",
+        ge=0,
+        lt=math.inf,
     )
     topo_downsample: int = setting(
-        1, "Maps are averaged over squares of so many pixels before; 1 is (9) as it stands.", unit="pixels"
+        1, "Maps are averaged over squares of so many pixels before; 1 is (9) as it stands.", unit="pixels", ge=1
     )
-    inference: str = setting(
+    inference: t.Literal["auxiliary", "generative"] = setting(
         "auxiliary",
         "`auxiliary`, the auxiliary head in one pass (Table 1), or `generative`, sampling (Table 2).",
         affects="predictions",
@@ -127,24 +145,28 @@ class VitDiffusionConfig(ModelConfig):
         "on the phantom (fold 0, one run) has a mean Dice of 0.903 with zeros, the noise's mean, and 0.871 with noise "
         "at t = 999; at t = 500 it is 0.739 and 0.769, at t = 0 0.356 and 0.485.",
         affects="predictions",
+        ge=0,
     )
-    auxiliary_input: str = setting(
+    auxiliary_input: t.Literal["noise", "zeros"] = setting(
         "zeros",
         "The x_t of the auxiliary mode, `noise` or `zeros`; see auxiliary_t.",
         affects="predictions",
     )
-    sampler: str = setting(
+    sampler: t.Literal["ddpm", "ddim", "dpm_solver"] = setting(
         "ddpm",
         '`ddpm`, `ddim` (eta = 0) or `dpm_solver` (DPM-Solver++ of second order): 1000 steps of ddpm are "the full '
         'diffusion sampling process" (3.1).',
         affects="predictions",
     )
-    steps: int = setting(1000, "Steps of the sampler. For ddpm and ddim they must divide T.", affects="predictions")
+    steps: int = setting(
+        1000, "Steps of the sampler. For ddpm and ddim they must divide T.", affects="predictions", ge=1
+    )
     samples: int = setting(
         1,
         "Draws of noise per image; the prediction is their mean, and their deviation the uncertainty. The paper has "
         "one.",
         affects="predictions",
+        ge=1,
     )
     sampling_seed: int = setting(
         0, "Seed of that noise, which depends on this and on the sample's key alone.", affects="predictions"
@@ -153,27 +175,6 @@ class VitDiffusionConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built or sampled. Raises: ConfigError."""
         super().__post_init__()
-        words = {
-            "beta_schedule": BETA_SCHEDULES,
-            "prediction": ("epsilon", "v"),
-            "topo_gradient": ("current", "both"),
-            "inference": ("auxiliary", "generative"),
-            "auxiliary_input": ("noise", "zeros"),
-            "sampler": SAMPLERS,
-        }
-        for name, valid in words.items():
-            if getattr(self, name) not in valid:
-                raise ConfigError(unknown_name(f"model.{name}", getattr(self, name), valid))
-        counts = ("channels", "mask_classes", "patch", "depth", "timesteps", "steps", "samples")
-        for name in (*counts, "topo_ramp", "lookback", "topo_downsample"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 1 or more")
-        weights_of = ("denoising_weight", "x0_dice_weight", "aux_dice_weight", "aux_focal_weight", "topo_weight")
-        for name in (*weights_of, "focal_gamma", "topo_min_persistence"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"model.{name}={getattr(self, name)}: allowed is 0 or more")
-        if not 0 <= self.focal_alpha <= 1:
-            raise ConfigError(f"model.focal_alpha={self.focal_alpha}: allowed is 0 to 1")
         if self.image_size % self.topo_downsample:
             raise ConfigError(
                 f"model.topo_downsample={self.topo_downsample} does not divide model.image_size={self.image_size}"
@@ -262,7 +263,7 @@ class VitDiffusionConfig(ModelConfig):
                         f"model.{name}={getattr(self, name)} with model.diffusion=false: there is no noise head; use "
                         "model.diffusion=true, or model.inference=auxiliary and model.topo_weight=0"
                     )
-        if not 0 <= self.auxiliary_t < self.timesteps:
+        if self.auxiliary_t >= self.timesteps:
             raise ConfigError(f"model.auxiliary_t={self.auxiliary_t}: allowed is 0 to {self.timesteps - 1} (T - 1)")
         if self.lookback >= self.timesteps:
             raise ConfigError(f"model.lookback={self.lookback}: allowed is 1 to {self.timesteps - 1} (T - 1)")

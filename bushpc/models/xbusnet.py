@@ -15,6 +15,7 @@ width r, E width d of a sentence embedding.
 
 from __future__ import annotations
 
+import math
 import typing as t
 from types import SimpleNamespace
 
@@ -48,12 +49,12 @@ ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connec
 
 @config_class
 class XBusNetConfig(ModelConfig):
-    """XBusNet as in its paper. "Released" is the authors' published code and settings, followed where it is silent.
+    """The paper's values are the defaults. `configs/model/xbusnet.yaml` lists what it leaves open.
 
-    `configs/model/xbusnet.yaml` ends with the remaining departures from it.
+    "Released" is the authors' published code and settings, used where the paper gives no value.
     """
 
-    image_size: int = setting(352, "Edge of the square input (2.2).", unit="pixels")
+    image_size: int = setting(352, "Edge of the square input (2.2).", unit="pixels", ge=1)
     pretrained: bool = setting(
         True,
         "CLIP and the ResNet start from staged weights, CLIP's and ImageNet's (2.5): `bushpc weights pull "
@@ -69,22 +70,22 @@ class XBusNetConfig(ModelConfig):
     freeze_vision: bool = setting(
         True, "CLIP's image tower is not trained (2.5, 2.7). Its text tower never is, whatever this says."
     )
-    clip_patch_size: int = setting(16, "Patch size of CLIP ViT-B/16's image tower (2.6).", unit="pixels")
-    clip_width: int = setting(768, "Channels of CLIP ViT-B/16's image tower.")
-    clip_layers: int = setting(12, "Blocks of CLIP ViT-B/16's image tower.")
-    clip_heads: int = setting(12, "Attention heads of CLIP ViT-B/16's image tower.")
-    text_width: int = setting(512, "Channels of CLIP ViT-B/16's text tower.")
-    text_layers: int = setting(12, "Layers of CLIP ViT-B/16's text tower.")
-    text_heads: int = setting(8, "Attention heads of CLIP ViT-B/16's text tower.")
-    text_dim: int = setting(512, "d of (9), the width of a sentence's embedding.")
+    clip_patch_size: int = setting(16, "Patch size of CLIP ViT-B/16's image tower (2.6).", unit="pixels", ge=1)
+    clip_width: int = setting(768, "Channels of CLIP ViT-B/16's image tower.", ge=1)
+    clip_layers: int = setting(12, "Blocks of CLIP ViT-B/16's image tower.", ge=1)
+    clip_heads: int = setting(12, "Attention heads of CLIP ViT-B/16's image tower.", ge=1)
+    text_width: int = setting(512, "Channels of CLIP ViT-B/16's text tower.", ge=1)
+    text_layers: int = setting(12, "Layers of CLIP ViT-B/16's text tower.", ge=1)
+    text_heads: int = setting(8, "Attention heads of CLIP ViT-B/16's text tower.", ge=1)
+    text_dim: int = setting(512, "d of (9), the width of a sentence's embedding.", ge=1)
     layers: tuple[int, ...] = setting(
         (3, 7, 9),
         "L of (6): which of the image tower's blocks give tokens, counted from 1. The paper does not list it; "
         "released: 3, 7, 9.",
     )
-    reduce_dim: int = setting(64, "r of (6). The paper does not give it; released: 64.")
-    global_channels: int = setting(64, "Channels of F_g (8).")
-    local_channels: int = setting(32, "Channels of F_l (12).")
+    reduce_dim: int = setting(64, "r of (6). The paper does not give it; released: 64.", ge=1)
+    global_channels: int = setting(64, "Channels of F_g (8).", ge=1)
+    local_channels: int = setting(32, "Channels of F_l (12).", ge=1)
     encoder: str = setting(
         "resnet50.a1_in1k",
         "The local branch's encoder in timm, with features at strides 2 to 32: ResNet50 (2.8) with timm's weights. "
@@ -94,22 +95,28 @@ class XBusNetConfig(ModelConfig):
         8,
         "Heads of the transformer blocks (10), at both of their places. The paper does not give them; released: 8. "
         "Ours are pre-norm, without dropout.",
+        ge=1,
     )
     decoder_channels: tuple[int, ...] = setting(
         (1024, 512, 256, 64), "Channels of dec4, dec3, dec2, dec1. The paper does not give them; released: these."
     )
     fusion_channels: int = setting(
-        64, "Channels of the two residual blocks (17). The paper does not give them; released: 64."
+        64, "Channels of the two residual blocks (17). The paper does not give them; released: 64.", ge=1
     )
     fusion_stride: int = setting(
         1,
         "H / h of (12) and (16). 1: the branches meet at the image's own size, where the final up projection ends "
         "(2.8); 2 fuses at half of it.",
+        ge=1,
+        le=2,
     )
     dice_weight: float = setting(
-        1.0, "Weight of the soft Dice loss. The paper names no segmentation loss; released: this with smooth = 1."
+        1.0,
+        "Weight of the soft Dice loss. The paper names no segmentation loss; released: this with smooth = 1.",
+        ge=0,
+        lt=math.inf,
     )
-    bce_weight: float = setting(0.0, "Weight of the cross-entropy loss. Released: none.")
+    bce_weight: float = setting(0.0, "Weight of the cross-entropy loss. Released: none.", ge=0, lt=math.inf)
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -122,13 +129,8 @@ class XBusNetConfig(ModelConfig):
             self._check_global_branch()
         if self.lfe:
             self._check_local_branch()
-        if self.fusion_stride not in (1, 2):
-            raise ConfigError(f"fusion_stride={self.fusion_stride}; allowed are 1 (the paper's) and 2.")
-        if self.dice_weight < 0 or self.bce_weight < 0 or self.dice_weight + self.bce_weight == 0:
-            raise ConfigError(
-                f"dice_weight={self.dice_weight}, bce_weight={self.bce_weight}; neither may be negative, "
-                "and one of them must be above 0."
-            )
+        if self.dice_weight + self.bce_weight == 0:
+            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -197,7 +199,7 @@ class XBusNetConfig(ModelConfig):
             )
         channels = feature_channels(self.encoder, ENCODER_STRIDES)
         heads = self.attention_heads
-        if heads < 1 or channels[3] % heads or channels[4] % heads:
+        if channels[3] % heads or channels[4] % heads:
             raise ConfigError(
                 f"attention_heads={heads} must divide the channels of enc4 and enc5, which are {channels[3]} and "
                 f"{channels[4]} in encoder '{self.encoder}'."
@@ -205,9 +207,7 @@ class XBusNetConfig(ModelConfig):
 
 
 def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
-    if divisor < 1:
-        raise ConfigError(f"{divisor_name}={divisor}; it must be 1 or more.")
-    if value < 1 or value % divisor:
+    if value % divisor:
         nearest = max(1, round(value / divisor)) * divisor
         raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; the nearest is {nearest}.")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 
 import pytest
 
-from bushpc.config import CellConfig, compose, config_names, differences, places, reconfigure
+from bushpc.config import GROUPS, CellConfig, compose, config_names, differences, explain, places, reconfigure
+from bushpc.config.read import plain
+from bushpc.config.schema import kinds
+from bushpc.config.source import read_config
 from bushpc.errors import ConfigError
 
 SMALL = ["model=xbusnet_small", "data=phantom"]
@@ -126,39 +128,17 @@ def test_a_model_is_evaluated_with_the_prompts_it_can_read_and_never_gets_the_or
     assert [variant.name for variant in compose([*SMALL, ALL_SOURCES, *overrides]).variants] == left
 
 
-SHIPPED = sorted(places.shipped_configs().rglob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_field_of_every_yaml_has_a_sentence(path):
-    assert fields_without_a_sentence(path.read_text()) == []
-
-
-def fields_without_a_sentence(text: str) -> list[str]:
-    """A field's sentence stands directly above it; the comment at the top of the file is about the file.
-
-    A comment above several adjacent fields must name each of them, `clip_*` names all that begin so: otherwise a
-    field that lost its sentence would hide under its neighbour's.
-    """
-    runs: list[tuple[str, list[str]]] = []  # a comment, and the adjacent fields below it
-    above, open_run = "", False
-    for line in map(str.strip, re.sub(r"\A(#.*\n)+", "", text).splitlines()):
-        if line.startswith("#"):
-            above, open_run = line if open_run else f"{above} {line}", False
-        elif re.match(r"\w+: *[^ #]", line) and not line.startswith(("_target_", "defaults:")):
-            if not open_run:
-                runs.append((above, []))
-            runs[-1][1].append(line.partition(":")[0])
-            open_run = True
-        else:  # a blank line, a list entry or the heading of a group
-            above, open_run = "", False
-    return [
-        name for comment, names in runs for name in names if not comment or (names[1:] and not named(name, comment))
-    ]
-
-
-def named(field: str, comment: str) -> bool:
-    return any(fnmatch.fnmatchcase(field, word) for word in re.findall(r"\w+\*?", comment))
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in config_names(group)])
+def test_a_yaml_states_nothing_that_would_be_so_without_it(group, name):
+    path = places.config_file(f"{group}/{name}")
+    below = [entry.text for entry in read_config(path)[1].get("defaults", []) if entry.text != "_self_"]
+    settings = explain([f"{group}={name}"])
+    without = {origin.key: origin.value for origin in explain([f"{group}={below[0]}"])} if below else {}
+    model = compose([f"{group}={name}"]).model
+    defaults = {key: plain(default) for key, (_, default) in (kinds(CellConfig) | kinds(type(model))).items()}
+    own = {origin.key: origin.value for origin in settings if origin.source.startswith(f"configs/{group}/{name}.yaml:")}
+    names_itself = {"data.name", "cluster.executor"}
+    assert [key for key, value in own.items() if value == (defaults | without)[key] and key not in names_itself] == []
 
 
 def test_a_frozen_cell_takes_another_cluster_without_becoming_another_cell():

@@ -1,17 +1,13 @@
 """Small models and batches for the model tests; sizes as in `configs/model/*_small.yaml`, or smaller."""
 
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
-import yaml
 
-from bushpc.models.baselines import UNet
-from bushpc.models.hybrid_attention import HybridAttention
-from bushpc.models.xbusnet import XBusNet
+from bushpc.config import compose
 from bushpc.sample import Batch
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SPATIAL = ["a small lesion in the upper inner quadrant of the breast", "a large lesion in the lower outer quadrant", ""]
 ATTRIBUTES = ["irregular shape, indistinct margin, BI-RADS 5", "oval shape, circumscribed margin, BI-RADS 2"]
 CAPTIONS = [
@@ -20,43 +16,45 @@ CAPTIONS = [
 ]
 
 
-def _config(model_class, name, changes):
-    fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
-    del fields["_target_"]
-    fields = {**fields, **changes}
-    return model_class.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def _maker(small, **smaller):
+    """make(name=small, **changes) -> the Config that `model=name` composes. smaller: further changes of `small`."""
+
+    def make(name=small, **changes):
+        return dataclasses.replace(
+            compose([f"model={name}"]).model, **{**(smaller if name == small else {}), **changes}
+        )
+
+    return make
 
 
 @pytest.fixture
 def xbusnet_config():
     """xbusnet_config(name="xbusnet_small", **changes) -> XBusNet.Config; 64 pixels unless said otherwise."""
-
-    def make(name="xbusnet_small", **changes):
-        return _config(XBusNet, name, {"image_size": 64, **changes} if name == "xbusnet_small" else changes)
-
-    return make
+    return _maker("xbusnet_small", image_size=64)
 
 
 @pytest.fixture
 def unet_config():
     """unet_config(name="unet_small", **changes) -> UNet.Config; 64 pixels unless said otherwise."""
-
-    def make(name="unet_small", **changes):
-        return _config(UNet, name, {"image_size": 64, **changes} if name == "unet_small" else changes)
-
-    return make
+    return _maker("unet_small", image_size=64)
 
 
 @pytest.fixture
 def hybrid_attention_config():
     """hybrid_attention_config(name="hybrid_attention_small", **changes) -> its Config; small at 64 pixels."""
+    return _maker("hybrid_attention_small", image_size=64)
 
-    def make(name="hybrid_attention_small", **changes):
-        return _config(
-            HybridAttention, name, {"image_size": 64, **changes} if name == "hybrid_attention_small" else changes
-        )
 
-    return make
+@pytest.fixture
+def sam_config():
+    """sam_config(name="sam_multitask_small", **changes) -> SamMultitask.Config; 64 pixels unless said otherwise."""
+    return _maker("sam_multitask_small", image_size=64, window=3)
+
+
+@pytest.fixture
+def diffusion_config():
+    """diffusion_config(name="vit_diffusion_small", **changes) -> VitDiffusion.Config; small at 32 pixels, 4 steps."""
+    return _maker("vit_diffusion_small", image_size=32, steps=4)
 
 
 @pytest.fixture

@@ -61,7 +61,8 @@ def test_missing_weights_name_the_command_that_stages_them(unet_config, tmp_path
         ({"encoder": "resnet19"}, "unknown encoder 'resnet19'; did you mean 'resnet18'"),
         ({"image_size": 100}, "image_size=100"),
         ({"decoder_channels": (8, 8)}, "five are needed"),
-        ({"dice_weight": -1.0}, "dice_weight=-1.0"),
+        ({"dice_weight": -1.0}, "model.dice_weight=-1.0: must be ≥ 0"),
+        ({"dice_weight": 0.0, "bce_weight": 0.0}, "leave no loss"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_composed(unet_config, changes, message):

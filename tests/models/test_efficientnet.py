@@ -1,13 +1,11 @@
 """The classifier under the model contract."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import timm
 import torch
-import yaml
 
 from bushpc.cli import main
 from bushpc.config import ModelConfig, compose
@@ -16,14 +14,11 @@ from bushpc.errors import ConfigError, DataError, WeightsError
 from bushpc.models.efficientnet import EfficientNet
 from bushpc.nn.recompute import recompute
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 1])
 
 
 def config_of(name="efficientnet_small", **changes):
-    fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
-    del fields["_target_"]
-    return EfficientNet.Config(**{**fields, **changes})
+    return dataclasses.replace(compose([f"model={name}"]).model, **changes)
 
 
 def test_learns_one_batch_by_heart(make_batch):
@@ -91,7 +86,7 @@ def test_recomputed_blocks_give_the_same_loss(make_batch):
     [
         ({"network": "efficientnet_b00"}, "unknown model.network 'efficientnet_b00'; did you mean 'efficientnet_b0'"),
         ({"network": "resnet18"}, "unknown model.network 'resnet18'"),
-        ({"image_size": 16}, "model.image_size=16: allowed is 32"),
+        ({"image_size": 16}, "model.image_size=16: must be ≥ 32; for example model.image_size=224"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_composed(changes, message):

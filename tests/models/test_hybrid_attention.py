@@ -260,11 +260,11 @@ def test_missing_and_foreign_weights_name_the_command_that_stages_them(hybrid_at
         ({"decoder_channels": (8, 8, 8, 8, 0)}, "five numbers above 0"),
         ({"decoder_channels": (7, 8, 8, 8, 8)}, "first must be even"),
         ({"heads": 5}, "heads=5 must divide the bottleneck's 16 positions"),
-        ({"heads": 0}, "heads=0 must divide"),
-        ({"sfeb_stride": 3}, "sfeb_stride=3; allowed are 1 .* and 2"),
+        ({"heads": 0}, "model.heads=0: must be ≥ 1"),
+        ({"sfeb_stride": 3}, "model.sfeb_stride=3: must be ≥ 1 and ≤ 2"),
         ({"encoder": "densenet122"}, "unknown encoder 'densenet122'; similar names in timm: .*densenet121"),
         ({"encoder": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
-        ({"bce_weight": 0.0, "jaccard_weight": 0.0}, "one of them must be above 0"),
+        ({"bce_weight": 0.0, "jaccard_weight": 0.0}, "one of them above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_composed(hybrid_attention_config, changes, message):

@@ -4,12 +4,10 @@ import dataclasses
 import math
 import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
@@ -24,27 +22,12 @@ from bushpc.models.sam_multitask import (
 )
 from bushpc.nn.recompute import recompute
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 # Of timm's ViT, as small as it gets; its second block attends over the whole image.
 TINY_SAM = {
     **{"patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "window_size": 14, "global_attn_indexes": (1,)},
     **{"neck_chans": 8, "use_rel_pos": True, "num_classes": 0},
 }
 LABELS_OF_BATCH = torch.tensor([0, 1, 2, 0])
-
-
-@pytest.fixture
-def sam_config():
-    """sam_config(name="sam_multitask_small", **changes) -> SamMultitask.Config; 64 pixels unless said otherwise."""
-
-    def make(name="sam_multitask_small", **changes):
-        fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
-        del fields["_target_"]
-        small = {"image_size": 64, "window": 3} if name == "sam_multitask_small" else {}
-        fields = {**fields, **small, **changes}
-        return SamMultitask.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-    return make
 
 
 @pytest.fixture
@@ -328,8 +311,8 @@ def test_recomputing_blocks_changes_no_gradient(sam_config, sam_batch):
         ({"skip_blocks": (1, 4)}, "skip_blocks=.*from 0 to 3"),
         ({"skip_blocks": (0, 1, 2, 3)}, "there are 3 stages"),
         ({"curriculum": (20, 20)}, "three numbers of epochs"),
-        ({"segmentation_share": 1.5}, "segmentation_share=1.5"),
-        ({"lora_rank": 0}, "lora_rank=0"),
+        ({"segmentation_share": 1.5}, "model.segmentation_share=1.5: must be ≥ 0 and ≤ 1"),
+        ({"lora_rank": 0}, "model.lora_rank=0: must be ≥ 1; for example model.lora_rank=8"),
         ({"pretrained": True}, "loads SAM's ViT-B"),
     ],
 )

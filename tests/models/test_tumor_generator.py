@@ -7,13 +7,11 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import open_clip
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from diffusers import DDPMScheduler, StableDiffusionControlNetPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -35,7 +33,6 @@ from bushpc.nn.recompute import recompute
 from bushpc.train.loop import Stopped
 from bushpc.train.track import Tracker
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 TINY = {
     **{"image_size": 32, "vae_channels": (8, 16), "mask_channels": (8, 16), "unet_channels": (16, 32), "unet_heads": 2},
     **{"text_width": 16, "text_layers": 1, "text_heads": 2, "lora_rank": 2, "steps": 4},
@@ -54,10 +51,8 @@ def generator_config():
     """generator_config(name="tumor_generator_small", **changes) -> its Config; tiny at 32 pixels, or as it is."""
 
     def make(name="tumor_generator_small", **changes):
-        fields = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
-        del fields["_target_"]
-        fields = {**fields, **(TINY if name == "tumor_generator_small" else {}), **changes}
-        return TumorGenerator.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        small = TINY if name == "tumor_generator_small" else {}
+        return dataclasses.replace(compose([f"model={name}"]).model, **{**small, **changes})
 
     return make
 
@@ -376,10 +371,10 @@ def test_what_is_frozen_is_the_same_from_any_seed_and_in_no_checkpoint(generator
     [
         ({"stage": "unet"}, "unknown model.stage 'unet'"),
         ({"sampler": "ddpm"}, "unknown model.sampler 'ddpm'; did you mean 'ddim'"),
-        ({"lora_rank": 0}, "lora_rank=0: allowed is 1 or more"),
-        ({"steps": 30}, "steps=30 with model.sampler=ddim: allowed is one of 1, 2, 4"),
-        ({"steps": 1001, "sampler": "unipc"}, "allowed is 1 to 1000"),
-        ({"guidance": 0.5}, "guidance=0.5: allowed is 1"),
+        ({"lora_rank": 0}, "model.lora_rank=0: must be ≥ 1"),
+        ({"steps": 30}, "steps=30 with model.sampler=ddim: must be one of 1, 2, 4"),
+        ({"steps": 1001, "sampler": "unipc"}, "steps=1001: must be ≥ 1 and ≤ 1000"),
+        ({"guidance": 0.5}, "guidance=0.5: must be ≥ 1"),
         ({"caption_dropout": 1.0}, "caption_dropout=1.0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),
         ({"latent_scale": 0.0}, "latent_scale=0.0"),
