@@ -247,6 +247,10 @@ class Cluster(abc.ABC):
         """The parts of `check` by name, so that one that fails does not hide the others."""
         return ((self.executor, self.check),)
 
+    def gpu_names(self, profile: ClusterConfig) -> list[str]:
+        """What the cluster calls the GPUs that a job of this profile may get, as far as it tells."""
+        return [profile.gpu_type] if profile.gpu_type else []
+
     def around_ranks(self, before: str, after: str) -> list[str]:
         """Setup lines that run a shell command before the ranks start and, where the batch shell outlives them, one
         after they have ended."""

@@ -196,6 +196,11 @@ class SlurmCluster(Cluster):
         for _, check in self.checks():
             yield from check(profile)
 
+    def gpu_names(self, profile: ClusterConfig) -> list[str]:
+        from bushpc.cluster import slurm_site
+
+        return super().gpu_names(profile) or slurm_site.gpu_types(profile)
+
     def around_ranks(self, before: str, after: str) -> list[str]:
         """A shell finds a function before the program of the same name; srun's exit status is kept."""
         return [before, f'srun() {{ command srun "$@"; local status=$?; {after}; return $status; }}']

@@ -84,6 +84,32 @@ def gpus_of(gres: str) -> int:
     return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)??:(\d+)(?![\w.])", gres))
 
 
+def types_of(gres: str) -> list[str]:
+    """The types of GPUs in a node's generic resources.
+
+    >>> [types_of(text) for text in ("(null)", "gpu:8(S:0-1)", "gpu:a100:4(S:0),gpu:v100:2,nvme:1")]
+    [[], [], ['a100', 'v100']]
+    """
+    return re.findall(r"gpu:([^:,()]+):\d", gres)
+
+
+def gpu_types(profile: ClusterConfig) -> list[str]:
+    """The types of GPUs in the profile's partitions, as sinfo writes them, on nodes with the plain feature it asks for.
+
+    Raises: DispatchError.
+    """
+    names = ",".join(facts["PartitionName"] for facts in partition_facts(profile))
+    rows = ask("sinfo", "--noheader", "--exact", f"--partition={names}", "--format=%G|%f").splitlines()
+    plain = re.fullmatch(r"[\w.-]+", profile.constraint or "")
+    found = [
+        kind
+        for gres, _, features in (row.partition("|") for row in rows)
+        if plain is None or profile.constraint in features.split(",")
+        for kind in types_of(gres)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def commands_on_node(job_id: str) -> dict[str, tuple[str, ...]]:
     """What a job may want to ask on a compute node: command → the question."""
     return {

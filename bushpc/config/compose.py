@@ -19,8 +19,9 @@ from pathlib import Path
 from bushpc.config import freeze, places
 from bushpc.config.cluster import ClusterConfig
 from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of, is_options, is_text
+from bushpc.config.gpus import capability_of, without_bf16
 from bushpc.config.read import Scalar, build, flat, plain
-from bushpc.config.schema import TOOLS, CellConfig, field_of, kinds, model_class_of
+from bushpc.config.schema import TOOLS, CellConfig, Precision, field_of, kinds, model_class_of
 from bushpc.config.source import hydra_compose, interpolates, read_config
 from bushpc.errors import ConfigError, unknown_name
 
@@ -378,7 +379,7 @@ def _resolve(cell: CellConfig) -> CellConfig:
             )
     precision = cell.engine.precision
     if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
+        precision = _fastest_precision(cell.cluster) if device == "cuda" else "fp32"
     engine = dataclasses.replace(cell.engine, device=device, precision=precision)
     return dataclasses.replace(
         cell,
@@ -402,6 +403,17 @@ def _resolve(cell: CellConfig) -> CellConfig:
             features_dir=_absolute(cell.loader.features_dir),
         ),
     )
+
+
+def _fastest_precision(cluster: ClusterConfig) -> Precision:
+    """bf16, or fp16 where the profile may give a job GPUs that have none, such as V100.
+
+    A type or feature names the GPU for certain; where neither does, partitions and accounts are often called after it.
+    """
+    told = (cluster.gpu_type, cluster.constraint)
+    if not any(capability_of(text) for text in told if text):
+        told = (cluster.partition, cluster.account)
+    return "fp16" if without_bf16(told) else "bf16"
 
 
 def shards_folder(data: str) -> Path:

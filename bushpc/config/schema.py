@@ -441,7 +441,8 @@ class EngineConfig(Settings):
     )
     precision: Precision = setting(
         "auto",
-        "auto is bf16 on a GPU and fp32 on a CPU. XBusNet's paper uses automatic mixed precision without a type.",
+        "auto is bf16 on a GPU (fp16 where cluster.gpus, constraint, partition or account name one without bf16, such "
+        "as v100) and fp32 on a CPU. XBusNet's paper uses automatic mixed precision without a type.",
     )
     deterministic: bool = setting(True, "Use deterministic kernels only: two runs are equal bit for bit.")
     compile: bool = setting(False, "Use torch.compile; the first step then takes minutes.")

@@ -239,7 +239,13 @@ def _persistence(map_HW: npt.NDArray[np.float32], min_persistence: float) -> tup
     also resolves ties consistently.
     """
     # Imported here, as only this loss needs it. Its public interface would require scikit-learn.
-    from gudhi._pers_cub_low_dim_ext import _persistence_on_rectangle_from_top_cells
+    try:
+        from gudhi._pers_cub_low_dim_ext import _persistence_on_rectangle_from_top_cells
+    except ImportError as error:  # no wheels for Linux on aarch64
+        raise ConfigError(
+            f"the topological loss needs the package gudhi ({error}). On aarch64 pip has none: install it from "
+            "conda-forge, or train without this loss"
+        ) from error
 
     marked_HW = map_HW.astype(np.float64)
     np.subtract(0.0, marked_HW, out=marked_HW)  # not np.negative: -0.0 with bits set differs from 0.0 with bits set

@@ -8,6 +8,7 @@ compute node, by a short job, what cannot be known from here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -29,7 +30,8 @@ from bushpc.config import CellConfig, compose
 from bushpc.data.cache import places, room
 from bushpc.data.external import open_external
 from bushpc.data.mixture import open_synthetic
-from bushpc.errors import BushpcError, ConfigError
+from bushpc.errors import BushpcError, ConfigError, DispatchError
+from bushpc.ops.gpu_build import Build, gpus_and_driver, judge_profile
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
 
@@ -188,12 +190,18 @@ def _gpus(config: CellConfig) -> Iterator[Check]:
 
 
 def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
-    except (OSError, subprocess.SubprocessError):
-        return "not found"
-    return answer.stdout.partition("\n")[0]
+    return gpus_and_driver()[1] or "not found"
+
+
+def _gpu_build(config: CellConfig) -> Iterator[Check]:
+    """Driver, GPU and build, as far as profile, site and this machine tell."""
+    if not config.cluster.gpu_count:
+        return
+    cluster = cluster_for(config.cluster.executor)
+    names: list[str] = []
+    with contextlib.suppress(DispatchError):  # a site that does not answer is told of by its own checks
+        names = cluster.gpu_names(config.cluster)
+    yield from judge_profile(Build.installed(), names, here=cluster.one_machine, precision=config.engine.precision)
 
 
 def _deepspeed(config: CellConfig) -> Iterator[Check]:
@@ -434,6 +442,7 @@ INSTALLATION: tuple[tuple[str, Callable[[], Iterable[Check]]], ...] = (
 )
 CONFIGURED: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("GPUs", _gpus),
+    ("GPU and build", _gpu_build),
     ("DeepSpeed", _deepspeed),
     ("C++ compiler", _compiler),
     ("shards", _shards),

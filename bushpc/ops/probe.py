@@ -29,6 +29,7 @@ from pathlib import Path
 
 from bushpc.cluster import slurm_site
 from bushpc.cluster.base import this_job
+from bushpc.ops.gpu_build import try_gpu
 
 if t.TYPE_CHECKING:
     from submitit import JobEnvironment
@@ -142,7 +143,9 @@ def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
         "shm_bytes": shutil.disk_usage(shm).total if shm.exists() else 0,
         "scratch": str(scratch),
         "scratch_free": shutil.disk_usage(scratch).free,
-        "gpus": _gpus(),
+        "gpus": (gpus := _gpus()),
+        # One trial per node: it imports torch.
+        "gpu_fails": try_gpu() if gpus and first_on_node else None,
         "nccl": _nccl(),
         "names": {name: _resolves(name) for name in job.hostnames},
         "commands": _commands() if first_on_node else {},

@@ -39,6 +39,7 @@ from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import snapshot
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import write_atomically
+from bushpc.ops.gpu_build import Build, judge_trial
 from bushpc.ops.probe import BEAT_S, FAREWELL, Probe, batch_lines
 from bushpc.runs.layout import RunDir
 
@@ -502,6 +503,8 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     yield Check(
         name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower cluster.gpus"
     )
+    if gpus and first.get("gpu_fails") is not None:
+        yield from judge_trial(Build.installed(), gpus, first["gpu_fails"], precision=config.engine.precision)
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)

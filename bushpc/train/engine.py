@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from bushpc.config import CellConfig
+from bushpc.config.gpus import Capability, has_bf16
 from bushpc.dist import World, join, share_buffers
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
@@ -419,6 +420,8 @@ class _LossScale:
 def start_ranks(cell: CellConfig, world: World) -> None:
     """Start the process group as the config says, ignoring the launcher's environment and library defaults."""
     config = cell.engine
+    if config.device == "cuda":
+        refuse_emulated_bf16(config.precision)
     if "OMP_NUM_THREADS" not in os.environ:
         # Our jobs set it. Otherwise torch and Accelerate take all cores for each rank, and the ranks wait for each
         # other's threads: two such ranks were six times slower than two with one thread each.
@@ -442,6 +445,19 @@ def start_ranks(cell: CellConfig, world: World) -> None:
         timeout_s=2 * config.hang_s,  # longer than the watchdog's, whose message is more useful
         alone=config.kind != "ddp",  # DeepSpeed needs a process group even for one rank
     )
+
+
+def refuse_emulated_bf16(precision: str) -> None:
+    """Raises: TrainingError for bf16 on a GPU without it: torch would emulate it, more slowly than fp32."""
+    if precision != "bf16" or torch.version.hip or not torch.cuda.is_available():
+        return
+    capability = Capability(*torch.cuda.get_device_capability())
+    if not has_bf16(capability):
+        raise TrainingError(
+            f"engine.precision=bf16, and {torch.cuda.get_device_name()} (compute capability {capability}) has no bf16: "
+            "start anew with engine.precision=fp16. Where the profile names the type of the GPUs, as in "
+            "cluster.gpus=v100:4, engine.precision=auto chooses fp16 by itself"
+        )
 
 
 def _load_model(model: Model, resumed: Checkpoint) -> None:

@@ -108,7 +108,7 @@ def test_a_folder_given_to_make_is_never_run(tmp_path):
         (tmp_path / "tools").mkdir(exist_ok=True)
         (tmp_path / "tools" / "demo.sh").write_text('printf "%s" "$DATA" > told\n')
         (tmp_path / ".venv").mkdir(exist_ok=True)
-        for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):
+        for name in ("pyproject.toml", "constraints.txt", "constraints-common.txt", ".venv/.installed"):
             (tmp_path / name).touch()
         subprocess.run(["make", "demo", f"DATA={text}"], cwd=tmp_path, check=True, capture_output=True)
         assert (tmp_path / "told").read_text() == text

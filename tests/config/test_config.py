@@ -97,6 +97,27 @@ def test_auto_is_resolved_before_anything_is_frozen():
     assert (a100.engine.device, a100.engine.precision) == ("cuda", "bf16")
 
 
+@pytest.mark.parametrize(
+    ("profile", "precision"),
+    [
+        (["cluster.gpus=a100:1"], "bf16"),
+        (["cluster.gpus=v100:1"], "fp16"),
+        (["cluster.gpus=nvidia_h100_80gb:1", "cluster.partition=v100"], "bf16"),  # the type tells for certain
+        (["cluster.gpus=1", "cluster.constraint=v100-32g"], "fp16"),
+        (["cluster.gpus=1", 'cluster.constraint="a100|p100"'], "fp16"),  # a job may get either
+        (["cluster.gpus=1", "cluster.partition=gpu_v100"], "fp16"),
+        (["cluster.gpus=1", "cluster.account=abc@v100"], "fp16"),
+        (["cluster.gpus=t4:1"], "fp16"),
+        (["cluster.gpus=mi250:1"], "bf16"),
+        (["cluster.gpus=1"], "bf16"),
+        (["cluster.gpus=v100:1", "engine.precision=fp32"], "fp32"),
+        (["cluster.gpus=0", "cluster.partition=gpu_v100"], "fp32"),
+    ],
+)
+def test_a_gpu_without_bf16_gets_fp16_where_the_precision_is_left_open(profile, precision):
+    assert compose([*SMALL, "cluster=slurm", *profile]).engine.precision == precision
+
+
 def test_xbusnet_defaults_are_the_papers():
     """Section 2.3: 1000 iterations, batch 4, AdamW 1e-4; 352 x 352; threshold 0.30 for the first pass."""
     cell = compose(["model=xbusnet", "data=breast"])

@@ -20,6 +20,7 @@ from bushpc.cluster.slurm import minutes_of
 from bushpc.config import compose
 from bushpc.ops import doctor, survey
 from bushpc.ops.doctor import check_cluster, check_config, examine, expected_checkpoint_bytes
+from bushpc.ops.gpu_build import Build
 
 SMALL = ("model=unet_small", "data=phantom")
 
@@ -201,6 +202,20 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, minutes):
 )
 def test_gpus_are_counted_whatever_their_type(gres, gpus):
     assert slurm_site.gpus_of(gres) == gpus
+
+
+def test_the_types_of_gpus_that_a_job_may_get_are_read_from_the_site(fake_slurm, monkeypatch):
+    """Nodes without the feature that the profile asks for do not count."""
+    sinfo = 'printf "gpu:v100:4(S:0-1)|volta,big\\ngpu:a100:8|ampere\\n(null)|ampere\\n"'
+    fake_slurm(scontrol=SCONTROL, sinfo=sinfo)
+    words = [*SMALL, "cluster=slurm", "cluster.gpus=1"]
+    assert slurm_site.gpu_types(compose(words).cluster) == ["v100", "a100"]
+    assert slurm_site.gpu_types(compose([*words, "cluster.constraint=ampere"]).cluster) == ["a100"]
+    build = Build(torch="2.15.0", cuda="13.2", arches=("sm_75", "sm_80", "sm_90"))
+    monkeypatch.setattr(Build, "installed", lambda: build)
+    checks = by_name(list(doctor._gpu_build(compose([*words, "cluster.constraint=volta"]))))
+    assert "constraints-cuda126.txt" in checks["GPU and build"].advice
+    assert checks["precision"].advice == "set engine.precision=fp16"
 
 
 PARTITION = (

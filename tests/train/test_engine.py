@@ -21,7 +21,7 @@ from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.sample import Batch, Losses
-from bushpc.train.engine import Engine, start_ranks
+from bushpc.train.engine import Engine, refuse_emulated_bf16, start_ranks
 from bushpc.train.optim import Schedule
 
 # Ranks are forked from a process that has the slow imports behind it and has opened nothing.
@@ -328,6 +328,17 @@ def test_a_batch_in_parts_adds_up_to_the_gradient_of_their_mean(make_cell):
         torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
     expected = torch.nn.utils.get_total_norm([p.grad for p in by_hand.parameters() if p.grad is not None])
     assert float(engine.update(1e-3)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 0), True), ((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_bf16_that_a_gpu_would_only_emulate_is_refused_on_the_node(monkeypatch, capability, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    expected = pytest.raises(TrainingError, match=r"start anew with engine\.precision=fp16")
+    with expected if refused else contextlib.nullcontext():
+        refuse_emulated_bf16("bf16")
+    refuse_emulated_bf16("fp16")
 
 
 def test_an_overflow_under_fp16_skips_the_step_and_halves_the_scale(make_cell):
