@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+from bushpc import environment
 from bushpc.cli.command import Command, Group
 from bushpc.errors import BushpcError, unknown_name
 
@@ -19,6 +20,8 @@ Exit status: 0 done, 1 incomplete or problems found, 2 the command cannot work a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 incomplete or problems found, 2 an error, 3 bad images."""
+    if argv is None:
+        environment.prepare_command()
     words = _without_local_rank(list(sys.argv[1:] if argv is None else argv))
     try:
         return _run(words)

@@ -10,7 +10,6 @@ A backend is one file in this folder: a subclass of Cluster that names its `exec
 from __future__ import annotations
 
 import abc
-import contextlib
 import importlib
 import os
 import pkgutil
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc import environment
 from bushpc.cluster.checks import Check
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 
@@ -31,9 +31,6 @@ if t.TYPE_CHECKING:
 
 # A busy controller of a large site may take this long to answer.
 ANSWERS_S = 60
-# Of a launcher or of MPI. A job that inherited them would take them for its own.
-LAUNCHER_PREFIXES = ("PMI", "SUBMITIT_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_")
-LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_BACKENDS = ("base", "checks", "profile")
 
 
@@ -41,13 +38,17 @@ NOT_BACKENDS = ("base", "checks", "profile")
 class Job:
     """A submitted job, as the notes in a run folder name it.
 
-    id: as the cluster names it; of a local job the process id. log: what rank 0 prints to. owner: user id of whoever
-    submitted it. host, process_start: of a process on a single machine; with the id they name it for good.
-    heartbeat: a file that the job touches while it works, where the log alone would not tell.
+    id: as the cluster names it; of a local job the process id. cluster, name: what the cluster calls itself and the
+    job; other clusters, and this one when its numbers begin again, have jobs of the same id. "" where they are not
+    known. log: what rank 0 prints to. owner: user id of whoever submitted it. host, process_start: of a process on a
+    single machine; with the id they name it for good. heartbeat: a file that the job touches while it works, where the
+    log alone would not tell.
     """
 
     id: str
     executor: str
+    cluster: str = ""
+    name: str = ""
     log: str = ""
     submitted: float = 0.0
     owner: int | None = None
@@ -102,14 +103,17 @@ class Limits(t.NamedTuple):
 class ThisJob:
     """The job that this process runs in.
 
-    id: of this job alone, also for a task of an array. queue_id: what `states` calls it. restarts: how often the
-    cluster has started it again. batch: False in an interactive allocation, which outlives what runs in it. node: what
-    the cluster calls this node. started: when it was started this time, in seconds since 1970; 0 if unknown.
+    id: of this job alone, also for a task of an array. queue_id: what `states` calls it. name: of the job. cluster:
+    what it calls itself. restarts: how often the cluster has started the job again. batch: False in an interactive
+    allocation, which outlives what runs in it. node: what the cluster calls this node. started: when it was started
+    this time, in seconds since 1970; 0 if unknown.
     """
 
     executor: str
     id: str
     queue_id: str
+    name: str = ""
+    cluster: str = ""
     restarts: int = 0
     batch: bool = True
     node: str = ""
@@ -151,6 +155,8 @@ class Cluster(abc.ABC):
     that starts when others have ended. outlives_submitter: whether jobs may exist although the command that submitted
     them was killed before it knew their ids; `find` then tells them. ids_are_processes: job ids are process ids.
     one_machine: jobs run on the machine that submits them. launcher: the program that starts the ranks of a job.
+    variables: rules for the environment variables of its commands and jobs. chosen_by: the variable that says which of
+    several clusters of this kind is meant.
     """
 
     executor: t.ClassVar[str]
@@ -161,10 +167,13 @@ class Cluster(abc.ABC):
     ids_are_processes: t.ClassVar[bool] = False
     one_machine: t.ClassVar[bool] = False
     launcher: t.ClassVar[str] = ""
+    variables: t.ClassVar[tuple[environment.Rule, ...]] = ()
+    chosen_by: t.ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "executor" in cls.__dict__:
+            environment.add_rules(cls.variables)
             backend = cls()
             for name in (cls.executor, *cls.aliases):
                 _BACKENDS[name] = backend
@@ -199,6 +208,26 @@ class Cluster(abc.ABC):
         """Stop a running job and put it back into the queue. Raises: DispatchError."""
         raise DispatchError(f"cluster.executor={self.executor} brings no job back: submit again")
 
+    def here(self) -> str:
+        """What the cluster that we talk to calls itself; "" where there is only one. Raises: DispatchError."""
+        return ""
+
+    def require_here(self, clusters: Iterable[str]) -> None:
+        """clusters: those of jobs. Raises: DispatchError if one is not the cluster that we talk to."""
+        for cluster in {*clusters} - {""}:
+            here, chosen = self.here(), os.environ.get(self.chosen_by)
+            if cluster != here:
+                raise DispatchError(
+                    f"jobs of this run are on the cluster '{cluster}', and this command talks to '{here}'"
+                    f"{f' ({self.chosen_by}={chosen})' if chosen else ''}. Nothing was changed. Repeat it on a login "
+                    f"node of {cluster}, or with its {self.chosen_by}. If {cluster} and its jobs are gone for good, "
+                    "delete the job.json of the cells that have not ended, and submit again"
+                )
+
+    def environment_notes(self, profile: ClusterConfig) -> list[str]:
+        """For whoever submits: which of their environment variables count for jobs of this profile, and which don't."""
+        return []
+
     def limits(self) -> Limits:
         """What one submission may be."""
         return Limits()
@@ -220,10 +249,6 @@ class Cluster(abc.ABC):
     def rank(self, environment: Mapping[str, str]) -> int | None:
         """The rank of a process with these variables in the job's step; None outside."""
         return None
-
-    def owns(self, variable: str) -> bool:
-        """Whether an environment variable describes a job of this cluster, and is wrong in any other job."""
-        return False
 
     def time_limit(self, job: ThisJob) -> float | None:
         """When the job that we are in is ended, in seconds since 1970; None if nobody tells."""
@@ -341,8 +366,18 @@ def time_limit() -> float | None:
 
 def ask(*command: str, timeout: float = ANSWERS_S) -> str:
     """What one of a cluster's commands prints. Raises: DispatchError with its own reason; NoClient."""
+    if ignored := environment.removed(environment.COMMAND):
+        environment.say_once(f"not used from your environment: {', '.join(ignored)}")
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
+        answer = subprocess.run(
+            command,
+            env=environment.for_process(environment.COMMAND),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+            timeout=timeout,
+        )
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split()) or f"exit status {error.returncode}"
         raise DispatchError(f"`{' '.join(command)}` failed: {reason}") from error
@@ -358,7 +393,8 @@ def submit_all(executor: submitit.Executor, work: Sequence[Callable[[], t.Any]],
 
     name: of the backend, for the jobs. Raises: DispatchError, which begins with `refused`.
     """
-    with clean_environment():
+    all_clusters()  # a job must not inherit the variables of any of them
+    with environment.applied(environment.JOB):
         try:
             with executor.batch():
                 jobs = [executor.submit(each) for each in work]
@@ -368,21 +404,3 @@ def submit_all(executor: submitit.Executor, work: Sequence[Callable[[], t.Any]],
         Job(id=job.job_id, executor=name, log=str(job.paths.folder / f"{job.job_id}_0_log.out"), submitted=time.time())
         for job in jobs
     ]
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Remove the variables of a job or launcher that this process runs in: a new job would take them for its own.
-
-    What users and sites set for the submitting commands themselves stays.
-    """
-    kept, backends = dict(os.environ), all_clusters()
-    for name in kept:
-        launcher = name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES
-        if launcher or any(backend.owns(name) for backend in backends):
-            del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)

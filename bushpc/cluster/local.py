@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bushpc import environment
 from bushpc.cluster.base import Cluster, Job, JobRequest, JobState, submit_all
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import resources, tasks_per_node
@@ -178,8 +179,8 @@ def _executor(request: JobRequest, lines: Sequence[str]) -> t.Any:
     class Detached(LocalExecutor):
         def _submit_command(self, command: str) -> LocalJob[t.Any]:
             ranks = tasks_per_node(request.profile)
-            environment = {
-                **os.environ,
+            words = {
+                **environment.for_process(environment.JOB),
                 "SUBMITIT_EXECUTOR": "local",
                 "SUBMITIT_LOCAL_COMMAND": command,
                 "SUBMITIT_LOCAL_NTASKS": str(ranks),
@@ -191,7 +192,7 @@ def _executor(request: JobRequest, lines: Sequence[str]) -> t.Any:
                 "SUBMITIT_LOCAL_WITH_SHELL": "",  # the controller's own process id names the job
                 "CUDA_VISIBLE_DEVICES": "",
             }
-            process = subprocess.Popen(["/bin/sh", "-c", job_script(lines, Path(self.folder))], env=environment)
+            process = subprocess.Popen(["/bin/sh", "-c", job_script(lines, Path(self.folder))], env=words)
             return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(ranks)))
 
     jobs = request.folder

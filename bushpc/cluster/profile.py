@@ -8,6 +8,8 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
+from bushpc import environment
+
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
 
@@ -34,6 +36,7 @@ def shell_lines(profile: ClusterConfig, run_dir: Path, code: Path) -> list[str]:
     """Shell lines before the ranks. Paths are quoted; of what a user typed only `cluster.setup` is meant to run."""
     return [
         *profile.setup,
+        *environment.shell_lines(),
         # `python -m` looks into the current folder first, and users submit from the clone: its package would win.
         f"cd {shlex.quote(str(run_dir))}",
         f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',

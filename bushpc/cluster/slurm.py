@@ -9,30 +9,19 @@ What a site's Slurm allows is looked at in slurm_site.py. sacct is never needed:
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
 import shlex
-import subprocess
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bushpc.cluster.base import (
-    Cluster,
-    Job,
-    JobFacts,
-    JobRequest,
-    JobState,
-    Limits,
-    Step,
-    ThisJob,
-    ask,
-    clean_environment,
-    submit_all,
-)
+from bushpc.cluster import slurm_variables
+from bushpc.cluster.base import Cluster, Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob, ask, submit_all
 from bushpc.cluster.checks import Check
 from bushpc.cluster.profile import resources, stop_lead_s
 from bushpc.errors import DispatchError
@@ -52,7 +41,8 @@ IDS_AT_ONCE = 200
 # A job that only looks for processes waits this long for nodes that others may have by now.
 SEARCH_WAIT_S = 300
 # In answers of a controller that is well: asking again would change nothing.
-REFUSALS = ("Invalid job id", "denied", "disabled", "already completing or completed")
+NOT_OURS = "is not ours"
+REFUSALS = (NOT_OURS, "Invalid job id", "denied", "disabled", "already completing or completed")
 
 
 class SlurmCluster(Cluster):
@@ -63,35 +53,56 @@ class SlurmCluster(Cluster):
     waits = True
     outlives_submitter = True
     launcher = "srun"
+    variables = slurm_variables.RULES
+    chosen_by = "SLURM_CONF"
 
     def submit(self, request: JobRequest) -> list[Job]:
         jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
-        return [replace(job, owner=os.getuid()) for job in jobs]
+        here = self.here()
+        return [replace(job, owner=os.getuid(), cluster=here, name=request.name) for job in jobs]
+
+    def here(self) -> str:
+        return _cluster_name(os.environ.get(self.chosen_by))
+
+    def environment_notes(self, profile: ClusterConfig) -> list[str]:
+        return slurm_variables.notes(profile)
 
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
-        """squeue is asked once, by user: colleagues look at each other's runs."""
-        ids = {job.id for job in jobs}
-        owners = sorted({os.getuid() if job.owner is None else job.owner for job in jobs})
-        command = ["squeue", "--noheader", "--array", f"--user={','.join(map(str, owners))}", "--format=%i|%T|%r|%N"]
+        """squeue is asked once, by user: colleagues look at each other's runs.
+
+        A job of the same number that has another name or owner is not the one meant: Slurm's numbers begin again.
+        """
+        self.require_here(job.cluster for job in jobs)
+        wanted = {job.id: job for job in jobs}
+        owners = sorted({_owner(job) for job in jobs})
+        # --all: jobs of hidden partitions are left out without it, even one's own.
+        command = ["squeue", "--noheader", "--array", "--all", f"--user={','.join(map(str, owners))}"]
+        command += ["--format=%i|%T|%U|%r|%N|%j"]
         try:
             out = ask(*command)
         except DispatchError as error:
             raise DispatchError(f"Slurm does not tell its queue: {error}") from error
         states = {}
         for line in out.splitlines():
-            job_id, word, *more = (part.strip() for part in line.split("|", 3))
-            if job_id in ids:
-                reason, nodes = (*more, "", "")[:2]
+            if line.count("|") < 5:  # not to be taken for a job that has ended
+                raise DispatchError(f"Slurm's answer is not understood: `{line}` of `{' '.join(command)}`")
+            job_id, word, owner, reason, nodes, name = (part.strip() for part in line.split("|", 5))
+            job = wanted.get(job_id)
+            if job and owner == str(_owner(job)) and job.name in ("", name):
                 waiting = word == "PENDING"
                 held = _why_held(job_id, reason) if waiting else ""
                 states[job_id] = JobState(waiting=waiting, word=word, held=held, nodes=nodes)
         return states
 
     def signal(self, job: Job, name: str) -> None:
+        self._require_alive(job)
         ask("scancel", f"--signal={name}", job.id)
 
     def cancel(self, jobs: Sequence[Job], *, now: bool = False, waiting_only: bool = False) -> None:
-        ids = sorted({job.id for job in jobs})
+        """The queue is asked first which of them are there and ours. scancel's own filters, such as --name and --state,
+        would not do: with any of them the id of one waiting task stands for all waiting tasks of its array."""
+        ids = sorted(job_id for job_id, state in self.states(jobs).items() if state.waiting or not waiting_only)
+        waiting_only &= not any("_" in job_id for job_id in ids)
         for i in range(0, len(ids), IDS_AT_ONCE):
             some = ids[i : i + IDS_AT_ONCE]
             if now:  # before a plain scancel, which would leave a job that ignores TERM its KillWait
@@ -110,7 +121,7 @@ class SlurmCluster(Cluster):
         return Limits(jobs_at_once=max_array_size())
 
     def find(self, name: str) -> list[str]:
-        command = ["squeue", "--noheader", "--array", "--me", f"--name={name}", "--format=%i"]
+        command = ["squeue", "--noheader", "--array", "--all", "--me", f"--name={name}", "--format=%i"]
         try:
             return ask(*command).split()
         except DispatchError as error:
@@ -135,6 +146,8 @@ class SlurmCluster(Cluster):
         return ThisJob(
             executor=self.executor,
             id=job_id,
+            name=environment.get("SLURM_JOB_NAME", ""),
+            cluster=environment.get("SLURM_CLUSTER_NAME", ""),
             queue_id=f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}" if array else job_id,
             restarts=_number(environment, "SLURM_RESTART_COUNT"),
             # An interactive allocation has the same variables.
@@ -159,28 +172,22 @@ class SlurmCluster(Cluster):
         number = environment.get("SLURM_PROCID", "")
         return int(number) if number.isdecimal() else None
 
-    def owns(self, variable: str) -> bool:
-        """SBATCH_* stays: jobs do not set it, users and sites do."""
-        return variable.startswith(("SLURM_", "SRUN_")) and variable != "SLURM_CONF"
-
     def time_limit(self, job: ThisJob) -> float | None:
         if "SLURM_JOB_END_TIME" in os.environ:  # not before Slurm 23.02
             return float(os.environ["SLURM_JOB_END_TIME"])
         command = ["squeue", "--noheader", f"--jobs={job.id}", "--format=%A %e"]
-        environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would not be understood
         try:
-            answer = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=True, timeout=IN_JOB_ANSWERS_S
-            )
+            answer = ask(*command, timeout=IN_JOB_ANSWERS_S)
             # The last task of an array has the array's number, so asking for it may name its neighbours, too.
-            limits = dict(line.split() for line in answer.stdout.splitlines())
+            limits = dict(line.split() for line in answer.splitlines())
             return time.mktime(time.strptime(limits[job.id], "%Y-%m-%dT%H:%M:%S"))
-        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        except (DispatchError, ValueError, KeyError) as error:
             print(f"the time limit of job {job.id} is not known here, only its signal will tell: {error}", flush=True)
             return None
 
     def facts(self, job: ThisJob) -> JobFacts:
-        return job_facts(ask("scontrol", "--oneliner", "show", "job", job.id, timeout=AT_END_ANSWERS_S), job.id)
+        text = ask("scontrol", "--oneliner", "show", "job", job.id, timeout=AT_END_ANSWERS_S)
+        return job_facts(text, job.id, job.name)
 
     def is_final(self, error: DispatchError) -> bool:
         return any(word in str(error) for word in REFUSALS)
@@ -207,12 +214,12 @@ class SlurmCluster(Cluster):
 
     def kill_ranks(self, job: Job) -> None:
         """To the step: `scancel --signal=KILL JOB` would cancel the job."""
+        self._require_alive(job)
         ask("scancel", "--signal=KILL", f"{job.id}.0")
 
     def compete(self, nodes: str, options: Sequence[str], log: Path, seconds: int) -> Job:
         command = ["sbatch", "--parsable", f"--nodelist={nodes}", "--time=1", f"--output={log}", *options]
-        with clean_environment():
-            told = ask(*command, f"--wrap=sleep {seconds}")
+        told = ask(*command, f"--wrap=sleep {seconds}")
         return Job(id=told.strip().partition(";")[0], executor=self.executor, owner=os.getuid())
 
     def node_names(self, nodes: str) -> list[str]:
@@ -224,16 +231,18 @@ class SlurmCluster(Cluster):
         if inside:
             options = [f"--jobid={inside.id}", "--overlap"]
         else:
+            profile = slurm_variables.in_force(profile)
             wanted = {name: getattr(profile, name) for name in ("partition", "account", "qos", "constraint")}
             options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
             options += ["--time=2", f"--immediate={SEARCH_WAIT_S}"]
         count = len(nodes)
         where = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
-        pythonpath = os.environ.get("PYTHONPATH")
-        with clean_environment():
-            if pythonpath is not None:
-                os.environ["PYTHONPATH"] = pythonpath
-            return ask("srun", "--quiet", *options, *where, f"--chdir={cwd}", *command)
+        return ask("srun", "--quiet", *options, *where, f"--chdir={cwd}", *command)
+
+    def _require_alive(self, job: Job) -> None:
+        """Raises: DispatchError unless the job is in the queue."""
+        if job.id not in self.states([job]):
+            raise DispatchError(f"job {job.id} of this run is not in the queue any more")
 
 
 def trap_lines(at_end: Sequence[str]) -> list[str]:
@@ -253,6 +262,12 @@ def max_array_size() -> int:
         if size.isdecimal():
             return max(1, int(size))
     return MAX_ARRAY_SIZE
+
+
+@functools.cache
+def _cluster_name(conf: str | None) -> str:
+    """ClusterName of the Slurm that this configuration leads to. Raises: DispatchError."""
+    return site_settings().get("ClusterName", "")
 
 
 def site_settings() -> dict[str, str]:
@@ -277,10 +292,15 @@ def minutes_of(limit: str) -> float:
     return first + (second or 0) / 60
 
 
-def job_facts(text: str, job_id: str) -> JobFacts:
-    """From `scontrol --oneliner show job`, which has a line for every task when asked for an array's last one."""
+def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:
+    """From `scontrol --oneliner show job`, which has a line for every task when asked for an array's last one.
+
+    Raises: DispatchError if the job of that number has another name.
+    """
     lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines())
     words = next((words for words in lines if words.get("JobId") == job_id), {})
+    if name and words.get("JobName", name) != name.split(" ")[0]:  # the line is taken apart at blanks
+        raise DispatchError(f"job {job_id} {NOT_OURS}: here it is '{words['JobName']}', and ours is '{name}'")
     in_array = words.get("ArrayTaskId", "").isdecimal()
     state, reason = words.get("JobState", ""), words.get("Reason", "")
     limit = minutes_of(words.get("TimeLimit", ""))
@@ -299,7 +319,7 @@ def _executor(request: JobRequest) -> t.Any:
     """submitit's executor with the profile's resources. Raises: DispatchError where Slurm's commands are missing."""
     import submitit
 
-    jobs, profile = request.folder, request.profile
+    jobs, profile = request.folder, slurm_variables.in_force(request.profile)
     jobs.mkdir(parents=True, exist_ok=True)
     try:
         executor = submitit.AutoExecutor(folder=jobs / "%j", cluster="slurm")
@@ -311,7 +331,12 @@ def _executor(request: JobRequest) -> t.Any:
         cpus_per_task=profile.cpus_per_rank,
         gpus_per_node=profile.gpu_count or None,
         mem_gb=profile.mem_gb,
-        slurm_setup=[*request.setup, *(trap_lines(request.at_end) if request.at_end else [])],
+        slurm_setup=[
+            # Set where sbatch was given --export=NONE; srun would then give its tasks nothing of this script's.
+            "unset SLURM_EXPORT_ENV",
+            *request.setup,
+            *(trap_lines(request.at_end) if request.at_end else []),
+        ],
         slurm_partition=profile.partition,
         slurm_account=profile.account,
         slurm_qos=profile.qos,
@@ -339,6 +364,10 @@ def _why_held(job_id: str, reason: str) -> str:
     held = "held" in reason.lower()
     then = f"`scontrol release {job_id}` lets it go" if held else f"`scontrol show job {job_id}` tells more"
     return f"Slurm keeps job {job_id} back ({reason}); {then}"
+
+
+def _owner(job: Job) -> int:
+    return os.getuid() if job.owner is None else job.owner
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

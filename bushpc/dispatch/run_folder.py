@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import bushpc
+from bushpc import environment
 from bushpc.config import CellConfig, differences, load_frozen, places, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import trained_on
@@ -356,15 +357,15 @@ def _commit() -> str | None:
     """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
     if not places.IS_CLONE:  # the repository that an installed package may lie in is not ours
         return None
-    git = ["git", "-C", str(places.CLONE)]
+    git, env = ["git", "-C", str(places.CLONE)], environment.for_process(environment.WORKER)
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git on this machine
         return None
     if head.returncode:
         return None
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    return head.stdout.strip() + ("+changes" if dirty.strip() else "")
+    changes = subprocess.run([*git, "status", "--porcelain"], env=env, capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def _versions() -> dict[str, str]:

@@ -165,9 +165,11 @@ def job_of(note: JobNote) -> Job:
     return Job(
         id=note.job_id,
         executor=note.executor,
+        cluster=note.cluster,
+        name=note.name,
         log=note.log,
         submitted=note.submitted,
-        owner=note.owner if note.owner >= 0 else None,
+        owner=note.user if note.user is not None else note.owner if note.owner >= 0 else None,
         host=note.host or None,
         process_start=note.process_start or None,
         heartbeat=note.heartbeat,

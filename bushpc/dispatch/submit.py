@@ -10,6 +10,7 @@ leaves the first, and the next command finds the jobs by it.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import typing as t
 import uuid
@@ -78,7 +79,9 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
         done=done,
         live=live,
         elsewhere={name: owner.name for name, owner in owners.items() if owner != run_dir.resolve()},
-        warnings=short_grace(run_dir, profile) if missing else [],
+        warnings=[*short_grace(run_dir, profile), *cluster_for(profile.executor).environment_notes(profile)]
+        if missing
+        else [],
     )
 
 
@@ -112,10 +115,18 @@ def adopt(run_dir: Path) -> None:
         intent = SubmittingNote.read_whole(path)
         if intent:
             cluster = cluster_for(intent.executor)
+            cluster.require_here([intent.cluster])
             for job_id in cluster.find(intent.job_name):
                 number = int(job_id.rpartition("_")[2]) if "_" in job_id else 0
                 folder = run.job_folder(job_id)
-                job = Job(id=job_id, executor=cluster.executor, log=str(run.log_in(folder, job_id, 0)))
+                job = Job(
+                    id=job_id,
+                    executor=cluster.executor,
+                    cluster=intent.cluster,
+                    name=intent.job_name,
+                    log=str(run.log_in(folder, job_id, 0)),
+                    owner=os.getuid(),
+                )
                 if any(folder.glob("*_submitted.pkl")):
                     write_all(dict(_job_notes(run, intent, number, job)))
                 else:  # it was not told yet what to run
@@ -151,6 +162,7 @@ def _submit_packs(
     submission, packed = uuid.uuid4().hex, profile.cells_per_job > 1
     intent = SubmittingNote(
         job_name=f"{run_dir.name}-{submission[:8]}",
+        cluster=cluster.here(),
         packs=[list(pack) for pack in packs],
         packed=packed,
         executor=cluster.executor,
@@ -204,7 +216,15 @@ def _job_notes(run: RunDir, intent: SubmittingNote, number: int, job: Job) -> It
 
 
 def _note_of(job: Job, submitted: float) -> JobNote:
-    note = JobNote(executor=job.executor, job_id=job.id, submitted=submitted, log=job.log)
+    note = JobNote(
+        executor=job.executor,
+        job_id=job.id,
+        cluster=job.cluster,
+        name=job.name,
+        user=job.owner,
+        submitted=submitted,
+        log=job.log,
+    )
     return msgspec.structs.replace(note, process_start=job.process_start, host=job.host) if job.host else note
 
 
@@ -227,7 +247,7 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
     after = list(dict.fromkeys((*live, *(job.id for job in queued))))
     small = report_profile(profile, 0 if cluster.waits else profile.time_min * max(1, len(after)))
     request = JobRequest(
-        name=f"{run_dir.name}-report",
+        name=f"{run_dir.name}-report-{uuid.uuid4().hex[:8]}",
         work=[ReportJob(run_dir=str(run_dir), wait=not cluster.waits)],
         folder=RunDir(run_dir).jobs,
         profile=small,

@@ -241,6 +241,9 @@ def _job_note(cell_dir: CellDir, code: str) -> JobNote:
     return JobNote(
         executor=job.executor if job else "direct",
         job_id=_job_id(),
+        cluster=job.cluster if job else "",
+        name=job.name if job else "",
+        user=os.getuid(),
         submitted=time.time(),
         log=_log(),
         heartbeat=str(cell_dir.heartbeat),

@@ -23,7 +23,7 @@ import typing as t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bushpc import weights
+from bushpc import environment, weights
 from bushpc.cluster.base import cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken, one_line, run_check
 from bushpc.config import CellConfig, compose
@@ -207,7 +207,8 @@ def _gpu_build(config: CellConfig) -> Iterator[Check]:
 def _deepspeed(config: CellConfig) -> Iterator[Check]:
     """In a process of its own: it prints, starts threads, and chooses its accelerator once and for all."""
     zero = config.engine.kind.startswith("zero")
-    env = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if config.engine.device == "cpu" else {})}
+    env = environment.for_process(environment.WORKER)
+    env |= {"DS_ACCELERATOR": "cpu"} if config.engine.device == "cpu" else {}
     command = [sys.executable, "-c", "import deepspeed"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=IMPORTS_S, check=False)
     if done.returncode == 0:
@@ -231,7 +232,10 @@ def _compiler(config: CellConfig) -> Iterator[Check]:
     with tempfile.TemporaryDirectory() as folder:
         command = [compiler, "-x", "c++", "-", f"-I{sysconfig.get_paths()['include']}", "-c", "-o", f"{folder}/out.o"]
         source = "#include <Python.h>\n#include <vector>\nint main() { return 0; }\n"
-        done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=IMPORTS_S, check=False)
+        env = environment.for_process(environment.WORKER)
+        done = subprocess.run(
+            command, input=source, env=env, capture_output=True, text=True, timeout=IMPORTS_S, check=False
+        )
     if done.returncode:
         found = f"{compiler} fails: {done.stderr.strip().partition(chr(10))[0]}"
         yield Check(name="C++ compiler", verdict=BROKEN, found=found, advice=advice)
@@ -331,7 +335,9 @@ def _locks(folder: Path) -> Check:
     )
     with exclusive(folder / "lock") as alone:
         command = [sys.executable, "-c", code, str(folder / "lock")]
-        other = subprocess.run(command, capture_output=True, text=True, timeout=IMPORTS_S, check=False).stdout.strip()
+        env = environment.for_process(environment.WORKER)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=IMPORTS_S, check=False)
+        other = done.stdout.strip()
     if alone and other == "False":
         return Check(name="file locks", verdict=OK, found="hold between processes on this node")
     return Check(

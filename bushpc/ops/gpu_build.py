@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bushpc import environment
 from bushpc.cluster.checks import BROKEN, OK, Check
 from bushpc.config.gpus import Capability, capability_of, has_bf16
 
@@ -142,7 +143,8 @@ def gpus_and_driver() -> tuple[list[str], str | None]:
     """Names of the GPUs that NVIDIA's driver shows here, and its version."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
+        env = environment.for_process(environment.WORKER)
+        answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
     except (OSError, subprocess.SubprocessError):
         return [], None
     return names_and_driver(answer.stdout.splitlines())
@@ -163,9 +165,8 @@ TRIAL = (
 def try_gpu() -> str:
     """A product on the GPU in a process of its own: "" where it works, else what torch says."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", TRIAL], capture_output=True, text=True, timeout=TRIAL_S, check=False
-        )
+        command, env = [sys.executable, "-c", TRIAL], environment.for_process(environment.WORKER)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TRIAL_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bushpc import environment
 from bushpc.cluster import slurm_site
 from bushpc.cluster.base import this_job
 from bushpc.ops.gpu_build import try_gpu
@@ -62,7 +63,8 @@ class Probe:
         log.listen()
         log.write("start")
         child = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.folder, self.pulse, f"child{job.global_rank}", str(os.getpid())]
+            [sys.executable, "-m", __name__, self.folder, self.pulse, f"child{job.global_rank}", str(os.getpid())],
+            env=environment.for_process(environment.WORKER),
         )
         try:
             log.write("facts", **node_facts(job))
@@ -156,7 +158,8 @@ def _gpus() -> list[str]:
     """`name, driver version` of each GPU that the driver shows to this rank."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
+        env = environment.for_process(environment.WORKER)
+        answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
     except (OSError, subprocess.SubprocessError):
         return []
     return answer.stdout.splitlines()
@@ -187,7 +190,8 @@ def _commands() -> dict[str, str]:
 
 def _why_not(command: Sequence[str]) -> str:
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWERS_S, check=False)
+        env = environment.for_process(environment.COMMAND)
+        answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=ANSWERS_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return " ".join(answer.stderr.split()) or f"exit status {answer.returncode}" if answer.returncode else ""

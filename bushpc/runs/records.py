@@ -177,13 +177,17 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
     """`CellDir.job_note` and `RunDir.report_job`: which job works there.
 
     job_id: as the queue calls it; without a queue the id of a process, which `host` and `process_start` (None if it had
-    ended already) tell from a later one. submitted, cancelled: in seconds since 1970. heartbeat: a file that shows
-    whether a process of another host lives. packed: other cells share the job. ended: the process has said goodbye.
-    owner: user id of whoever submitted it; not in the file, which belongs to them.
+    ended already) tell from a later one. cluster, name, user: what the cluster calls itself and the job, and the user
+    id that submitted it; notes of earlier versions lack them. submitted, cancelled: in seconds since 1970. heartbeat:
+    a file that shows whether a process of another host lives. packed: other cells share the job. ended: the process has
+    said goodbye. owner: of the file, where `user` is missing; not in the file.
     """
 
     executor: str
     job_id: str
+    cluster: str = ""
+    name: str = ""
+    user: int | None = None
     submitted: Number
     log: str
     code: str | None = None
@@ -197,7 +201,7 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
 
     @classmethod
     def read(cls, path: Path) -> t.Self | None:
-        """Also says whose it is: colleagues look at each other's runs, and a queue is asked by user.
+        """Also says whose file it is: colleagues look at each other's runs, and a queue is asked by user.
 
         Raises: DataError, as every `read`; `require` checks what the kind of cluster makes necessary.
         """
@@ -236,10 +240,11 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
 class SubmittingNote(Record, kw_only=True, frozen=True):
     """`RunDir.submitting`: jobs that are being submitted, for whoever goes on if that command is killed.
 
-    packs: the cells of each job. submitted: in seconds since 1970.
+    packs: the cells of each job. submitted: in seconds since 1970. cluster: what it calls itself.
     """
 
     job_name: str
+    cluster: str = ""
     packs: list[list[str]]
     packed: bool
     executor: str

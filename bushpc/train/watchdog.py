@@ -20,6 +20,7 @@ import time
 import typing as t
 from pathlib import Path
 
+from bushpc import environment
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, children
 from bushpc.runs.layout import CellDir
@@ -78,7 +79,8 @@ class Watchdog:
         # Preemption signals every process of the Slurm step; a child inherits blocked signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            env = environment.for_process(environment.WORKER)
+            guard = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, start_new_session=True)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert guard.stdin is not None
@@ -118,7 +120,8 @@ def _end(pid: int, rank: int, hang_s: float, cell_dir: CellDir, last: str) -> No
 
 
 def _kill_after(seconds: float, pids: list[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sh", "-c", f"sleep {seconds:g}; kill -KILL {' '.join(map(str, pids))}"])
+    command = ["sh", "-c", f"sleep {seconds:g}; kill -KILL {' '.join(map(str, pids))}"]
+    return subprocess.Popen(command, env=environment.for_process(environment.WORKER))
 
 
 def _descendants(pid: int) -> list[int]:

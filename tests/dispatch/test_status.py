@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
+from bushpc.dispatch.control import cancel
 from bushpc.dispatch.status import read_status
+from bushpc.errors import DispatchError
 from bushpc.process import process_start
 from bushpc.runs.goodput import SPENDINGS, Attempt
 
@@ -98,7 +100,7 @@ def test_what_is_left_may_be_more_than_a_day(run_dir, capsys):
 
 @pytest.fixture
 def squeue(run_dir, tmp_path, monkeypatch):
-    """squeue("id|STATE|reason"): fold1 is job 9 of Slurm, whose queue says so; returns what squeue was asked."""
+    """squeue("id|STATE|reason", name=…, user=…): fold1 is job 9 of Slurm. Returns what was asked."""
     note = {"executor": "slurm", "job_id": "9", "submitted": 1000.0, "log": ""}
     (run_dir / "cells" / "fold1").mkdir()
     (run_dir / "cells" / "fold1" / "job.json").write_text(json.dumps(note))
@@ -106,7 +108,9 @@ def squeue(run_dir, tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
-    def make(line: str) -> Path:
+    def make(said: str, name: str = "run", user: int | None = None) -> Path:
+        job_id, state, reason = said.split("|")
+        line = f"{job_id}|{state}|{os.getuid() if user is None else user}|{reason}||{name}"
         (folder / "squeue").write_text(f"#!/bin/sh\necho \"$@\" >'{folder}/asked'\necho '{line}'\n")
         (folder / "squeue").chmod(0o755)
         return folder / "asked"
@@ -145,6 +149,32 @@ def test_the_queue_is_asked_for_the_jobs_of_the_runs_owner(run_dir, squeue, monk
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)  # a colleague looks
     assert read_status(run_dir).cells[1].live
     assert f"--user={owner} " in asked.read_text()
+
+
+def test_a_job_of_the_same_number_that_is_not_ours_does_not_count(run_dir, squeue):
+    """Job numbers begin again, and two clusters may have equal ones: name and user tell."""
+    note = run_dir / "cells" / "fold1" / "job.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"name": "run-1a2b3c4d", "user": 1234}))
+    for name, user, state in (
+        ("run-1a2b3c4d", 1234, "queued"),
+        ("run-ffffffff", 1234, "stopped"),
+        ("run-1a2b3c4d", 4321, "stopped"),
+    ):
+        squeue("9|PENDING|Priority", name=name, user=user)
+        assert read_status(run_dir).cells[1].state == state, (name, user)
+
+
+def test_another_clusters_queue_is_not_asked(run_dir, squeue, tmp_path, monkeypatch):
+    asked = squeue("9|PENDING|Priority")
+    note = run_dir / "cells" / "fold1" / "job.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"cluster": "alpha"}))
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'ClusterName             = beta'\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "beta.conf"))
+    for command in (read_status, cancel):
+        with pytest.raises(DispatchError, match=r"on the cluster .alpha., .* talks to .beta. .*beta.conf"):
+            command(run_dir)
+    assert not asked.exists()
 
 
 def test_following_a_run_and_json_exclude_each_other(run_dir, capsys):

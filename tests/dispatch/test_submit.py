@@ -18,7 +18,6 @@ import pytest
 
 from bushpc.cli import main
 from bushpc.cluster import local
-from bushpc.cluster.base import clean_environment
 from bushpc.config import compose
 from bushpc.dispatch.status import read_status
 from bushpc.process import process_start
@@ -210,17 +209,6 @@ def test_a_job_that_dies_before_it_starts_is_not_taken_for_a_running_one(cv, tmp
     assert "fold0 stopped" in errors
     assert cv("fold=0", "--wait")[0] == 0
     assert states(run_dir)["fold0"] == "done"
-
-
-def test_a_job_inside_a_job_does_not_inherit_its_limits(monkeypatch):
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
-    with clean_environment():
-        assert "SLURM_MEM_PER_CPU" not in os.environ
-        assert "WORLD_SIZE" not in os.environ
-        assert os.environ["SBATCH_ACCOUNT"] == "mine"
-    assert os.environ["SLURM_MEM_PER_CPU"] == "1"
 
 
 def test_a_failing_cell_says_why_in_one_line(cv, tmp_path):
