@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import typing as t
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,30 @@ PATIENCE_S = 300.0
 
 Result = t.TypeVar("Result")
 
+ROOT = Path(__file__).resolve().parents[2]
+# Runs commands of bushpc one after another in one process, as starting Python for each takes seconds.
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, sys
+from bushpc.cli import main
+answers = []
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    answers.append((status, said.getvalue()))
+print(json.dumps(answers))
+"""
+
+
+class Answer(t.NamedTuple):
+    """What one of bushpc's commands returned and said."""
+
+    status: int
+    said: str
+
 
 class Sandbox:
     """A running Slurm and the questions that tests ask it.
@@ -38,6 +64,23 @@ class Sandbox:
         self.options = options
         self.env = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")}
         self.ready_seconds = float("nan")
+        self.python = sys.executable
+
+    @property
+    def user(self) -> pwd.struct_passwd | None:
+        """The user whom jobs belong to; None where that is who runs the tests."""
+        return pwd.getpwnam("researcher") if "ordinary-user" in self.options else None
+
+    def bushpc(self, *commands: Sequence[str], **variables: str) -> list[Answer]:
+        """Run commands of bushpc as the user whom jobs belong to; variables: further ones of their environment."""
+        command = [self.python, "-c", ONE_AFTER_ANOTHER]
+        if self.user:
+            command = self.command("run", "--as-user", "--", *command)
+        environment = {**self.env, "PYTHONPATH": str(ROOT), **variables}
+        given = json.dumps([list(words) for words in commands])
+        done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [Answer(*answer) for answer in json.loads(done.stdout.splitlines()[-1])]
 
     def tool(self, subcommand: str, *args: str) -> subprocess.CompletedProcess[str]:
         """One of `tools/slurm_sandbox`'s commands on this sandbox's directory."""
@@ -173,3 +216,53 @@ def make_sandbox() -> Iterator[Callable[..., Sandbox]]:
     for sandbox in made:
         sandbox.down()
         shutil.rmtree(sandbox.root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Callable[..., Sandbox]]:
+    """site("typed-gpus", "submit-limit=2", …, nodes=2) → a sandbox like these kinds of site, for all tests of a file.
+
+    Beside its folder is `home`, which belongs to the user of its jobs.
+    """
+    made: list[tuple[Path, Sandbox]] = []
+
+    def make(*kinds: str, nodes: int = 2, cluster: str = "sandbox") -> Sandbox:
+        folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        folder.chmod(0o755)
+        likes = [word for kind in kinds for word in ("--like", kind)]
+        made.append((folder, Sandbox(folder / "s", "--nodes", str(nodes), "--cluster", cluster, *likes)))
+        sandbox = made[-1][1]
+        sandbox.up()
+        home = folder / "home"
+        home.mkdir()
+        if sandbox.user:
+            os.chown(home, sandbox.user.pw_uid, sandbox.user.pw_gid)
+            sandbox.python = str(python_for_others(folder / "python", sandbox))
+        return sandbox
+
+    yield make
+    for folder, sandbox in made:
+        sandbox.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def python_for_others(folder: Path, sandbox: Sandbox) -> Path:
+    """The interpreter of the tests, or a copy where it lies in a private folder such as root's home."""
+    if all(parent.stat().st_mode & 0o001 for parent in Path(sys.executable).resolve().parents):
+        return Path(sys.executable)
+    version, base = f"python{sys.version_info.major}.{sys.version_info.minor}", Path(sys.base_prefix)
+    not_needed = shutil.ignore_patterns("site-packages", "test", "tests", "__pycache__", "config-*", "idlelib")
+    copy = folder / "base"
+    shutil.copytree(base / "lib" / version, copy / "lib" / version, ignore=not_needed)
+    for library in (base / "lib").glob("libpython*.so*"):
+        shutil.copy2(library, copy / "lib" / library.name)
+    (copy / "bin").mkdir()
+    shutil.copy2(base / "bin" / version, copy / "bin" / version)
+    # A virtual environment on the copy, with the packages of the one that the tests run in.
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(copy / "bin" / version)
+    (folder / "pyvenv.cfg").write_text(f"home = {copy / 'bin'}\n")
+    (folder / "lib" / version).mkdir(parents=True)
+    (folder / "lib" / version / "site-packages").symlink_to(Path(sys.prefix) / "lib" / version / "site-packages")
+    sandbox.env["LD_LIBRARY_PATH"] = str(copy / "lib")
+    return folder / "bin" / "python"

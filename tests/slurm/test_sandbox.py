@@ -196,3 +196,20 @@ def test_every_listening_port_is_on_loopback(slurm: Sandbox) -> None:
     listening = {int(row[1].split(":")[1], 16): row[1].split(":")[0] for row in table if row[3] == "0A"}
     loopback = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), sys.byteorder):08X}"
     assert {listening[port] for port in slurm.status()["ports"].values()} == {loopback}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--like", "typed"), "Valid: gpus, typed-gpus"),
+        (("--like", "gpus", "--like", "typed-gpus"), "contradict each other"),
+        (("--like", "submit-limit=0"), "1 or more"),
+        (("--like", "wckeys", "--no-accounting"), "needs accounting"),
+    ],
+)
+def test_kinds_of_site_that_cannot_be_are_refused(
+    tmp_path: Path, slurm: Sandbox, options: tuple[str, ...], told: str
+) -> None:
+    refused = slurm.beside(tmp_path / "s").tool("up", *options)
+    assert refused.returncode == 1
+    assert told in refused.stderr

@@ -1,7 +1,8 @@
 """A training that takes no seconds to start: in a job, this takes the place of the modules that import torch.
 
 Every Python that finds this folder in PYTHONPATH runs it. Jobs, shells, ranks, signals, files and ledger are real. With
-STAND_IN=faulty in the environment it leaves at a stop signal without saving, and each start changes the weights.
+STAND_IN=faulty in the environment it leaves at a stop signal without saving, and each start changes the weights. Each
+start appends to `share.jsonl` of its cell what it has of its node.
 """
 
 import json
@@ -32,6 +33,10 @@ def run_cell(cell_dir, world, stop):
     fold, key, label = (rows[0].index(column) for column in ("fold", "key", "label"))
     lesions = [row for row in rows[1:] if row[label] != "normal"]
     keys = [row[key] for row in lesions if int(row[fold]) != config["fold"]]
+    share = {"job": this_job().id, "node": this_job().node, "cores": sorted(os.sched_getaffinity(0))}
+    share |= {"local_rank": world.local_rank, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+    with (cell_dir / "share.jsonl").open("a") as file:
+        file.write(json.dumps(share) + "\n")
     if (cell_dir / "fails").exists():
         raise RuntimeError("told to fail")
     with Lease(cell_dir, job=this_job()):
@@ -101,5 +106,7 @@ def is_a_rank():
 if is_a_rank():
     run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
     run.run_cell, dist.meet = run_cell, lambda *args: None
-    dist.World = lambda rank, size, local_rank: types.SimpleNamespace(rank=rank, size=size, is_main=rank == 0)
+    dist.World = lambda rank, size, local_rank: types.SimpleNamespace(
+        rank=rank, size=size, local_rank=local_rank, is_main=rank == 0
+    )
     sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})
