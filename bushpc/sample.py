@@ -8,10 +8,13 @@ its own documentation.
 
 from __future__ import annotations
 
+import numbers
 import typing as t
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from bushpc.errors import DataError
 
 if t.TYPE_CHECKING:  # torch takes seconds to import, and packing and dispatch do without it
     import torch
@@ -19,11 +22,35 @@ if t.TYPE_CHECKING:  # torch takes seconds to import, and packing and dispatch d
 LABELS = ("benign", "malignant", "normal")
 # Of every scan with a lesion in a dataset whose publisher gives no labels; -1 in a batch.
 UNLABELLED = "unlabelled"
+# Plausible range for the edge of an ultrasound pixel, in millimetres.
+LEAST_MM, MOST_MM = 1e-4, 100.0
 
 
 def label_index(label: str) -> int:
     """Where `label` stands in LABELS; -1 for UNLABELLED."""
     return -1 if label == UNLABELLED else LABELS.index(label)
+
+
+class PixelSize(t.NamedTuple):
+    """Width and height of one pixel in millimetres."""
+
+    x: float
+    y: float
+
+
+def is_plausible(side_mm: float) -> bool:
+    """Whether a pixel of an ultrasound image can have such an edge."""
+    return LEAST_MM <= side_mm <= MOST_MM
+
+
+def pixel_size(given: float | t.Sequence[float]) -> PixelSize:
+    """The pixel size from one number for square pixels, or from (x, y), in mm. Raises: DataError if implausible."""
+    sides = [float(side) for side in ((given, given) if isinstance(given, numbers.Real) else t.cast(t.Any, given))]
+    if len(sides) != 2 or not all(is_plausible(side) for side in sides):
+        raise DataError(
+            f"pixel size {given}: it must be one number of millimetres from {LEAST_MM} to {MOST_MM:g}, or two (x and y)"
+        )
+    return PixelSize(sides[0], sides[1])
 
 
 class LabelledScan(t.Protocol):

@@ -56,17 +56,24 @@ class Condition(abc.ABC):
     """A kind of condition. Instances are immutable and picklable: worker processes make training values.
 
     name: its key in `Batch.conditions`. absent: the value of a sample without one. from_mask: whether training values
-    depend on the mask, and so on augmentation. column: of per_image.csv, with the values used; None for no column.
+    depend on the mask, and so on augmentation. column: of per_image.csv, with the values used, and the name under which
+    a user states one for a new image; None for neither. note: what a model card says about new images, in sentences.
     """
 
     name: t.ClassVar[str]
     absent: t.ClassVar[t.Any] = ""
     from_mask: t.ClassVar[bool] = False
     column: t.ClassVar[str | None] = None
+    note: t.ClassVar[str] = ""
 
     def fitted(self, training: Sequence[Scan], prompting: t.Any) -> Condition:
         """This kind with what it takes from a fold's training part and the settings `prompting`. Raises: DataError."""
         return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it takes anything from training: then a trained model is not usable without."""
+        return type(self).fitted is not Condition.fitted
 
     def left_out(self, draw: Draw, turn: int, key: str) -> bool:
         """Whether training shows `absent` the `turn`-th time that it draws the sample `key`."""
@@ -84,7 +91,29 @@ class Condition(abc.ABC):
         """A value in the CSV."""
         return str(value)
 
+    # --- new images: `bushpc predict`, exported models ---
 
-def columns_of(kinds: Sequence[Condition], used: Mapping[str, Sequence[t.Any]], i: int) -> dict[str, str]:
-    """Column → value of sample `i` in per_image.csv. used: name → values that the prediction was made with."""
-    return {kind.column: kind.written(used[kind.name][i]) for kind in kinds if kind.column and kind.name in used}
+    @property
+    def user_columns(self) -> tuple[str, ...]:
+        """The columns in which a user's table states it."""
+        return (self.column,) if self.column else ()
+
+    def from_user(self, given: Mapping[str, str]) -> t.Any | None:
+        """The value of a new image from what a user states, column → text; None if that says nothing of this kind."""
+        return (given.get(self.column) or None) if self.column else None
+
+    def when_unknown(self) -> t.Any:
+        """The value of a new image about which the user states nothing."""
+        return self.absent
+
+    def mirrored(self, value: t.Any) -> t.Any:
+        """The value for the left-right mirrored image."""
+        return value
+
+    def state(self) -> dict[str, t.Any]:
+        """What `fitted` took from training, as JSON: part of an export."""
+        return {}
+
+    def restored(self, state: Mapping[str, t.Any]) -> Condition:
+        """This kind with the `state` of an export."""
+        return self

@@ -10,6 +10,8 @@ alike at any resolution. The paper reads it from the metadata, but the published
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import typing as t
 from dataclasses import dataclass
 
@@ -130,6 +132,8 @@ def _spoken(value: str) -> str:
     return value.replace(" - ", " ").replace("&", " and ")
 
 
+# Descriptors of an attribute prompt, as columns of a user's table name them.
+ATTRIBUTES = ("shape", "margin", "birads")
 # Sources of spatial prompts that read the ground-truth mask at evaluation; every other one is blind to it.
 FROM_MASK: dict[str, t.Callable[[np.ndarray, SizeBins], str]] = {
     "oracle": spatial_prompt,
@@ -145,6 +149,11 @@ class SpatialPrompt(Condition):
     name = "spatial_prompts"
     from_mask = True
     column = "spatial_prompt"
+    note = (
+        "Unless you give a spatial prompt, it comes from the model's first pass. The numbers of `oracle` above took it "
+        "from the ground-truth mask and cannot be reached on a new image. Inner and outer are the image's left and "
+        "right half, not anatomy."
+    )
 
     bins: SizeBins | None = None
     dropout: float = 0.0
@@ -169,8 +178,24 @@ class SpatialPrompt(Condition):
         bins, worded = self._bins, FROM_MASK.get(variant)
         if worded:
             return lambda scan, mask_HW: worded(mask_HW, bins)
-        value = NO_PROMPT if variant == "none" else FirstPass(bins=bins, tau=self.tau)
+        value = NO_PROMPT if variant == "none" else self.when_unknown()
         return lambda scan, mask_HW: value
+
+    def when_unknown(self) -> FirstPass:
+        """From the first pass."""
+        return FirstPass(bins=self._bins, tau=self.tau)
+
+    def mirrored(self, value: t.Any) -> t.Any:
+        """Inner and outer change places; the first pass sees the mirrored image anyway."""
+        return re.sub(r"\b(inner|outer)\b", lambda word: OPPOSITE[word[0]], value) if isinstance(value, str) else value
+
+    def state(self) -> dict[str, t.Any]:
+        """Size bins and threshold of the first pass."""
+        return {"size_bins": dataclasses.asdict(self._bins), "tau": self.tau}
+
+    def restored(self, state: t.Mapping[str, t.Any]) -> SpatialPrompt:
+        """With those of an export."""
+        return SpatialPrompt(bins=SizeBins(**state["size_bins"]), tau=state["tau"])
 
     @property
     def _bins(self) -> SizeBins:
@@ -184,6 +209,10 @@ class AttributePrompt(Condition):
 
     name = "attribute_prompts"
     column = "attribute_prompt"
+    note = (
+        "Unless you give an attribute prompt, there is none. In the validation it came from the dataset's clinical "
+        "table, where that has one: without it, expect lower scores."
+    )
 
     def of(self, scan: Scan, mask_HW: np.ndarray) -> str:
         """From the clinical table."""
@@ -195,6 +224,15 @@ class AttributePrompt(Condition):
             return self.of
         another = _attributes_of_another(part, draw)
         return lambda scan, mask_HW: another(scan.key)
+
+    @property
+    def user_columns(self) -> tuple[str, ...]:
+        """The sentence's, and those of its attributes."""
+        return (self.column, *ATTRIBUTES)
+
+    def from_user(self, given: t.Mapping[str, str]) -> str | None:
+        """The sentence, or the attributes shape, margin and birads, worded as in training."""
+        return super().from_user(given) or attribute_prompt({name: given.get(name) for name in ATTRIBUTES}) or None
 
 
 def _attributes_of_another(part: t.Sequence[Scan], draw: Draw) -> t.Callable[[str], str]:

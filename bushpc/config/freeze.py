@@ -88,8 +88,19 @@ def version() -> str:
         return "(not installed)"
 
 
+def _conditions_by_name(content: Content) -> Content:
+    """Format 1 of an export knew spatial prompts alone: size bins of each fold, a threshold tau of all."""
+    recipe = {key: value for key, value in content["recipe"].items() if key != "tau"}
+    folds = []
+    for fold in content["folds"]:
+        bins = fold["size_bins"]
+        state = {"spatial_prompts": {"size_bins": bins, "tau": content["recipe"]["tau"]}} if bins else {}
+        folds.append({**fold, "conditions": state})
+    return {**content, "recipe": recipe, "folds": folds}
+
+
 CONFIG = Format(kind="config", number=2, error=ConfigError, migrations={1: with_todays_names})
 # No ResumeError: a run must not walk back from a newer checkpoint to an older one, as it does from a damaged one.
 CHECKPOINT = Format(kind="checkpoint", number=1, error=ConfigError)
-EXPORT = Format(kind="export", number=1, error=DataError)
+EXPORT = Format(kind="export", number=2, error=DataError, migrations={1: _conditions_by_name})
 MANIFEST = Format(kind="manifest", number=1, error=DataError)

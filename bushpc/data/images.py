@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import numbers
 import os
 import typing as t
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bushpc.errors import DataError
+from bushpc.sample import PixelSize, is_plausible
 
 if t.TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,16 +32,7 @@ FORMATS = {
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128
 # The index file of a DICOM medium has the magic bytes but no pixels.
 NO_IMAGES = ("DICOMDIR",)
-# Plausible range for the edge of an ultrasound pixel, in millimetres.
-LEAST_MM, MOST_MM = 1e-4, 100.0
 CENTIMETRES, TISSUE = 3, 1  # Physical Units and Region Spatial Format of an ultrasound region (DICOM PS3.3, C.8.5.5)
-
-
-class PixelSize(t.NamedTuple):
-    """Width and height of one pixel in millimetres."""
-
-    x: float
-    y: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +200,7 @@ def _dicom_pixel_mm(dataset: Dataset) -> PixelSize | None:
         size = PixelSize(float(spacing[1]), float(spacing[0]))
     else:
         return None
-    return size if all(map(_is_plausible, size)) else None
-
-
-def _is_plausible(side_mm: float) -> bool:
-    """Whether a pixel can have this size; False for NaN."""
-    return LEAST_MM <= side_mm <= MOST_MM
+    return size if all(map(is_plausible, size)) else None
 
 
 def _area(region: Dataset) -> int:
@@ -236,13 +222,3 @@ class _reading:
         if isinstance(error, Exception) and not isinstance(error, DataError):
             line = " ".join(str(error).split())
             raise DataError(f"not a readable {self.kind} image ({type(error).__name__}: {line})") from error
-
-
-def pixel_size(given: float | Sequence[float]) -> PixelSize:
-    """The pixel size from one number for square pixels, or from (x, y), in mm. Raises: DataError if implausible."""
-    sides = [float(side) for side in ((given, given) if isinstance(given, numbers.Real) else t.cast(t.Any, given))]
-    if len(sides) != 2 or not all(_is_plausible(side) for side in sides):
-        raise DataError(
-            f"pixel size {given}: it must be one number of millimetres from {LEAST_MM} to {MOST_MM:g}, or two (x and y)"
-        )
-    return PixelSize(sides[0], sides[1])

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
 from bushpc.conditions import columns_of
-from bushpc.conditions.sentences import attribute_prompt
 from bushpc.config import CellConfig
 from bushpc.data.batches import validation_batches
 from bushpc.data.loader import FoldData
@@ -31,7 +31,7 @@ from bushpc.shards.manifest import Record
 
 COLUMNS = (
     *("key", "patient", "label", "fold", "prompts", *ALWAYS, "tp", "fp", "fn", "tn"),
-    *("length_px", "spatial_prompt", "attribute_prompt"),
+    *("length_px", *CONDITION_COLUMNS),
 )
 CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 # Bounds of the bins of predicted probability; a bin holds its lower one, the last its upper one, too.
@@ -228,9 +228,7 @@ def _row(
     mask_KHW: np.ndarray,
 ) -> dict[str, t.Any]:
     record = data.manifest.record(batch.keys[i])
-    # The clinical sentence is there for readers of tables, whether the model reads it or not.
-    told = {"spatial_prompt": "", "attribute_prompt": attribute_prompt(record.attributes)}
-    told |= columns_of(data.conditions, batch.conditions | (prediction.conditions or {}), i)
+    used = batch.conditions | (prediction.conditions or {})
     classes = data.manifest.mask_classes
     counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
     if prob_KHW is not None:
@@ -250,7 +248,7 @@ def _row(
         **{name: measured.get(name, float("nan")) for name in ALWAYS},
         **{name: int(of_class_K.sum()) for name, of_class_K in counts._asdict().items()},
         "length_px": record.lesion_length,
-        **told,
+        **columns_of(record, data.conditions, used, i),
     }
     assert tuple(row)[: len(COLUMNS)] == COLUMNS
     row |= {name: measured[name] for name in cell.evaluate.metrics if name in measured}

@@ -1,6 +1,6 @@
 """Trained run → a folder that needs nothing else: `bushpc export`. Read back by `bushpc.evaluate.predictor.load`.
 
-    OUT/export.json              model, its settings, folds, size bins of the prompts, preprocessing, data, versions
+    OUT/export.json              model, its settings, folds, fitted conditions, preprocessing, data, versions
     OUT/README.md                model card
     OUT/config.yaml              the run's settings without the folders of this machine, for the reader
     OUT/fold0/model.safetensors  every tensor, frozen ones and the text tower included
@@ -13,6 +13,7 @@ The folder is written aside and renamed when it is whole, and every file in it h
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -20,6 +21,7 @@ import os
 import platform
 import shutil
 import socket
+import textwrap
 import time
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
@@ -157,7 +159,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
         "about": (config.model_class.__doc__ or "").partition("\n")[0],
         "parameters": members[0].model.parameter_count(),
         "makes": sorted(config.model_class.makes),
-        "reads_prompts": sorted(kind.name for kind in config.model.conditions if kind.column),
+        "conditions": {kind.name: kind.note for kind in config.model.conditions},
         "labels": list(LABELS),
         "recipe": dataclasses.asdict(Recipe.of(config)),
         "preprocessing": {
@@ -175,7 +177,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
                 "config": cell.config.hash,
                 "weights": f"{cell.name}/model.safetensors",
                 "tensors_sha256": member.sha256,
-                "size_bins": dataclasses.asdict(member.bins) if member.bins else None,
+                "conditions": {kind.name: kind.state() for kind in member.conditions},
                 "scores": _scores(cell),
                 "trained_on": of_cell(record, cell.name),
             }
@@ -196,9 +198,11 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str]) -> dict
 
 
 def _identity(content: Mapping[str, t.Any]) -> list[t.Any]:
-    """What makes two exports the same."""
+    """What makes two exports the same, whichever version wrote them."""
+    with contextlib.suppress(DataError, LookupError, TypeError, AttributeError):  # a damaged one is another one
+        content = freeze.EXPORT.read(content)
     folds = [(each.get("name"), each.get("tensors_sha256")) for each in content.get("folds", [])]
-    return [content.get("format"), folds, content.get("graphs"), content.get("recipe")]
+    return [folds, content.get("graphs"), content.get("recipe")]
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------
@@ -326,7 +330,7 @@ def _model_card(content: Mapping[str, t.Any]) -> str:
 Each fold's model on its own validation part, which it was not trained on; means over images.
 {_ensemble_line(folds, missing)}
 {_score_table(folds)}
-{_prompt_notes(content)}
+{_condition_notes(content)}
 ## Intended use and limits
 
 For research. It is no medical device, and no clinical decision may rest on it. It was trained on images of the
@@ -403,18 +407,12 @@ def _score_table(folds: Sequence[Mapping[str, t.Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prompt_notes(content: Mapping[str, t.Any]) -> str:
-    if not content["reads_prompts"]:
+def _condition_notes(content: Mapping[str, t.Any]) -> str:
+    if not content["conditions"]:
         return ""
-    return f"""
-## Prompts
-
-It reads sentences ({", ".join(content["reads_prompts"]).replace("_", " ")}). Without a given one, the spatial prompt
-comes from its own first pass (threshold {content["recipe"]["tau"]:g}) and the attribute prompt is left out. The numbers
-of `oracle` above used the ground-truth mask for the spatial prompt and cannot be had on a new image. In the validation
-of every source the attribute prompt came from the dataset's clinical table, where it had one: without it, expect less.
-Inner and outer are the image's left and right half, not anatomy.
-"""
+    names = ", ".join(content["conditions"]).replace("_", " ")
+    notes = " ".join(filter(None, content["conditions"].values()))
+    return "\n## Conditions\n\n" + textwrap.fill(f"Besides the image it reads {names}. {notes}", 120) + "\n"
 
 
 def _portable(config: CellConfig) -> str:

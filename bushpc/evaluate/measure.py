@@ -14,7 +14,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
 from bushpc.conditions.sentences import centroid, largest_component
-from bushpc.data.images import PixelSize
+from bushpc.sample import PixelSize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,19 +28,20 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from bushpc.data.images import FORMATS, find_images, open_picture, pixel_size
-from bushpc.data.prompt_table import Known, read_prompt_table
+from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
+from bushpc.conditions import Known, kinds_for, read_table
+from bushpc.data.images import FORMATS, find_images, open_picture
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.predictor import Predictor, Result
 from bushpc.files import exclusive, read_json, write_atomically
-from bushpc.sample import LABELS
+from bushpc.sample import LABELS, pixel_size
 
 CSV_FILE, SETTINGS_FILE, LOCK_FILE = "predictions.csv", "predict.json", ".lock"
 COLUMNS = (
     *("file", "frame", "frames", "status", "reason", "height", "width", "pixel_mm_x", "pixel_mm_y", "components"),
     *("area_px", "area_mm2", "long_axis_px", "long_axis_mm", "short_axis_px", "short_axis_mm"),
     *("centroid_x_px", "centroid_y_px", "centroid_x_mm", "centroid_y_mm", "mean_prob", "max_prob"),
-    *("class", *(f"prob_{label}" for label in LABELS), "spatial_prompt", "attribute_prompt", "sha256"),
+    *("class", *(f"prob_{label}" for label in LABELS), *CONDITION_COLUMNS, "sha256"),
 )
 OK, REJECTED = "ok", "rejected"
 MASKS, PROBABILITIES, OVERLAYS, UNCERTAINTY = "masks", "probabilities", "overlays", "uncertainty"
@@ -58,7 +59,7 @@ Show = Callable[[int, int, str], None]
 class Wanted:
     """What to write besides masks and CSV, and what is known about the images.
 
-    prompts: a CSV, see `bushpc.data.prompt_table`. pixel_mm: of images that neither the CSV nor the file itself knows.
+    prompts: a CSV, see `bushpc.conditions.known`. pixel_mm: of images that neither the CSV nor the file itself knows.
     batch_size: images per forward pass; None takes the model's own.
     """
 
@@ -110,11 +111,12 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
     """
     files = _find(source, out)
     _refuse_collisions(files)
-    table = read_prompt_table(wanted.prompts, files) if wanted.prompts else {}
-    if any(known.spatial_prompt for known in table.values()) and not predictor.reads("spatial_prompts"):
-        show(0, len(files), "this model reads no spatial prompts: those in the table have no effect")
-    if any(known.attribute_prompt for known in table.values()) and not predictor.reads("attribute_prompts"):
-        show(0, len(files), "this model reads no attribute prompts: those in the table have no effect")
+    kinds = kinds_for(predictor.members[0].conditions)
+    table = read_table(wanted.prompts, files, kinds) if wanted.prompts else {}
+    for kind in kinds:
+        if any(kind.name in known.conditions for known in table.values()) and not predictor.reads(kind.name):
+            spoken = kind.name.replace("_", " ")
+            show(0, len(files), f"this model reads no {spoken}: those in the table have no effect")
     if wanted.uncertainty and not _has_uncertainty(predictor):
         raise ConfigError(
             "--uncertainty is the standard deviation over several predictions of an image, and this is one sample of "
@@ -278,7 +280,7 @@ def _settings(
     predictor: Predictor, source: Path, wanted: Wanted, table: dict[PurePosixPath, Known]
 ) -> dict[str, t.Any]:
     """Everything that the predictions depend on, and what is written of them."""
-    known = {str(file): dataclasses.astuple(each) for file, each in sorted(table.items())}
+    known = {str(file): each.as_list() for file, each in sorted(table.items())}
     return {
         "input": str(source.resolve()),
         "model": {member.name: member.sha256[:16] for member in predictor.members},
@@ -356,17 +358,20 @@ def _row(job: _Job, result: Result) -> Row:
         **{f"prob_{label}": prob for label, prob in (result.class_prob or {}).items()},
     }
     height, width = result.mask_HW.shape
-    used = result.spatial_prompts
-    sentences = [sentence or "none" for sentence in used] if len(used) > 1 else used
     return {
         **dict.fromkeys(COLUMNS, ""),
         **{"file": str(job.file), "frame": str(job.frame), "frames": str(job.frames), "status": OK},
         **{"height": str(height), "width": str(width)},
         **{"components": str(result.components), "area_px": str(result.area_px)},
         **{name: f"{value:.6g}" for name, value in numbers.items() if value is not None},
-        **{"class": result.label or "", "spatial_prompt": " | ".join(sentences)},
-        **{"attribute_prompt": result.attribute_prompt, "sha256": job.sha256},
+        **{"class": result.label or "", "sha256": job.sha256},
+        **{column: _joined(result.conditions.get(column, [])) for column in CONDITION_COLUMNS},
     }
+
+
+def _joined(values: list[str]) -> str:
+    """The distinct values of several passes in one cell."""
+    return " | ".join(value or "none" for value in values) if len(values) > 1 else "".join(values)
 
 
 def _row_of_reject(file: PurePosixPath, frame: int, reason: str) -> Row:

@@ -27,12 +27,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bushpc.conditions.sentences import FirstPass, SizeBins, SpatialPrompt
+from bushpc.conditions import Condition, Known, kinds_for
 from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
 from bushpc.data.cache import resize
-from bushpc.data.images import PixelSize, as_rgb, open_picture, pixel_size
+from bushpc.data.images import as_rgb, open_picture
 from bushpc.data.loader import FoldData
-from bushpc.data.prompt_table import Known, mirrored
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
@@ -40,7 +39,7 @@ from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
-from bushpc.sample import LABELS, Batch, Prediction
+from bushpc.sample import LABELS, Batch, PixelSize, Prediction, pixel_size
 
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
 OUTSIDE = "outside_state/"
@@ -52,13 +51,12 @@ DEVICES = ("auto", "cpu", "cuda")
 class Recipe:
     """How a model's predictions are made; part of an export.
 
-    threshold: probability at and above which a pixel is lesion. tau: that of the first pass.
+    threshold: probability at and above which a pixel is lesion.
     device, precision: of its evaluation; on another device it runs in fp32.
     batch_size: images per forward pass.
     """
 
     threshold: float
-    tau: float
     device: str
     precision: str
     batch_size: int
@@ -67,7 +65,6 @@ class Recipe:
     def of(cls, cell: CellConfig) -> Recipe:
         return cls(
             threshold=cell.evaluate.threshold,
-            tau=cell.prompting.tau,
             device=cell.engine.device,
             precision=cell.engine.precision,
             batch_size=cell.evaluate.batch_size,
@@ -76,14 +73,14 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One fold's trained model. bins: of its training part, where it reads spatial prompts.
+    """One fold's trained model. conditions: the kinds it reads, fitted to its training part.
 
     sha256: over all of its tensors, so it is the same for a run and for what was exported of it.
     """
 
     name: str
     model: Model
-    bins: SizeBins | None
+    conditions: tuple[Condition, ...]
     sha256: str
 
 
@@ -97,8 +94,8 @@ class Result(Measures):
     mean_prob: mean probability inside the mask, the confidence in what was found; None for an empty mask. max_prob: in
         the whole image.
     class_prob: label → probability, where the model classifies. label: the most probable one.
-    spatial_prompts: the distinct sentences that were really used, over folds and mirror images, in the words of the
-        image as it is; empty for a model that reads none.
+    conditions: column (of predictions.csv) → the distinct values that the model used, over folds and mirror images, for
+        the image as it is.
     """
 
     mask_HW: np.ndarray
@@ -108,8 +105,7 @@ class Result(Measures):
     max_prob: float
     class_prob: dict[str, float] | None
     label: str | None
-    spatial_prompts: list[str]
-    attribute_prompt: str
+    conditions: dict[str, list[str]]
 
 
 class Predictor:
@@ -134,33 +130,34 @@ class Predictor:
         self,
         image: str | Path | Image.Image | np.ndarray,
         *,
-        spatial_prompt: str = "",
-        attribute_prompt: str = "",
         pixel_mm: float | Sequence[float] | None = None,
         frame: int | None = None,
+        **conditions: str,
     ) -> Result:
         """Predict one image: a path, a PIL image, or an array of uint8, H x W or H x W x 3 (RGB).
 
-        spatial_prompt: "" takes it from the first pass. pixel_mm: one number, or (x, y); None takes what a DICOM file
-        says. frame: which, from 0, of a file with several.
-        Raises: DataError for an image that cannot be read.
+        pixel_mm: one number, or (x, y); None takes what a DICOM file says. frame: which, from 0, of a file with
+        several. conditions: what you know of it, named as the columns of a table for `bushpc predict --prompts`:
+        spatial_prompt="a small lesion in …", shape="oval". "" is unknown.
+        Raises: DataError for an image that cannot be read; ConfigError for another name.
         """
+        kinds = kinds_for(self.members[0].conditions)
+        valid = [column for kind in kinds for column in kind.user_columns]
+        for name in conditions:
+            if name not in valid:
+                raise ConfigError(unknown_name("keyword of a prediction", name, [*valid, "pixel_mm", "frame"]))
         own_mm = None
         if isinstance(image, str | Path):
             image_HWC, own_mm = _read(Path(image), frame)
         else:
             image_HWC = as_rgb(image)
-        known = Known(
-            spatial_prompt=spatial_prompt,
-            attribute_prompt=attribute_prompt,
-            pixel_mm=own_mm if pixel_mm is None else pixel_size(pixel_mm),
-        )
+        known = Known.of(conditions, own_mm if pixel_mm is None else pixel_size(pixel_mm), kinds)
         return self.predict([image_HWC], [known])[0]
 
     def predict(self, images: Sequence[np.ndarray], known: Sequence[Known]) -> list[Result]:
         """A batch of images (uint8, H x W x 3, of any sizes), and what is known of each."""
-        batch = batch_of(images, known, self.members[0].model.config).to(self.device)
-        passes = list(self._passes(batch, [each.spatial_prompt for each in known]))
+        batch = batch_of(images, self.members[0].model.config).to(self.device)
+        passes = list(self._passes(batch, known))
         prob_PBHW = torch.stack([p.prob_BKHW[:, 0].float().cpu() for p in passes if p.prob_BKHW is not None])
         variances = [p.uncertainty_BKHW[:, 0].float().cpu() ** 2 for p in passes if p.uncertainty_BKHW is not None]
         deviation_BHW = None
@@ -176,21 +173,28 @@ class Predictor:
                 prob_PBHW.mean(0)[i],
                 None if deviation_BHW is None else deviation_BHW[i],
                 None if class_prob_BL is None else class_prob_BL[i],
-                list(dict.fromkeys(_spatial(p)[i] for p in passes if _spatial(p))),
+                self._used(passes, i),
             )
             for i, (image_HWC, each) in enumerate(zip(images, known, strict=True))
         ]
 
-    def _passes(self, batch: Batch, given: list[str]) -> Iterator[Prediction]:
-        """Every member on every view, each prediction turned back to the image as it is."""
+    def _used(self, passes: Sequence[Prediction], i: int) -> dict[str, list[str]]:
+        """Column → distinct values of image `i`."""
+        return {
+            kind.column: list(dict.fromkeys(kind.written((p.conditions or {})[kind.name][i]) for p in passes))
+            for kind in self.members[0].conditions
+            if kind.column
+        }
+
+    def _passes(self, batch: Batch, known: Sequence[Known]) -> Iterator[Prediction]:
+        """Every member on every view, each prediction turned back to the image as it is.
+
+        Their conditions are those that the prediction was made with, all kinds of them.
+        """
         for mirror in (False, True)[: 1 + self.tta]:
-            sentences = [mirrored(sentence) for sentence in given] if mirror else given
             view = dataclasses.replace(batch, image_BCHW=batch.image_BCHW.flip(-1)) if mirror else batch
             for member in self.members:
-                if member.bins:
-                    first_pass = FirstPass(bins=member.bins, tau=self.recipe.tau)
-                    spatial = {SpatialPrompt.name: [sentence or first_pass for sentence in sentences]}
-                    view = dataclasses.replace(view, conditions=batch.conditions | spatial)
+                view = dataclasses.replace(view, conditions=_conditions(member, known, mirror))
                 with torch.inference_mode(), self._precision():
                     made = member.model.predict(view)
                 assert made.prob_BKHW is not None, f"{type(member.model).__name__}.makes promises it"
@@ -202,12 +206,15 @@ class Predictor:
                 deviation_BKHW = made.uncertainty_BKHW
                 if mirror and deviation_BKHW is not None:
                     deviation_BKHW = deviation_BKHW.flip(-1)
-                used = _spatial(made)
+                used = view.conditions | (made.conditions or {})
                 yield dataclasses.replace(
                     made,
                     prob_BKHW=made.prob_BKHW.flip(-1) if mirror else made.prob_BKHW,
                     uncertainty_BKHW=deviation_BKHW,
-                    conditions={SpatialPrompt.name: list(map(mirrored, used)) if mirror else used},
+                    conditions={
+                        kind.name: [kind.mirrored(value) if mirror else value for value in used[kind.name]]
+                        for kind in member.conditions
+                    },
                 )
 
     @contextlib.contextmanager
@@ -224,7 +231,7 @@ class Predictor:
         prob_SS: torch.Tensor,
         deviation_SS: torch.Tensor | None,
         class_prob_L: torch.Tensor | None,
-        spatial_prompts: list[str],
+        conditions: dict[str, list[str]],
     ) -> Result:
         def enlarged(map_SS: torch.Tensor) -> np.ndarray:
             size = image_HWC.shape[:2]
@@ -244,21 +251,14 @@ class Predictor:
             max_prob=float(prob_HW.max()),
             class_prob=class_prob,
             label=max(class_prob, key=lambda label: class_prob[label]) if class_prob else None,
-            spatial_prompts=spatial_prompts,
-            attribute_prompt=known.attribute_prompt if self.reads("attribute_prompts") else "",
+            conditions=conditions,
         )
 
 
-def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], model: ModelConfig) -> Batch:
-    """Images (uint8, H x W x 3, of any sizes) as the loader would give them to this model.
-
-    Of conditions other than sentences nothing is known: each sample has the kind's `absent`.
-    """
+def batch_of(images: Sequence[np.ndarray], model: ModelConfig) -> Batch:
+    """Images (uint8, H x W x 3, of any sizes) as the loader would give them to this model, without conditions."""
     size = model.image_size
     pixels = [resize(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8), size)[0] for image_HWC in images]
-    conditions = {kind.name: [kind.absent] * len(images) for kind in model.conditions}
-    if model.reads("attribute_prompts"):
-        conditions["attribute_prompts"] = [each.attribute_prompt for each in known]
     return Batch(
         # Models that draw noise do so by key: by what the image is, not by where it stands or how it is called.
         keys=[hashlib.sha256(image_HWC.tobytes()).hexdigest() for image_HWC in images],
@@ -266,13 +266,17 @@ def batch_of(images: Sequence[np.ndarray], known: Sequence[Known], model: ModelC
         image_BCHW=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
         mask_BKHW=torch.zeros(len(images), 1, size, size, dtype=torch.uint8),
         label_B=torch.zeros(len(images), dtype=torch.int64),
-        conditions=conditions,
+        conditions={kind.name: [kind.absent] * len(images) for kind in model.conditions},
     )
 
 
-def _spatial(prediction: Prediction) -> list[str]:
-    """The spatial prompts that a prediction was made with; [] of a model that reads none."""
-    return (prediction.conditions or {}).get(SpatialPrompt.name, [])
+def _conditions(member: Member, known: Sequence[Known], mirror: bool) -> dict[str, list[t.Any]]:
+    """Name → values for a member: what the user knows, else what the kind takes where nothing is known."""
+    conditions: dict[str, list[t.Any]] = {}
+    for kind in member.conditions:
+        values = [each.conditions.get(kind.name, kind.when_unknown()) for each in known]
+        conditions[kind.name] = [kind.mirrored(value) for value in values] if mirror else values
+    return conditions
 
 
 def _warn(message: str) -> None:
@@ -387,12 +391,11 @@ def load_cell(cell: TrainedCell) -> Member:
     config = cell.config
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
         model = config.model_class(config.model, config.weights_dir)
-    bins = None
-    if config.model.reads(SpatialPrompt.name):
-        fitted = FoldData.open(config, cell.fold, run.folds).conditions
-        bins = next(kind.bins for kind in fitted if isinstance(kind, SpatialPrompt))
+    conditions = config.model.conditions
+    if any(kind.is_fitted for kind in conditions):
+        conditions = FoldData.open(config, cell.fold, run.folds).conditions
     state = saved.parts["model"] | saved.parts.get("ema", {})
-    return _member(cell.name, model, bins, state, str(saved.path))
+    return _member(cell.name, model, conditions, state, str(saved.path))
 
 
 # --- from an export ---------------------------------------------------------------------------------------------
@@ -403,8 +406,8 @@ def load_export(path: Path, fold: int | None = None) -> tuple[list[Member], Reci
     content = read_json(path / EXPORT_FILE) or {}
     if "format" not in content:
         raise DataError(f"{path / EXPORT_FILE} states no format: it is damaged, or no export. Export the run again")
-    content = freeze.EXPORT.read(content, str(path / EXPORT_FILE))
     try:
+        content = freeze.EXPORT.read(content, str(path / EXPORT_FILE))
         folds = {each["fold"]: each for each in content["folds"]}
         if fold is not None and fold not in folds:
             raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(folds)))}")
@@ -430,16 +433,18 @@ def _load_exported_fold(path: Path, each: Mapping[str, t.Any], model_class: type
         prefix = f"{OUTSIDE}{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     state = {k: v for k, v in tensors.items() if not k.startswith(OUTSIDE)}
-    bins = SizeBins(**each["size_bins"]) if each["size_bins"] else None
-    return _member(each["name"], model, bins, state, str(file))
+    conditions = tuple(kind.restored(each["conditions"].get(kind.name, {})) for kind in model.config.conditions)
+    return _member(each["name"], model, conditions, state, str(file))
 
 
-def _member(name: str, model: Model, bins: SizeBins | None, state: dict[str, torch.Tensor], where: str) -> Member:
+def _member(
+    name: str, model: Model, conditions: tuple[Condition, ...], state: dict[str, torch.Tensor], where: str
+) -> Member:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ResumeError(f"{where} does not fit this model: {error}") from error
-    return Member(name=name, model=model, bins=bins, sha256=_hash(all_tensors(model)))
+    return Member(name=name, model=model, conditions=conditions, sha256=_hash(all_tensors(model)))
 
 
 def all_tensors(model: Model) -> dict[str, torch.Tensor]:

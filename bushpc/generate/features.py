@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from bushpc.config import places
-from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.evaluate.predictor import batch_of, load_cell, load_export, open_run
 from bushpc.files import EXPORT_FILE, sha256_of
@@ -90,7 +89,7 @@ def of_model(run_dir: Path, fold: int | None, device: str, say: Callable[[str], 
     layer.register_forward_hook(keep)
 
     def see(images: Sequence[np.ndarray]) -> np.ndarray:
-        batch = batch_of(images, [Known()] * len(images), model.config).to(device)
+        batch = batch_of(images, model.config).to(device)
         with torch.inference_mode():
             model.predict(batch)
         return given.pop().float().flatten(2).mean(dim=2).cpu().numpy()

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bushpc.conditions import Known
 from bushpc.data.cache import resize
 from bushpc.data.lineage import GENERATED, Training, of_cell, same_data
-from bushpc.data.prompt_table import Known
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.evaluate.predictor import Predictor, choose_device, load
 from bushpc.files import EXPORT_FILE, read_json, sha256_of, write_atomically

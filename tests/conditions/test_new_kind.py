@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bushpc.cell import build_model
 from bushpc.conditions import Condition, Variant
@@ -17,6 +18,8 @@ from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.errors import ConfigError
 from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate
+from bushpc.evaluate.predict import Wanted, predict_files
+from bushpc.evaluate.predictor import Member, Predictor, Recipe
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
@@ -43,6 +46,13 @@ class Box(Condition):
 
     def written(self, value):
         return " ".join(f"{edge:.3f}" for edge in value)
+
+    def from_user(self, given):
+        return tuple(map(float, given["box"].split())) if given.get("box") else None
+
+    def mirrored(self, value):
+        left, top, right, bottom = value
+        return 1 - right, top, 1 - left, bottom
 
 
 @config_class
@@ -113,6 +123,26 @@ def test_a_model_conditioned_on_boxes_is_trained_and_evaluated_by_what_is_there(
     assert all(row["box"] != "0.000 0.000 1.000 1.000" for row in by_variant["box_of_mask"])
     dice = {name: np.mean([float(row["dice"]) for row in part]) for name, part in by_variant.items()}
     assert dice["box_of_mask"] > 0.6 > dice["whole_image"]
+
+
+def test_a_new_image_is_predicted_with_the_box_that_its_table_states(cell, tmp_path):
+    _, config = cell
+    recipe = Recipe(threshold=0.5, device="cpu", precision="fp32", batch_size=2)
+    member = Member(name="fold0", model=build_model(config), conditions=config.model.conditions, sha256="")
+    predictor = Predictor([member], recipe, device="cpu", tta=True)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    boxed, whole = predictor(pixels, box="0.25 0.5 0.5 1"), predictor(pixels)
+    assert boxed.mask_HW[32:, 16:32].all()
+    assert (boxed.area_px, whole.area_px) == (16 * 32, 64 * 64)
+    assert boxed.conditions == {"box": ["0.250 0.500 0.500 1.000"]}
+    with pytest.raises(ConfigError, match="did you mean 'box'"):
+        predictor(pixels, bx="0 0 1 1")
+
+    (tmp_path / "known.csv").write_text("file,box\na.png,0.25 0.5 0.5 1\n")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    wanted = Wanted(prompts=tmp_path / "known.csv")
+    predict_files(predictor, tmp_path / "a.png", tmp_path / "out", wanted, lambda done, count, line: None)
+    assert (np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")) == boxed.mask_HW * 255).all()
 
 
 def test_variants_are_the_models_own_and_others_become_its_first(cell):

@@ -11,8 +11,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
 
-from bushpc.data.images import PixelSize, as_rgb, find_images, open_picture, pixel_size
+from bushpc.data.images import as_rgb, find_images, open_picture
 from bushpc.errors import DataError
+from bushpc.sample import PixelSize, pixel_size
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.sources import source
 

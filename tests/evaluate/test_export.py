@@ -51,8 +51,24 @@ def test_an_export_predicts_what_its_run_predicts_to_the_last_bit(trained, expor
         there, here = bushpc.load(trained.run, fold=fold)(image), bushpc.load(exported, fold=fold)(image)
         assert (there.prob_HW == here.prob_HW).all()
         assert (there.mask_HW == here.mask_HW).all()
-        assert there.spatial_prompts == here.spatial_prompts
+        assert there.conditions == here.conditions
     assert there.mask_HW.any(), "the case is degenerate"
+
+
+def test_an_export_of_format_1_is_read_and_a_newer_one_named(exported, image, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "old")
+    content = json.loads((folder / "export.json").read_text())
+    for fold in content["folds"]:
+        state = fold.pop("conditions")["spatial_prompts"]
+        fold["size_bins"] = state["size_bins"]
+    content["recipe"]["tau"] = state["tau"]
+    (folder / "export.json").write_text(json.dumps({**content, "format": 1}))
+    old, new = bushpc.load(folder)(image), bushpc.load(exported)(image)
+    assert (old.prob_HW == new.prob_HW).all()
+    assert old.conditions == new.conditions
+    (folder / "export.json").write_text(json.dumps({**content, "format": 99, "bushpc": "7.0"}))
+    with pytest.raises(DataError, match=r"format 99.*up to format 2\. It was written by bushpc 7\.0: use that version"):
+        bushpc.load(folder)
 
 
 def test_the_text_tower_travels_along(trained, image, tmp_path, monkeypatch):

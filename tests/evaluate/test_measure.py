@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bushpc.data.images import PixelSize
 from bushpc.evaluate.measure import measure
+from bushpc.sample import PixelSize
 
 
 def ellipse(a: float, b: float, degrees: float, shape: tuple[int, int] = (300, 340)) -> np.ndarray:

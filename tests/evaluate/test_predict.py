@@ -16,8 +16,8 @@ from PIL import Image
 
 import bushpc
 from bushpc.cli import main
+from bushpc.conditions import Known
 from bushpc.config import ModelConfig
-from bushpc.data.prompt_table import Known
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError
 from bushpc.evaluate import predict
 from bushpc.evaluate.predictor import Member, Predictor, load
@@ -95,7 +95,7 @@ def test_a_packed_image_is_predicted_as_its_cell_predicted_it(trained, one, imag
             saved.float() / 255, image_HWC.shape[:2], mode="bilinear", antialias=True
         )
         assert np.abs(result.prob_HW - expected[0, 0].numpy()).max() <= 0.5 / 255 + 1e-5
-        assert result.spatial_prompts == [rows[key]["spatial_prompt"]]
+        assert result.conditions["spatial_prompt"] == [rows[key]["spatial_prompt"]]
         assert (result.mask_HW == (result.prob_HW >= 0.5)).all()
 
 
@@ -122,17 +122,17 @@ def test_with_tta_a_mirrored_image_has_the_mirrored_mask(one, images):
     there = twice(image, spatial_prompt=SPATIAL)
     back = twice(image[:, ::-1].copy(), spatial_prompt=SPATIAL.replace("inner", "outer"))
     assert np.abs(there.prob_HW - back.prob_HW[:, ::-1]).max() < 1e-5
-    assert there.spatial_prompts == [SPATIAL]
+    assert there.conditions["spatial_prompt"] == [SPATIAL]
     assert np.abs(there.prob_HW - one(image, spatial_prompt=SPATIAL).prob_HW).max() > 1e-4, "the case is degenerate"
 
 
 def test_a_given_sentence_is_used_and_the_others_of_the_batch_keep_their_first_pass(one, images):
     some = list(images.values())[:2]
     alone = [one(image) for image in some]
-    given, other = one.predict(some, [Known(spatial_prompt=SPATIAL), Known()])
-    assert given.spatial_prompts == [SPATIAL] != alone[0].spatial_prompts
+    given, other = one.predict(some, [Known(conditions={"spatial_prompts": SPATIAL}), Known()])
+    assert given.conditions["spatial_prompt"] == [SPATIAL] != alone[0].conditions["spatial_prompt"]
     assert np.abs(given.prob_HW - alone[0].prob_HW).max() > 0
-    assert other.spatial_prompts == alone[1].spatial_prompts
+    assert other.conditions["spatial_prompt"] == alone[1].conditions["spatial_prompt"]
     assert np.abs(other.prob_HW - alone[1].prob_HW).max() < 1e-5
 
 
@@ -200,7 +200,7 @@ def test_masks_come_out_at_original_size_under_the_names_of_the_images(run, fold
         assert float(row["long_axis_mm"]) == pytest.approx(result.long_axis_px / 2, rel=1e-4)
         if result.area_px:
             assert float(row["mean_prob"]) == pytest.approx(result.prob_HW[result.mask_HW > 0].mean(), rel=1e-4)
-        assert [row["spatial_prompt"]] == result.spatial_prompts
+        assert [row["spatial_prompt"]] == result.conditions["spatial_prompt"]
     assert any(int(row["area_px"]) for row in rows.values()), "the case is degenerate"
 
 
@@ -239,7 +239,7 @@ class Sampling(Model):
 
 def test_one_fold_of_a_model_that_samples_has_an_uncertainty_of_its_own(run, tmp_path, one, monkeypatch):
     model = Sampling(ModelConfig(image_size=8, pretrained=False))
-    member = Member(name="fold0", model=model, bins=None, sha256="0" * 64)
+    member = Member(name="fold0", model=model, conditions=(), sha256="0" * 64)
     monkeypatch.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: Predictor([member], one.recipe))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert run(tmp_path / "a.png", tmp_path / "out", "--uncertainty")[0] == 0

@@ -1,34 +1,56 @@
-"""What a user knows about images beforehand: a CSV → sentences and pixel size of each image, for `bushpc predict`."""
+"""What a user knows about new images: a CSV → conditions and pixel size of each image, for `bushpc predict`."""
 
 from __future__ import annotations
 
 import csv
-import re
+import typing as t
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from bushpc.conditions.sentences import NO_PROMPT, OPPOSITE, attribute_prompt
-from bushpc.data.images import PixelSize, pixel_size
+from bushpc.conditions.base import Condition
+from bushpc.conditions.sentences import AttributePrompt, SpatialPrompt
 from bushpc.errors import DataError
+from bushpc.sample import PixelSize, pixel_size
 
+# Kinds that every table may state, whether the model reads them or not; a model's further kinds come after them.
+KINDS: tuple[Condition, ...] = (SpatialPrompt(), AttributePrompt())
 NAMING = ("file", "key")
-ATTRIBUTES = ("shape", "margin", "birads")
-TELLING = ("spatial_prompt", "attribute_prompt", *ATTRIBUTES, "pixel_mm")
+PIXEL_MM = "pixel_mm"
 MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of an image. A sentence that is not given is "": a spatial one then comes from the first pass."""
+    """What is known of an image. conditions: name of the kind → value; a kind that is not in it is unknown."""
 
-    spatial_prompt: str = NO_PROMPT
-    attribute_prompt: str = NO_PROMPT
+    conditions: Mapping[str, t.Any] = field(default_factory=dict)
     pixel_mm: PixelSize | None = None
 
+    @classmethod
+    def of(
+        cls, given: Mapping[str, str], pixel_mm: PixelSize | None = None, kinds: Sequence[Condition] = KINDS
+    ) -> Known:
+        """From what a user states, column → text."""
+        values = {kind.name: kind.from_user(given) for kind in kinds}
+        return cls(conditions={name: value for name, value in values.items() if value is not None}, pixel_mm=pixel_mm)
 
-def read_prompt_table(path: Path, files: Iterable[PurePosixPath]) -> dict[PurePosixPath, Known]:
+    def as_list(self) -> list[t.Any]:
+        """What predictions depend on, for a hash. The first part is as older versions have it."""
+        of_all = [kind.name for kind in KINDS]
+        more = [[name, value] for name, value in sorted(self.conditions.items()) if name not in of_all]
+        return [*(self.conditions.get(name, "") for name in of_all), self.pixel_mm, *more]
+
+
+def kinds_for(model: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Those that a table for this model may state. model: the kinds that it is conditioned on."""
+    return tuple({kind.name: kind for kind in (*KINDS, *model)}.values())
+
+
+def read_table(
+    path: Path, files: Iterable[PurePosixPath], kinds: Sequence[Condition] = KINDS
+) -> dict[PurePosixPath, Known]:
     """File → what the CSV says of it, for those that it names.
 
     Column `file` is a path as in `files`, or `key` one without its suffix. Further columns, as far as needed:
@@ -36,7 +58,7 @@ def read_prompt_table(path: Path, files: Iterable[PurePosixPath]) -> dict[PurePo
     left alone, empty cells are unknown.
     Raises: DataError for a table that lacks columns, or names files that are not there, or one of them twice.
     """
-    rows = _read(path)
+    rows = _read(path, [*(column for kind in kinds for column in kind.user_columns), PIXEL_MM])
     by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
     naming = next(name for name in NAMING if name in rows[0][1])
     for file in files:
@@ -52,7 +74,7 @@ def read_prompt_table(path: Path, files: Iterable[PurePosixPath]) -> dict[PurePo
             problems.append(f"line {line}: {naming} '{row[naming]}' a second time")
         else:
             try:
-                table[found[0]] = _known(row)
+                table[found[0]] = _known(row, kinds)
             except (DataError, ValueError) as error:
                 problems.append(f"line {line}: pixel_mm '{row['pixel_mm']}': {error}")
     if problems:
@@ -63,12 +85,7 @@ def read_prompt_table(path: Path, files: Iterable[PurePosixPath]) -> dict[PurePo
     return table
 
 
-def mirrored(spatial_prompt: str) -> str:
-    """The sentence for the left-right mirrored image: inner and outer change places."""
-    return re.sub(r"\b(inner|outer)\b", lambda word: OPPOSITE[word[0]], spatial_prompt)
-
-
-def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _read(path: Path, telling: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, column → cell) of each row that is not empty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -83,20 +100,15 @@ def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (csv.Error, ValueError) as error:
         raise DataError(f"{path} is no CSV with as many cells in each row as in its first: {error}") from error
-    if not any(name in header for name in NAMING) or not any(name in header for name in TELLING):
+    if not any(name in header for name in NAMING) or not any(name in header for name in telling):
         raise DataError(
             f"{path} has the columns {', '.join(header) or 'none'}: needed are one of {' or '.join(NAMING)}, and some "
-            f"of {', '.join(TELLING)}"
+            f"of {', '.join(telling)}"
         )
     if not rows:
         raise DataError(f"{path} has no rows: leave the prompts out if there are none")
     return rows
 
 
-def _known(row: dict[str, str]) -> Known:
-    attributes = {name: row[name] for name in ATTRIBUTES if row.get(name)}
-    return Known(
-        spatial_prompt=row.get("spatial_prompt", NO_PROMPT),
-        attribute_prompt=row.get("attribute_prompt") or attribute_prompt(attributes),
-        pixel_mm=pixel_size(float(row["pixel_mm"])) if row.get("pixel_mm") else None,
-    )
+def _known(row: dict[str, str], kinds: Sequence[Condition]) -> Known:
+    return Known.of(row, pixel_size(float(row[PIXEL_MM])) if row.get(PIXEL_MM) else None, kinds)

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
+from bushpc.conditions import SpatialPrompt, read_table
 from bushpc.conditions.sentences import SizeBins, attribute_prompt, spatial_prompt
-from bushpc.data.prompt_table import mirrored, read_prompt_table
 from bushpc.errors import DataError
 
 FILES = [PurePosixPath(name) for name in ("a.png", "sub/b.png", "sub/b.jpg")]
@@ -17,17 +17,19 @@ FILES = [PurePosixPath(name) for name in ("a.png", "sub/b.png", "sub/b.jpg")]
 def test_attributes_are_worded_as_in_training(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("File,Shape,Margin,BIRADS,pixel_mm,remark\na.png,oval,circumscribed,3,0.08,x\nsub/b.jpg,,,,,\n")
-    table = read_prompt_table(path, FILES)
+    table = read_table(path, FILES)
     a, b = table[FILES[0]], table[FILES[2]]
-    assert a.attribute_prompt == attribute_prompt({"shape": "oval", "margin": "circumscribed", "birads": "3"})
-    assert (a.spatial_prompt, a.pixel_mm) == ("", (0.08, 0.08))
-    assert (b.attribute_prompt, b.pixel_mm) == ("", None)
+    assert a.conditions["attribute_prompts"] == attribute_prompt(
+        {"shape": "oval", "margin": "circumscribed", "birads": "3"}
+    )
+    assert ("spatial_prompts" in a.conditions, a.pixel_mm) == (False, (0.08, 0.08))
+    assert (b.conditions, b.pixel_mm) == ({}, None)
 
 
 def test_a_key_is_a_path_without_its_suffix(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("key,attribute_prompt,shape\na,BI-RADS 4,oval\n")
-    assert read_prompt_table(path, FILES)[FILES[0]].attribute_prompt == "BI-RADS 4"
+    assert read_table(path, FILES)[FILES[0]].conditions == {"attribute_prompts": "BI-RADS 4"}
 
 
 @pytest.mark.parametrize(
@@ -49,11 +51,12 @@ def test_a_table_that_does_not_fit_is_refused_with_its_line(tmp_path, text, said
     path = tmp_path / "p.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=said):
-        read_prompt_table(path, FILES)
+        read_table(path, FILES)
 
 
 def test_the_mirrored_sentence_is_the_sentence_of_the_mirrored_mask():
     mask, bins = np.zeros((20, 30), bool), SizeBins(low=0.1, high=0.3)
     mask[3:7, 2:9] = True
+    mirrored = SpatialPrompt().mirrored
     assert mirrored(spatial_prompt(mask, bins)) == spatial_prompt(mask[:, ::-1], bins) != spatial_prompt(mask, bins)
     assert mirrored("") == ""
