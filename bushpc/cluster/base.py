@@ -182,6 +182,10 @@ class Cluster(abc.ABC):
     def submit(self, request: JobRequest) -> list[Job]:
         """Submit one job per callable. Raises: DispatchError where the cluster refuses."""
 
+    def script(self, request: JobRequest) -> str:
+        """What `submit` would hand to the cluster, in full; nothing is written. "" where there are no scripts."""
+        return ""
+
     @abc.abstractmethod
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """Job id → its state, for every job that still exists; those that ended are absent.

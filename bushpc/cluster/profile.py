@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bushpc import environment
+from bushpc.config.fields import Options
 
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
@@ -57,16 +58,41 @@ def packs_by_profile(profiles: Mapping[str, ClusterConfig]) -> dict[ClusterConfi
 
 def report_profile(profile: ClusterConfig, minutes_to_wait: int = 0) -> ClusterConfig:
     """The small job that writes the report: one process without a GPU. minutes_to_wait: for the cells, in the job."""
+    return cpu_profile(profile, time_min=profile.report_time_min + minutes_to_wait)
+
+
+def cpu_profile(profile: ClusterConfig, *, time_min: int, cores: int = 1) -> ClusterConfig:
+    """A job of one process without a GPU: `cpu_jobs` says where it goes. What the cells ask for GPUs is left out."""
+    theirs = profile.cpu_jobs
+    most = theirs.mem_gb
+    if most is None and profile.mem_gb is not None:
+        # An amount per GPU says nothing here, and nobody needs all memory of a node.
+        most = min(profile.mem_gb, REPORT_GB) if profile.mem_gb and profile.mem_per == "node" else REPORT_GB
     return dataclasses.replace(
         profile,
         nodes=1,
         ranks_per_node=1,
         cells_per_job=1,
         gpus=0,
-        cpus_per_rank=1,
-        mem_gb=profile.mem_gb and min(profile.mem_gb, REPORT_GB),
-        time_min=profile.report_time_min + minutes_to_wait,
+        cpus_per_rank=cores,
+        mem_gb=most or None,
+        mem_per="node",
+        exclusive=False,
+        gres=(),
+        staging=None,
+        time_min=time_min,
+        sbatch=_without_gpus(profile.sbatch) | theirs.sbatch,
+        srun=_without_gpus(profile.srun),
+        **{
+            name: getattr(profile if getattr(theirs, name) is None else theirs, name)
+            for name in ("partition", "account", "qos", "constraint")
+        },
     )
+
+
+def _without_gpus(options: Options) -> Options:
+    """Without those that are about GPUs, such as gpu-bind."""
+    return Options({name: value for name, value in options.items() if "gpu" not in name})
 
 
 def stop_lead_s(profile: ClusterConfig) -> int:

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from pathlib import Path
 from bushpc.cluster import slurm_variables
 from bushpc.cluster.base import Cluster, Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob, ask, submit_all
 from bushpc.cluster.checks import Check
-from bushpc.cluster.profile import resources, stop_lead_s
+from bushpc.cluster.profile import stop_lead_s
+from bushpc.cluster.slurm_options import parameters, require_known
 from bushpc.errors import DispatchError
 
 if t.TYPE_CHECKING:
@@ -57,6 +59,11 @@ class SlurmCluster(Cluster):
     chosen_by = "SLURM_CONF"
 
     def submit(self, request: JobRequest) -> list[Job]:
+        if shutil.which("sbatch") is None:
+            raise DispatchError(
+                "cluster=slurm: there is no sbatch here; run this on a login node, or use cluster=local"
+            )
+        request.folder.mkdir(parents=True, exist_ok=True)
         jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
         here = self.here()
         return [replace(job, owner=os.getuid(), cluster=here, name=request.name) for job in jobs]
@@ -66,6 +73,21 @@ class SlurmCluster(Cluster):
 
     def environment_notes(self, profile: ClusterConfig) -> list[str]:
         return slurm_variables.notes(profile)
+
+    def script(self, request: JobRequest) -> str:
+        executor = _executor(request)
+        if len(request.work) > 1:
+            executor.parameters["map_count"] = len(request.work)  # as submitit does for an array
+        return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+    def require(self, profile: ClusterConfig) -> None:
+        """Also refuses options that Slurm does not have, and what no node or partition could ever give."""
+        from bushpc.cluster import slurm_site
+
+        super().require(profile)
+        profile = slurm_variables.in_force(profile)
+        require_known(profile)
+        slurm_site.refuse_impossible(profile)
 
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """squeue is asked once, by user: colleagues look at each other's runs.
@@ -233,7 +255,7 @@ class SlurmCluster(Cluster):
         else:
             profile = slurm_variables.in_force(profile)
             wanted = {name: getattr(profile, name) for name in ("partition", "account", "qos", "constraint")}
-            options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
+            options = [f"--{name}={value}" for name, value in wanted.items() if value]
             options += ["--time=2", f"--immediate={SEARCH_WAIT_S}"]
         count = len(nodes)
         where = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
@@ -316,43 +338,35 @@ def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:
 
 
 def _executor(request: JobRequest) -> t.Any:
-    """submitit's executor with the profile's resources. Raises: DispatchError where Slurm's commands are missing."""
+    """submitit's executor with the profile's resources."""
     import submitit
 
-    jobs, profile = request.folder, slurm_variables.in_force(request.profile)
-    jobs.mkdir(parents=True, exist_ok=True)
-    try:
-        executor = submitit.AutoExecutor(folder=jobs / "%j", cluster="slurm")
-    except RuntimeError as error:
-        raise DispatchError(f"cluster=slurm: {error} Run this on a login node, or use cluster=local") from error
+    class Anywhere(submitit.SlurmExecutor):
+        """Also writes scripts where Slurm's commands are not installed."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    profile = slurm_variables.in_force(request.profile)
+    executor = Anywhere(folder=request.folder / "%j")
     executor.update_parameters(
-        **resources(profile),
-        name=request.name,
-        cpus_per_task=profile.cpus_per_rank,
-        gpus_per_node=profile.gpu_count or None,
-        mem_gb=profile.mem_gb,
-        slurm_setup=[
+        **parameters(profile),
+        job_name=request.name,
+        setup=[
             # Set where sbatch was given --export=NONE; srun would then give its tasks nothing of this script's.
             "unset SLURM_EXPORT_ENV",
             *request.setup,
             *(trap_lines(request.at_end) if request.at_end else []),
         ],
-        slurm_partition=profile.partition,
-        slurm_account=profile.account,
-        slurm_qos=profile.qos,
-        slurm_constraint=profile.constraint,
-        slurm_array_parallelism=profile.parallel or None,
+        array_parallelism=profile.parallel or len(request.work),
         # Slurm itself tells the ranks, to the minute.
-        slurm_signal_delay_s=stop_lead_s(profile) if request.lead_s is None else request.lead_s,
-        # Where the site sets JobRequeue=0, a job comes back only if it asks for it.
-        slurm_additional_parameters={"requeue": True},
-        # A rank that dies ends the others, which would wait for it in a collective; cells that share a job do not.
-        slurm_srun_args=[f"--kill-on-bad-exit={int(profile.cells_per_job == 1)}"],
+        signal_delay_s=stop_lead_s(profile) if request.lead_s is None else request.lead_s,
     )
     if request.after:
         # Jobs and whole arrays: a dependency on a thousand tasks one by one is more than sbatch takes.
         ids = dict.fromkeys(job_id.partition("_")[0] for job_id in request.after)
-        executor.update_parameters(slurm_dependency="afterany:" + ":".join(ids))
+        executor.update_parameters(dependency="afterany:" + ":".join(ids))
     return executor
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import getpass
 import itertools
 import math
 import os
-import re
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.slurm import minutes_of, site_settings
-from bushpc.errors import DispatchError, unknown_name
+from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
+from bushpc.errors import ConfigError, DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
@@ -27,8 +28,6 @@ QUESTIONS = {
 }
 # bushpc works without it.
 NOT_NEEDED = ("sacct",)
-# Of a node, as sinfo's %t writes them, less the sign that may follow.
-OUT_OF_SERVICE = ("down", "drain", "drng", "fail", "failg")
 # What jobs would like to find in their environment; Slurm sets the second from version 23.02 on.
 ONLY_AFTER_RESTART = ("SLURM_RESTART_COUNT",)
 JOB_VARIABLES = ("SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "SLURMD_NODENAME", "SLURM_CONF")
@@ -39,11 +38,9 @@ def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
 
     Raises: DispatchError for one that does not exist.
     """
-    lines = ask("scontrol", "show", "partition", "--oneliner").splitlines()
-    partitions = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
-    by_name = {partition["PartitionName"]: partition for partition in partitions}
+    by_name = _partitions()
     if profile.partition is None:
-        default = [partition for partition in partitions if partition.get("Default") == "YES"]
+        default = [partition for partition in by_name.values() if partition.get("Default") == "YES"]
         if not default:
             raise DispatchError(
                 f"this cluster has no default partition: set cluster.partition to one of {', '.join(sorted(by_name))}"
@@ -54,6 +51,51 @@ def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
         if name not in by_name:
             raise DispatchError(unknown_name("cluster.partition", name, by_name))
     return [by_name[name] for name in names]
+
+
+def refuse_impossible(profile: ClusterConfig) -> None:
+    """Refuse what no job of this profile could ever get, before anything is queued; once per profile.
+
+    Where Slurm does not answer here, the submission will tell. Raises: ConfigError with the site's own numbers.
+    """
+    _refuse_impossible(profile, os.environ.get("SLURM_CONF"))
+
+
+@functools.lru_cache
+def _refuse_impossible(profile: ClusterConfig, conf: str | None) -> None:
+    try:
+        all_partitions = _partitions()
+        nodes = node_kinds(profile.partition)
+    except DispatchError:
+        return
+    names = profile.partition.split(",") if profile.partition else list(all_partitions)
+    for name in names:
+        if name not in all_partitions:
+            raise ConfigError(unknown_name("cluster.partition", name, all_partitions))
+    # Without a partition, a site's own rules may choose one by account or constraint.
+    if why := why_none_fits(profile, nodes):
+        raise ConfigError(why)
+    longest = max(minutes_of(all_partitions[name]["MaxTime"]) for name in names)
+    if profile.time_min > longest and profile.qos is None:  # a quality of service may allow more
+        raise ConfigError(
+            f"cluster.time_min={profile.time_min}: {' and '.join(names)} allow at most {longest:.0f} minutes, so jobs "
+            f"would never start; set cluster.time_min={longest:.0f}: a cell that is stopped by the limit goes on in "
+            "its next turn"
+        )
+    widest = [all_partitions[name].get("MaxNodes", "") for name in names]
+    if all(wide.isdecimal() and int(wide) < profile.nodes for wide in widest):
+        most = max(map(int, widest))
+        raise ConfigError(
+            f"cluster.nodes={profile.nodes}: {' and '.join(names)} allow at most {most} nodes per job; set "
+            f"cluster.nodes={most}"
+        )
+
+
+def _partitions() -> dict[str, dict[str, str]]:
+    """Name → what `scontrol show partition` says of it, of all partitions."""
+    lines = ask("scontrol", "show", "partition", "--all", "--oneliner").splitlines()
+    partitions = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
+    return {partition["PartitionName"]: partition for partition in partitions}
 
 
 def longest_minutes(profile: ClusterConfig) -> float:
@@ -75,39 +117,13 @@ def how_jobs_end(profile: ClusterConfig) -> Check:
     return Check(name="Slurm says", verdict=OK, found=found)
 
 
-def gpus_of(gres: str) -> int:
-    """GPUs in a node's generic resources, as sinfo writes them.
-
-    >>> [gpus_of(text) for text in ("(null)", "gpu:8(S:0-1)", "gpu:a100:4(S:0),gpu:v100:2,nvme:1")]
-    [0, 8, 6]
-    """
-    return sum(int(count) for count in re.findall(r"gpu(?::[^:,()]+)??:(\d+)(?![\w.])", gres))
-
-
-def types_of(gres: str) -> list[str]:
-    """The types of GPUs in a node's generic resources.
-
-    >>> [types_of(text) for text in ("(null)", "gpu:8(S:0-1)", "gpu:a100:4(S:0),gpu:v100:2,nvme:1")]
-    [[], [], ['a100', 'v100']]
-    """
-    return re.findall(r"gpu:([^:,()]+):\d", gres)
-
-
 def gpu_types(profile: ClusterConfig) -> list[str]:
     """The types of GPUs in the profile's partitions, as sinfo writes them, on nodes with the plain feature it asks for.
 
     Raises: DispatchError.
     """
-    names = ",".join(facts["PartitionName"] for facts in partition_facts(profile))
-    rows = ask("sinfo", "--noheader", "--exact", f"--partition={names}", "--format=%G|%f").splitlines()
-    plain = re.fullmatch(r"[\w.-]+", profile.constraint or "")
-    found = [
-        kind
-        for gres, _, features in (row.partition("|") for row in rows)
-        if plain is None or profile.constraint in features.split(",")
-        for kind in types_of(gres)
-    ]
-    return list(dict.fromkeys(found))
+    nodes = node_kinds(",".join(facts["PartitionName"] for facts in partition_facts(profile)))
+    return list(dict.fromkeys(kind for node in nodes if has_feature(profile, node) for kind in node.gpus if kind))
 
 
 def commands_on_node(job_id: str) -> dict[str, tuple[str, ...]]:
@@ -194,24 +210,13 @@ def _nodes(profile: ClusterConfig) -> Iterator[Check]:
 
 def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
     """The nodes of one partition. Slurm accepts a job for nodes that are out of service, too, and lets it wait."""
-    cores = profile.ranks_per_node * profile.cpus_per_rank
-    fitting, away, seen = 0, 0, []
-    rows = ask("sinfo", "--noheader", "--exact", f"--partition={name}", "--format=%c|%m|%G|%f|%D|%t").splitlines()
-    for row in rows:
-        cpus, megabytes, gres, features, count, state = row.split("|")
-        gpus = gpus_of(gres)
-        seen.append(f"{count} x {cpus} cores, {int(megabytes) / 1024:.0f} GB, {gpus} GPUs")
-        fits = int(cpus) >= cores and gpus >= profile.gpu_count
-        fits &= profile.mem_gb is None or int(megabytes) >= profile.mem_gb * 1024
-        # Only a plain feature is understood here; an expression such as `a|b` is Slurm's to judge.
-        plain = re.fullmatch(r"[\w.-]+", profile.constraint or "")
-        fits &= plain is None or profile.constraint in features.split(",")
-        if fits and re.match(r"[a-z]*", state)[0] in OUT_OF_SERVICE:  # type: ignore[index]  # always matches
-            away += int(count)
-        elif fits:
-            fitting += int(count)
-    asked = f"{profile.nodes} node(s) with {cores} cores, {profile.gpu_count} GPUs"
-    asked += f", {profile.mem_gb} GB" if profile.mem_gb else ""
+    nodes = node_kinds(name)
+    fit = [node for node in nodes if not lacks(profile, node)]
+    fitting = sum(node.count for node in fit if node.in_service)
+    away = sum(node.count for node in fit if not node.in_service)
+    asked = f"{profile.nodes} node(s) with {needed_cores(profile)} cores, {asks_gpus(profile)} GPUs"
+    asked += f" of type {profile.gpu_type}" if profile.gpu_type and asks_gpus(profile) else ""
+    asked += f", {needed_mb(profile) / 1024:.0f} GB" if profile.mem_gb else ""
     asked += f", feature {profile.constraint}" if profile.constraint else ""
     found = f"{fitting} of {name}'s nodes have what a cell asks for: {asked}"
     found += f"; {away} more are down or drained" if away else ""
@@ -221,7 +226,7 @@ def _fitting_nodes(profile: ClusterConfig, name: str) -> Check:
         advice = "jobs wait until the site brings them back; or choose another with cluster.partition"
         return Check(name="nodes", verdict=WARNING, found=found, advice=advice)
     advice = "ask for less (cluster.cpus_per_rank, ranks_per_node, gpus, mem_gb, constraint)"
-    return Check(name="nodes", verdict=BROKEN, found=f"{found}; it has {'; '.join(seen)}", advice=advice)
+    return Check(name="nodes", verdict=BROKEN, found=f"{found}; it has {'; '.join(map(str, nodes))}", advice=advice)
 
 
 def _account(profile: ClusterConfig) -> Iterator[Check]:

@@ -196,17 +196,10 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, minutes):
     assert minutes_of(text) == minutes
 
 
-@pytest.mark.parametrize(
-    ("gres", "gpus"),
-    [("(null)", 0), ("gpu:8(S:0-1)", 8), ("gpu:a100:4(S:0),gpu:v100:2,nvme:1", 6), ("gpu:a100_3g.20gb:2", 2)],
-)
-def test_gpus_are_counted_whatever_their_type(gres, gpus):
-    assert slurm_site.gpus_of(gres) == gpus
-
-
 def test_the_types_of_gpus_that_a_job_may_get_are_read_from_the_site(fake_slurm, monkeypatch):
     """Nodes without the feature that the profile asks for do not count."""
-    sinfo = 'printf "gpu:v100:4(S:0-1)|volta,big\\ngpu:a100:8|ampere\\n(null)|ampere\\n"'
+    kinds = ("gpu:v100:4(S:0-1)|volta,big", "gpu:a100:8|ampere", "(null)|ampere")
+    sinfo = "; ".join(f"echo 'gpu|8|9999|{kind}|1|mix'" for kind in kinds)
     fake_slurm(scontrol=SCONTROL, sinfo=sinfo)
     words = [*SMALL, "cluster=slurm", "cluster.gpus=1"]
     assert slurm_site.gpu_types(compose(words).cluster) == ["v100", "a100"]
@@ -230,7 +223,7 @@ FAKE = {
     "squeue": "true",
     "sbatch": "echo slurm 23.11",
     "scontrol": SCONTROL,
-    "sinfo": "echo '64|512000|gpu:a100:8(S:0-1)|a100,ib|3|mix'; echo '32|128000|(null)|cpu|40|idle~'",
+    "sinfo": "echo 'gpu*|64|512000|gpu:a100:8(S:0-1)|a100,ib|3|mix'; echo 'gpu*|32|128000|(null)|cpu|40|idle~'",
     "sacctmgr": "echo 'lab|normal,long'",
 }
 
@@ -278,7 +271,9 @@ def test_what_slurm_would_refuse_or_never_start_is_broken(words, fake_slurm, ove
     ],
 )
 def test_nodes_that_are_out_of_service_are_not_counted(words, fake_slurm, states, verdict, said):
-    rows = "; ".join(f"echo '64|512000|gpu:8|ib|{count}|{state}'" for count, state in zip((2, 3), states, strict=True))
+    rows = "; ".join(
+        f"echo 'gpu|64|512000|gpu:8|ib|{count}|{state}'" for count, state in zip((2, 3), states, strict=True)
+    )
     fake_slurm(**{**FAKE, "sinfo": rows})
     check = slurm_checks(words)["nodes"]
     assert check.verdict == verdict
