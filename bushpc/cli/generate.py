@@ -113,8 +113,9 @@ QUALITY = Words(
 def quality(given: Arguments) -> int:
     from bushpc.config.places import home
     from bushpc.generate.quality import Asked, judge, write
-    from bushpc.generate.quality_page import make_tables, write_page
-    from bushpc.report.tables import to_rich
+    from bushpc.generate.quality_page import write_page
+    from bushpc.generate.quality_tables import make_tables
+    from bushpc.report.render import to_rich
     from bushpc.shards.progress import progress
 
     out = given.out or home() / "runs" / f"quality-{given.synthetic.name}-{given.against.name}"

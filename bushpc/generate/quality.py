@@ -30,7 +30,7 @@ from bushpc.files import EXPORT_FILE, read_json, sha256_of, write_atomically
 from bushpc.generate.features import INCEPTION, NONE, FeatureExtractor, inception, of_model
 from bushpc.metrics.image import Estimate, frechet, kernel, mean_pairwise
 from bushpc.metrics.mask import MaskPair, dice
-from bushpc.report.panel import by_hash
+from bushpc.report.pictures import by_hash
 from bushpc.report.stats import Interval, intervals
 from bushpc.runs.layout import RunDir
 from bushpc.runs.records import RunRecord

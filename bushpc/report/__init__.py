@@ -1,6 +1,6 @@
 """CSV → TABLES: what a run directory says, as numbers, tables, figures and one page. Last room of the way.
 
-    run directories ─results→ checked frames ─study→ arms ─stats, summary→ numbers ─content, figures, panel→ page
+    run folders ─results→ checked frames ─scope→ arms ─stats, summary→ numbers ─tables, figures, pictures→ page
 
 Only files are read: no model, no torch, no scheduler. So a report can be written on a login node, for a run
 that another machine trained, and again years later.

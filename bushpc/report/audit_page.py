@@ -1,18 +1,20 @@
-"""Audit of packed data → one HTML page with the pictures. Reads the shards, as the panel of a report does."""
+"""Audit of packed data → one HTML page with the pictures. Reads the shards, as a report's pictures do."""
 
 from __future__ import annotations
 
+import functools
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.report import standalone
-from bushpc.report.panel import contour_of
-from bushpc.report.standalone import EDGE, Histogram, Picture, histograms, labels_with
-from bushpc.report.tables import Column, Row, Table
+from bushpc.report.drawing import contour_of
+from bushpc.report.standalone import EDGE, Histogram, ScanPicture, histograms, labels_with
+from bushpc.report.table import Column, RowData, Table, Value
 from bushpc.shards.audit import KINDS, Audit, Packed, Twins, balance
 from bushpc.shards.manifest import Record, read_image, read_mask
 
@@ -21,23 +23,23 @@ MOST_OF_A_KIND = 18
 _SECTIONS = (("counts", "Counts"), ("pairs", "The same picture"))
 
 
-class Shown(t.NamedTuple):
-    """Findings of one kind. without: those that are about no scan, in words. more: how many have no room here."""
+class FindingsOfKind(t.NamedTuple):
+    """Findings of one kind. without: sentences on those that are about no scan. more: how many aren't shown."""
 
     id: str
     title: str
     meaning: str
     grave: bool
     number: int
-    views: list[Picture]
+    views: list[ScanPicture]
     without: list[str]
     more: int
 
 
 def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
-    """Write `folder`/index.html, whole. command: what made it, for the page's foot. Raises: OSError."""
+    """Write `folder`/index.html, whole. command: that wrote it, for the page's foot. Raises: OSError."""
     pairs = audit.twins[:MOST_PAIRS]
-    kinds = [_shown(audit, kind) for kind in audit.kind_counts]
+    kinds = [_of_kind(audit, kind) for kind in audit.kind_counts]
     scans = [record for packed in audit.datasets for record in packed.manifest.records]
     return standalone.write_page(
         folder,
@@ -55,12 +57,12 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
     )
 
 
-def _shown(audit: Audit, kind: str) -> Shown:
+def _of_kind(audit: Audit, kind: str) -> FindingsOfKind:
     findings = [finding for finding in audit.findings if finding.kind == kind]
     about_scans = [finding for finding in findings if finding.key]
     shown = about_scans[:MOST_OF_A_KIND]
     without = [f"{finding.dataset}: {finding.said}" for finding in findings if not finding.key]
-    return Shown(
+    return FindingsOfKind(
         kind,
         KINDS[kind].title,
         KINDS[kind].meaning,
@@ -72,17 +74,17 @@ def _shown(audit: Audit, kind: str) -> Shown:
     )
 
 
-def _other(audit: Audit, pair: Twins) -> Picture:
+def _other(audit: Audit, pair: Twins) -> ScanPicture:
     return _view(audit, pair.other_dataset, pair.other_key)
 
 
-def _view(audit: Audit, dataset: str, key: str, said: str = "") -> Picture:
+def _view(audit: Audit, dataset: str, key: str, caption: str = "") -> ScanPicture:
     packed = next(packed for packed in audit.datasets if packed.name == dataset)
     record = packed.manifest.record(key)
     try:
-        return Picture(dataset, key, said or record.label, _picture(packed, record))
+        return ScanPicture(dataset, key, caption or record.label, _picture(packed, record))
     except DataError:
-        return Picture(dataset, key, said or record.label, None)
+        return ScanPicture(dataset, key, caption or record.label, None)
 
 
 def _picture(packed: Packed, record: Record) -> str:
@@ -93,40 +95,49 @@ def _picture(packed: Packed, record: Record) -> str:
     return contour_of(image_HWC, read_mask(packed.folder, record), EDGE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts(RowData):
+    """Counts of a dataset or of one of its folds, as `shards.audit.balance` has them."""
+
+    counts: Mapping[str, t.Any]
+
+    @property
+    def part(self) -> str:
+        return f"fold {self.counts['fold']}" if self.counts["fold"] else "all"
+
+    @property
+    def sides(self) -> str:
+        return f"{self.counts['shortest_side']} to {self.counts['longest_side']}"
+
+    @property
+    def lesion_share(self) -> str:
+        share = self.counts["lesion_share"]
+        return "{1:.1f} ({0:.1f} to {2:.1f})".format(*share) if share else "—"
+
+
 def _counts(audit: Audit) -> Table:
-    rows = balance(audit)
-    labels = labels_with(lambda label: any(row[label] for row in rows))
+    rows = [Counts(counts=row, group=row["dataset"], strong=not row["fold"]) for row in balance(audit)]
+    labels = labels_with(lambda label: any(row.counts[label] for row in rows))
     columns = (
-        Column(key="part", header="Part", numeric=False),
-        Column(key="scans", header="Scans"),
-        Column(key="patients", header="Patients"),
-        *(Column(key=label, header=label.capitalize()) for label in labels),
-        Column(key="pixel_mm", header="Pixel size known"),
-        Column(key="sides", header="Sides, pixels"),
-        Column(key="lesion_share", header="Lesion, % of image"),
+        Column(key="part", header="Part", numeric=False, of=lambda row: row.part),
+        _count_column("scans", "Scans"),
+        _count_column("patients", "Patients"),
+        *(_count_column(label, label.capitalize()) for label in labels),
+        _count_column("pixel_mm", "Pixel size known"),
+        Column(key="sides", header="Sides, pixels", of=lambda row: row.sides),
+        Column(key="lesion_share", header="Lesion, % of image", of=lambda row: row.lesion_share),
     )
-    return Table(
-        name="counts",
-        caption="Scans by dataset and fold",
-        columns=columns,
-        rows=tuple(
-            Row(
-                values=(
-                    f"fold {row['fold']}" if row["fold"] else "all",
-                    row["scans"],
-                    row["patients"],
-                    *(row[label] for label in labels),
-                    row["pixel_mm"],
-                    f"{row['shortest_side']} to {row['longest_side']}",
-                    "{1:.1f} ({0:.1f} to {2:.1f})".format(*row["lesion_share"]) if row["lesion_share"] else "—",
-                ),
-                group=row["dataset"],
-                strong=not row["fold"],
-            )
-            for row in rows
-        ),
-        notes=("Lesions as median and, in brackets, the 5 % and the 95 % quantile.",),
-    )
+    note = "Lesions as median and, in brackets, the 5 % and the 95 % quantile."
+    return Table.of("counts", "Scans by dataset and fold", columns, rows, [note])
+
+
+def _count_column(key: str, header: str) -> Column:
+    return Column(key=key, header=header, of=functools.partial(_count, key))
+
+
+def _count(key: str, row: Counts) -> Value:
+    count: int = row.counts[key]
+    return count
 
 
 def _histograms(audit: Audit) -> list[Histogram]:

@@ -1,4 +1,4 @@
-"""Study → charts as SVG. Drawn on white so that they print and paste; the page frames them in dark mode too.
+"""Charts as SVG. Drawn on white so that they print and paste; the page frames them in dark mode too.
 
 `Figure` is used without pyplot: no backend is chosen and no state is left behind in the caller's process.
 """
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from bushpc.metrics.registry import METRICS
 from bushpc.report import label_stats, stats
 from bushpc.report.costs import cost_of
-from bushpc.report.study import Study
+from bushpc.report.scope import ReportScope
 from bushpc.runs.goodput import CAUSES
 from bushpc.sample import LABELS
 
@@ -80,16 +80,16 @@ class Boxes(t.NamedTuple):
     values: list[np.ndarray]
 
 
-def boxes_of(study: Study) -> tuple[list[str], list[Boxes]]:
+def boxes_of(scope: ReportScope) -> tuple[list[str], list[Boxes]]:
     """The headline metric of every image that has it: of one arm by fold and prompt source, of several one box an arm.
     (names of places, boxes).
     """
-    metric = study.headline_metric
-    if len(study.arms) > 1:
-        entries = study.entries[:MOST_ARMS]
+    metric = scope.headline_metric
+    if len(scope.arms) > 1:
+        entries = scope.entries[:MOST_ARMS]
         values = [entry.arm.rows(entry.source)[metric].dropna().to_numpy() for entry in entries]
         return [textwrap.fill(entry.label, 18) for entry in entries], [Boxes("", _BLUE, values)]
-    (arm,) = study.arms
+    (arm,) = scope.arms
     boxes = []
     for number, source in enumerate(arm.sources):
         colour = _SOURCE_COLOURS.get(source, _COLOURS[number % len(_COLOURS)])
@@ -148,14 +148,14 @@ def _box(axes: Axes, values: np.ndarray, at: float, width: float, colour: str, r
     )
 
 
-def training_curves(study: Study) -> str | None:
+def training_curves(scope: ReportScope) -> str | None:
     """Training loss by step, validation Dice beside it where logged: of one arm a colour a fold, raw in light and
     smoothed; of several a colour an arm, its folds alike, smoothed only. SVG text. None if no step was logged.
     """
-    cells = [(a, arm, cell) for a, arm in enumerate(study.arms[:MOST_ARMS]) for cell in arm.cells]
+    cells = [(a, arm, cell) for a, arm in enumerate(scope.arms[:MOST_ARMS]) for cell in arm.cells]
     if all(cell.curve.loss.empty for _, _, cell in cells):
         return None
-    many = len(study.arms) > 1
+    many = len(scope.arms) > 1
     has_dice = any(not cell.curve.dice.empty for _, _, cell in cells)
     most = max(100, _MOST_STEPS * 10 // max(10, len(cells)))
     with matplotlib.rc_context(_STYLE):
@@ -189,15 +189,15 @@ def _legend_columns(labels: t.Iterable[str]) -> int:
     return max(1, min(5, 110 // (8 + max(len(label) for label in labels))))
 
 
-def time_bars(study: Study) -> str | None:
+def time_bars(scope: ReportScope) -> str | None:
     """Where the time went, hours stacked by cause: of one arm a bar a fold, of several a bar an arm. SVG text.
 
     Causes that take no time in any bar are left out. None before a cell has started.
     """
-    if len(study.arms) > 1:
-        costs = [(arm.label, cost_of(arm.cells)) for arm in study.arms[:MOST_ARMS]]
+    if len(scope.arms) > 1:
+        costs = [(arm.label, cost_of(arm.cells)) for arm in scope.arms[:MOST_ARMS]]
     else:
-        costs = [(f"fold {cell.fold}", cost_of([cell])) for cell in study.arms[0].cells]
+        costs = [(f"fold {cell.fold}", cost_of([cell])) for cell in scope.arms[0].cells]
     started = {label: cost.seconds for label, cost in costs if cost}
     if not started:
         return None
@@ -213,19 +213,19 @@ def time_bars(study: Study) -> str | None:
             left += widths
         axes.set_yticks(range(len(started)), [textwrap.fill(label, 32) for label in started])
         axes.invert_yaxis()
-        axes.set_xlabel("hours since the first submission" if len(study.arms) == 1 else "hours, all cells of an arm")
+        axes.set_xlabel("hours since the first submission" if len(scope.arms) == 1 else "hours, all cells of an arm")
         axes.grid(visible=False, axis="y")
         figure.legend(loc="outside upper left", ncols=5)
         return _svg(figure)
 
 
-def reliability_diagram(study: Study) -> str | None:
+def reliability_diagram(scope: ReportScope) -> str | None:
     """Observed share of lesion pixels over mean predicted probability, a line for each entry. SVG text.
 
     None where no evaluation wrote bins.
     """
     curves = []
-    for entry in study.entries[:MOST_ARMS]:
+    for entry in scope.entries[:MOST_ARMS]:
         bins = entry.arm.calibration
         if bins is not None:
             curves.append((entry.label, stats.reliability(bins[bins["prompts"] == entry.source])))
@@ -247,12 +247,12 @@ def reliability_diagram(study: Study) -> str | None:
         return _svg(figure)
 
 
-def label_charts(study: Study) -> str | None:
+def label_charts(scope: ReportScope) -> str | None:
     """ROC curves of each label against all others, and images by label and most probable label, all folds together: of
     one entry side by side, a line a label; of several a plot a label with a line an entry, and a matrix an entry below.
     SVG text. None where no model gives labels.
     """
-    told = _told(study)
+    told = _told(scope)
     if not told:
         return None
     labels = [label for label in LABELS if any(_has_curve(rows, label) for _, rows in told)]
@@ -298,9 +298,9 @@ def _has_curve(rows: pd.DataFrame, label: str) -> bool:
     return bool(0 < (rows["label"] == label).sum() < len(rows))
 
 
-def _told(study: Study) -> list[tuple[str, pd.DataFrame]]:
+def _told(scope: ReportScope) -> list[tuple[str, pd.DataFrame]]:
     """Name and rows of every entry whose model gives labels."""
-    entries = study.entries[:MOST_ARMS]
+    entries = scope.entries[:MOST_ARMS]
     found = [(entry.label, label_stats.labelled(entry.arm.rows(entry.source))) for entry in entries]
     return [(label, rows) for label, rows in found if len(rows)]
 

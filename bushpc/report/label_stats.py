@@ -15,7 +15,7 @@ import scipy.stats
 
 from bushpc.metrics.label import LEAST_PROB
 from bushpc.metrics.registry import LABEL_METRICS, Metric, label_metrics
-from bushpc.report.results import PROB_COLUMNS
+from bushpc.report.per_image import PROB_COLUMNS
 from bushpc.report.stats import Interval, percentiles, resamples
 from bushpc.sample import LABELS
 

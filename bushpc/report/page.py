@@ -24,12 +24,12 @@ import rich.console
 
 from bushpc.errors import DataError
 from bushpc.files import flush_folder
-from bushpc.report import content, figures, tables
-from bushpc.report.panel import RANKS, Shards, build_gallery, build_maps, build_panel, open_shards
+from bushpc.report import figures, render, tables
+from bushpc.report.pictures import RANKS, Shards, case_pictures, heat_maps, open_shards, side_by_side
+from bushpc.report.scope import ReportScope, scope_of_run, scope_of_runs
 from bushpc.report.standalone import environment
-from bushpc.report.study import Study, study_across, study_of
-from bushpc.report.summary import summarise
-from bushpc.report.tables import Table
+from bushpc.report.summary import Summary, summarise
+from bushpc.report.table import Table
 from bushpc.runs.layout import RunDir
 
 ROWS_ON_PAGE = 200  # of one table: a grid of a thousand cells must stay a page that a phone can open
@@ -42,8 +42,14 @@ class ReportResult(t.NamedTuple):
     """html: the page. summary: as in `summary.json`. fold_table: for the terminal; of several arms the overall one."""
 
     html: Path
-    summary: dict[str, t.Any]
+    summary: Summary
     fold_table: rich.console.Group
+
+    @property
+    def content(self) -> dict[str, t.Any]:
+        """The content of `summary.json`."""
+        content: dict[str, t.Any] = json.loads(self.summary.to_json())
+        return content
 
 
 def build_report(run_dir: Path) -> ReportResult:
@@ -53,7 +59,7 @@ def build_report(run_dir: Path) -> ReportResult:
     """
     folder = RunDir(run_dir).report
     _restore_interrupted(folder)
-    return _build(study_of(Path(run_dir)), folder)
+    return _build(scope_of_run(Path(run_dir)), folder)
 
 
 def build_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> ReportResult:
@@ -62,89 +68,87 @@ def build_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Repor
     Raises: DataError if they cannot be compared (other data, other folds), or as `build_report`.
     """
     folders = [Path(run_dir) for run_dir in run_dirs]
-    study = study_across(folders)
-    names = "-".join(run.run.name for run in study.runs)
-    folder = Path(out) if out else study.runs[0].path.parent / f"compare-{names}"
+    scope = scope_of_runs(folders)
+    names = "-".join(run.record.name for run in scope.runs)
+    folder = Path(out) if out else scope.runs[0].path.parent / f"compare-{names}"
     if folder.exists() and not (folder / "summary.json").is_file():
         raise DataError(f"{folder} is there and is no comparison, so it is left alone. Choose another --out FOLDER.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _restore_interrupted(folder)
-    return _build(study, folder)
+    return _build(scope, folder)
 
 
-def _build(study: Study, folder: Path) -> ReportResult:
-    summary = summarise(study)
-    shards = open_shards(study.runs[0])
-    shown = content.all_tables(study, summary, shards.manifest)
+def _build(scope: ReportScope, folder: Path) -> ReportResult:
+    summary = summarise(scope)
+    shards = open_shards(scope.runs[0])
+    shown = tables.all_tables(scope, summary, shards.manifest)
     files = {
-        "index.html": _render(study, summary, shown, shards),
-        "report.md": _markdown(study, summary, shown),
-        "summary.json": json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "index.html": _render(scope, summary, shown, shards),
+        "report.md": _markdown(scope, summary, shown),
+        "summary.json": summary.to_json(),
     }
     for table in shown.values():
-        files[f"{table.name}.csv"] = tables.to_csv(table)
-        files[f"{table.name}.tex"] = tables.to_latex(table)
+        files[f"{table.name}.csv"] = render.to_csv(table)
+        files[f"{table.name}.tex"] = render.to_latex(table)
     _write_folder(folder, files)
-    terminal = content.overview_table(summary) or content.folds_table(summary, with_paper=False)
-    return ReportResult(folder / "index.html", summary, tables.to_rich(terminal))
+    terminal = tables.overview_table(summary) or tables.folds_table(summary, with_paper=False)
+    return ReportResult(folder / "index.html", summary, render.to_rich(terminal))
 
 
-def _render(study: Study, summary: dict[str, t.Any], shown: dict[str, Table], shards: Shards) -> str:
+def _render(scope: ReportScope, summary: Summary, shown: dict[str, Table], shards: Shards) -> str:
     templates = environment()
     templates.filters["data_uri"] = _svg_data_uri
-    many = content.several(summary)
-    baseline = next((cell for cell in study.baseline.cells if cell.config), None)
+    baseline = next((cell for cell in scope.baseline.cells if cell.config), None)
     return templates.get_template("report.html.j2").render(
-        many=many,
-        study=study,
+        many=summary.several,
+        scope=scope,
         summary=summary,
         status=_status(summary),
         tables=collections.defaultdict(lambda: None, shown),  # what there is nothing to say in is None
         most=ROWS_ON_PAGE,
         tall=_ROWS_IN_SIGHT,
         most_arms=figures.MOST_ARMS,
-        folds_phrase=None if many else content.folds_phrase(summary),
-        titled=content.titled,
-        box_plot=figures.box_plot(*figures.boxes_of(study), study.headline_metric)
-        if study.entries and study.tested
+        folds_phrase=None if summary.several else tables.folds_phrase(summary.arms[0]),
+        titled=tables.titled,
+        box_plot=figures.box_plot(*figures.boxes_of(scope), scope.headline_metric)
+        if scope.entries and scope.tested
         else None,
-        label_charts=figures.label_charts(study),
-        curves=figures.training_curves(study),
-        reliability=figures.reliability_diagram(study),
-        time_bars=figures.time_bars(study),
-        unreadable=sum(cell.curve.unreadable for arm in study.arms for cell in arm.cells),
-        panel=build_panel(study.arms[0], shards) if study.segments and not many else None,
-        gallery=build_gallery(study, shards) if study.segments and many else None,
-        maps=build_maps(study, shards),
+        label_charts=figures.label_charts(scope),
+        curves=figures.training_curves(scope),
+        reliability=figures.reliability_diagram(scope),
+        time_bars=figures.time_bars(scope),
+        unreadable=sum(cell.curve.unreadable for arm in scope.arms for cell in arm.cells),
+        cases=case_pictures(scope.arms[0], shards) if scope.segments and not summary.several else None,
+        side_by_side=side_by_side(scope, shards) if scope.segments and summary.several else None,
+        maps=heat_maps(scope, shards),
         deviation_scale=figures.deviation_scale(),
-        classes=content.classes_of(summary),
+        classes=tables.classes_of(summary),
         ranks=RANKS,
-        commands=[shlex.join(str(part) for part in run.run.command) for run in study.runs],
+        commands=[shlex.join(str(part) for part in run.record.command) for run in scope.runs],
         config=(baseline.name, baseline.config) if baseline else None,
     )
 
 
-def _status(summary: dict[str, t.Any]) -> list[str]:
+def _status(summary: Summary) -> list[str]:
     """Why it is incomplete, a sentence a cell; empty if it is complete."""
-    missing = [(arm, entry) for arm in summary["arms"] for entry in arm["folds"]["missing"]]
-    where = "{label}, fold {fold}" if content.several(summary) else "Fold {fold}"
-    said = [
-        f"{where.format(label=arm['label'], fold=entry['fold'])}: {entry['reason']}."
-        for arm, entry in missing[:_MISSING_ON_PAGE]
+    missing = [(arm, fold) for arm in summary.arms for fold in arm.folds.missing]
+    sentences = [
+        f"{arm.label}, fold {fold.fold}: {fold.reason}." if summary.several else f"Fold {fold.fold}: {fold.reason}."
+        for arm, fold in missing[:_MISSING_ON_PAGE]
     ]
     more = len(missing) - _MISSING_ON_PAGE
-    return [*said, f"And {more} more, see the cells."] if more > 0 else said
+    return [*sentences, f"And {more} more, see the cells."] if more > 0 else sentences
 
 
-def _markdown(study: Study, summary: dict[str, t.Any], shown: dict[str, Table]) -> str:
+def _markdown(scope: ReportScope, summary: Summary, shown: dict[str, Table]) -> str:
     """What was run, and all tables."""
-    parts = [f"# {tables.markdown(summary['title'])}", ""]
-    if not summary["complete"]:
-        parts += ["**INCOMPLETE**", "", *(f"- {tables.markdown(line)}" for line in _status(summary)), ""]
-    for run in study.runs:
-        command = shlex.join(str(part) for part in run.run.command).replace("`", "'")
-        parts += [f"- {tables.markdown(run.run.name)}: `{command}`, commit {run.run.commit or 'unknown'}"]
-    parts += ["", *(tables.to_markdown(table, ROWS_ON_PAGE) for table in shown.values())]
+    parts = [f"# {render.markdown(summary.title)}", ""]
+    if not summary.complete:
+        parts += ["**INCOMPLETE**", "", *(f"- {render.markdown(line)}" for line in _status(summary)), ""]
+    for run in scope.runs:
+        command = shlex.join(str(part) for part in run.record.command).replace("`", "'")
+        parts += [f"- {render.markdown(run.record.name)}: `{command}`, commit {run.record.commit or 'unknown'}"]
+    parts += ["", *(render.to_markdown(table, ROWS_ON_PAGE) for table in shown.values())]
     return "\n".join(parts)
 
 

@@ -14,20 +14,21 @@ import jinja2
 import numpy as np
 
 from bushpc.files import write_atomically
-from bushpc.report.tables import Table, to_csv, to_html
+from bushpc.report.render import to_csv, to_html
+from bushpc.report.table import Table
 from bushpc.sample import LABELS, UNLABELLED
 
 EDGE = 260  # longest side of a picture, in pixels
 _BINS = 24
 
 
-class Picture(t.NamedTuple):
-    """A scan on the page. picture: data URI, None where it cannot be shown."""
+class ScanPicture(t.NamedTuple):
+    """A scan on the page. uri: the picture as a data URI, None if it cannot be shown."""
 
     dataset: str
     key: str
-    said: str
-    picture: str | None
+    caption: str
+    uri: str | None
 
 
 class Histogram(t.NamedTuple):
@@ -47,12 +48,12 @@ def histograms(title: str, by_dataset: Mapping[str, t.Any], low: float, high: fl
 
 
 def labels_with(any_of: Callable[[str], t.Any]) -> list[str]:
-    """Labels that a table of counts needs a column for. any_of: whether there is any scan with this label."""
+    """Labels that some scan has. any_of: whether there is any scan with this label."""
     return [label for label in (*LABELS, UNLABELLED) if any_of(label)]
 
 
 def environment() -> jinja2.Environment:
-    """Where all templates of the report come from, with `table_html` in them."""
+    """All templates of the report, with `table_html`."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("bushpc.report", "templates"),
         autoescape=True,  # names, keys and reasons come from users and file names
@@ -69,7 +70,7 @@ def write_page(
 ) -> Path:
     """Write `folder`/index.html and a CSV of each table; returns the page.
 
-    command: what made it, for the foot of the page. csv_of: the tables. content: names in the template.
+    command: that wrote it, for the foot of the page. csv_of: the tables. content: names in the template.
     Raises: OSError.
     """
     text = environment().get_template(template).render(command=shlex.join(command), **content)

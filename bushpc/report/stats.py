@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.metrics.registry import ALWAYS
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS
 
 
 class Stratum(t.NamedTuple):
@@ -42,6 +42,19 @@ class Interval(t.NamedTuple):
     mean: float
     low: float | None
     high: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+class Test(t.Protocol):
+    """A test of a family. p: None if it was not possible. p_holm: p adjusted for the family."""
+
+    @property
+    def p(self) -> t.Any: ...
+
+    p_holm: t.Any
 
 
 class SignedRank(t.NamedTuple):
@@ -207,6 +220,28 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         adjusted[i] = largest
     return adjusted
+
+
+def adjust(family: Sequence[Test]) -> None:
+    """Set Holm's p of every test of one family."""
+    for test, adjusted in zip(family, holm([test.p for test in family]), strict=True):
+        test.p_holm = adjusted
+
+
+def improvement(metric: str, differences: pd.Series) -> SignedRank:
+    """Wilcoxon's test; a positive effect is an improvement, whatever the metric's direction."""
+    better = differences if IMAGE_METRICS[metric].more_is_better else -differences
+    return signed_rank(better.to_numpy())
+
+
+def or_none(value: float) -> float | None:
+    """None instead of NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def defined(rows: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """The image metrics that at least one image has."""
+    return [metric for metric in metrics if metric in IMAGE_METRICS and rows[metric].notna().any()]
 
 
 def corrected_t(differences: Sequence[float], test_to_train: float) -> CorrectedT:

@@ -66,7 +66,7 @@ def test_the_headline_is_the_mean_over_mask_classes_and_stands_beside_no_class_o
 
 def test_a_missing_fold_is_named_and_leaves_the_mask_classes_without_sd(fundus, row) -> None:
     result = build_report(fundus.complete({k: class_rows(row, k) for k in range(4)}).path)
-    found = result.summary["by_class"]["none"]["cup"]["dice"]
+    found = result.content["by_class"]["none"]["cup"]["dice"]
     assert (found["mean"], found["sd"], found["images"]) == (None, None, 12)
     assert found["partial_mean"] == pytest.approx(np.mean(list(found["per_fold"].values())))
     assert table(result)[0]["group"] == "disc: this run, mean over 4 of 5 folds"
@@ -83,7 +83,7 @@ def test_arms_are_ranked_within_a_mask_class(grid, row) -> None:
 
 def test_data_with_one_mask_class_has_no_such_table(builder, rows_with_dice) -> None:
     result = build_report(builder.complete({0: rows_with_dice(0, {"first_pass": [0.5]})}).path)
-    assert result.summary["mask_classes"] == []
+    assert result.content["mask_classes"] == []
     assert "By mask class" not in result.html.read_text()
 
 

@@ -62,7 +62,7 @@ def external_rows(run, row, name):
 
 def test_a_figure_on_another_dataset_is_the_mean_over_the_folds_models(downstream):
     run = downstream("means", masks=True)
-    summary = build_report(run.path).summary
+    summary = build_report(run.path).content
     assert summary["external"] == ["near", "far"]
     for arm in summary["arms"]:
         frames = external_rows(run, arm["arm"], "far")
@@ -77,7 +77,7 @@ def test_a_figure_on_another_dataset_is_the_mean_over_the_folds_models(downstrea
 
 def test_rows_are_tested_image_by_image_on_the_mean_over_folds(downstream):
     run = downstream("tests", masks=True)
-    summary = build_report(run.path).summary
+    summary = build_report(run.path).content
     (row,) = [row for row in summary["external_comparisons"]["rows"] if row["data"] == "near"]
     ours, theirs = (
         pd.concat(external_rows(run, name, "near")).groupby("key")["dice"].mean() for name in ("r1", "real_only")
@@ -96,7 +96,7 @@ def test_rows_are_tested_image_by_image_on_the_mean_over_folds(downstream):
 def test_a_grid_of_classifiers_says_whether_their_aucs_differ(downstream):
     run = downstream("aucs", masks=False)
     result = build_report(run.path)
-    (row,) = result.summary["label_comparisons"]["rows"]
+    (row,) = result.content["label_comparisons"]["rows"]
     frames = [
         pd.concat(pd.read_csv(run.of(name).cell(fold) / "per_image.csv") for fold in range(3)).set_index("key")
         for name in ("r1", "real_only")
@@ -111,7 +111,7 @@ def test_a_grid_of_classifiers_says_whether_their_aucs_differ(downstream):
     assert found["p"] == pytest.approx(2 * scipy.stats.norm.sf(abs(ours - theirs) / error))
     ps = sorted((found["p"], row["mcnemar"]["p"]))  # of AUC and of accuracy, one family
     assert found["p_holm"] == pytest.approx(2 * ps[0] if found["p"] == ps[0] else max(2 * ps[0], ps[1]))
-    elsewhere = result.summary["external_comparisons"]["rows"]
+    elsewhere = result.content["external_comparisons"]["rows"]
     assert all(there["metrics"]["label_auc"]["p_holm"] >= there["metrics"]["label_auc"]["p"] for there in elsewhere)
     lines = (run.path / "report" / "headline.csv").read_text().splitlines()
     assert "label_auc_p_holm" in lines[0]
@@ -125,11 +125,11 @@ def test_a_dataset_that_the_generator_saw_is_no_unseen_one(downstream):
     run = downstream("leaking", masks=True)
     cells = [{**cell, "generator_saw": ["near"]} if cell["row"] == "r1" else cell for cell in run.run["cells"]]
     run.write_run_json(cells=cells)
-    _, r1 = build_report(run.path).summary["arms"]
+    _, r1 = build_report(run.path).content["arms"]
     assert (r1["external"]["near"]["seen_by_generator"], r1["external"]["far"]["seen_by_generator"]) == (True, False)
     page = (run.path / "report" / "index.html").read_text()
     assert "The generator of r1 trained on scans of near: these figures are not of unseen scans" in page
-    tested = build_report(run.path).summary["external_comparisons"]["rows"]
+    tested = build_report(run.path).content["external_comparisons"]["rows"]
     assert [(row["label"], row["data"]) for row in tested] == [("r1", "far")]
 
 
@@ -140,7 +140,7 @@ def test_the_page_says_who_trained_on_synthetic_scans(downstream):
         config = yaml.safe_load(path.read_text())
         config["data"] |= {"synthetic": "made", "synthetic_sha256": f"{fold}", "real": False}
         path.write_text(yaml.safe_dump(config))
-    real_only, r1 = build_report(run.path).summary["arms"]
+    real_only, r1 = build_report(run.path).content["arms"]
     assert real_only["synthetic"] is None
     assert r1["synthetic"] == {"ratio": 1.0, "real": False, "sha256": {"0": "0", "1": "1", "2": "2"}}
     page = (run.path / "report" / "index.html").read_text()
@@ -149,7 +149,7 @@ def test_the_page_says_who_trained_on_synthetic_scans(downstream):
 
 def test_a_page_of_labels_alone_speaks_of_no_mask(downstream):
     run = downstream("labels", masks=False)
-    summary = build_report(run.path).summary
+    summary = build_report(run.path).content
     assert summary["shown_metrics"] == ["label_auc", "label_accuracy"]
     assert (summary["tested_metrics"], summary["headline_metric"]) == ([], "label_auc")
     assert summary["comparisons"] is None
@@ -169,7 +169,7 @@ def test_a_cross_validation_of_labels_alone_has_a_page_too(shared_run, two_tasks
     run.complete({fold: without_masks(two_tasks(fold, images=24)) for fold in range(3)})
     result = build_report(run.path)
     labels = pd.concat([pd.read_csv(run.cell(fold) / "per_image.csv") for fold in range(3)])
-    assert result.summary["labels"]["none"]["images"] == labels["label"].value_counts().to_dict()
+    assert result.content["labels"]["none"]["images"] == labels["label"].value_counts().to_dict()
     assert 'id="predictions"' not in result.html.read_text()
 
 
@@ -190,5 +190,5 @@ def test_a_page_of_a_generators_own_scores_speaks_of_no_segmentation(shared_run,
 def test_a_scored_dataset_whose_file_is_gone_makes_the_fold_incomplete(downstream):
     run = downstream("gone", masks=True)
     (run.of("r1").cell(1) / "external" / "far.csv").unlink()
-    arm = build_report(run.path).summary["arms"][1]
+    arm = build_report(run.path).content["arms"][1]
     assert arm["folds"]["missing"][0]["reason"] == "marked DONE, but external/far.csv is not there"

@@ -77,7 +77,7 @@ def two_task_grid(shared_run, two_tasks):
 
 
 def test_the_metrics_that_a_run_asks_for_are_shown_in_its_order_with_units_and_the_better_side(distances) -> None:
-    assert distances.summary["shown_metrics"] == ["hd95_px", "iou", "precision"]
+    assert distances.content["shown_metrics"] == ["hd95_px", "iou", "precision"]
     page = distances.html.read_text()
     for header in ("HD95 (px)\N{NO-BREAK SPACE}↓", "IoU\N{NO-BREAK SPACE}↑", "Precision\N{NO-BREAK SPACE}↑"):
         assert f">{header}</th>" in page
@@ -94,12 +94,12 @@ def test_a_metric_that_no_image_has_is_a_sentence_and_no_column(distances) -> No
 
 
 def test_where_less_is_better_the_lowest_wins_and_a_positive_effect_is_still_a_better_one(distances) -> None:
-    rows = {row["arm"]: row["metrics"] for row in distances.summary["comparisons"]["rows"]}
+    rows = {row["arm"]: row["metrics"] for row in distances.content["comparisons"]["rows"]}
     assert rows["b"]["hd95_px"]["images"]["effect"] == -1
     assert rows["b"]["hd95_px"]["images"]["mean"] == pytest.approx(3.3)
     assert "precision" not in rows["b"]  # rates of pixels are not tested
-    friedman = distances.summary["friedman"]
-    assert friedman["metric"] == distances.summary["headline_metric"] == "hd95_px"
+    friedman = distances.content["friedman"]
+    assert friedman["metric"] == distances.content["headline_metric"] == "hd95_px"
     assert friedman["ranks"] == [1.5, 3, 1.5]
 
 
@@ -108,7 +108,7 @@ def test_images_without_a_value_are_left_out_and_counted(builder, two_tasks) -> 
     rows = {k: two_tasks(k) for k in range(5)}
     result = build_report(builder.complete(rows).path)
     kept = {k: [row["hd95_mm"] for row in rows[k] if not np.isnan(row["hd95_mm"])] for k in rows}
-    found = result.summary["metrics"]["none"]["hd95_mm"]
+    found = result.content["metrics"]["none"]["hd95_mm"]
     assert found["per_fold"] == {str(k): pytest.approx(np.mean(values)) for k, values in kept.items()}
     assert found["images"] == sum(map(len, kept.values())) == 30
     every = np.concatenate(list(kept.values()))
@@ -135,7 +135,7 @@ def test_a_fold_in_which_no_image_has_a_metric_has_a_dash_and_the_mean_is_over_t
     builder.metrics = ("dice", "hd95_mm")
     builder.complete({k: [row(f"f{k}", k, hd95_mm=np.nan if k == 2 else 4.0 + k)] for k in range(5)})
     result = build_report(builder.path)
-    found = result.summary["metrics"]["first_pass"]["hd95_mm"]
+    found = result.content["metrics"]["first_pass"]["hd95_mm"]
     assert (found["per_fold"]["2"], found["mean"]) == (None, pytest.approx((4 + 5 + 7 + 8) / 4))
     assert [line["hd95_mm"] for line in _csv(result, "folds")[:3]] == ["4.0", "5.0", ""]
 
@@ -159,7 +159,7 @@ def test_labels_have_metrics_by_fold_and_intervals_and_chance_is_named_in_words(
     builder.metrics = ("label_auc", "dice")
     rows = {k: two_tasks(k, skill=skill) for k in range(5)}
     result = build_report(builder.complete(rows).path)
-    summary, page = result.summary, result.html.read_text()
+    summary, page = result.content, result.html.read_text()
 
     def expected(part) -> float:
         prob_NL = np.array([[row[f"prob_{label}"] for label in LABELS] for row in part])
@@ -176,7 +176,7 @@ def test_labels_have_metrics_by_fold_and_intervals_and_chance_is_named_in_words(
 
 def test_arms_are_compared_by_the_labels_that_they_give(two_task_grid) -> None:
     grid, result = two_task_grid
-    found = {row["arm"]: row for row in result.summary["label_comparisons"]["rows"]}
+    found = {row["arm"]: row for row in result.content["label_comparisons"]["rows"]}
     arms = {arm.name: arm.rows("none").set_index("key") for arm in read_run(grid.path).arms if arm.name != "none"}
     right = {
         name: rows[[f"prob_{label}" for label in LABELS]].idxmax(axis=1) == "prob_" + rows["label"]
@@ -193,7 +193,7 @@ def test_arms_are_compared_by_the_labels_that_they_give(two_task_grid) -> None:
 
 def test_a_model_that_gives_no_labels_beside_others_that_do_has_dashes(two_task_grid) -> None:
     _, result = two_task_grid
-    assert result.summary["arms"][3]["labels"]["none"] is None
+    assert result.content["arms"][3]["labels"]["none"] is None
     accuracy = next(line for line in _csv(result, "headline") if line["metric"].startswith("Accuracy"))
     assert accuracy["none"] == ""
     assert float(accuracy["unet"]) > 0
@@ -204,7 +204,7 @@ def test_two_tasks_are_shown_as_the_paper_has_them_with_its_figures_beside(two_t
     lines = {line["metric"].split("\N{NO-BREAK SPACE}")[0]: line for line in _csv(result, "ablation")}
     assert [line["group"] for line in lines.values()] == ["Settings"] * 2 + ["Classification"] + ["Segmentation"] * 2
     assert lines["HEAD"]["sd"] == "sd"
-    dice = result.summary["arms"][2]["metrics"]["none"]["dice"]
+    dice = result.content["arms"][2]["metrics"]["none"]["dice"]
     assert (float(lines["Dice"]["mgc a"]), float(lines["Dice"]["mgc a_sd"])) == (dice["mean"], dice["sd"])
     assert (lines["Dice"]["paper_UNet-H"], lines["Accuracy"]["paper_UNet-H"]) == ("0.882", "0.907")
     assert (lines["Dice"]["paper_Other"], lines["HD95 (px)"]["paper_Other"]) == ("", "")

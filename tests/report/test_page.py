@@ -62,7 +62,7 @@ def _csv(run, name: str) -> list[dict[str, str]]:
 
 
 def test_summary_holds_hand_worked_means_and_sd(two_sources) -> None:
-    summary = build_report(two_sources.path).summary
+    summary = build_report(two_sources.path).content
     dice = summary["metrics"]["first_pass"]["dice"]
     assert dice["per_fold"] == {str(k): pytest.approx(0.1 * k + 0.1) for k in range(5)}
     assert dice["mean"] == pytest.approx(0.3)
@@ -75,26 +75,26 @@ def test_summary_holds_hand_worked_means_and_sd(two_sources) -> None:
 
 def test_summary_csv_and_page_say_the_same(realistic) -> None:
     result = build_report(realistic.path)
-    assert json.loads((realistic.path / "report" / "summary.json").read_text()) == result.summary
+    assert json.loads((realistic.path / "report" / "summary.json").read_text()) == result.content
     ours = [line for line in _csv(realistic, "headline") if line["group"].startswith("this run")]
     page = Page(result.html).text
-    for line, figures in zip(ours, result.summary["metrics"].values(), strict=True):
+    for line, figures in zip(ours, result.content["metrics"].values(), strict=True):
         for metric in ALWAYS:
             assert float(line[metric]) == figures[metric]["mean"]
             assert float(line[f"{metric}_sd"]) == figures[metric]["sd"]
             assert f"{figures[metric]['mean']:.4f} ± {figures[metric]['sd']:.4f}" in page
     folds = [line for line in _csv(realistic, "folds") if line["fold"] == "3"]
-    assert float(folds[0]["dice"]) == result.summary["metrics"]["first_pass"]["dice"]["per_fold"]["3"]
+    assert float(folds[0]["dice"]) == result.content["metrics"]["first_pass"]["dice"]["per_fold"]["3"]
 
 
 def test_a_missing_fold_is_named_and_never_averaged_silently(builder, rows_with_dice) -> None:
     builder.complete({k: rows_with_dice(k, {"first_pass": [0.1 * k + 0.1]}) for k in range(4)})
     builder.failed(4, "node went away")
     result = build_report(builder.path)
-    assert result.summary["folds"]["missing"] == [{"cell": "fold4", "fold": 4, "reason": "node went away"}]
-    dice = result.summary["metrics"]["first_pass"]["dice"]
+    assert result.content["folds"]["missing"] == [{"cell": "fold4", "fold": 4, "reason": "node went away"}]
+    dice = result.content["metrics"]["first_pass"]["dice"]
     assert (dice["mean"], dice["sd"], dice["partial_mean"]) == (None, None, pytest.approx(0.25))
-    assert result.summary["strata"]["first_pass"]["111-250"]["dice"]["mean"] is None
+    assert result.content["strata"]["first_pass"]["111-250"]["dice"]["mean"] is None
     page = Page(result.html).text
     assert "INCOMPLETE: fold 4 missing. Fold 4: node went away." in page
     assert "Means below are over 4 of 5 folds and are no 5-fold result." in page
@@ -111,7 +111,7 @@ def test_a_run_with_no_complete_fold_still_gives_an_honest_page(builder) -> None
     page = Page(result.html).text
     assert "INCOMPLETE: folds 0, 1, 2, 3, 4 missing." in page
     assert "No fold is complete, so no figure is given." in page
-    assert result.summary["metrics"] == {}
+    assert result.content["metrics"] == {}
     assert not (builder.path / "report" / "headline.csv").exists()
 
 
@@ -121,7 +121,7 @@ def test_one_fold_alone_has_no_sd(tmp_path, builder, rows_with_dice) -> None:
     builder.write_run_json()
     builder.complete({0: rows_with_dice(0, {"first_pass": [0.5, 0.7]})})
     result = build_report(builder.path)
-    assert result.summary["metrics"]["first_pass"]["dice"]["sd"] is None
+    assert result.content["metrics"]["first_pass"]["dice"]["sd"] is None
     assert "One fold has no standard deviation." in Page(result.html).text
 
 
@@ -143,7 +143,7 @@ def test_the_oracle_is_labelled_wherever_it_appears(realistic) -> None:
     }
     for name, text in texts.items():
         assert text.count("oracle") == text.count(label), name
-    assert result.summary["sources"]["oracle"] == {"label": label, "uses_ground_truth": True}
+    assert result.content["sources"]["oracle"] == {"label": label, "uses_ground_truth": True}
 
 
 def test_published_figures_are_marked_and_only_shown_where_they_belong(two_sources) -> None:
@@ -162,7 +162,7 @@ def test_a_model_without_prompts_has_no_prompt_parts(builder, rows_with_dice) ->
     builder.complete({k: rows_with_dice(k, {"none": [0.5, 0.6]}) for k in range(5)})
     result = build_report(builder.path)
     page = Page(result.html).text
-    assert result.summary["difference"] is None
+    assert result.content["difference"] is None
     assert "no prompts" in page
     assert "oracle" not in page
     assert "first_pass" not in page
@@ -237,7 +237,7 @@ def test_a_report_killed_while_writing_leaves_the_old_one_whole(two_sources) -> 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (leftover,) = two_sources.path.glob("report.tmp-*")
     os.utime(leftover, (0, 0))
-    assert build_report(two_sources.path).summary["run"].startswith("another name")
+    assert build_report(two_sources.path).content["run"].startswith("another name")
     assert not list(two_sources.path.glob("report.*"))
 
 
@@ -263,7 +263,7 @@ def test_damaged_results_leave_the_old_report_alone(two_sources) -> None:
 def test_missing_pictures_become_a_statement_and_the_numbers_stay(two_sources) -> None:
     result = build_report(two_sources.path)
     assert "no predictions are shown" in Page(result.html).text
-    assert result.summary["metrics"]["first_pass"]["dice"]["mean"] == pytest.approx(0.3)
+    assert result.content["metrics"]["first_pass"]["dice"]["mean"] == pytest.approx(0.3)
 
 
 def test_provenance_is_enough_to_repeat_the_run(two_sources) -> None:

@@ -8,7 +8,7 @@ import pytest
 from bushpc.errors import DataError
 from bushpc.report.page import build_report
 from bushpc.report.results import Arm, read_run
-from bushpc.report.study import study_of
+from bushpc.report.scope import scope_of_run
 
 
 def read_arm(path) -> Arm:
@@ -40,7 +40,7 @@ def test_a_model_brings_its_own_ways_of_evaluation(builder, rows_with_dice) -> N
         ],
     )
     builder.complete({0: rows_with_dice(0, {"mask_box": [0.9], "detector": [0.5]})})
-    found = study_of(builder.path)
+    found = scope_of_run(builder.path)
     assert [(entry.label.partition(", ")[2], entry.uses_ground_truth) for entry in found.entries] == [
         ("boxes of the detector", False),
         ("boxes of the mask", True),

@@ -3,31 +3,43 @@
 import csv
 import io
 import re
+from dataclasses import dataclass
 
 import pytest
 import rich.console
 
-from bushpc.report.tables import Column, Number, Row, Table, latex, to_csv, to_html, to_latex, to_rich
+from bushpc.report.render import latex, to_csv, to_html, to_latex, to_rich
+from bushpc.report.table import NOTHING, Column, Number, RowData, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(RowData):
+    """A row of the tables of this file."""
+
+    method: str = ""
+    dice: Number = NOTHING
+    fnr: Number = NOTHING
 
 
 @pytest.fixture
 def table() -> Table:
-    return Table(
-        name="demo",
-        caption="A_caption & 100 %",
-        columns=(
-            Column(key="method", header="Method", numeric=False),
-            Column(key="n", header="n"),
-            Column(key="small_dice", header="Dice", over="small", better="high"),
-            Column(key="small_fnr", header="FNR", over="small", better="low"),
+    return Table.of(
+        "demo",
+        "A_caption & 100 %",
+        (
+            Column(key="method", header="Method", numeric=False, of=lambda row: row.method),
+            Column(key="n", header="n", of=lambda row: 3),
+            Column(key="small_dice", header="Dice", over="small", better="high", of=lambda row: row.dice),
+            Column(key="small_fnr", header="FNR", over="small", better="low", of=lambda row: row.fnr),
+            Column(key="gone", header="Gone", only_if=False, of=lambda row: "gone"),
         ),
-        rows=(
-            Row(values=("u_net", 3, Number(0.71234567, 0.01), Number(0.2)), group="ours"),
-            Row(values=("<b>x</b>", 3, Number(0.9, 0.02), Number(0.1)), group="ours", ranked=False),
-            Row(values=("x_net", 3, Number(0.8), Number(None)), group="ours"),
-            Row(values=("paper", 3, Number(0.877, 0.014, decimals=3), Number(0.078)), group="theirs"),
+        (
+            Measured(method="u_net", dice=Number(0.71234567, 0.01), fnr=Number(0.2), group="ours"),
+            Measured(method="<b>x</b>", dice=Number(0.9, 0.02), fnr=Number(0.1), group="ours", ranked=False),
+            Measured(method="x_net", dice=Number(0.8), group="ours"),
+            Measured(method="paper", dice=Number(0.877, 0.014, decimals=3), fnr=Number(0.078), group="theirs"),
         ),
-        notes=("how to\nread",),
+        ("how to\nread",),
     )
 
 
@@ -38,8 +50,9 @@ def test_the_best_of_a_group_is_bold_and_what_does_not_compete_is_not(table: Tab
 
 
 def test_figures_that_look_alike_are_best_together() -> None:
-    rows = tuple(Row(values=(Number(value),)) for value in (0.80001, 0.80004, 0.7))
-    html = to_html(Table(name="t", caption="c", columns=(Column(key="d", header="D", better="high"),), rows=rows), 99)
+    rows = [Measured(dice=Number(value)) for value in (0.80001, 0.80004, 0.7)]
+    column = Column(key="d", header="D", better="high", of=lambda row: row.dice)
+    html = to_html(Table.of("t", "c", [column], rows), 99)
     assert html.count("<strong>0.8000</strong>") == 2
 
 
@@ -77,10 +90,13 @@ def test_latex_acts_on_no_character_of_the_text(table: Table) -> None:
 
 def test_the_terminal_shows_every_figure_and_cuts_no_heading() -> None:
     heading = "this run, xbusnet, oracle (uses the ground-truth mask)"
-    columns = (Column(key="fold", header="Fold", numeric=False), Column(key="dice", header="Dice"))
-    rows = (Row(values=("[red]0[/red]", Number(0.5)), group=heading),)
+    columns = (
+        Column(key="fold", header="Fold", numeric=False, of=lambda row: row.method),
+        Column(key="dice", header="Dice", of=lambda row: row.dice),
+    )
+    rows = [Measured(method="[red]0[/red]", dice=Number(0.5), group=heading)]
     console = rich.console.Console(width=60, file=io.StringIO())
-    console.print(to_rich(Table(name="t", caption="c", columns=columns, rows=rows)))
+    console.print(to_rich(Table.of("t", "c", columns, rows)))
     shown = console.file.getvalue()
     assert heading in shown
     assert "[red]0[/red]" in shown

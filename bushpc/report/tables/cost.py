@@ -5,50 +5,51 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from bushpc.report.content.common import Summary, several
-from bushpc.report.content.provenance import CELL, arm_heading
-from bushpc.report.study import Study
-from bushpc.report.tables import Column, Entry, Number, Table
+from bushpc.report.scope import ReportScope
+from bushpc.report.summary import Summary
+from bushpc.report.summary.records import Cost
+from bushpc.report.table import Column, Number, RowData, Table
+from bushpc.report.tables.provenance import CELL, arm_heading
 from bushpc.runs.goodput import CAUSES, Goodput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Entry):
-    """An arm, or all of them. cost: as in summary.json."""
+class ArmCost(RowData):
+    """An arm, or all of them."""
 
     label: str
-    cost: Summary
+    cost: Cost
 
 
 _COST = (
     Column(key="arm", header="Arm", numeric=False, of=lambda row: row.label),
-    Column(key="cells", header="Cells started", of=lambda row: row.cost["cells"]),
-    Column(key="attempts", header="Attempts", of=lambda row: row.cost["attempts"]),
-    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.cost["replayed_steps"]),
-    Column(key="goodput", header="Goodput", of=lambda row: Number(row.cost["goodput"], decimals=3)),
-    Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.cost["gpu_hours"], decimals=2)),
-    Column(key="core_hours", header="Core hours", of=lambda row: Number(row.cost["core_hours"], decimals=2)),
-    Column(key="energy_kwh", header="GPU energy, kWh", of=lambda row: Number(row.cost["energy_kwh"], decimals=3)),
+    Column(key="cells", header="Cells started", of=lambda row: row.cost.cells),
+    Column(key="attempts", header="Attempts", of=lambda row: row.cost.attempts),
+    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.cost.replayed_steps),
+    Column(key="goodput", header="Goodput", of=lambda row: Number(row.cost.goodput, decimals=3)),
+    Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.cost.gpu_hours, decimals=2)),
+    Column(key="core_hours", header="Core hours", of=lambda row: Number(row.cost.core_hours, decimals=2)),
+    Column(key="energy_kwh", header="GPU energy, kWh", of=lambda row: Number(row.cost.energy_kwh, decimals=3)),
 )
 
 
 def cost_table(summary: Summary) -> Table | None:
     """What every arm took, and all of them; None before a cell has started."""
-    if summary["cost"] is None:
+    if summary.cost is None:
         return None
-    rows = [Cost(label=arm["label"], cost=arm["cost"]) for arm in summary["arms"] if arm["cost"]]
+    rows = [ArmCost(label=arm.label, cost=arm.cost) for arm in summary.arms if arm.cost]
     notes = [
         "Hours of all attempts, those included that were preempted or failed. Core hours count runs without a GPU; "
         "energy is what the driver says of the GPUs, and a dash where one attempt could not tell."
     ]
-    if several(summary):
-        rows.append(Cost(label="in all", cost=summary["cost"], strong=True))
+    if summary.several:
+        rows.append(ArmCost(label="in all", cost=summary.cost, strong=True))
         notes.append("In all: a cell that several arms share was trained once and counts once.")
     return Table.of("cost", "What it cost", _COST, rows, notes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellTime(Entry):
+class CellTime(RowData):
     name: str
     account: Goodput
 
@@ -65,17 +66,17 @@ _TIME = (
     Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.account.gpu_hours, decimals=2)),
     Column(key="wall_seconds", header="in all", over="Seconds", of=lambda row: Number(row.account.wall_s, decimals=0)),
     *(
-        Column(key=f"{cause}_seconds", header=said, over="Seconds", of=functools.partial(_seconds, cause))
-        for cause, said in CAUSES.items()
+        Column(key=f"{cause}_seconds", header=title, over="Seconds", of=functools.partial(_seconds, cause))
+        for cause, title in CAUSES.items()
     ),
 )
 
 
-def time_table(study: Study) -> Table | None:
+def time_table(scope: ReportScope) -> Table | None:
     """Where the time of every cell went; None before one has started."""
     rows = [
-        CellTime(name=cell.name, account=cell.goodput, group=arm_heading(study, arm))
-        for arm in study.arms
+        CellTime(name=cell.name, account=cell.goodput, group=arm_heading(scope, arm))
+        for arm in scope.arms
         for cell in arm.cells
         if cell.goodput
     ]

@@ -63,7 +63,7 @@ def test_the_ablation_table_has_the_papers_switches_with_its_figures_beside(whol
     first, second, *_ = _csv(result.html.parent, "ablation")
     assert [first[f"model.{key}"] for key in ("lfe", "gfe", "sfa")] == ["true"] * 3
     assert [second[f"model.{key}"] for key in ("lfe", "gfe", "sfa")] == ["false", "true", "false"]
-    assert float(first["dice"]) == result.summary["arms"][0]["metrics"]["first_pass"]["dice"]["mean"]
+    assert float(first["dice"]) == result.content["arms"][0]["metrics"]["first_pass"]["dice"]["mean"]
     assert (float(first["paper_dice"]), float(first["paper_iou"])) == (0.8765, 0.8149)
     assert (float(second["paper_dice"]), float(second["paper_iou"])) == (0.8572, 0.7865)
     assert "✓" in _page(result)
@@ -87,7 +87,7 @@ def test_a_grid_of_other_settings_shows_them_as_columns_and_no_figure_of_a_paper
 
 def test_arms_are_compared_image_by_image_with_holm_over_the_whole_table(whole_grid) -> None:
     result = build_report(whole_grid.path)
-    found = result.summary["comparisons"]
+    found = result.content["comparisons"]
     assert found["against"] == "full"
     by_arm = {row["arm"]: row["metrics"] for row in found["rows"]}
     arms = {arm.name: arm.rows("first_pass").set_index("key") for arm in read_run(whole_grid.path).arms}
@@ -102,7 +102,7 @@ def test_arms_are_compared_image_by_image_with_holm_over_the_whole_table(whole_g
         assert by_arm[name]["dice"]["folds"]["t"] == pytest.approx(t)
     assert by_arm["no_sfa"]["dice"]["images"]["reason"] == "no image differs"
     assert "no sfa: no Dice test, no image differs." in _page(result)
-    assert result.summary["friedman"]["ranks"] == [2.5, 4, 1, 2.5]
+    assert result.content["friedman"]["ranks"] == [2.5, 4, 1, 2.5]
     for path in result.html.parent.glob("*.[cm][sd]*"):
         assert not re.search(r"\bnan\b", path.read_text(), re.IGNORECASE), path.name
 
@@ -113,7 +113,7 @@ def test_an_incomplete_arm_is_named_has_no_mean_and_is_compared_on_common_folds_
     (broken / "per_image.csv").unlink()
     whole_grid.failed(3, "node went away")
     result = build_report(whole_grid.path)
-    summary, page = result.summary, _page(result)
+    summary, page = result.content, _page(result)
     assert "1 of 20 cells missing" in page
     assert "no lfe, fold 3: node went away." in page
     assert summary["complete"] is False
@@ -137,7 +137,7 @@ def test_an_arm_without_any_fold_is_listed_and_the_others_are_reported(grid, shi
         ("no sfa", "0 of 5"),
     ]
     assert lines[1]["dice"] == ""
-    assert result.summary["comparisons"] is None
+    assert result.content["comparisons"] is None
 
 
 def test_falsified_prompts_are_labelled_tested_and_never_bold(grid, row) -> None:
@@ -200,7 +200,7 @@ def test_a_cell_that_two_arms_share_is_paid_for_once(whole_grid) -> None:
     shared = whole_grid.path / "cells" / "no_lfe-fold0"
     shutil.rmtree(shared)
     shared.symlink_to(whole_grid.path / "cells" / "full-fold0")
-    summary = build_report(whole_grid.path).summary
+    summary = build_report(whole_grid.path).content
     assert [arm["cost"]["gpu_hours"] for arm in summary["arms"][:2]] == [2, 2]
     assert (summary["cost"]["gpu_hours"], summary["cost"]["cells"]) == (2, 1)
 
@@ -220,8 +220,8 @@ def test_a_grid_and_a_run_are_compared_arm_by_arm_into_the_folder_that_was_asked
     out = whole_grid.path.parent / "there"
     result = build_comparison([two_runs[1].path, whole_grid.path], out)
     assert result.html == out / "index.html"
-    assert [arm["label"] for arm in result.summary["arms"]][:2] == ["b (xbusnet)", "grid: full"]
-    assert result.summary["comparisons"]["against"] == "b (xbusnet)"
+    assert [arm["label"] for arm in result.content["arms"]][:2] == ["b (xbusnet)", "grid: full"]
+    assert result.content["comparisons"]["against"] == "b (xbusnet)"
 
 
 @pytest.mark.parametrize(

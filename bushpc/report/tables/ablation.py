@@ -7,25 +7,24 @@ import typing as t
 from dataclasses import dataclass, replace
 
 from bushpc.metrics.registry import LABEL_METRICS
-from bushpc.report.content.common import (
+from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
+from bushpc.report.summary import ArmSummary, Summary
+from bushpc.report.table import Column, Number, Table, Value
+from bushpc.report.tables.common import (
     FOLDS,
     METHOD,
     Scores,
-    Summary,
     bold_note,
-    figures_of,
     folds_count,
-    lines,
+    is_transposed,
     metric_columns,
+    numbers,
     ours,
-    printed,
     published,
+    published_numbers,
     same_folds,
-    turned,
 )
-from bushpc.report.content.turned import short, shown_setting, turned_table
-from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
-from bushpc.report.tables import Column, Number, Table, Value
+from bushpc.report.tables.transposed import short, shown_setting, transposed_table
 
 _MOST_BESIDE = 3  # metrics of a paper that fit to the right of as many of ours
 
@@ -48,25 +47,25 @@ def ablation_table(summary: Summary) -> Table | None:
     """A grid's rows by what they switch or set, in the shape of the paper's table. The paper's figures stand to the
     right of ours where there are few (XBusNet's Table 4), below them where there are many (hybrid attention's Table 2).
     """
-    settings = list(summary["arms"][0]["settings"])
-    if summary["kind"] != "grid" or not settings:
+    settings = list(summary.arms[0].settings)
+    if summary.kind != "grid" or not settings:
         return None
     paper = published(summary, "ablation")
     theirs = _by_row(summary, paper, settings)
     paper = paper if theirs else None
     metrics = _ablation_metrics(summary, settings)
-    if turned(summary):
-        return turned_table(
+    if is_transposed(summary):
+        return transposed_table(
             summary,
             name="ablation",
-            caption=summary["title"],
+            caption=summary.title,
             metrics=metrics,
             paper=paper,
             notes=_ablation_notes(summary, paper, beside=False),
             settings=settings,
         )
     beside = paper is not None and len(metrics) <= _MOST_BESIDE
-    switches = all(isinstance(arm["settings"][key], bool) for arm in summary["arms"] for key in settings)
+    switches = all(isinstance(arm.settings[key], bool) for arm in summary.arms for key in settings)
     paper_counts = paper is not None and PARAMETERS in paper.metrics
     columns = (
         # Rows of switches need no name, other rows do.
@@ -80,7 +79,7 @@ def ablation_table(summary: Summary) -> Table | None:
             key=PARAMETERS,
             header="Parameters",
             of=lambda row: row.parameters,
-            only_if=any(arm["parameters"] for arm in summary["arms"]) or (paper_counts and not beside),
+            only_if=any(arm.parameters for arm in summary.arms) or (paper_counts and not beside),
         ),
         *metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None),
         *(_paper_columns(summary, paper, metrics, paper_counts) if paper and beside else ()),
@@ -88,7 +87,7 @@ def ablation_table(summary: Summary) -> Table | None:
     rows = [*_our_rows(summary, paper, theirs, metrics, beside=beside)]
     if paper:
         rows += _paper_rows(summary, paper, theirs, metrics, beside=beside, switches=switches)
-    return Table.of("ablation", summary["title"], columns, rows, _ablation_notes(summary, paper, beside))
+    return Table.of("ablation", summary.title, columns, rows, _ablation_notes(summary, paper, beside))
 
 
 def _setting_of(key: str, row: Ablated) -> Value:
@@ -123,20 +122,20 @@ def _paper_figure(metric: str, row: Ablated) -> Number:
 def _our_rows(
     summary: Summary, paper: PublishedTable | None, theirs: dict[str, str], metrics: list[str], *, beside: bool
 ) -> t.Iterator[Ablated]:
-    own = {line.arm["arm"]: line for line in lines(summary)}
-    for arm in summary["arms"]:
-        line = own.get(arm["arm"])
-        quoted = paper.rows.get(theirs.get(arm["arm"], ""), {}) if paper and beside else {}
+    own = {result.arm.arm: result for result in summary.results}
+    for arm in summary.arms:
+        result = own.get(arm.arm)
+        row = paper.rows.get(theirs.get(arm.arm, ""), {}) if paper and beside else {}
         yield Ablated(
-            label=arm["label"],
-            settings=arm["settings"],
+            label=arm.label,
+            settings=arm.settings,
             folds=folds_count(arm),
-            parameters=_count(arm),
-            figures=figures_of(line.figures(), metrics) if line else {},
-            paper=printed(paper, quoted, metrics) if paper and beside else {},
-            paper_parameters=_count(quoted),
+            parameters=_count(arm.parameters),
+            figures=numbers(result.figures, metrics) if result else {},
+            paper=published_numbers(paper, row, metrics) if paper and beside else {},
+            paper_parameters=_count(row.get(PARAMETERS)),
             group="" if beside or not paper else ours(summary),
-            ranked=bool(line and line.ranked),
+            ranked=bool(result and result.ranked),
         )
 
 
@@ -150,18 +149,18 @@ def _paper_rows(
     switches: bool,
 ) -> t.Iterator[Ablated]:
     """The paper's rows; where its figures stand to the right of ours, only those that none of ours has."""
-    matched = {theirs[arm["arm"]]: arm["settings"] for arm in summary["arms"] if arm["arm"] in theirs}
-    for name, quoted in paper.rows.items():
+    matched = {theirs[arm.arm]: arm.settings for arm in summary.arms if arm.arm in theirs}
+    for name, row in paper.rows.items():
         if beside and not (switches and name not in matched):
             continue
-        figures = printed(paper, quoted, metrics)
+        figures = published_numbers(paper, row, metrics)
         yield Ablated(
             label=name,
-            settings={**matched.get(name, {}), **quoted},
-            parameters="—" if beside else _count(quoted),
+            settings={**matched.get(name, {}), **row},
+            parameters="—" if beside else _count(row.get(PARAMETERS)),
             figures={} if beside else figures,
             paper=figures,
-            paper_parameters=_count(quoted),
+            paper_parameters=_count(row.get(PARAMETERS)),
             group="" if beside else paper.heading,
             ranked=False,
             quoted=True,
@@ -169,7 +168,7 @@ def _paper_rows(
 
 
 def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
-    notes = ["Mean ± SD over folds.", bold_note(summary, across=turned(summary))]
+    notes = ["Mean ± SD over folds.", bold_note(summary, across=is_transposed(summary))]
     if paper and beside:
         notes.append(f"{paper.name}: {paper.printed}, not computed here: {paper.citation}.")
     elif paper:
@@ -179,25 +178,27 @@ def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool
 
 def _ablation_metrics(summary: Summary, settings: list[str]) -> list[str]:
     """What the paper's table of these rows prints, whatever its dataset; else what is tested, and of labels all."""
-    shown = summary["shown_metrics"]
-    tables = [table for arm in summary["arms"] for table in tables_of(arm["model"], "ablation")]
+    shown = summary.shown_metrics
+    tables = [table for arm in summary.arms for table in tables_of(arm.model, "ablation")]
     shapes = [table for table in tables if _by_row(summary, table, settings)]
     shape = [metric for metric in (shapes[0].metrics if shapes else ()) if metric in shown]
-    return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary["tested_metrics"]]
+    return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary.tested_metrics]
 
 
 def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str]) -> dict[str, str]:
-    """Our arm → the paper's row that names it, or else has the same settings; one that neither states is the same."""
-    found = {}
-    for name, figures in paper.rows.items() if paper else ():
-        for arm in summary["arms"]:
-            stated = [key for key in settings if key in figures]
-            alike = stated and all(figures.get(key) == arm["settings"][key] for key in settings)
-            if figures.get("row") == arm["arm"] or alike:
-                found[arm["arm"]] = name
-    return found
+    """Our arm → the paper's row that names it or else has the same settings; settings that neither states are equal."""
+    matches = {}
+    for name, row in paper.rows.items() if paper else ():
+        for arm in summary.arms:
+            if row.get("row") == arm.arm or _has_settings_of(row, arm, settings):
+                matches[arm.arm] = name
+    return matches
 
 
-def _count(of: Summary) -> str:
-    """Its parameters."""
-    return f"{of[PARAMETERS]:,}" if of.get(PARAMETERS) else "—"
+def _has_settings_of(row: t.Mapping[str, t.Any], arm: ArmSummary, settings: list[str]) -> bool:
+    states_any = any(key in row for key in settings)
+    return states_any and all(row.get(key) == arm.settings[key] for key in settings)
+
+
+def _count(parameters: int | None) -> str:
+    return f"{parameters:,}" if parameters else "—"

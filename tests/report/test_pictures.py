@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bushpc.report import build_report, panel
-from bushpc.report.panel import choose, contour_of, draw, open_shards
+from bushpc.report import build_report
+from bushpc.report.drawing import contour_of, errors_of
+from bushpc.report.pictures import Cases, case_pictures, choose, open_shards, side_by_side
 from bushpc.report.results import read_run
-from bushpc.report.study import study_of
+from bushpc.report.scope import scope_of_run
 
 
-def build_panel(path) -> panel.Panel:
+def cases_of(path) -> Cases:
     run = read_run(path)
-    return panel.build_panel(run.arms[0], open_shards(run))
+    return case_pictures(run.arms[0], open_shards(run))
 
 
 def _pixels(uri: str) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_false_positives_are_blue_and_false_negatives_red_at_the_images_own_aspe
     truth, prob = np.zeros((100, 200), np.uint8), np.zeros((50, 50), np.uint8)
     truth[20:80, 40:120] = 1  # left and middle
     prob[10:40, 20:40] = 255  # on the stretched square: columns 80 to 160, so middle and right
-    contour, overlay = _pixels(contour_of(image, truth, 400)), _pixels(draw(image, truth, prob, 0.5))
+    contour, overlay = _pixels(contour_of(image, truth, 400)), _pixels(errors_of(image, truth, prob, 0.5))
     assert overlay.shape == contour.shape == (200, 400, 3)
     missed, found, invented, outside = (overlay[100, x] for x in (120, 200, 280, 380))
     assert missed[0] > missed[2] + 100
@@ -61,21 +62,21 @@ def test_the_overlay_is_drawn_at_the_runs_own_threshold() -> None:
     image, truth = np.full((40, 40, 3), 90, np.uint8), np.zeros((40, 40), np.uint8)
     faint = np.full((40, 40), 77, np.uint8)  # a probability of 0.30
     for threshold, invented in ((0.3, True), (0.31, False)):
-        assert (np.ptp(_pixels(draw(image, truth, faint, threshold))[20, 20]) > 50) == invented
+        assert (np.ptp(_pixels(errors_of(image, truth, faint, threshold))[20, 20]) > 50) == invented
 
 
 def test_the_deviation_of_a_model_that_samples_is_one_more_picture_with_its_scale(realistic) -> None:
-    shown = build_panel(realistic.path).cases[0]
-    assert [view.deviation for view in shown.views] == [False]
+    shown = cases_of(realistic.path).cases[0]
+    assert [picture.deviation for picture in shown.pictures] == [False]
     folder = realistic.cell(shown.fold) / "predictions" / "first_pass" / "uncertainty"
     folder.mkdir()
     half = np.zeros((64, 64), np.uint8)
     half[:, 32:] = 204  # a deviation of 0.4
     Image.fromarray(half).save(folder / f"{shown.key}.png")
-    errors, found = build_panel(realistic.path).cases[0].views
-    assert (found.label, found.said) == ("SD", "at most 0.40")
-    picture = _pixels(found.picture)
-    assert picture.shape == _pixels(errors.picture).shape
+    errors, found = cases_of(realistic.path).cases[0].pictures
+    assert (found.label, found.caption) == ("SD", "at most 0.40")
+    picture = _pixels(found.uri)
+    assert picture.shape == _pixels(errors.uri).shape
     assert picture[100, 50].max() < 20
     assert picture[100, 350].max() > 220
     page = build_report(realistic.path).html.read_text()
@@ -108,10 +109,10 @@ def _wrong(overlay: np.ndarray) -> float:
 
 
 def test_each_mask_class_has_its_own_errors_and_the_ground_truth_shows_all_contours(fundus) -> None:
-    (case,) = build_panel(fundus.path).cases
-    views = ["disc", "disc, SD", "cup", "cup, SD"]
-    assert [view.label for view in case.views] == views
-    disc, _, cup, _ = (_pixels(view.picture) for view in case.views)
+    (case,) = cases_of(fundus.path).cases
+    labels = ["disc", "disc, SD", "cup", "cup, SD"]
+    assert [picture.label for picture in case.pictures] == labels
+    disc, _, cup, _ = (_pixels(picture.uri) for picture in case.pictures)
     assert disc.shape == (400, 400, 3)
     assert _wrong(disc) < 0.03  # all is found, but for what two ways to enlarge make of its rim
     missed = np.argwhere(cup[..., 0] > cup[..., 2] + 100)
@@ -123,16 +124,16 @@ def test_each_mask_class_has_its_own_errors_and_the_ground_truth_shows_all_conto
 
 
 def test_arms_are_shown_side_by_side_by_their_first_mask_class(fundus) -> None:
-    study = study_of(fundus.path)
-    (strip,) = panel.build_gallery(study, open_shards(study.runs[0])).strips
-    errors, deviation = strip.views
-    assert (errors.said, deviation.said) == ("Dice 1.0000", "at most 0.50")
-    assert _wrong(_pixels(errors.picture)) < 0.03
+    scope = scope_of_run(fundus.path)
+    (row,) = side_by_side(scope, open_shards(scope.runs[0])).rows
+    errors, deviation = row.pictures
+    assert (errors.caption, deviation.caption) == ("Dice 1.0000", "at most 0.50")
+    assert _wrong(_pixels(errors.uri)) < 0.03
 
 
-def test_the_panel_shows_the_headline_source_of_all_folds(realistic) -> None:
+def test_the_cases_are_of_the_headline_source_of_all_folds(realistic) -> None:
     rows = read_run(realistic.path).arms[0].rows("first_pass")
-    found = build_panel(realistic.path)
+    found = cases_of(realistic.path)
     assert found.problems == []
     assert [case.rank for case in found.cases] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
     assert found.cases[0].dice == rows["dice"].max()
@@ -142,24 +143,24 @@ def test_the_panel_shows_the_headline_source_of_all_folds(realistic) -> None:
 
 def test_missing_shards_become_a_statement(realistic) -> None:
     shutil.rmtree(realistic.path.parent / "shards")
-    found = build_panel(realistic.path)
+    found = cases_of(realistic.path)
     assert found.cases == []
     assert "no predictions are shown" in found.problems[0]
 
 
 def test_shards_packed_anew_are_not_shown_beside_old_results(realistic) -> None:
     realistic.write_run_json(manifest_sha256="1" * 64)
-    found = build_panel(realistic.path)
+    found = cases_of(realistic.path)
     assert found.cases == []
     assert "packed anew" in found.problems[0]
 
 
 def test_a_missing_or_damaged_prediction_is_named_and_the_others_shown(realistic) -> None:
-    best, second = build_panel(realistic.path).cases[:2]
+    best, second = cases_of(realistic.path).cases[:2]
     folders = [realistic.cell(case.fold) / "predictions" / "first_pass" for case in (best, second)]
     (folders[0] / f"{best.key}.png").unlink()
     (folders[1] / f"{second.key}.png").write_bytes(b"\x89PNG and then nothing")
-    found = build_panel(realistic.path)
+    found = cases_of(realistic.path)
     assert len(found.cases) == 7
     assert f"{best.key} of fold {best.fold} cannot be shown" in found.problems[0]
     assert f"{second.key} of fold {second.fold} cannot be shown" in found.problems[1]
@@ -170,6 +171,6 @@ def test_a_key_never_leads_out_of_the_run_directory(realistic, row) -> None:
     Image.new("L", (8, 8)).save(outside)
     for fold in range(5):
         realistic.evaluated(fold, [row(f"../../../../../outside{'/.' * fold}", fold)])
-    found = build_panel(realistic.path)
+    found = cases_of(realistic.path)
     assert found.cases == []
     assert all("is not a file name" in problem for problem in found.problems)

@@ -16,11 +16,12 @@ import pandas as pd
 
 from bushpc.errors import DataError
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
-from bushpc.report.results import PROB_COLUMNS, Arm, Run, read_run
+from bushpc.report.per_image import PROB_COLUMNS
+from bushpc.report.results import Arm, Run, read_run
 from bushpc.sample import LABELS
 
 
-class Entry(t.NamedTuple):
+class ArmVariant(t.NamedTuple):
     """A line of the study's tables: an arm under one prompt source."""
 
     arm: Arm
@@ -33,7 +34,7 @@ class Entry(t.NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class ReportScope:
     """kind: cv, grid, train or compare. arms: in the order in which they are shown, `baseline` is one of them."""
 
     title: str
@@ -43,17 +44,17 @@ class Study:
     baseline: Arm
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ArmVariant]:
         """One arm is shown under all its prompt sources, several arms each under its headline source.
 
         An arm without a complete fold has no entry.
         """
         if len(self.arms) == 1:
             (arm,) = self.arms
-            return [Entry(arm, source, f"{arm.model}, {arm.source_label(source)}") for source in arm.sources]
+            return [ArmVariant(arm, source, f"{arm.model}, {arm.source_label(source)}") for source in arm.sources]
         evaluated = [arm for arm in self.arms if arm.sources]
         mixed = len({arm.headline for arm in evaluated}) > 1
-        return [Entry(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
+        return [ArmVariant(arm, arm.headline, _label(arm, mixed)) for arm in evaluated]
 
     @cached_property
     def _chosen(self) -> list[str]:
@@ -107,7 +108,7 @@ class Study:
         return list(dict.fromkeys(name for arm in self.arms for name in arm.external))
 
     @property
-    def reference(self) -> Entry | None:
+    def reference(self) -> ArmVariant | None:
         """The entry that the others are compared with; None while the baseline has no complete fold."""
         found = (entry for entry in self.entries if entry.arm is self.baseline and entry.source == entry.arm.headline)
         return next(found, None)
@@ -125,14 +126,14 @@ def _label(arm: Arm, mixed: bool) -> str:
     return f"{arm.label}, {arm.source_label(arm.headline)}" if says_source else arm.label
 
 
-def study_of(run_dir: Path) -> Study:
+def scope_of_run(run_dir: Path) -> ReportScope:
     """The study of one run. Raises: DataError if its folder contradicts itself."""
     run = read_run(run_dir)
-    title = run.run.grid.title if run.run.grid else run.arms[0].model
-    return Study(f"{title} ({run.run.name})", run.run.kind, [run], run.arms, run.baseline)
+    title = run.record.grid.title if run.record.grid else run.arms[0].model
+    return ReportScope(f"{title} ({run.record.name})", run.record.kind, [run], run.arms, run.baseline)
 
 
-def study_across(run_dirs: Sequence[Path]) -> Study:
+def scope_of_runs(run_dirs: Sequence[Path]) -> ReportScope:
     """The study of several runs on the same data and folds.
 
     Raises: DataError for fewer than two runs, a run given twice, or runs that cannot be compared image by image.
@@ -149,12 +150,12 @@ def study_across(run_dirs: Sequence[Path]) -> Study:
     runs = [read_run(folder) for folder in run_dirs]
     for run in runs[1:]:
         _refuse_other_data(runs[0], run)
-    names = [run.run.name for run in runs]
+    names = [run.record.name for run in runs]
     # Two runs of one name lie in different folders, and then only these tell them apart.
     said = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
     arms = [_named(arm, run, name) for run, name in zip(runs, said, strict=True) for arm in run.arms]
     baseline = arms[runs[0].arms.index(runs[0].baseline)]
-    return Study(f"Comparison of {' and '.join(said)}", "compare", runs, arms, baseline)
+    return ReportScope(f"Comparison of {' and '.join(said)}", "compare", runs, arms, baseline)
 
 
 def _named(arm: Arm, run: Run, name: str) -> Arm:
@@ -164,14 +165,14 @@ def _named(arm: Arm, run: Run, name: str) -> Arm:
 
 def _refuse_other_data(first: Run, other: Run) -> None:
     for what, key in (("datasets", "data"), ("packed data (manifests)", "manifest_sha256")):
-        ours, theirs = getattr(first.run, key), getattr(other.run, key)
+        ours, theirs = getattr(first.record, key), getattr(other.record, key)
         if ours != theirs:
             raise DataError(
                 f"mixed {what} in one comparison: {first.path} has {ours}, {other.path} has {theirs}. "
                 "Allowed are runs on the same packed data: compare those, or run one of them again."
             )
-    if first.run.folds.sha256 != other.run.folds.sha256:
-        said = [f"{run.path} has {run.run.folds.source} {run.run.folds.sha256[:12]}" for run in (first, other)]
+    if first.record.folds.sha256 != other.record.folds.sha256:
+        said = [f"{run.path} has {run.record.folds.source} {run.record.folds.sha256[:12]}" for run in (first, other)]
         raise DataError(
             f"mixed folds in one comparison: {', '.join(said)}. An image would be judged by models that trained on "
             "other images. Allowed are runs on the same folds file: compare those, or run one of them again with "

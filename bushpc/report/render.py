@@ -1,15 +1,11 @@
-"""One small table, five renderings: HTML for the page, Markdown for a reply, CSV for machines, booktabs LaTeX for the
-paper, rich for the terminal. What a table says is decided once, in `content`; nothing is computed or rounded
-differently here.
+"""A table as HTML for the page, Markdown for a message, CSV for scripts, booktabs LaTeX for the paper, rich for the
+terminal. Nothing is computed or rounded here.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
-import typing as t
-from dataclasses import dataclass, field, replace
 
 import rich.box
 import rich.console
@@ -17,172 +13,14 @@ import rich.table
 import rich.text
 from markupsafe import Markup, escape
 
-
-@dataclass(frozen=True)
-class Number:
-    """A figure with the decimals it is shown with; None is shown as a dash and left empty in CSV.
-
-    is_p: a p value, of which one that the decimals would round to zero is shown as below them.
-    """
-
-    value: float | None
-    sd: float | None = None
-    decimals: int = 4
-    is_p: bool = False
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "—"
-        if self.is_p and self.value < 10**-self.decimals:
-            return f"< {10**-self.decimals:.{self.decimals}f}"
-        shown = f"{self.value:.{self.decimals}f}"
-        return shown if self.sd is None else f"{shown} ± {self.sd:.{self.decimals}f}"
-
-
-NOTHING = Number(None)
-Value = str | bool | int | Number
-
-
-def shown(value: Value) -> str:
-    """As people read it; a switch is a tick or a dash, as in the papers' ablation tables."""
-    if isinstance(value, bool):
-        return "✓" if value else "\u2013"
-    return str(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column, declared with how its value is read off an entry.
-
-    key: name in CSV. header, over: as shown; neighbours with the same `over` share it as a second header line.
-    of: its value of one entry. only_if: whether the table has this column.
-    better: "high" or "low" where the best of each group of rows is set in bold.
-    ranked: may be the best among its neighbours, in rows that say which is better. quoted: a paper's figures.
-    """
-
-    key: str
-    header: str
-    of: t.Callable[[t.Any], Value] | None = None
-    only_if: bool = True
-    over: str = ""
-    better: t.Literal["high", "low"] | None = None
-    numeric: bool = True
-    ranked: bool = True
-    quoted: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Base of what a table has one row for; columns read its fields. The fields here are those of `Row`."""
-
-    group: str = ""
-    ranked: bool = True
-    strong: bool = False
-    quoted: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """values: one per column. group: heading that it stands under.
-    ranked: may be the best of its group. strong: a row of means, set apart from what it summarises.
-    quoted: a paper's figures, set in another tone than our own.
-    better: "high" or "low" in a table that has metrics as rows, where the best of the row is set in bold, the columns
-        under each heading by themselves.
-    """
-
-    values: tuple[Value, ...]
-    group: str = ""
-    ranked: bool = True
-    strong: bool = False
-    quoted: bool = False
-    better: t.Literal["high", "low"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """name: file stem and LaTeX label. caption: one sentence. notes: how to read it, one sentence each."""
-
-    name: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        assert all(len(row.values) == len(self.columns) for row in self.rows), self.name
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        caption: str,
-        columns: t.Iterable[Column],
-        entries: t.Iterable[Entry],
-        notes: t.Iterable[str] = (),
-    ) -> Table:
-        """A table with one row per entry. Columns whose `only_if` is false are left out."""
-        kept = tuple(column for column in columns if column.only_if)
-        rows = tuple(
-            Row(
-                values=tuple(column.of(entry) for column in kept if column.of is not None),
-                group=entry.group,
-                ranked=entry.ranked,
-                strong=entry.strong,
-                quoted=entry.quoted,
-            )
-            for entry in entries
-        )
-        return cls(name=name, caption=caption, columns=kept, rows=rows, notes=tuple(notes))
-
-    def head(self, most: int) -> Table:
-        """Its first rows."""
-        return replace(self, rows=self.rows[:most])
-
-    def cut(self, most: int) -> list[str]:
-        """What to say of the rows that `head` leaves out."""
-        rows = len(self.rows)
-        return [f"The first {most} of {rows} rows; all are in {self.name}.csv."] if rows > most else []
-
-    def groups(self) -> list[tuple[str, list[Row]]]:
-        """Rows under their headings, in order."""
-        return [(group, list(rows)) for group, rows in itertools.groupby(self.rows, key=lambda row: row.group)]
-
-    def overs(self) -> list[tuple[str, int]]:
-        """The second header line as (text, columns spanned)."""
-        return [(over, len(list(columns))) for over, columns in itertools.groupby(c.over for c in self.columns)]
-
-
-def best_rows(rows: list[Row], column: Column, index: int) -> set[int]:
-    """Positions within a group that hold its best figure, ties as shown included; none if there is no contest."""
-    return _best({i: row.values[index] for i, row in enumerate(rows) if row.ranked}, column.better)
-
-
-def _best(values: t.Mapping[int, Value], better: t.Literal["high", "low"] | None) -> set[int]:
-    figures = {
-        i: round(value.value, value.decimals)
-        for i, value in values.items()
-        if isinstance(value, Number) and value.value is not None
-    }
-    if better is None or len(figures) < 2:
-        return set()
-    best = max(figures.values()) if better == "high" else min(figures.values())
-    return {i for i, figure in figures.items() if figure == best}
-
-
-def _bold_cells(table: Table, rows: list[Row]) -> set[tuple[int, int]]:
-    down = {(i, j) for j, column in enumerate(table.columns) for i in best_rows(rows, column, j)}
-    across = set()
-    for over in {column.over for column in table.columns}:
-        beside = [j for j, column in enumerate(table.columns) if column.over == over and column.ranked]
-        across |= {(i, j) for i, row in enumerate(rows) for j in _best({j: row.values[j] for j in beside}, row.better)}
-    return down | across
+from bushpc.report.table import Column, Number, Row, Table, Value, bold_cells, shown
 
 
 def to_html(table: Table, most: int) -> Markup:
     """A `<table>` with header scopes, of the first `most` rows; every text is escaped."""
     parts = [Markup("<table>"), _html_head(table)]
     for group, rows in table.head(most).groups():
-        bold = _bold_cells(table, rows)
+        bold = bold_cells(table, rows)
         parts.append(Markup("<tbody>"))
         if group:
             heading = Markup('<tr class="group"><th colspan="{}" scope="rowgroup"><span>{}</span></th></tr>')
@@ -265,7 +103,7 @@ def to_latex(table: Table) -> str:
     ]
     lines += [rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", *_latex_head(table)]
     for group, rows in table.groups():
-        bold = _bold_cells(table, rows)
+        bold = bold_cells(table, rows)
         lines.append(r"\midrule")
         if group:
             lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{latex(group)}}}}} \\")
@@ -313,7 +151,7 @@ def to_markdown(table: Table, most: int) -> str:
     lines = [f"### {markdown(table.caption)}", "", _pipes(heads)]
     lines.append(_pipes(["---:" if column.numeric else ":---" for column in table.columns]))
     for group, rows in table.head(most).groups():
-        bold = _bold_cells(table, rows)
+        bold = bold_cells(table, rows)
         if group:
             lines.append(_pipes([f"*{markdown(group)}*", *[""] * (len(table.columns) - 1)]))
         for i, row in enumerate(rows):
@@ -344,7 +182,7 @@ def to_rich(table: Table) -> rich.console.Group:
     """
     parts: list[rich.console.RenderableType] = [rich.text.Text(table.caption, style="bold")]
     for group, rows in table.groups():
-        bold = _bold_cells(table, rows)
+        bold = bold_cells(table, rows)
         lines = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for column in table.columns:
             header = rich.text.Text(f"{column.over} {column.header}".strip())

@@ -6,8 +6,8 @@ import typing as t
 from dataclasses import dataclass
 
 from bushpc.report.results import Arm, Cell
-from bushpc.report.study import Study
-from bushpc.report.tables import Column, Entry, Row, Table
+from bushpc.report.scope import ReportScope
+from bushpc.report.table import Column, RowData, Table
 from bushpc.shards.manifest import Manifest, ShardInfo
 
 CELL = Column(key="cell", header="Cell", numeric=False, of=lambda row: row.name)
@@ -15,13 +15,13 @@ CELL = Column(key="cell", header="Cell", numeric=False, of=lambda row: row.name)
 _NO_SETTINGS = ("name", "fold", "runs_dir")
 
 
-def arm_heading(study: Study, arm: Arm) -> str:
+def arm_heading(scope: ReportScope, arm: Arm) -> str:
     """What the rows of an arm stand under; nothing where there is only one."""
-    return arm.label if len(study.arms) > 1 else ""
+    return arm.label if len(scope.arms) > 1 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellState(Entry):
+class CellState(RowData):
     cell: Cell
 
     @property
@@ -33,9 +33,9 @@ class CellState(Entry):
         return "complete" if self.cell.complete else f"missing: {self.cell.reason}"
 
 
-def cells_table(study: Study) -> Table:
+def cells_table(scope: ReportScope) -> Table:
     """State of every cell: complete, or why not; and whose weights it has, where it trained none."""
-    elsewhere = any(cell.trained_in for arm in study.arms for cell in arm.cells)
+    elsewhere = any(cell.trained_in for arm in scope.arms for cell in arm.cells)
     columns = (
         CELL,
         Column(key="fold", header="Fold", numeric=False, of=lambda row: str(row.cell.fold)),
@@ -50,52 +50,59 @@ def cells_table(study: Study) -> Table:
             only_if=elsewhere,
         ),
     )
-    rows = [CellState(cell=cell, group=arm_heading(study, arm)) for arm in study.arms for cell in arm.cells]
+    rows = [CellState(cell=cell, group=arm_heading(scope, arm)) for arm in scope.arms for cell in arm.cells]
     note = (
         "Cells that were trained in another run were only evaluated in this one: weights and curves are those of "
         "that training, and what it cost is told there."
     )
-    caption = "Cells of this run" if len(study.runs) == 1 else "Cells of these runs"
+    caption = "Cells of this run" if len(scope.runs) == 1 else "Cells of these runs"
     return Table.of("cells", caption, columns, rows, [note] if elsewhere else [])
 
 
-def differences_table(study: Study) -> Table | None:
+@dataclass(frozen=True, kw_only=True)
+class ChangedSetting(RowData):
+    """A setting in which an arm differs from the baseline; both values as text."""
+
+    key: str
+    baseline: str
+    here: str
+
+
+_SETTINGS = (
+    Column(key="setting", header="Setting", numeric=False, of=lambda row: row.key),
+    Column(key="baseline", header="There", numeric=False, of=lambda row: row.baseline),
+    Column(key="here", header="Here", numeric=False, of=lambda row: row.here),
+)
+
+
+def settings_table(scope: ReportScope) -> Table | None:
     """Every setting in which an arm's composed config differs from the baseline's."""
-    ours = _config(study.baseline)
+    ours = _config(scope.baseline)
     rows = []
-    for arm in study.arms:
+    for arm in scope.arms:
         theirs = _config(arm)
         differ = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
         rows += [
-            Row(values=(key, _said(ours, key), _said(theirs, key)), group=arm.label)
+            ChangedSetting(key=key, baseline=_text(ours, key), here=_text(theirs, key), group=arm.label)
             for key in differ
             if ours and theirs and key not in _NO_SETTINGS
         ]
     if not rows:
         return None
-    return Table(
-        name="settings",
-        caption=f"Settings that differ from {study.baseline.label}",
-        columns=(
-            Column(key="setting", header="Setting", numeric=False),
-            Column(key="baseline", header="There", numeric=False),
-            Column(key="here", header="Here", numeric=False),
-        ),
-        rows=tuple(rows),
-        notes=("Of each arm the config of its first fold; all others are alike but for the fold.",),
-    )
+    note = "Of each arm the config of its first fold; all others are alike but for the fold."
+    return Table.of("settings", f"Settings that differ from {scope.baseline.label}", _SETTINGS, rows, [note])
 
 
 def _config(arm: Arm) -> dict[str, t.Any]:
     return next((cell.settings for cell in arm.cells if cell.settings), {})
 
 
-def _said(settings: dict[str, t.Any], key: str) -> str:
+def _text(settings: dict[str, t.Any], key: str) -> str:
     return str(settings[key]) if key in settings else "—"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedShard(Entry):
+class PackedShard(RowData):
     shard: ShardInfo
 
 

@@ -1,0 +1,11 @@
+"""NUMBERS: everything a report says in figures, computed once (`summarise`) and kept as typed records (`Summary`).
+
+scope → arms, comparisons → Summary → summary.json, tables, page
+"""
+
+from __future__ import annotations
+
+from bushpc.report.summary.records import ArmSummary, Result, Summary, read_summary
+from bushpc.report.summary.summarise import summarise
+
+__all__ = ["ArmSummary", "Result", "Summary", "read_summary", "summarise"]

@@ -1,0 +1,47 @@
+"""Scope → `Summary`: the figures of every arm, and how the arms differ."""
+
+from __future__ import annotations
+
+from bushpc.report.costs import cost_of
+from bushpc.report.scope import ReportScope
+from bushpc.report.stats import adjust
+from bushpc.report.summary.arms import cost_record, summarise_arm
+from bushpc.report.summary.comparisons import compare, compare_elsewhere, compare_labels, rank_all
+from bushpc.report.summary.records import EntryRecord, Summary
+
+
+def summarise(scope: ReportScope) -> Summary:
+    """All figures, at full precision."""
+    arms = [summarise_arm(scope, arm) for arm in scope.arms]
+    if len(arms) > 1:
+        adjust([test for arm in arms for test in arm.source_tests.values()])
+    run = scope.runs[0].record
+    return Summary(
+        title=scope.title,
+        kind=scope.kind,
+        # An excerpt gets another name, so that no figure published for the whole dataset is shown beside it.
+        data=run.data + (" (excerpt)" if run.excerpt else ""),
+        folds_source=run.folds.source,
+        complete=all(arm.complete for arm in scope.arms),
+        baseline=scope.baseline.name,
+        shown_metrics=scope.metrics,
+        undefined_metrics=scope.undefined,
+        tested_metrics=scope.tested,
+        headline_metric=scope.headline_metric,
+        cost=cost_record(cost_of(cell for arm in scope.arms for cell in arm.cells)),
+        entries=[
+            EntryRecord(
+                arm=scope.arms.index(entry.arm),
+                source=entry.source,
+                label=entry.label,
+                uses_ground_truth=entry.uses_ground_truth,
+            )
+            for entry in scope.entries
+        ],
+        comparisons=compare(scope),
+        label_comparisons=compare_labels(scope),
+        external=scope.external,
+        external_comparisons=compare_elsewhere(scope),
+        friedman=rank_all(scope),
+        arms=arms,
+    )

@@ -1,0 +1,148 @@
+"""Notes and captions that several tables share: what a figure covers, what it is compared with."""
+
+from __future__ import annotations
+
+import typing as t
+
+from bushpc.metrics.registry import IMAGE_METRICS, METRICS, Metric
+from bushpc.report.published import PublishedTable
+from bushpc.report.summary import ArmSummary, Summary
+from bushpc.report.summary.records import Difference, Figure, ImageTest
+from bushpc.report.tables.common import (
+    bold_note,
+    classes_of,
+    folds_phrase,
+    is_transposed,
+    listed,
+    lower_is_better,
+    ours,
+    same_folds,
+    titled,
+)
+
+
+def headline_group(summary: Summary) -> str:
+    if not same_folds(summary):
+        return f"{ours(summary)}, mean ± SD over folds"
+    arm = summary.arms[0]
+    return f"{ours(summary)}, mean {'± SD ' if arm.complete else ''}over {folds_phrase(arm)}"
+
+
+def threshold(summary: Summary) -> str:
+    found = {arm.threshold for arm in summary.arms if arm.sources}
+    return f"threshold {found.pop():g}" if len(found) == 1 else "each arm's own threshold"
+
+
+def tests_of(summary: Summary) -> dict[str, ImageTest | Difference]:
+    """Label of an entry → its headline metric against the baseline: image by image, or AUC of all images together."""
+    metric = summary.headline_metric
+    if summary.comparisons:
+        return {row.label: row.metrics[metric].images for row in summary.comparisons.rows}
+    if summary.label_comparisons and metric == "label_auc":
+        return {row.label: auc for row in summary.label_comparisons.rows if (auc := row.metrics.get(metric))}
+    return {}
+
+
+def against(summary: Summary) -> str:
+    """The baseline's label."""
+    comparisons = summary.comparisons or summary.label_comparisons
+    return comparisons.against if comparisons else "the baseline"
+
+
+def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
+    notes = [*lower_is_better(summary.shown_metrics), *_definition_notes(summary)]
+    with_synthetic = [
+        f"{arm.label} ({scans.ratio:g} for each real one{'' if scans.real else ', which do not train'})"
+        for arm in summary.arms
+        if (scans := arm.synthetic)
+    ]
+    if with_synthetic:
+        notes.append(f"Trained on synthetic scans: {listed(with_synthetic)}. All are validated on real scans alone.")
+    most_folds = max(arm.folds.expected for arm in summary.arms)
+    if summary.complete and most_folds > 1:
+        notes.append("Each image counts once within its fold, each fold once; SD is the sample SD over folds (ddof=1).")
+    elif summary.complete:
+        notes.append("One fold has no standard deviation.")
+    elif summary.several:
+        notes.append(
+            "Arms that miss folds show the mean over their complete ones, without SD, which is no final result."
+        )
+    else:
+        notes.append("Folds are missing: these are means over the complete ones only, without SD, and no final result.")
+    if is_transposed(summary) and len(summary.entries) == 1:
+        notes.append(
+            "95 % interval: of the mean over images, of classification of all images together; percentile bootstrap "
+            "over patients."
+        )
+    elif not is_transposed(summary):
+        of = "the mean over images" if summary.tested_metrics else "all images together"
+        notes.append(f"95 % interval: of {of}, percentile bootstrap over patients.")
+    if summary.comparisons and not is_transposed(summary):
+        notes.append(
+            f"Baseline: {summary.comparisons.against}. Effect size r and p: paired Wilcoxon signed-rank test "
+            "over images, see the comparisons."
+        )
+    elif not is_transposed(summary) and tests_of(summary):
+        notes.append(
+            f"Baseline: {against(summary)}. p: DeLong's test of the AUC of all images together, with patients as the "
+            "unit, see the labels."
+        )
+    if paper:
+        notes.append(f"The paper's rows were not computed here: {paper.citation}.")
+    return [*notes, bold_note(summary, across=is_transposed(summary))]
+
+
+def _definition_notes(summary: Summary) -> list[str]:
+    """What a figure does not cover, and what cannot be read from its name."""
+    shown, notes = summary.shown_metrics, []
+    classes = classes_of(summary)
+    if classes:
+        notes.append(f"Of an image the mean over the mask classes {listed(classes)}; see the results by mask class.")
+    of_images = [metric for metric in shown if metric in IMAGE_METRICS]
+    notes += coverage(of_images, [(result.arm, result.figures) for result in summary.results], "lesion")
+    by_reason: dict[str, list[str]] = {}
+    for metric in summary.undefined_metrics:
+        by_reason.setdefault(METRICS[metric].undefined, []).append(titled(metric))
+    notes += [f"Not shown: {listed(names)}, as {reason}." for reason, names in by_reason.items()]
+    return [*notes, *_metric_notes(shown, summary.arms[0].tolerance)]
+
+
+def _metric_notes(shown: list[str], tolerance: dict[str, float]) -> list[str]:
+    """What the shown metrics say of themselves, classification first. Metrics with the same note share it."""
+    by_note: dict[str, list[Metric]] = {}
+    for metric in (METRICS[name] for name in shown):
+        by_note.setdefault(metric.note, []).append(metric)
+    order = list(METRICS.values())
+    notes = []
+    for note, metrics in sorted(
+        by_note.items(), key=lambda item: (item[1][0].of != "labels", min(map(order.index, item[1])))
+    ):
+        said = [f"{tolerance[metric.name]:g} {metric.spacing}" for metric in metrics if metric.name in tolerance]
+        if note and ("{tolerance}" not in note or said):
+            notes.append(note.format(tolerance=listed(said)))
+    return notes
+
+
+def coverage(
+    metrics: list[str], of_arms: t.Iterable[tuple[ArmSummary, t.Mapping[str, Figure]]], what: str
+) -> list[str]:
+    """How many images a metric covers, where that isn't all of them.
+
+    of_arms: each arm with its figures by metric. what: images without it don't have the metric.
+    """
+    of_arms = list(of_arms)
+    by_count: dict[str, list[str]] = {}
+    for metric in metrics:
+        counts = [(figures[metric].images, sum(arm.images.values())) for arm, figures in of_arms if metric in figures]
+        pairs = [(images, total) for images, total in counts if isinstance(images, int)]
+        if any(images < total for images, total in pairs):
+            images, total = ({pair[i] for pair in pairs} for i in (0, 1))
+            text = f"{_range(images)} of {_range(total)} images; the others have no {what}"
+            text += " or no known pixel size" if METRICS[metric].spacing == "mm" else ""
+            by_count.setdefault(text, []).append(titled(metric))
+    return [f"{listed(names)}: of {text}." for text, names in by_count.items()]
+
+
+def _range(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
