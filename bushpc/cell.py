@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import socket
 import time
 import typing as t
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
 from bushpc.data.loader import FoldData
 from bushpc.data.mixture import PREFIX
+from bushpc.data.staging import open_stage, stage_shards
 from bushpc.dist import World, any_rank, barrier, from_main, from_main_or_raise, leave, seed_everything
 from bushpc.errors import ResumeError
 from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate, tuning_loss, validation_metrics
@@ -82,6 +84,10 @@ def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None)
         start_ranks(cell, world)
         data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
         at = CellContext(cell, cell_dir, world, tracker, stop, watchdog.alive, lease, data)
+        stage = open_stage(cell.cluster.staging, keep_going=at.keep_going, say=_say_on_each_node(at))
+        with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need them
+            cell, data = stage_shards(cell, data, stage)
+        at = replace(at, cell=cell, data=data, stage=stage)
         stopped = _work_of_its_own_trainer(at) if cell.model_class.trainer else _work(at)
     if stopped:
         tracker.say(
@@ -128,7 +134,14 @@ def _work(at: CellContext) -> Stopped | None:
     if cell.loader.features:
         with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need them
             features = compute_features(
-                cell, model, data, engine.device, engine.autocast, keep_going=at.keep_going, say=tracker.say
+                cell,
+                model,
+                data,
+                engine.device,
+                engine.autocast,
+                keep_going=at.keep_going,
+                say=tracker.say,
+                stage=at.stage,
             )
             data = replace(data, features=features)
     at = replace(at, data=data)
@@ -150,6 +163,13 @@ def _work(at: CellContext) -> Stopped | None:
         return ended
     with engine.predictor() as final:
         return score(at, evaluation(at, final, engine.device, engine.autocast), ended)
+
+
+def _say_on_each_node(at: CellContext) -> Callable[[str], None]:
+    """What a node's own disk lacks is said once per node."""
+    if at.world.is_main or at.world.local_rank:
+        return at.tracker.say  # silent on all ranks but the first
+    return lambda line: print(f"{socket.gethostname()}: {line}", flush=True)
 
 
 def _validate_as_owed(at: CellContext, step: int, validate: Callable[[], dict[str, float] | None]) -> None:

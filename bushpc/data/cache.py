@@ -112,9 +112,12 @@ def open_cache(
 
 
 def places(loader: LoaderConfig) -> list[Path]:
-    """The folders that may hold a cache, in order of preference; only this user can write to them."""
+    """The folders that may hold a cache, in order of preference; only this user can write to them.
+
+    loader.cache_dir may name several, as in a PATH.
+    """
     if loader.cache_dir:
-        return [Path(loader.cache_dir)]
+        return [Path(folder) for folder in loader.cache_dir.split(os.pathsep)]
     parents = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() else []
     return [parent / f"bushpc-cache-{os.getuid()}" for parent in (*parents, Path(tempfile.gettempdir()))]
 
@@ -272,7 +275,7 @@ class _Files:
         content = hashlib.sha256(f"{VERSION}|{manifest.hash}|{size}".encode()).hexdigest()[:16]
         count = len(manifest.records)
         return cls(
-            name=f"{manifest.dataset}-{size}-{content}_{socket.gethostname()}_{_boot()}",
+            name=f"{manifest.dataset}-{size}-{content}_{socket.gethostname()}_{boot()}",
             arrays={
                 "images.npy": (np.uint8, (count, size, size, len(manifest.channels))),
                 "masks.npy": (np.uint8, (count, size, size)),
@@ -285,7 +288,8 @@ class _Files:
         return sum(math.prod(shape) for _, shape in self.arrays.values())
 
 
-def _boot() -> str:
+def boot() -> str:
+    """Eight hex digits that the running kernel drew when it started."""
     return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
 
 
@@ -304,7 +308,7 @@ def _lock_places(
                 refused.append(f"{place} is a link, or other users can write to it")
                 continue
             lock = locks.enter_context((place / "lock").open("ab"))
-            while not _try_lock(lock):
+            while not try_lock(lock):
                 if not keep_going():
                     raise DecodingStopped(f"another process is creating or deleting a cache in {place}")
                 time.sleep(POLL_S)
@@ -320,7 +324,8 @@ def _is_ours_alone(place: Path) -> bool:
     return is_own_folder(place) and not place.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _try_lock(file: t.IO[bytes]) -> bool:
+def try_lock(file: t.IO[bytes]) -> bool:
+    """Lock a file, unless another process has it locked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -404,7 +409,7 @@ def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[
                 continue
             if not _is_idle(home):
                 kept += _size(home)
-            elif home.name.endswith(f"_{_boot()}") and _is_whole(home):
+            elif home.name.endswith(f"_{boot()}") and _is_whole(home):
                 kept += _size(home)
                 idle.append(((home / "users").stat().st_mtime, home))
             else:
@@ -425,7 +430,7 @@ def _is_idle(home: Path) -> bool:
     """Whether no process uses the cache. None can start to while the place is locked."""
     try:
         with (home / "users").open("rb+") as users:
-            return _try_lock(users)
+            return try_lock(users)
     except FileNotFoundError:
         return True
 

@@ -31,6 +31,7 @@ from bushpc.data import feature_files
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.feature_files import FeatureStore, checksum, is_whole
 from bushpc.data.loader import FoldData, Preparation, plain_preparation, training_preparation
+from bushpc.data.staging import Stage, stage_features
 from bushpc.errors import DataError
 from bushpc.files import exclusive, write_atomically
 from bushpc.models.base import Model
@@ -53,12 +54,13 @@ def compute_features(
     *,
     keep_going: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] = print,
+    stage: Stage | None = None,
 ) -> FeatureStore:
     """The features of every sample of a fold and of every variant of its training samples; computes missing ones.
 
     The frozen part is moved to `device` only if something is missing, and back to the CPU afterwards. keep_going:
-    called between batches. Raises: DecodingStopped if it returns False (finished groups are kept); DataError if there
-    is no space.
+    called between batches. stage: the node's disk, from which complete files are then read. Raises: DecodingStopped if
+    it returns False (finished groups are kept); DataError if there is no space.
     """
     features = _place(cell, model, data)
     plain = plain_preparation(data)
@@ -72,7 +74,7 @@ def compute_features(
         files |= {features.file(group, v): (group, v) for v in variants for group in trained}
     missing = [path for path in files if not is_whole(path)]
     if not missing:
-        return features
+        return stage_features(features, list(files), stage)
     say(
         f"computing features of the frozen part of {type(model).__name__} for {len(groups)} groups of "
         f"{feature_files.GROUP} samples"
@@ -144,7 +146,7 @@ def compute_features(
     for module in model.outside_state().values():
         module.cpu()
     say(f"features: {len(files)} files, {sum(map(_size, files)) / GB:.2f} GB in {features.plain.parent}")
-    return features
+    return stage_features(features, list(files), stage)
 
 
 def _place(cell: CellConfig, model: Model, data: FoldData) -> FeatureStore:

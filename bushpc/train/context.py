@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from bushpc.config import CellConfig
 from bushpc.data.loader import FoldData
+from bushpc.data.staging import Stage
 from bushpc.dist import World
 from bushpc.metrics.registry import METRICS
 from bushpc.runs.checkpoint import Retention, Saver
@@ -21,7 +22,10 @@ from bushpc.train.track import Tracker
 
 @dataclass(frozen=True)
 class CellContext:
-    """What every part of a cell's work needs. alive: tells the watchdog. lease: of rank 0 alone."""
+    """What every part of a cell's work needs.
+
+    alive: tells the watchdog. lease: of rank 0 alone. stage: the node's own disk, where the profile names one.
+    """
 
     cell: CellConfig
     dir: CellDir
@@ -31,6 +35,7 @@ class CellContext:
     alive: Callable[[str], None]
     lease: Lease | None
     data: FoldData
+    stage: Stage | None = None
 
     def still_alive(self, where: str) -> None:
         """Tell watchdog and heartbeat."""
