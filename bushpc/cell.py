@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bushpc.cluster.base import this_job
+from bushpc.cluster.base import cluster_for, this_job
 from bushpc.config import CellConfig, way_on
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.features import compute_features
@@ -84,7 +84,8 @@ def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None)
         start_ranks(cell, world)
         data = FoldData.open(cell, cell.fold, cell_dir.run.folds)
         at = CellContext(cell, cell_dir, world, tracker, stop, watchdog.alive, lease, data)
-        stage = open_stage(cell.cluster.staging, keep_going=at.keep_going, say=_say_on_each_node(at))
+        scratch = cluster_for(cell.cluster.executor).scratch
+        stage = open_stage(cell.cluster.staging, scratch=scratch, keep_going=at.keep_going, say=_say_on_each_node(at))
         with contextlib.suppress(DecodingStopped):  # the trainer leaves before it would need them
             cell, data = stage_shards(cell, data, stage)
         at = replace(at, cell=cell, data=data, stage=stage)

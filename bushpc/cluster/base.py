@@ -31,7 +31,7 @@ if t.TYPE_CHECKING:
 
 # A busy controller of a large site may take this long to answer.
 ANSWERS_S = 60
-NOT_BACKENDS = ("base", "checks", "profile")
+NOT_BACKENDS = ("base", "checks", "container", "profile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +155,7 @@ class Cluster(abc.ABC):
     that starts when others have ended. outlives_submitter: whether jobs may exist although the command that submitted
     them was killed before it knew their ids; `find` then tells them. ids_are_processes: job ids are process ids.
     one_machine: jobs run on the machine that submits them. launcher: the program that starts the ranks of a job.
+    scratch: variables that may name a job's own folder on its node, the best first.
     variables: rules for the environment variables of its commands and jobs. chosen_by: the variable that says which of
     several clusters of this kind is meant.
     """
@@ -167,6 +168,7 @@ class Cluster(abc.ABC):
     ids_are_processes: t.ClassVar[bool] = False
     one_machine: t.ClassVar[bool] = False
     launcher: t.ClassVar[str] = ""
+    scratch: t.ClassVar[tuple[str, ...]] = ("TMPDIR",)
     variables: t.ClassVar[tuple[environment.Rule, ...]] = ()
     chosen_by: t.ClassVar[str] = ""
 
@@ -206,6 +208,11 @@ class Cluster(abc.ABC):
         if self.one_machine and profile.nodes > 1:
             raise ConfigError(
                 f"cluster.nodes={profile.nodes}: cluster.executor={self.executor} has one machine; use cluster=slurm"
+            )
+        if self.one_machine and profile.container.used:
+            raise ConfigError(
+                f"cluster.container with cluster.executor={self.executor}: ranks run in this machine's own Python. "
+                "Start bushpc itself inside the container, or use cluster=slurm"
             )
 
     def requeue(self, job_id: str) -> None:

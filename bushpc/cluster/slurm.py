@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bushpc.cluster import slurm_variables
+from bushpc.cluster import container, slurm_variables
 from bushpc.cluster.base import Cluster, Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob, ask, submit_all
 from bushpc.cluster.checks import Check
 from bushpc.cluster.profile import stop_lead_s
 from bushpc.cluster.slurm_options import parameters, require_known
-from bushpc.errors import DispatchError
+from bushpc.errors import ConfigError, DispatchError
 
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
@@ -55,6 +55,7 @@ class SlurmCluster(Cluster):
     waits = True
     outlives_submitter = True
     launcher = "srun"
+    scratch = ("SLURM_TMPDIR", "TMPDIR")
     variables = slurm_variables.RULES
     chosen_by = "SLURM_CONF"
 
@@ -85,6 +86,10 @@ class SlurmCluster(Cluster):
         from bushpc.cluster import slurm_site
 
         super().require(profile)
+        container.require(profile)
+        twice = [name for name in profile.srun if name.startswith("container")] if profile.container.used else []
+        if twice:
+            raise ConfigError(f"cluster.srun has {twice[0]} besides cluster.container: set the container once")
         profile = slurm_variables.in_force(profile)
         require_known(profile)
         slurm_site.refuse_impossible(profile)
@@ -277,6 +282,21 @@ def trap_lines(at_end: Sequence[str]) -> list[str]:
     ]
 
 
+def _container_lines(request: JobRequest) -> list[str]:
+    """Before ranks in a container: what it mounts, and what they could not ask Slurm for themselves."""
+    if not request.profile.container.used:
+        return []
+    asked = 'SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format="%A %e"'
+    return [
+        *container.setup_lines(request.profile, request.folder.parent.parent, SlurmCluster.scratch),
+        'if [ -z "${SLURM_JOB_END_TIME:-}" ]; then',
+        # The last task of an array has the array's number, so asking for it may name its neighbours, too.
+        f"""  ends=$({asked} | awk -v id="$SLURM_JOB_ID" '$1 == id {{ print $2 }}')""",
+        '  [ -n "$ends" ] && ends=$(date -d "$ends" +%s) && export SLURM_JOB_END_TIME="$ends"',
+        "fi",
+    ]
+
+
 def max_array_size() -> int:
     """Jobs that Slurm allows in one array."""
     with contextlib.suppress(DispatchError):
@@ -349,7 +369,7 @@ def _executor(request: JobRequest) -> t.Any:
             return 1
 
     profile = slurm_variables.in_force(request.profile)
-    executor = Anywhere(folder=request.folder / "%j")
+    executor = Anywhere(folder=request.folder / "%j", python=container.python_command(profile))
     executor.update_parameters(
         **parameters(profile),
         job_name=request.name,
@@ -357,6 +377,7 @@ def _executor(request: JobRequest) -> t.Any:
             # Set where sbatch was given --export=NONE; srun would then give its tasks nothing of this script's.
             "unset SLURM_EXPORT_ENV",
             *request.setup,
+            *_container_lines(request),
             *(trap_lines(request.at_end) if request.at_end else []),
         ],
         array_parallelism=profile.parallel or len(request.work),

@@ -11,6 +11,7 @@ import os
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from bushpc.cluster import container
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.slurm import minutes_of, site_settings
@@ -272,6 +273,7 @@ def _stopping(profile: ClusterConfig) -> Iterator[Check]:
 
 CHECKS: tuple[tuple[str, Callable[[ClusterConfig], Iterable[Check]]], ...] = (
     ("Slurm", _commands),
+    ("container", container.check),
     ("partition", _partition),
     ("nodes", _nodes),
     ("account and qos", _account),

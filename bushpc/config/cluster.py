@@ -43,12 +43,17 @@ class ContainerConfig(Settings):
     )
     command: str | None = setting(
         None,
-        "With runtime=custom: the words before `python`; {image} stands for the image.",
+        "With runtime=custom: the words before `python`; {image} stands for the image, {binds} for what has to be "
+        "mounted, as from:to with commas between.",
         affects="nothing",
         since=2,
     )
+    python: str = setting("python", "Python inside the image.", affects="nothing", since=2)
     binds: tuple[str, ...] = setting(
-        (), "Folders to mount in addition to those that the run needs, as from:to.", affects="nothing", since=2
+        (),
+        "Folders to mount, as from:to, from:to:ro or one path for both sides; those of the run are added.",
+        affects="nothing",
+        since=2,
     )
 
     def __post_init__(self) -> None:

@@ -381,7 +381,7 @@ def _resolve(cell: CellConfig) -> CellConfig:
     if precision == "auto":
         precision = _fastest_precision(cell.cluster) if device == "cuda" else "fp32"
     engine = dataclasses.replace(cell.engine, device=device, precision=precision)
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         cell,
         engine=engine,
         train=dataclasses.replace(cell.train, weights_from=_absolute(cell.train.weights_from)),
@@ -403,6 +403,19 @@ def _resolve(cell: CellConfig) -> CellConfig:
             features_dir=_absolute(cell.loader.features_dir),
         ),
     )
+    return _with_mounts(resolved) if resolved.cluster.container.used else resolved
+
+
+def _with_mounts(cell: CellConfig) -> CellConfig:
+    """The cell with all of its folders mounted in the container that its ranks run in."""
+    container = cell.cluster.container
+    image = container.image
+    if image and image.startswith((".", "~")):  # anything else may be a name in a registry
+        image = _absolute(image)
+    container = dataclasses.replace(
+        container, image=image, binds=tuple(dict.fromkeys((*container.binds, *cell.folders)))
+    )
+    return dataclasses.replace(cell, cluster=dataclasses.replace(cell.cluster, container=container))
 
 
 def _fastest_precision(cluster: ClusterConfig) -> Precision:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import re
 import sys
 import typing as t
@@ -724,6 +725,14 @@ class CellConfig(Settings):
         """`weights_dir` as composition settled it."""
         assert self.weights_dir is not None, "composition sets it"
         return self.weights_dir
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder outside the run's that training and evaluation read or write."""
+        stream = self.data.stream if self.data.stream and self.data.stream.startswith("/") else None
+        given = (str(self.data.folder), stream, self.data.synthetic, self.weights_dir, self.train.weights_from)
+        caches = (*(self.loader.cache_dir or "").split(os.pathsep), self.loader.features_dir)
+        return [folder for folder in (*given, *caches, *self.evaluate.external) if folder]
 
     @property
     def run_dir(self) -> Path:

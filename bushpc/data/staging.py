@@ -35,8 +35,6 @@ from bushpc.data.loader import FoldData
 from bushpc.errors import DataError
 from bushpc.files import is_own_folder, sha256_of
 
-# `cluster.staging=auto`: what sites call a job's own folder on its node.
-AUTO = ("SLURM_TMPDIR", "TMPDIR")
 BLOCK = 1 << 22
 POLL_S = 0.2
 UNUSED_S = 24 * 3600.0
@@ -157,15 +155,19 @@ class Stage:
 def open_stage(
     wanted: str | None,
     *,
+    scratch: Sequence[str] = (),
     keep_going: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] = print,
     environment: Mapping[str, str] = os.environ,
 ) -> Stage | None:
-    """Our folder in the place that `cluster.staging` names; None where there is none, which is said."""
+    """Our folder in the place that `cluster.staging` names; None where there is none, which is said.
+
+    scratch: as in `place`.
+    """
     if wanted is None:
         return None
     try:
-        home = place(wanted, environment) / f"bushpc-stage-{os.getuid()}"
+        home = place(wanted, scratch, environment) / f"bushpc-stage-{os.getuid()}"
         try:
             home.mkdir(mode=0o700, exist_ok=True)
             if not is_own_folder(home) or home.stat().st_mode & 0o022:
@@ -178,16 +180,16 @@ def open_stage(
     return Stage(home=home, keep_going=keep_going, say=say)
 
 
-def place(wanted: str, environment: Mapping[str, str] = os.environ) -> Path:
+def place(wanted: str, scratch: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Path:
     """The folder that `cluster.staging` names on this node. Raises: Unusable where it does not exist.
 
-    Variables are those of this process: the login node does not know them.
+    scratch: the variables that `auto` looks at. All are those of this process: the login node does not know them.
     """
     if wanted == "auto":
-        found = [Path(environment[name]) for name in AUTO if environment.get(name)]
+        found = [Path(environment[name]) for name in scratch if environment.get(name)]
         folder = next((folder for folder in found if folder.is_dir()), None)
         if folder is None:
-            raise Unusable(f"neither {' nor '.join(f'${name}' for name in AUTO)} names a folder on this node")
+            raise Unusable(f"neither {' nor '.join(f'${name}' for name in scratch)} names a folder on this node")
         return folder.resolve()
     missing = [name for pair in VARIABLE.findall(wanted) for name in pair if name and name not in environment]
     if missing:

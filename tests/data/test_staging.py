@@ -26,6 +26,7 @@ from bushpc.files import sha256_of
 
 fork = multiprocessing.get_context("fork")
 HOST = socket.gethostname()
+SCRATCH = ("SLURM_TMPDIR", "TMPDIR")
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_the_place_is_found_by_the_nodes_own_variables(tmp_path, monkeypatch, wa
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         Path(name).mkdir()
-    assert place(wanted, environment) == tmp_path / where
+    assert place(wanted, SCRATCH, environment) == tmp_path / where
 
 
 @pytest.mark.parametrize(
@@ -174,10 +175,10 @@ def test_the_place_is_found_by_the_nodes_own_variables(tmp_path, monkeypatch, wa
 )
 def test_a_place_that_is_not_there_is_said_in_one_line(wanted, environment, reason):
     with pytest.raises(Unusable) as why:
-        place(wanted, environment)
+        place(wanted, SCRATCH, environment)
     assert str(why.value) == reason
     said = []
-    assert open_stage(wanted, say=said.append, environment=environment) is None
+    assert open_stage(wanted, scratch=SCRATCH, say=said.append, environment=environment) is None
     assert said == [f"cluster.staging={wanted}: {reason}; data is read from where it lies"]
 
 

@@ -1,0 +1,95 @@
+"""Promises of containers on a real Slurm: ranks in a root without Slurm's programs, and all else as ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bushpc.cli import main
+from bushpc.dispatch.status import read_status
+
+RUNTIME = Path(__file__).with_name("sandboxed_root.sh")
+# Of the image: bubblewrap's command and Python's libraries need no more.
+PROGRAMS = ("sh", "bash", "ls", "tr")
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def bubblewrap() -> None:
+    """Debian's sandbox for user namespaces; installed where we may."""
+    if shutil.which("bwrap") is None and os.getuid() == 0 and shutil.which("apt-get"):
+        install = ["apt-get", "-y", "-qq", "-o", "DPkg::Lock::Timeout=300", "install", "bubblewrap"]
+        for step in (install, ["apt-get", "-qq", "update"], install):
+            done = subprocess.run(step, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if step is install and done.returncode == 0:
+                break
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+
+
+@pytest.fixture
+def image(tmp_path, bubblewrap) -> Path:
+    image = tmp_path / "image"
+    for folder in ("bin", "lib", "lib64"):
+        (image / folder).mkdir(parents=True)
+    for program in PROGRAMS:
+        shutil.copy(str(shutil.which(program)), image / "bin" / program)
+    return image
+
+
+@pytest.fixture
+def words(slurm, image, tmp_path, phantom_folder) -> list[str]:
+    """Overrides of a small run whose ranks run in the image; its Python is the one of the tests, mounted."""
+    pythons = ",".join(f"{folder}:{folder}:ro" for folder in dict.fromkeys((sys.prefix, sys.base_prefix)))
+    return [
+        *("model=unet_small", "data=phantom", "cluster=slurm", "name=cv", f"runs_dir={tmp_path / 'runs'}"),
+        *(f"data.root={phantom_folder}", f"loader.cache_dir={tmp_path / 'cache'}", "model.image_size=64"),
+        *("cluster.time_min=30", "train.save_every=50", "train.log_every=5", "evaluate.explain=0"),
+        *("cluster.container.runtime=custom", f"cluster.container.image={image}"),
+        f"cluster.container.command='sh {RUNTIME} {{image}} {{binds}}'",
+        *(f"cluster.container.python={sys.executable}", f"cluster.container.binds=[{pythons}]"),
+    ]
+
+
+def test_ranks_in_a_container_train_stop_come_back_and_are_reported(slurm, words, tmp_path):
+    run_dir = tmp_path / "runs" / "cv"
+    assert main(["cv", *words, "train.iterations=300"]) == 0
+
+    def cells() -> dict[str, dict]:
+        return {cell["name"]: cell for cell in json.loads(read_status(run_dir).to_json())["cells"]}
+
+    def log(name: str) -> str:
+        return Path(cells()[name]["log"]).read_text()
+
+    def trains() -> bool:
+        cell = cells()["fold0"]
+        assert cell["live"] or cell["step"], log("fold0")
+        return 5 <= cell["step"] < 250
+
+    slurm.until(trains, 600)
+    slurm.run(["scancel", "--signal=TERM", cells()["fold0"]["job_id"]])
+    slurm.until(lambda: not any(cell["live"] for cell in cells().values()), 900, lambda: log("fold0"))
+    assert {cell["state"] for cell in cells().values()} == {"done"}, log("fold0")
+    assert cells()["fold0"]["restarts"] == 1
+    said = log("fold0")
+    assert said.count("in the container: bin dev etc lib lib64 proc root tmp usr") == 2
+    assert "is visible" not in said
+    assert "resumed from step_" in said
+    # The batch shell outside told the ranks, which have no squeue.
+    assert "is not known here" not in said
+    slurm.wait(json.loads((run_dir / "jobs" / "report.json").read_text())["job_id"])
+    assert json.loads((run_dir / "report" / "summary.json").read_text())["complete"] is True
+
+
+def test_an_image_that_is_not_there_is_refused_before_anything_is_queued(slurm, words, tmp_path, capsys):
+    queue = slurm.squeue()
+    assert main(["cv", *words, f"cluster.container.image={tmp_path / 'none.sif'}"]) != 0
+    assert "none.sif does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert slurm.squeue() == queue
