@@ -35,7 +35,8 @@ from PIL import Image
 from rich.console import Console
 
 from bushpc.config import CellConfig
-from bushpc.dispatch.status import plain_line, read_status, status_table
+from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status_table import plain_line, status_table
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import sha256_of
 from bushpc.runs import checkpoint

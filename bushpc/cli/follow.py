@@ -23,7 +23,8 @@ LINE_EVERY_S = 20.0
 
 
 def status(given: Arguments) -> int:
-    from bushpc.dispatch.status import read_status, status_table
+    from bushpc.dispatch.status import read_status
+    from bushpc.dispatch.status_table import status_table
 
     if given.watch and given.json:
         raise ConfigError("--watch with --json: --json prints the state once, --watch follows it. Choose one")
@@ -44,7 +45,8 @@ def watch(run_dir: Path, until_report: bool) -> RunStatus:
     from rich.console import Console
     from rich.live import Live
 
-    from bushpc.dispatch.status import plain_line, read_status, status_table
+    from bushpc.dispatch.status import read_status
+    from bushpc.dispatch.status_table import plain_line, status_table
 
     def active(found: RunStatus) -> bool:
         return any(cell.live for cell in found.cells) or (until_report and found.report_live)
@@ -92,6 +94,8 @@ def print_submission(result: Submission, wait_for: t.Sequence[str] | None = None
     ):
         if names:
             print(f"{verb}: {some(names)}")
+    for line in result.said:
+        print(line)
     for warning in result.warnings:
         warn(warning)
     print(f"run: {result.run_dir}\nstatus: bushpc status {result.run_dir}")

@@ -77,6 +77,9 @@ class JobRequest:
     name: of the job. work: one picklable callable per job; several become one array where the cluster has arrays.
     folder: takes scripts, pickles and logs. setup: shell lines before the ranks start. at_end: a command that the batch
     shell runs when the ranks have ended, with their exit status added as its last but one word; only where `requeues`.
+    turns: instead of it, only where `takes_turns`, a command that the shell runs before it starts the ranks, with the
+    exit status of the last ones added (`none` at first): what it prints is BUSHPC_TURN for the next ones, until it ends
+    with another status than 0.
     after: ids of jobs that have to end first; only where `waits`. lead_s: seconds before the time limit at which the
     job is told; None takes the profile's. takes_place: False for a small job that need not wait until the machine has
     room.
@@ -88,15 +91,23 @@ class JobRequest:
     profile: ClusterConfig
     setup: Sequence[str]
     at_end: Sequence[str] = ()
+    turns: Sequence[str] = ()
     after: Sequence[str] = ()
     lead_s: int | None = None
     takes_place: bool = True
 
 
 class Limits(t.NamedTuple):
-    """What the cluster allows. jobs_at_once: jobs of one submission; None without a limit."""
+    """What the cluster allows. jobs_at_once: jobs of one submission; None without a limit.
+
+    room: jobs that it takes at present, and why no more; None without a limit, or if it does not tell. never: why it
+    would never start a job of this profile; "" where it would.
+    """
 
     jobs_at_once: int | None = None
+    room: int | None = None
+    why: str = ""
+    never: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +163,9 @@ class Cluster(abc.ABC):
 
     executor: the value of `cluster.executor` that chooses it. aliases: other names that job notes may have.
     requeues: whether a stopped job comes back without being submitted again. waits: whether a job can be submitted
-    that starts when others have ended. outlives_submitter: whether jobs may exist although the command that submitted
-    them was killed before it knew their ids; `find` then tells them. ids_are_processes: job ids are process ids.
+    that starts when others have ended. takes_turns: whether a job can start its ranks several times.
+    outlives_submitter: whether jobs may exist although the command that submitted them was killed before it knew their
+    ids; `find` then tells them. ids_are_processes: job ids are process ids.
     one_machine: jobs run on the machine that submits them. launcher: the program that starts the ranks of a job.
     scratch: variables that may name a job's own folder on its node, the best first.
     variables: rules for the environment variables of its commands and jobs. chosen_by: the variable that says which of
@@ -164,6 +176,7 @@ class Cluster(abc.ABC):
     aliases: t.ClassVar[tuple[str, ...]] = ()
     requeues: t.ClassVar[bool] = False
     waits: t.ClassVar[bool] = False
+    takes_turns: t.ClassVar[bool] = False
     outlives_submitter: t.ClassVar[bool] = False
     ids_are_processes: t.ClassVar[bool] = False
     one_machine: t.ClassVar[bool] = False
@@ -182,7 +195,7 @@ class Cluster(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, request: JobRequest) -> list[Job]:
-        """Submit one job per callable. Raises: DispatchError where the cluster refuses."""
+        """Submit one job per callable. Raises: DispatchError where the cluster refuses; TooManyJobs."""
 
     def script(self, request: JobRequest) -> str:
         """What `submit` would hand to the cluster, in full; nothing is written. "" where there are no scripts."""
@@ -239,8 +252,12 @@ class Cluster(abc.ABC):
         """For whoever submits: which of their environment variables count for jobs of this profile, and which don't."""
         return []
 
-    def limits(self) -> Limits:
-        """What one submission may be."""
+    def concerns(self, profile: ClusterConfig) -> list[str]:
+        """Why jobs of this profile may wait for long, for whoever submits them."""
+        return []
+
+    def limits(self, profile: ClusterConfig) -> Limits:
+        """What a submission of jobs with this profile may be at present."""
         return Limits()
 
     def find(self, name: str) -> list[str]:
@@ -259,6 +276,10 @@ class Cluster(abc.ABC):
 
     def rank(self, environment: Mapping[str, str]) -> int | None:
         """The rank of a process with these variables in the job's step; None outside."""
+        return None
+
+    def cores(self, environment: Mapping[str, str]) -> int | None:
+        """Cores of this node that the job of a process with these variables has; None outside, or if nobody tells."""
         return None
 
     def time_limit(self, job: ThisJob) -> float | None:
@@ -317,6 +338,10 @@ class Cluster(abc.ABC):
 _BACKENDS: dict[str, Cluster] = {}
 
 
+class TooManyJobs(DispatchError):
+    """The cluster takes no more, or not so many, jobs of this user."""
+
+
 class NoClient(DispatchError):
     """The cluster's commands are not installed here."""
 
@@ -367,6 +392,11 @@ def this_step(environment: Mapping[str, str] = os.environ) -> Step | None:
 def rank_in(environment: Mapping[str, str]) -> int | None:
     """The rank of a process with these variables; None for one that is no rank."""
     return next((rank for backend in all_clusters() if (rank := backend.rank(environment)) is not None), None)
+
+
+def job_cores(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Cores of this node that the job of a process with these variables has; None outside, or if nobody tells."""
+    return next((cores for backend in all_clusters() if (cores := backend.cores(environment)) is not None), None)
 
 
 def time_limit() -> float | None:

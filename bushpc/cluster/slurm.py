@@ -22,7 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from bushpc.cluster import container, slurm_variables
-from bushpc.cluster.base import Cluster, Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob, ask, submit_all
+from bushpc.cluster.base import (
+    Cluster,
+    Job,
+    JobFacts,
+    JobRequest,
+    JobState,
+    Limits,
+    Step,
+    ThisJob,
+    TooManyJobs,
+    ask,
+    submit_all,
+)
 from bushpc.cluster.checks import Check
 from bushpc.cluster.profile import stop_lead_s
 from bushpc.cluster.slurm_options import parameters, require_known
@@ -33,6 +45,10 @@ if t.TYPE_CHECKING:
 
 # Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
 PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
+# Set for ranks that are not the first of their job's start: what came before was not theirs.
+LATER_TURN = "BUSHPC_LATER_TURN"
+# Limits on what runs at the same time: when other jobs end, the job starts. Minutes that are used up do not come back.
+OTHERS_FIRST = re.compile(r"(?:Assoc|QOS)(?:Grp(?!\w*Minutes)|MaxJobs)\w*|(?:Assoc|QOS)?Max\w+Per(?:User|Account)\w*")
 # Jobs of one array, where Slurm does not say what it allows; its own default.
 MAX_ARRAY_SIZE = 1001
 # A stop signal leaves seconds, so a rank or batch shell waits no longer than this for an answer.
@@ -53,6 +69,7 @@ class SlurmCluster(Cluster):
     executor = "slurm"
     requeues = True
     waits = True
+    takes_turns = True
     outlives_submitter = True
     launcher = "srun"
     scratch = ("SLURM_TMPDIR", "TMPDIR")
@@ -65,7 +82,14 @@ class SlurmCluster(Cluster):
                 "cluster=slurm: there is no sbatch here; run this on a login node, or use cluster=local"
             )
         request.folder.mkdir(parents=True, exist_ok=True)
-        jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
+        try:
+            jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
+        except DispatchError as error:
+            from bushpc.cluster.slurm_limits import explain_refusal
+
+            if explained := explain_refusal(str(error)):
+                raise TooManyJobs(explained) from error
+            raise
         here = self.here()
         return [replace(job, owner=os.getuid(), cluster=here, name=request.name) for job in jobs]
 
@@ -74,6 +98,14 @@ class SlurmCluster(Cluster):
 
     def environment_notes(self, profile: ClusterConfig) -> list[str]:
         return slurm_variables.notes(profile)
+
+    def concerns(self, profile: ClusterConfig) -> list[str]:
+        from bushpc.cluster import slurm_site
+
+        try:
+            return slurm_site.concerns(slurm_variables.in_force(profile))
+        except DispatchError:  # the submission will tell
+            return []
 
     def script(self, request: JobRequest) -> str:
         executor = _executor(request)
@@ -144,8 +176,10 @@ class SlurmCluster(Cluster):
     def requeue(self, job_id: str) -> None:
         ask("scontrol", "requeue", job_id, timeout=AT_END_ANSWERS_S)
 
-    def limits(self) -> Limits:
-        return Limits(jobs_at_once=max_array_size())
+    def limits(self, profile: ClusterConfig) -> Limits:
+        from bushpc.cluster.slurm_limits import read_limits
+
+        return read_limits(profile)
 
     def find(self, name: str) -> list[str]:
         command = ["squeue", "--noheader", "--array", "--all", "--me", f"--name={name}", "--format=%i"]
@@ -180,7 +214,7 @@ class SlurmCluster(Cluster):
             # An interactive allocation has the same variables.
             batch=environment.get("ENVIRONMENT") == "BATCH",
             node=environment.get("SLURMD_NODENAME", ""),
-            started=_number(environment, "SLURM_JOB_START_TIME"),
+            started=0 if LATER_TURN in environment else _number(environment, "SLURM_JOB_START_TIME"),
         )
 
     def this_step(self, environment: Mapping[str, str]) -> Step | None:
@@ -198,6 +232,9 @@ class SlurmCluster(Cluster):
     def rank(self, environment: Mapping[str, str]) -> int | None:
         number = environment.get("SLURM_PROCID", "")
         return int(number) if number.isdecimal() else None
+
+    def cores(self, environment: Mapping[str, str]) -> int | None:
+        return _number(environment, "SLURM_CPUS_ON_NODE") or None
 
     def time_limit(self, job: ThisJob) -> float | None:
         if "SLURM_JOB_END_TIME" in os.environ:  # not before Slurm 23.02
@@ -297,13 +334,20 @@ def _container_lines(request: JobRequest) -> list[str]:
     ]
 
 
-def max_array_size() -> int:
-    """Jobs that Slurm allows in one array."""
-    with contextlib.suppress(DispatchError):
-        size = site_settings().get("MaxArraySize", "")
-        if size.isdecimal():
-            return max(1, int(size))
-    return MAX_ARRAY_SIZE
+def turn_lines(turns: Sequence[str]) -> list[str]:
+    """Lines of a batch script that make its srun start once for each turn that the command prints."""
+    return [
+        "trap : TERM USR2",
+        "srun() {",
+        "  local ended=none status=0 turn",
+        # Signals that reach the shell's children, too, must not end the question.
+        f"""  while turn=$(trap '' TERM USR2; exec {shlex.join(turns)} "$ended"); do""",
+        '    BUSHPC_TURN=$turn command srun "$@" && ended=0 || { ended=$?; status=$ended; }',
+        f"    export {LATER_TURN}=1",
+        "  done",
+        "  return $status",
+        "}",
+    ]
 
 
 @functools.cache
@@ -379,6 +423,7 @@ def _executor(request: JobRequest) -> t.Any:
             *request.setup,
             *_container_lines(request),
             *(trap_lines(request.at_end) if request.at_end else []),
+            *(turn_lines(request.turns) if request.turns else []),
         ],
         array_parallelism=profile.parallel or len(request.work),
         # Slurm itself tells the ranks, to the minute.
@@ -393,7 +438,7 @@ def _executor(request: JobRequest) -> t.Any:
 
 def _why_held(job_id: str, reason: str) -> str:
     """Why a job will not start by itself, and what to do; "" for one that only waits for its turn."""
-    if reason in PLAIN_REASONS:
+    if reason in PLAIN_REASONS or OTHERS_FIRST.fullmatch(reason):
         return ""
     # "JobHeldUser", "launch failed requeued held", "job requeued in held state"
     held = "held" in reason.lower()

@@ -92,6 +92,12 @@ def _refuse_impossible(profile: ClusterConfig, conf: str | None) -> None:
         )
 
 
+def concerns(profile: ClusterConfig) -> list[str]:
+    """Why jobs of this profile may wait for long, though they could run: a closed partition, nodes out of service."""
+    checks = [*_partition(profile), *_nodes(profile)]
+    return [f"{check.found}; {check.advice}" for check in checks if check.verdict != OK and check.advice]
+
+
 def _partitions() -> dict[str, dict[str, str]]:
     """Name → what `scontrol show partition` says of it, of all partitions."""
     lines = ask("scontrol", "show", "partition", "--all", "--oneliner").splitlines()

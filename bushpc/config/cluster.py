@@ -130,8 +130,8 @@ class ClusterConfig(Settings):
     )
     report: t.Literal["job", "login", "last_cell"] = setting(
         "job",
-        "What writes the report: a job after the cells, the command that submits (it waits for the cells), or the "
-        "cell that ends last, where a site has no room for a job without a GPU.",
+        "What writes the report: a job after the cells; the command that submits, with --wait or when it is given "
+        "again after the cells; or the cell that ends last, where a site has no room for a job without a GPU.",
         affects="nothing",
         since=2,
     )

@@ -16,10 +16,11 @@ import msgspec
 
 from bushpc.cluster.base import Job, cluster_for
 from bushpc.config import reconfigure
+from bushpc.dispatch.jobs import adopt
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.run_folder import alone_in, owner_of, read_plan, start_anew
 from bushpc.dispatch.status import CellStatus, job_of, read_job, read_status
-from bushpc.dispatch.submit import Submission, adopt, submit
+from bushpc.dispatch.submit import Submission, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import JobNote, RunRecord
@@ -112,9 +113,9 @@ def _require_weights(plan: Plan, *, fresh: bool = False) -> None:
 def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
     """End the jobs of a run, or of some of its cells. What runs is sent TERM and saves first.
 
-    Cells that belong to another run go on unless they are named.
-    Raises: ConfigError for a name that is no cell, and where a job would end that other cells share; DispatchError
-    where the cluster refuses, or a cell is a process of another machine.
+    Cells that belong to another run go on unless they are named, and so do cells that share a job with those named.
+    Raises: ConfigError for a name that is no cell; DispatchError where the cluster refuses, or a cell is a process of
+    another machine.
     """
     run_dir = run_dir.resolve()
     record = RunRecord.open(RunDir(run_dir))
@@ -124,14 +125,15 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
         live = [cell for cell in _named(record, status.cells, names) if cell.live]
         elsewhere = {cell.name: owner for cell in live if (owner := owner_of(run_dir, cell.name)) != run_dir}
         wanted = [cell for cell in live if names or cell.name not in elsewhere]
-        _refuse_shared_jobs(run_dir, wanted)
+        shared = _shared_jobs(run_dir, wanted)
         notes = {path: note for cell in wanted if (note := read_job(path := CellDir(cell.folder).job_note))}
         for path, note in notes.items():
             if (note.host or None) not in (None, socket.gethostname()):
                 raise DispatchError(f"{path.parent.name} runs on {note.host}, outside of any queue: cancel it there")
         for path, note in notes.items():
             msgspec.structs.replace(note, cancelled=time.time()).write(path)
-        _end(list(notes.values()))
+        # Where a job has other cells as well, its ranks read the note.
+        _end([note for note in notes.values() if note.job_id not in shared])
         report = read_job(RunDir(run_dir).report_job)
         if report and not names and status.report_live:
             _end([report])
@@ -139,13 +141,12 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
     return Cancelled(cells=[cell.name for cell in wanted], left=left)
 
 
-def _refuse_shared_jobs(run_dir: Path, wanted: Sequence[CellStatus]) -> None:
-    """Raises: ConfigError if a job of these cells works on others as well, in whichever run they are."""
+def _shared_jobs(run_dir: Path, wanted: Sequence[CellStatus]) -> set[str]:
+    """Those jobs of these cells that work on others as well, in whichever run they are."""
     folders, jobs = {cell.folder for cell in wanted}, {cell.job_id for cell in wanted}
-    for owner in {run_dir, *(CellDir(folder).run.path for folder in folders)}:
-        for cell in read_status(owner).cells:
-            if cell.live and cell.job_id in jobs and cell.folder not in folders:
-                raise ConfigError(f"{cell.name} of {owner} shares a job with them, and would end, too: name it as well")
+    owners = {run_dir, *(CellDir(folder).run.path for folder in folders)}
+    others = (cell for owner in owners for cell in read_status(owner).cells if cell.folder not in folders)
+    return {cell.job_id for cell in others if cell.live and cell.job_id in jobs}
 
 
 def _named(record: RunRecord, cells: Sequence[CellStatus], names: Sequence[str]) -> list[CellStatus]:

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import typing as t
@@ -17,14 +18,20 @@ from pathlib import Path
 from bushpc.cluster.base import this_job, time_limit
 from bushpc.cluster.local import controller
 from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outcome
+from bushpc.dispatch.share import take_share
+from bushpc.dispatch.turns import REPORT, TURN, is_taken_away
 from bushpc.errors import BushpcError
 from bushpc.files import write_atomically
 from bushpc.process import children, end_with_parent
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.lease import LeaseError
+from bushpc.runs.records import JobNote
 from bushpc.train.preempt import StopFlag
 
 POLL_S = 0.5
+# In the place of a signal's name: the cell was cancelled, or submitted again.
+CANCEL = "cancel"
+CANCEL_POLL_S = 5.0
 # A rank that failed closes its connections before it has written why; who lost it gives it so long.
 FAILED_IS_WRITTEN_S = 5.0
 # What gloo says of a peer that is gone, as a plain RuntimeError.
@@ -56,13 +63,27 @@ class Task(t.NamedTuple):
 class CellJob:
     """Trains and evaluates one cell with a task for each of its ranks; or, packed, several cells with a task for each.
 
-    submission: unique per submit, so that a rendezvous never reads a dead predecessor's address.
+    packs: one for each turn of the job (see dispatch.lanes). submission: unique per submit, so that a rendezvous never
+    reads a dead predecessor's address. submitted: in seconds since 1970. gpus: of the node.
     """
 
     run_dir: str
-    cells: tuple[str, ...]
+    packs: tuple[tuple[str, ...], ...]
     packed: bool
     submission: str
+    submitted: float = 0.0
+    gpus: int = 0
+
+    @property
+    def turn(self) -> int | None:
+        """Number of the pack that is to be worked on; None: the report is to be written."""
+        said = os.environ.get(TURN, "0")
+        return None if said == REPORT else int(said)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the job has other cells, which go on when one of them is cancelled."""
+        return self.packed or len(self.packs) > 1
 
     def __call__(self) -> None:
         """Run the task that this process is, and end the process soon after it. Raises: as `run`."""
@@ -77,14 +98,25 @@ class CellJob:
         """
         # Before anything that takes time: a stop signal in the seconds of start-up must not be lost.
         with StopFlag() as stop:
-            task, run_dir = task_of(), Path(self.run_dir)
-            number = task.rank if self.packed else 0
-            if number >= len(self.cells):
-                return  # the last job of an array may have fewer cells
+            task, run_dir, turn = task_of(), Path(self.run_dir), self.turn
+            if turn is None:
+                if task.rank == 0:
+                    print(f"report: {ReportJob(run_dir=self.run_dir, wait=False)()}", flush=True)
+                return
+            cells, number = self.packs[turn], task.rank if self.packed else 0
+            if number >= len(cells):
+                return  # the last pack may have fewer cells
             # The real folder: a cell that two runs share lies in one of them.
-            cell_dir = RunDir(run_dir).cell(self.cells[number]).resolve()
+            cell_dir = RunDir(run_dir).cell(cells[number]).resolve()
             try:
-                self._run(run_dir, cell_dir, task, stop)
+                if task.rank == 0:
+                    if len(self.packs) > 1:
+                        print(f"--- {', '.join(cells)} ({turn + 1} of {len(self.packs)} in this job)", flush=True)
+                    note_attempt(run_dir, cells)
+                with TakenAway(cell_dir, self.submitted, stop) if self._shared else contextlib.nullcontext() as taken:
+                    # Others of the pack may be why the job came back.
+                    if not (self.packed and (taken or cell_dir.failed.exists())):
+                        self._run(run_dir, cell_dir, task, stop)
             except LeaseError as error:
                 note_outcome(run_dir, "refused")
                 if not self.packed:
@@ -106,6 +138,8 @@ class CellJob:
         if controller():
             end_with_parent()
         ranks, rank, local_rank = (1, 0, 0) if self.packed else (task.ranks, task.rank, task.local_rank)
+        if self.packed:
+            take_share(task.local_rank, task.ranks, self.gpus)
         if ranks > 1:  # alone, these variables would make Accelerate look for a rendezvous
             os.environ.update(
                 RANK=str(rank),
@@ -115,21 +149,45 @@ class CellJob:
             )
         if rank == 0:
             stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
-        if task.rank == 0:
-            note_attempt(run_dir, self.cells)
 
         from bushpc.cell import run_cell
         from bushpc.dist import World, meet
 
         world = World(rank=rank, size=ranks, local_rank=local_rank)
         ours = this_job()
-        attempt = f"{self.submission}-{task.job_id}-{ours.restarts if ours else 0}"
+        attempt = f"{self.submission}-{task.job_id}-{ours.restarts if ours else 0}-{self.turn}"
         meet(world, RunDir(run_dir).jobs, attempt, ours.node if ours else "")
         stopped = run_cell(cell_dir, world, stop)
         # The other ranks leave quietly: it takes one to bring the job back, and rank 0 has saved for all.
-        if stopped and world.is_main:
+        if stopped and world.is_main and stopped.signal_name != CANCEL:
             note_outcome(run_dir, "stopped", stopped.signal_name)
             raise SystemExit(STOPPED)
+
+
+class TakenAway:
+    """Context manager that raises the stop flag when the cell is cancelled, or submitted again, while others share its
+    job, so that no signal can be for it alone. True if that has happened.
+    """
+
+    def __init__(self, cell: CellDir, submitted: float, stop: StopFlag) -> None:
+        self._cell, self._submitted, self._stop = cell, submitted, stop
+        self._left = threading.Event()
+
+    def __bool__(self) -> bool:
+        return is_taken_away(JobNote.read_whole(self._cell.job_note), self._submitted)
+
+    def __enter__(self) -> TakenAway:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._left.set()
+
+    def _watch(self) -> None:
+        while not self._left.wait(CANCEL_POLL_S):
+            if self:
+                self._stop.signal_name = CANCEL
+                return
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import Cluster, JobFacts, NoClient, ThisJob, cluster_for, this_job
+from bushpc.cluster.base import JobFacts, NoClient, ThisJob, cluster_for, this_job
 from bushpc.errors import DispatchError
 from bushpc.files import write_atomically
 from bushpc.runs.layout import CellDir, RunDir
@@ -88,12 +89,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     job = this_job()
     if job is not None and arguments.status != 0:
-        _requeue(cluster_for(job.executor), job, arguments.status, arguments.run_dir)
+        requeue(job, arguments.status, arguments.run_dir)
 
 
-def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) -> None:
-    """Ask the cluster until it answers, and have it requeue the job if `why_again` has a reason."""
-    attempt = _attempt(run_dir, job)
+def requeue(
+    job: ThisJob, status: int, run_dir: Path | None, cells: Sequence[str] | None = None, since: int = 0
+) -> bool:
+    """Ask the cluster until it answers, and have it requeue our job if `why_again` has a reason.
+
+    cells: those that the ranks worked on, where the job has others to work on after them; it began with them in its
+    restart number `since`. Returns whether the job ends here: it is requeued, or was cancelled, or was told to stop.
+    """
+    cluster = cluster_for(job.executor)
+    attempt = _attempt(run_dir, job, cells)
     stays = (status == STOPPED or _stopped(attempt)) and not (attempt and attempt.signal == TIME_LIMIT)
     deadline = time.monotonic() + (STAY_FOR_S if stays else ASK_FOR_S)
     wait_s = FIRST_WAIT_S
@@ -102,20 +110,22 @@ def _requeue(cluster: Cluster, job: ThisJob, status: int, run_dir: Path | None) 
             # Asked again each time: a requeue whose answer was lost has happened all the same.
             facts = cluster.facts(job)
             if not facts.ours_to_requeue:
-                return
+                return True
+            facts = dataclasses.replace(facts, restarts=facts.restarts - since)
             reason = why_again(status, facts, run_dir, attempt)
             if reason:
                 print(f"job {job.id} goes back into the queue: {reason}", flush=True)
                 cluster.requeue(facts.requeue_as)
-            elif run_dir and attempt and _stopped(attempt) and _is_in_vain(status, facts, run_dir, attempt):
+                return True
+            if run_dir and attempt and _stopped(attempt) and _is_in_vain(status, facts, run_dir, attempt):
                 for cell in _unfinished(run_dir, attempt):
                     _fail(cell, facts)
-            return
+            return False
         except DispatchError as error:  # no client tools on this node, or a busy controller
             never = isinstance(error, NoClient) and not stays
             if never or cluster.is_final(error) or time.monotonic() + wait_s > deadline:
                 print(f"job {job.id} could not be requeued ({error}); submit again to go on", flush=True)
-                return
+                return stays
             print(f"job {job.id} cannot be requeued yet ({error}); next try in {wait_s:g} s", flush=True)
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -188,10 +198,11 @@ def _fail(cell: CellDir, facts: JobFacts) -> None:
         write_atomically(cell.failed, f"{line}\n")
 
 
-def _attempt(run_dir: Path | None, job: ThisJob) -> AttemptNote | None:
-    """What rank 0 noted of this start of the job; None if it did not come so far."""
+def _attempt(run_dir: Path | None, job: ThisJob, cells: Sequence[str] | None) -> AttemptNote | None:
+    """What rank 0 noted of this start of the job with these cells; None if it did not come so far."""
     note = AttemptNote.read_whole(RunDir(run_dir).attempt_note(job.id)) if run_dir else None
-    return note if note and note.restart == job.restarts else None
+    of_this_start = note and note.restart == job.restarts and (cells is None or note.cells == list(cells))
+    return note if of_this_start else None
 
 
 if __name__ == "__main__":

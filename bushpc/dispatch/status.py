@@ -14,10 +14,7 @@ from bushpc.cluster.base import Job, JobState, cluster_for, job_states
 from bushpc.errors import ConfigError
 from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, Heartbeat, JobNote, RunRecord, read_config_hash
-
-if t.TYPE_CHECKING:
-    from rich.console import Group
+from bushpc.runs.records import CellRecord, DoneRecord, Heartbeat, JobNote, LaneNote, RunRecord, read_config_hash
 
 STYLES = {
     "done": "green",
@@ -29,13 +26,6 @@ STYLES = {
     "missing": "dim",
 }
 
-
-COLUMNS = ("cell", "state", "where", "step", "metric", "rate", "left", "restarts", "goodput", "log")
-# The same, those first that stay where there is little room.
-MATTER = ("cell", "state", "step", "metric", "left", "goodput", "restarts", "log", "where", "rate")
-COLUMN_GAP = 3
-# Cells that a table shows one by one.
-MOST_ROWS = 60
 
 # States in which nothing works on a cell that is not done.
 DEAD = ("failed", "stopped")
@@ -49,7 +39,8 @@ class CellStatus:
     folder: where it really lies, which may be in another run. node: where it runs, or ran last. rate: steps per second.
     goodput: where its time went up to its last sign of life; None before its first start.
     trained_in: folder of the cell whose weights it took over; "" where it trains by itself, or has not started.
-    reason: why it failed, stopped, or stays in the queue where it will not leave it by itself.
+    reason: why it failed, stopped, or stays in the queue where it will not leave it by itself. behind: the cell that
+    its job works on before this one.
     """
 
     name: str
@@ -68,6 +59,7 @@ class CellStatus:
     log: str
     job_id: str
     local: bool
+    behind: str = ""
 
     @property
     def live(self) -> bool:
@@ -83,11 +75,17 @@ class CellStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """All cells of a run, and whether its report job still exists."""
+    """All cells of a run, and what is to become of its report.
+
+    report_live: a job that writes the report exists. report_due: all cells are done, and nobody is about to write their
+    report. queued: jobs of the run that exist.
+    """
 
     run_dir: Path
     cells: list[CellStatus]
     report_live: bool
+    report_due: bool = False
+    queued: int = 0
 
     @property
     def complete(self) -> bool:
@@ -131,12 +129,23 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
     folders = {entry.name: run.cell(entry.name) for entry in record.cells}
     jobs = {name: read_job(folder.job_note) for name, folder in folders.items()}
     report_job = read_job(run.report_job)
+    current = report_is_current(run_dir)
     open_jobs = [jobs[name] for name, folder in folders.items() if not folder.done.exists()]
-    if open_jobs or not report_is_current(run_dir):
-        open_jobs.append(report_job)  # else nothing has to be asked, and a finished run reads without its cluster
+    if open_jobs or not current:  # else nothing has to be asked, and a finished run reads without its cluster
+        # Of jobs that work on one cell after the other the last one writes the report.
+        open_jobs += [report_job, *(note for note in jobs.values() if note and note.lane)]
     queue = job_states([job_of(note) for note in open_jobs if note and not note.ended])
-    cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue) for entry in record.cells]
-    return RunStatus(run_dir=run_dir, cells=cells, report_live=bool(report_job and report_job.job_id in queue))
+    lanes = _Lanes()
+    cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue, lanes) for entry in record.cells]
+    writers = [report_job, *(note for note in jobs.values() if note and note.lane and not current)]
+    report_live = any(note.job_id in queue for note in writers if note)
+    return RunStatus(
+        run_dir=run_dir,
+        cells=cells,
+        report_live=report_live,
+        report_due=not current and not report_live and all(cell.state == "done" for cell in cells),
+        queued=len(queue),
+    )
 
 
 def report_is_current(run_dir: Path) -> bool:
@@ -176,90 +185,6 @@ def job_of(note: JobNote) -> Job:
     )
 
 
-def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
-    """What `bushpc status` shows: a row per cell, totals, then a line for each one that failed or stopped.
-
-    width: characters that there is room for; columns that matter less are left out where it is too little.
-    every: all cells also of a run of more than MOST_ROWS, where else those that need nobody are only counted.
-    """
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = status.cells
-    if len(shown) > MOST_ROWS and not every:
-        shown = [cell for cell in shown if cell.state not in ("done", "queued", "missing") or cell.reason][:MOST_ROWS]
-    rows = [_row(cell, status.run_dir) for cell in shown]
-    table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = _fitting(rows, width)
-    for name in columns:
-        table.add_column(name, no_wrap=True, justify="left" if name in ("cell", "state", "where", "log") else "right")
-    for cell, row in zip(shown, rows, strict=True):
-        table.add_row(*(Text(row[name], STYLES[cell.state] if name == "state" else "") for name in columns))
-    lines = [Text(totals_line(status))]
-    if len(shown) < len(status.cells):
-        rest = len(status.cells) - len(shown)
-        lines.append(Text(f"{rest} cells that are done, queued or missing are not listed; --all lists them", "dim"))
-    lines += [Text(f"{cell.name} {cell.state}: {cell.reason}", STYLES[cell.state]) for cell in shown if cell.reason]
-    return Group(table, *lines)
-
-
-def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
-    """By COLUMNS."""
-    return {
-        "cell": cell.name,
-        "state": cell.phase or cell.state,
-        "where": cell.node if cell.state == "running" else "",
-        "step": f"{cell.step}/{cell.total}" if cell.total else "",
-        "metric": next((f"{name} {value:.3f}" for name, value in cell.metric.items()), ""),
-        "rate": f"{cell.rate:.3g}/s" if cell.rate and cell.state == "running" else "",
-        "left": "" if cell.left_s is None else _duration(cell.left_s),
-        "restarts": str(cell.restarts or ""),
-        "goodput": "" if cell.trained_in else _percent(cell.goodput),
-        "log": os.path.relpath(cell.log, run_dir) if cell.log else "",
-    }
-
-
-def _fitting(rows: t.Sequence[t.Mapping[str, str]], width: int) -> list[str]:
-    """The columns that have something to say and fit, the more important ones first."""
-    chosen, room = {"cell", "state"}, width
-    for name in MATTER:
-        needed = max([len(name), *(len(row[name]) for row in rows)]) + COLUMN_GAP
-        if (name in chosen or any(row[name] for row in rows)) and needed <= room:
-            chosen.add(name)
-            room -= needed
-    return [name for name in COLUMNS if name in chosen]
-
-
-def totals_line(status: RunStatus) -> str:
-    """`20 cells: 12 done, 2 running, 6 queued; 1930/3200 steps, 4.1/s, about 00:05:10 left`."""
-    totals = status.totals
-    counts = ", ".join(f"{count} {state}" for state, count in totals["states"].items())
-    parts = [f"{len(status.cells)} cell{'s' if len(status.cells) > 1 else ''}: {counts}"]
-    if totals["total"]:
-        parts.append(f"{totals['step']}/{totals['total']} steps")
-    if totals["left_s"] is not None:
-        parts.append(f"{totals['rate']:.3g} steps/s, about {_duration(totals['left_s'])} left at that")
-    if totals["gpu_hours"]:
-        parts.append(f"{totals['gpu_hours']:.1f} GPU hours")
-    if taken := [CellDir(cell.trained_in).run for cell in status.cells if cell.trained_in]:
-        parts.append(f"{len(taken)} trained in {', '.join(map(str, dict.fromkeys(taken)))}, and only evaluated here")
-    return "; ".join(parts)
-
-
-def plain_line(cell: CellStatus) -> str:
-    """One cell as a line of a log."""
-    parts = [f"{cell.name}: {cell.state}"]
-    if cell.phase:
-        parts.append(f"({cell.phase})")
-    if cell.total:
-        parts.append(f"{cell.step}/{cell.total}")
-    parts += [f"on {cell.node}"] if cell.node and cell.state == "running" else []
-    parts += [f"{name} {value:.3f}" for name, value in cell.metric.items()]
-    return " ".join(parts) + (f"  {cell.reason}" if cell.reason else "")
-
-
 def _is_known(executor: str) -> bool:
     try:
         cluster_for(executor)
@@ -268,14 +193,32 @@ def _is_known(executor: str) -> bool:
     return True
 
 
-def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState]) -> CellStatus:
+class _Lanes:
+    """The notes of jobs that work on one pack of cells after the other, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, LaneNote | None] = {}
+
+    def of(self, cell: CellDir, job: JobNote | None) -> LaneNote | None:
+        if job is None or job.lane is None:
+            return None
+        path = cell.run.lane(job.lane)
+        if path not in self._read:
+            self._read[path] = LaneNote.read_whole(path)
+        return self._read[path]
+
+
+def _cell_status(
+    cell: CellDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState], lanes: _Lanes
+) -> CellStatus:
     begun = cell.has_begun()
     heartbeat = Heartbeat.read_valid(cell.heartbeat) if begun else Heartbeat()
-    state, phase, reason = _state(cell, job, queue, heartbeat, begun)
-    if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
-        state, reason = "stale", "done with other settings; submit again"
     is_link = cell.is_link()
     folder = os.path.realpath(cell) if is_link else str(cell)
+    lane = lanes.of(CellDir(folder) if is_link else cell, job)
+    state, phase, reason = _state(cell, job, queue, heartbeat, begun, lane)
+    if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
+        state, reason = "stale", "done with other settings; submit again"
     if is_link and not _is_the_same(cell, entry.hash):
         heartbeat, job, phase = Heartbeat(), None, ""
         state = "stale" if cell.exists() else "missing"
@@ -301,33 +244,49 @@ def _cell_status(cell: CellDir, entry: CellRecord, job: JobNote | None, queue: d
         log=job.log if job else "",
         job_id=job.job_id if job else "",
         local=bool(job and not cluster_for(job.executor).waits),
+        behind=lane.packs[job.turn - 1][0] if job and lane and state == "queued" and job.turn > lane.turn else "",
     )
 
 
 def _state(
-    cell: CellDir, job: JobNote | None, queue: dict[str, JobState], heartbeat: Heartbeat, begun: bool
+    cell: CellDir,
+    job: JobNote | None,
+    queue: dict[str, JobState],
+    heartbeat: Heartbeat,
+    begun: bool,
+    lane: LaneNote | None,
 ) -> tuple[str, str, str]:
     """(state, phase, reason)."""
     if begun and cell.done.exists():
         return "done", "", ""
     failed = begun and cell.failed.exists()
     queued = queue.get(job.job_id) if job else None
-    if job and queued:
+    if job and queued and not _is_left(job, lane, failed, heartbeat):
         if queued.waiting:
             return "queued", "", queued.held
-        if job.packed and failed:  # the job goes on, with the cells that share it
-            return "failed", "", _first_line(cell.failed)
+        if lane and job.turn > lane.turn:
+            return "queued", "", ""
         if heartbeat.time < job.submitted:
             return "queued", "waiting", ""
         return "running", heartbeat.phase, ""
     if failed:
         return "failed", "", _first_line(cell.failed)
     if job and job.cancelled:
-        return "stopped", "", f"job {job.job_id} was cancelled; `bushpc resume` goes on"
+        return "stopped", "", f"{'it' if queued else f'job {job.job_id}'} was cancelled; `bushpc resume` goes on"
     if job:
         log = f" (log: {job.log})" if job.log else ""
-        return "stopped", "", f"job {job.job_id} ended early; submit again to go on{log}"
+        end = "goes on without it" if queued else "ended early"
+        return "stopped", "", f"job {job.job_id} {end}; submit again to go on{log}"
     return "missing", "", ""
+
+
+def _is_left(job: JobNote, lane: LaneNote | None, failed: bool, heartbeat: Heartbeat) -> bool:
+    """Whether a job that exists works on this cell no more, but on others."""
+    if not (job.packed or lane):
+        return False
+    if failed or (lane and lane.turn > job.turn):
+        return True
+    return job.cancelled is not None and (heartbeat.time < job.submitted or heartbeat.phase == "stopped")
 
 
 def _is_the_same(cell: CellDir, config_hash: str | None) -> bool:
@@ -340,12 +299,3 @@ def _is_the_same(cell: CellDir, config_hash: str | None) -> bool:
 
 def _first_line(path: Path) -> str:
     return path.read_text(errors="replace").partition("\n")[0]
-
-
-def _percent(account: Goodput | None) -> str:
-    return f"{100 * account.share:.0f} %" if account and account.share is not None else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

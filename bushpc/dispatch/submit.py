@@ -1,43 +1,39 @@
 """Cells → jobs: one submission for all that is missing, and a report job that follows it.
 
-    plan ─write_run→ run folder ─what is missing→ packs per profile, in parts that the site accepts → jobs
-
-Where jobs may outlive a command that was killed before it knew their ids, they are written down twice: before the
-submission as jobs/submitting-<id>.json, and after it in each cell's job.json. A command that is killed between the two
-leaves the first, and the next command finds the jobs by it.
+plan ─write_run→ run folder ─what is missing→ packs per profile ─lanes.choose→ jobs, in parts that the site accepts
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import time
+import math
+import re
 import typing as t
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
-from bushpc.cluster.base import Job, JobRequest, cluster_for, job_states
+from bushpc.cluster.base import Job, JobRequest, TooManyJobs, cluster_for, job_states
 from bushpc.cluster.profile import packs_by_profile, report_profile, shell_lines
 from bushpc.config import ClusterConfig
-from bushpc.dispatch.job import CellJob, ReportJob
+from bushpc.dispatch.job import ReportJob
+from bushpc.dispatch.jobs import adopt, note_of, parts_of, queue_cells
+from bushpc.dispatch.lanes import Way, choose
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.requeue import command_at_end
-from bushpc.dispatch.run_folder import alone_in, owner_of, snapshot, write_run
+from bushpc.dispatch.run_folder import alone_in, owner_of, write_run
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
-from bushpc.errors import DispatchError
-from bushpc.files import write_all, write_atomically
+from bushpc.errors import ConfigError, DispatchError
 from bushpc.runs.goodput import read_note
-from bushpc.runs.layout import RunDir
-from bushpc.runs.records import JobNote, SubmittingNote
+from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.records import LaneNote
 
 
 class Submission(t.NamedTuple):
     """What one call of `submit` did: names of the cells, by what happened to them, and what to look out for.
 
-    elsewhere: cell → the run that it belongs to, where that is another one: it is trained once for both.
+    elsewhere: cell → the run that it belongs to, where that is another one: it is trained once for both. said: how the
+    cells became jobs, where that is not one for each.
     """
 
     run_dir: Path
@@ -46,6 +42,7 @@ class Submission(t.NamedTuple):
     live: list[str]
     elsewhere: dict[str, str]
     warnings: list[str]
+    said: list[str]
 
 
 def submit(plan: Plan, command: Sequence[str]) -> Submission:
@@ -67,22 +64,48 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
             done = [name for name in plan.wanted if states[name].state == "done"]
             live = [name for name in plan.wanted if states[name].live]
             missing = [name for name in plan.wanted if name not in {*done, *live}]
+            said: list[str] = []
+            warnings: list[str] = []
             queued: list[Job] = []
+            left: set[str] = set()
             if missing:
                 profiles = {name: plan.cells[name].cluster for name in _once_each(run_dir, missing)}
-                queued = queue_cells(run_dir, profiles, code)
+                way = _choose_way(profiles, profile, status)
+                left = {name for name in missing if plan.cells[name].cluster not in way.jobs}
+                said += way.said
+                queued = queue_cells(run_dir, profiles, code, way, said)
+                warnings += [*_held(queued), *short_grace(run_dir, profile)]
+                for each in dict.fromkeys(profiles.values()):
+                    warnings += cluster_for(each.executor).concerns(each)
+                warnings += cluster_for(profile.executor).environment_notes(profile)
             if missing or live or not report_is_current(run_dir):
-                _submit_report(run_dir, profile, status, queued, code)
+                warnings += _see_to_report(run_dir, profile, status, queued, code)
     return Submission(
         run_dir=run_dir,
-        submitted=missing,
+        submitted=[name for name in missing if name not in left],
         done=done,
         live=live,
         elsewhere={name: owner.name for name, owner in owners.items() if owner != run_dir.resolve()},
-        warnings=[*short_grace(run_dir, profile), *cluster_for(profile.executor).environment_notes(profile)]
-        if missing
-        else [],
+        warnings=warnings,
+        said=said,
     )
+
+
+def requests_of(plan: Plan, code: Path) -> tuple[list[JobRequest], Sequence[str]]:
+    """What `submit` would ask the cluster for at present, and what it would say about that. Writes nothing.
+
+    code: what jobs would import bushpc from. Raises: as `submit`.
+    """
+    run_dir, profile = plan.first.run_dir, plan.first.cluster
+    status = read_status(run_dir) if RunDir(run_dir).file.exists() else None
+    settled = {cell.name for cell in status.cells if cell.live or cell.state == "done"} if status else set()
+    profiles = {name: plan.cells[name].cluster for name in plan.wanted if name not in settled}
+    if not profiles:
+        return [], []
+    way = _choose_way(profiles, profile, status)
+    requests = [part.request for part in parts_of(run_dir, profiles, code, way)]
+    report = [report_request(run_dir, profile, [], code)] if way.report == "job" else []
+    return [*requests, *report], way.said
 
 
 def _once_each(run_dir: Path, names: Sequence[str]) -> list[str]:
@@ -108,124 +131,65 @@ def short_grace(run_dir: Path, profile: ClusterConfig) -> list[str]:
     ]
 
 
-def adopt(run_dir: Path) -> None:
-    """Find the jobs of a submission that was killed before it had noted them with their cells; under the lock."""
-    run = RunDir(run_dir)
-    for path in run.all_submitting():
-        intent = SubmittingNote.read_whole(path)
-        if intent:
-            cluster = cluster_for(intent.executor)
-            cluster.require_here([intent.cluster])
-            for job_id in cluster.find(intent.job_name):
-                number = int(job_id.rpartition("_")[2]) if "_" in job_id else 0
-                folder = run.job_folder(job_id)
-                job = Job(
-                    id=job_id,
-                    executor=cluster.executor,
-                    cluster=intent.cluster,
-                    name=intent.job_name,
-                    log=str(run.log_in(folder, job_id, 0)),
-                    owner=os.getuid(),
-                )
-                if any(folder.glob("*_submitted.pkl")):
-                    write_all(dict(_job_notes(run, intent, number, job)))
-                else:  # it was not told yet what to run
-                    with contextlib.suppress(DispatchError):
-                        cluster.cancel([job])
-        path.unlink()
+def _choose_way(profiles: Mapping[str, ClusterConfig], first: ClusterConfig, status: RunStatus | None) -> Way:
+    """How missing cells become jobs: asked of the cluster, which knows what it allows. profiles: of the cells.
 
-
-def queue_cells(run_dir: Path, profiles: Mapping[str, ClusterConfig], code: Path | None = None) -> list[Job]:
-    """Submit cells of a written run: those of one profile together, in parts where the cluster limits submissions.
-
-    profiles: cell → its profile. code: what jobs import bushpc from; None takes a snapshot of what runs now.
-    Raises: DispatchError if the cluster refuses.
+    Raises: ConfigError where it would never start such a job; DispatchError where it takes no job now.
     """
-    code = code or snapshot(run_dir)
-    queued = []
-    for profile, packs in packs_by_profile(profiles).items():
-        cluster, after = cluster_for(profile.executor), None
-        at_once = cluster.limits().jobs_at_once or len(packs)
-        for i in range(0, len(packs), at_once):
-            # One part after the other, where `cluster.parallel` cells may run at a time and not twice as many.
-            jobs = _submit_packs(run_dir, packs[i : i + at_once], profile, after if profile.parallel else None, code)
-            after = jobs[0].id
-            queued += jobs
-    return queued
+    packs = packs_by_profile(profiles)
+    if not all(cluster_for(profile.executor).takes_turns for profile in packs):
+        return Way(jobs={profile: len(some) for profile, some in packs.items()})
+    limits = [cluster_for(profile.executor).limits(profile) for profile in packs]
+    if never := next((each.never for each in limits if each.never), None):
+        raise ConfigError(f"nothing was submitted, as such a job would never start: {never}")
+    tightest = min(limits, key=lambda each: math.inf if each.room is None else each.room)
+    live = status.queued if status else 0
+    report, small = first.report, report_profile(first)
+    elsewhere = (small.account, small.qos, small.partition) != (first.account, first.qos, first.partition)
+    if report == "job" and elsewhere and cluster_for(first.executor).limits(small).room == 0:
+        report = "last_cell"
+    return choose(packs, tightest, report=report, elsewhere=elsewhere, live=live, window=first.submit_window)
 
 
-def _submit_packs(
-    run_dir: Path, packs: Sequence[Sequence[str]], profile: ClusterConfig, after: str | None, code: Path
-) -> list[Job]:
-    """Submit one job per pack of cells."""
-    cluster = cluster_for(profile.executor)
-    submission, packed = uuid.uuid4().hex, profile.cells_per_job > 1
-    intent = SubmittingNote(
-        job_name=f"{run_dir.name}-{submission[:8]}",
-        cluster=cluster.here(),
-        packs=[list(pack) for pack in packs],
-        packed=packed,
-        executor=cluster.executor,
-        submitted=time.time(),
-        code=code.name,
-    )
+def _held(queued: Sequence[Job]) -> list[str]:
+    """Why new jobs will not start by themselves, as far as the cluster knows at once; one line for each reason."""
+    with contextlib.suppress(DispatchError):
+        held = [state.held for state in job_states(queued).values() if state.held]
+        reasons: dict[str, str] = {}
+        for line in held:
+            reasons.setdefault(re.sub(r"\d+", "", line), line)
+        return list(reasons.values())
+    return []
+
+
+def _see_to_report(
+    run_dir: Path, profile: ClusterConfig, before: RunStatus, queued: Sequence[Job], code: Path
+) -> list[str]:
+    """Have the report written when the cells have ended, or now; returns what the user has to do for it."""
     run = RunDir(run_dir)
-    run.jobs.mkdir(exist_ok=True)
-    if cluster.outlives_submitter:
-        intent.write(run.submitting(submission))
-    work = [CellJob(run_dir=str(run_dir), cells=tuple(pack), packed=packed, submission=submission) for pack in packs]
-    request = JobRequest(
-        name=intent.job_name,
-        work=work,
-        folder=RunDir(run_dir).jobs,
-        profile=profile,
-        setup=shell_lines(profile, run_dir, code),
-        at_end=command_at_end(run_dir),
-        after=[after] if after else [],
-    )
-    with _without_failures(run, [name for pack in packs for name in pack]):
-        jobs = cluster.submit(request)
-    notes = (note for number, job in enumerate(jobs) for note in _job_notes(run, intent, number, job))
-    write_all(dict(notes))
-    run.submitting(submission).unlink(missing_ok=True)
-    return jobs
+    if _last_cell_reports(run):
+        return []
+    later = f"the report is written by `bushpc report {run_dir}` when the cells have ended"
+    live = queued or any(cell.live for cell in before.cells)
+    if profile.report != "job" and cluster_for(profile.executor).takes_turns:
+        if live:
+            return [f"cluster.report={profile.report}: {later}"]
+        from bushpc.report.page import build_report
 
-
-@contextlib.contextmanager
-def _without_failures(run: RunDir, names: Sequence[str]) -> Iterator[None]:
-    """Forget why cells failed, as they are tried again; not where the cluster refuses them."""
-    paths = [run.cell(name).failed for name in names]
-    texts = {path: path.read_text() for path in paths if path.exists()}
-    for path in texts:
-        path.unlink()
+        build_report(run_dir)
+        return []
     try:
-        yield
-    except DispatchError:
-        for path, text in texts.items():
-            write_atomically(path, text)
-        raise
+        _submit_report(run_dir, profile, before, queued, code)
+    except TooManyJobs as error:
+        return [f"there is no report job, {error}. Until then {later}" if live else f"{error}; {later}"]
+    return []
 
 
-def _job_notes(run: RunDir, intent: SubmittingNote, number: int, job: Job) -> Iterator[tuple[Path, str]]:
-    """Of each cell of a pack its note's path, and which job works on it with the log of its task."""
-    note = _note_of(job, intent.submitted)
-    for task, name in enumerate(intent.packs[number]):
-        log = job.log.removesuffix("_0_log.out") + f"_{task}_log.out" if task else job.log
-        mine = msgspec.structs.replace(note, code=intent.code, packed=intent.packed, log=log)
-        yield run.cell(name).job_note, mine.to_json()
-
-
-def _note_of(job: Job, submitted: float) -> JobNote:
-    note = JobNote(
-        executor=job.executor,
-        job_id=job.id,
-        cluster=job.cluster,
-        name=job.name,
-        user=job.owner,
-        submitted=submitted,
-        log=job.log,
-    )
-    return msgspec.structs.replace(note, process_start=job.process_start, host=job.host) if job.host else note
+def _last_cell_reports(run: RunDir) -> bool:
+    """Whether a job that works on cells writes the report after them."""
+    live = [CellDir(cell.folder) for cell in read_status(run.path).cells if cell.live]
+    lanes = {note.lane for cell in live if (note := read_job(cell.job_note)) and note.lane}
+    return any(lane.report for name in lanes if (lane := LaneNote.read_whole(run.lane(name))))
 
 
 def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, queued: Sequence[Job], code: Path) -> None:
@@ -245,8 +209,15 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
     # A cluster can wait for its own jobs only, and a cell of `bushpc train` may be none.
     live = [cell.job_id for cell in before.cells if cell.live and cell.local != cluster.waits]
     after = list(dict.fromkeys((*live, *(job.id for job in queued))))
+    [job] = cluster.submit(report_request(run_dir, profile, after, code))
+    note_of(job, job.submitted).write(path)
+
+
+def report_request(run_dir: Path, profile: ClusterConfig, after: Sequence[str], code: Path) -> JobRequest:
+    """The job that writes the report. after: ids of the jobs that it follows."""
+    cluster = cluster_for(profile.executor)
     small = report_profile(profile, 0 if cluster.waits else profile.time_min * max(1, len(after)))
-    request = JobRequest(
+    return JobRequest(
         name=f"{run_dir.name}-report-{uuid.uuid4().hex[:8]}",
         work=[ReportJob(run_dir=str(run_dir), wait=not cluster.waits)],
         folder=RunDir(run_dir).jobs,
@@ -256,5 +227,3 @@ def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, que
         after=after if cluster.waits else [],
         takes_place=False,
     )
-    [job] = cluster.submit(request)
-    _note_of(job, job.submitted).write(path)

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from bushpc.cluster.base import Cluster, Job, JobState, cluster_for
 from bushpc.config import CellConfig
+from bushpc.dispatch.jobs import queue_cells
 from bushpc.dispatch.plan import Plan, cv_plan
 from bushpc.dispatch.run_folder import write_run
-from bushpc.dispatch.submit import queue_cells
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import write_atomically
 from bushpc.ops.audit import audit_run

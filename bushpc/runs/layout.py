@@ -173,6 +173,10 @@ class RunDir(_Folder):
     def all_submitting(self) -> list[Path]:
         return sorted(self.jobs.glob("submitting-*.json"))
 
+    def lane(self, name: str) -> Path:
+        """See `records.LaneNote`. name: of the submission, and the job's number in it."""
+        return self.jobs / f"lane-{name}.json"
+
     def attempt_note(self, job_id: str) -> Path:
         """See `records.AttemptNote`."""
         return self.jobs / f"attempt-{job_id}.json"

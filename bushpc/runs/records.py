@@ -180,7 +180,8 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
     ended already) tell from a later one. cluster, name, user: what the cluster calls itself and the job, and the user
     id that submitted it; notes of earlier versions lack them. submitted, cancelled: in seconds since 1970. heartbeat:
     a file that shows whether a process of another host lives. packed: other cells share the job. ended: the process has
-    said goodbye. owner: of the file, where `user` is missing; not in the file.
+    said goodbye. lane, turn: of a job that works on one pack of cells after the other its `RunDir.lane`, and which pack
+    it is. owner: of the file, where `user` is missing; not in the file.
     """
 
     executor: str
@@ -197,6 +198,8 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
     heartbeat: str | None = None
     cancelled: float | None = None
     ended: bool = False
+    lane: str | None = None
+    turn: Count = 0
     owner: int = -1
 
     @classmethod
@@ -240,7 +243,8 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
 class SubmittingNote(Record, kw_only=True, frozen=True):
     """`RunDir.submitting`: jobs that are being submitted, for whoever goes on if that command is killed.
 
-    packs: the cells of each job. submitted: in seconds since 1970. cluster: what it calls itself.
+    packs: the cells of each job. submitted: in seconds since 1970. cluster: what it calls itself. lanes: each job works
+    on its cells in turns, as its LaneNote says.
     """
 
     job_name: str
@@ -250,6 +254,23 @@ class SubmittingNote(Record, kw_only=True, frozen=True):
     executor: str
     submitted: float
     code: str
+    lanes: bool = False
+
+
+class LaneNote(Record, kw_only=True, frozen=True):
+    """`RunDir.lane`: a job that works on one pack of cells after the other; its batch shell keeps it up to date.
+
+    turn: number of the pack that it is at; as many as there are packs when it has none left. since: the job's restart
+    in which that turn began. submitted: in seconds since 1970. lead_s: seconds before the time limit in which no other
+    pack is begun. report: the job writes the report if no other job of the run is left then.
+    """
+
+    packs: list[list[str]]
+    turn: Count = 0
+    since: Count = 0
+    submitted: float
+    lead_s: float = 0.0
+    report: bool = False
 
 
 class AttemptNote(Record, kw_only=True, frozen=True):

@@ -322,7 +322,7 @@ run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
 run.run_cell, dist.meet = run_cell, lambda *args: None
 dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)
 sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})
-job.CellJob(run_dir=sys.argv[1], cells=("fold0",), packed=False, submission="a")()
+job.CellJob(run_dir=sys.argv[1], packs=(("fold0",),), packed=False, submission="a")()
 """
 
 

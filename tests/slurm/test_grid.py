@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.cluster import slurm as slurm_backend
+from bushpc.cluster.base import Limits
+from bushpc.cluster.slurm import SlurmCluster
 from bushpc.dispatch.status import read_status
 from bushpc.runs.goodput import read_attempts
 
@@ -95,7 +96,7 @@ def test_table_4_survives_its_submitter_two_of_its_cells_and_a_node(slurm, words
 
 
 def test_a_grid_is_split_by_resources_and_by_what_an_array_may_hold(slurm, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(slurm_backend, "max_array_size", lambda: 2)
+    monkeypatch.setattr(SlurmCluster, "limits", lambda self, profile: Limits(jobs_at_once=2))
     path = tmp_path / "trial.yaml"
     path.write_text("rows: {one: {}, two: {set: {train.lr: 0.5, cluster.ranks_per_node: 2, cluster.parallel: 0}}}")
     assert main(words(f"grid={path}", "cluster.parallel=1", "train.iterations=3")) == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from bushpc.config import ClusterConfig, places
+from bushpc.dispatch.jobs import queue_cells
 from bushpc.dispatch.status import read_status
-from bushpc.dispatch.submit import queue_cells
 
 pytestmark = pytest.mark.real
 

@@ -16,7 +16,8 @@ from bushpc.config import compose, config_names, differences
 from bushpc.dispatch.control import resume, retry
 from bushpc.dispatch.plan import Plan, cv_plan, grid_plan
 from bushpc.dispatch.run_folder import write_run
-from bushpc.dispatch.status import read_status, totals_line
+from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status_table import totals_line
 from bushpc.dist import World
 from bushpc.errors import ConfigError, ResumeError
 from bushpc.evaluate.predictor import load

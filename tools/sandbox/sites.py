@@ -109,6 +109,10 @@ def array_limit(draft: Draft, number: int) -> None:
     draft.keys["MaxArraySize"] = number + 1
 
 
+def job_count(draft: Draft, number: int) -> None:
+    draft.keys["MaxJobCount"] = number
+
+
 def time_limit(draft: Draft, number: int) -> None:
     for partition in draft.partitions.values():
         partition["MaxTime"] = number
@@ -164,6 +168,7 @@ KINDS = {
     "submit-limit": Kind("MaxSubmitJobs of the user's association", submit_limit, number=4),
     "qos-submit-limit": Kind("MaxSubmitJobsPerUser of the QOS of partition low", qos_submit_limit, number=4),
     "job-limit": Kind("MaxJobs (running) of the user's association", job_limit, number=2),
+    "job-count": Kind("jobs of all users together (MaxJobCount)", job_count, number=10_000),
     "array-limit": Kind("largest array (MaxArraySize less one)", array_limit, number=10),
     "time-limit": Kind("longest time of jobs outside partition high, minutes", time_limit, number=60),
     "wckeys": Kind("wckeys are enforced: thesis or none", wckeys),
