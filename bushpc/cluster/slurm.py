@@ -47,8 +47,8 @@ if t.TYPE_CHECKING:
 PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
 # Set for ranks that are not the first of their job's start: what came before was not theirs.
 LATER_TURN = "BUSHPC_LATER_TURN"
-# Limits on what runs at the same time: when other jobs end, the job starts. Minutes that are used up do not come back.
-OTHERS_FIRST = re.compile(r"(?:Assoc|QOS)(?:Grp(?!\w*Minutes)|MaxJobs)\w*|(?:Assoc|QOS)?Max\w+Per(?:User|Account)\w*")
+# Limits on how many jobs run at the same time: when others end, the job starts.
+OTHERS_FIRST = re.compile(r"(?:Assoc|QOS)?(?:Max|Grp)Jobs\w*")
 # Jobs of one array, where Slurm does not say what it allows; its own default.
 MAX_ARRAY_SIZE = 1001
 # A stop signal leaves seconds, so a rank or batch shell waits no longer than this for an answer.
