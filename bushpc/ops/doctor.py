@@ -197,6 +197,10 @@ def _gpu_build(config: CellConfig) -> Iterator[Check]:
     """Driver, GPU and build, as far as profile, site and this machine tell."""
     if not config.cluster.gpu_count:
         return
+    if config.cluster.container.used:
+        found = "the torch of the container counts; `bushpc doctor --slurm` tries it on a node"
+        yield Check(name="GPU and build", verdict=OK, found=found)
+        return
     cluster = cluster_for(config.cluster.executor)
     names: list[str] = []
     with contextlib.suppress(DispatchError):  # a site that does not answer is told of by its own checks

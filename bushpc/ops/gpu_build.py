@@ -5,11 +5,15 @@ GPU names (profile, site or node), driver (node) ─judge→ checks ← Build (t
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import typing as t
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bushpc import environment
 from bushpc.cluster.checks import BROKEN, OK, Check
@@ -46,6 +50,11 @@ class Build:
         return cls(
             torch=torch.__version__, cuda=torch.version.cuda, rocm=torch.version.hip, arches=tuple(flags.split())
         )
+
+    @classmethod
+    def of(cls, told: Mapping[str, t.Any]) -> Build:
+        """From plain data, as a node tells it."""
+        return cls(**{**told, "arches": tuple(told["arches"])})
 
     def __str__(self) -> str:
         made_for = f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.rocm}" if self.rocm else "the CPU only"
@@ -140,42 +149,79 @@ def _broken(found: str, advice: str) -> Check:
 
 
 def gpus_and_driver() -> tuple[list[str], str | None]:
-    """Names of the GPUs that NVIDIA's driver shows here, and its version."""
+    """Names of the GPUs that a driver shows here, and NVIDIA's driver version."""
+    return names_and_driver(gpu_lines())
+
+
+def gpu_lines() -> list[str]:
+    """`name, driver version` of each GPU here: what nvidia-smi says, or the kernel of AMD's."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    env = environment.for_process(environment.WORKER)
     try:
-        env = environment.for_process(environment.WORKER)
         answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
     except (OSError, subprocess.SubprocessError):
-        return [], None
-    return names_and_driver(answer.stdout.splitlines())
+        return amd_gpus()
+    return answer.stdout.splitlines()
+
+
+def amd_gpus(root: Path = Path("/sys")) -> list[str]:
+    """`name, driver version` of AMD's GPUs, from the kernel's own list. root: where sysfs is mounted."""
+    version = root / "module" / "amdgpu" / "version"
+    driver = version.read_text().strip() if version.exists() else "amdgpu"
+    lines = []
+    for path in sorted((root / "class" / "kfd" / "kfd" / "topology" / "nodes").glob("*/properties")):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # of a GPU that belongs to another job
+            values = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+            if int(values["simd_count"]):  # processors are in the list, too
+                major, rest = divmod(int(values["gfx_target_version"]), 10000)
+                lines.append(f"AMD gfx{major}{rest // 100:x}{rest % 100:x}, {driver}")
+    return lines
 
 
 def names_and_driver(lines: Sequence[str]) -> tuple[list[str], str | None]:
-    """From nvidia-smi's `name, driver` lines."""
+    """From `name, driver` lines."""
     rows = [line.rpartition(",") for line in lines if "," in line]
     return list(dict.fromkeys(name.strip() for name, _, _ in rows)), rows[0][2].strip() if rows else None
 
 
-TRIAL = (
-    "import torch; x = torch.ones(64, 64, device='cuda'); assert float((x @ x).sum()) == 64**3; "
-    "print(torch.cuda.get_device_name(0))"
-)
+@dataclass(frozen=True)
+class Trial:
+    """A product of torch on this node's GPU. failed: "" where it worked, else what torch said."""
+
+    failed: str
+    build: Build | None
 
 
-def try_gpu() -> str:
-    """A product on the GPU in a process of its own: "" where it works, else what torch says."""
+TRIAL = """
+import json, torch
+from bushpc.ops.gpu_build import Build
+print(json.dumps(Build.installed().__dict__), flush=True)
+x = torch.ones(64, 64, device="cuda")
+assert float((x @ x).sum()) == 64**3
+"""
+
+
+def try_gpu() -> Trial:
+    """In a process of its own, as torch may end it."""
+    command, env = [sys.executable, "-c", TRIAL], environment.for_process(environment.WORKER)
     try:
-        command, env = [sys.executable, "-c", TRIAL], environment.for_process(environment.WORKER)
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TRIAL_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+        return Trial(str(error), None)
+    failed = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+    return Trial(failed if done.returncode else "", _build_of(done.stdout))
 
 
-def judge_trial(build: Build, lines: Sequence[str], failed: str, *, precision: str = "") -> list[Check]:
+def _build_of(text: str) -> Build | None:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return Build.of(json.loads(text))
+    return None
+
+
+def judge_trial(lines: Sequence[str], failed: str, build: Build, *, precision: str = "") -> list[Check]:
     """On a node: what a product on its GPU showed counts more than what the tables say.
 
-    lines: of nvidia-smi. failed: what `try_gpu` returned.
+    lines: of the driver. failed: as in Trial. build: of the ranks, which may be that of a container.
     """
     names, driver = names_and_driver(lines)
     checks = list(judge(build, names, driver, precision=precision))
@@ -186,9 +232,7 @@ def judge_trial(build: Build, lines: Sequence[str], failed: str, *, precision: s
     if any(check.verdict == BROKEN for check in checks):
         return checks
     advice = "start a job with this GPU by hand and import torch there; ask the site"
-    return [
-        Check(name="GPU and build", verdict=BROKEN, found=f"torch fails on {', '.join(names)}: {failed}", advice=advice)
-    ]
+    return [_broken(f"{build} fails on {', '.join(names)}: {failed}", advice)]
 
 
 def judge_profile(build: Build, gpus: Sequence[str], *, here: bool, precision: str) -> Iterator[Check]:

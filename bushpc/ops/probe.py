@@ -9,6 +9,7 @@ leaves by itself when the command that submitted it has been silent for two minu
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ from pathlib import Path
 from bushpc import environment
 from bushpc.cluster import slurm_site
 from bushpc.cluster.base import this_job
-from bushpc.ops.gpu_build import try_gpu
+from bushpc.ops.gpu_build import gpu_lines, try_gpu
 
 if t.TYPE_CHECKING:
     from submitit import JobEnvironment
@@ -135,7 +136,8 @@ def batch_lines(folder: Path) -> list[str]:
 def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
     """What a rank sees on its node. Sizes in bytes; `names` and `commands` hold "" where all is well, else why not."""
     shm, scratch = Path("/dev/shm"), Path(tempfile.gettempdir())
-    first_on_node, ours = job.local_rank == 0, this_job()
+    first_on_node, ours, gpus = job.local_rank == 0, this_job(), gpu_lines()
+    trial = try_gpu() if gpus and first_on_node else None  # once per node, as it imports torch
     return {
         "host": socket.gethostname(),
         "node": ours.node if ours else "",
@@ -145,24 +147,12 @@ def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
         "shm_bytes": shutil.disk_usage(shm).total if shm.exists() else 0,
         "scratch": str(scratch),
         "scratch_free": shutil.disk_usage(scratch).free,
-        "gpus": (gpus := _gpus()),
-        # One trial per node: it imports torch.
-        "gpu_fails": try_gpu() if gpus and first_on_node else None,
+        "gpus": gpus,
+        "gpu_trial": dataclasses.asdict(trial) if trial else None,
         "nccl": _nccl(),
         "names": {name: _resolves(name) for name in job.hostnames},
         "commands": _commands() if first_on_node else {},
     }
-
-
-def _gpus() -> list[str]:
-    """`name, driver version` of each GPU that the driver shows to this rank."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        env = environment.for_process(environment.WORKER)
-        answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=ANSWERS_S)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return answer.stdout.splitlines()
 
 
 def _nccl() -> str | None:

@@ -484,7 +484,8 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     found = f"has {', '.join(environment)}" + (f"; not {', '.join(missing)}" if missing else "")
     yield Check(name="rank's environment", verdict=OK, found=found)
     for name, why in first["commands"].items():
-        needed = name not in NOT_NEEDED
+        # A container need not have them: the batch shell outside asks.
+        needed = name not in NOT_NEEDED and not config.cluster.container.used
         yield Check(
             name=f"{name} on the node",
             verdict=WARNING if why else OK,
@@ -503,8 +504,9 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     yield Check(
         name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower cluster.gpus"
     )
-    if gpus and first.get("gpu_fails") is not None:
-        yield from judge_trial(Build.installed(), gpus, first["gpu_fails"], precision=config.engine.precision)
+    if gpus and (trial := first.get("gpu_trial")):
+        build = Build.of(trial["build"]) if trial["build"] else Build.installed()
+        yield from judge_trial(gpus, trial["failed"], build, precision=config.engine.precision)
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)

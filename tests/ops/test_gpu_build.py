@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bushpc.config.gpus import Capability, capability_of, has_bf16, without_bf16
-from bushpc.ops.gpu_build import Build, judge, judge_trial, names_and_driver, try_gpu
+from bushpc.ops.gpu_build import Build, amd_gpus, judge, judge_trial, names_and_driver, try_gpu
 
 # As PyTorch's release matrix lists them for 2.14 and 2.15.
 CUDA126 = Build(
@@ -90,11 +90,11 @@ LINES = ["NVIDIA A100-SXM4-40GB, 535.129.03", "NVIDIA A100-SXM4-40GB, 535.129.03
 
 def test_what_a_product_on_the_gpu_shows_counts_more_than_tables():
     """A site may have NVIDIA's compatibility package, with which an old driver runs new code."""
-    [works] = judge_trial(CUDA13, LINES, "")
+    [works] = judge_trial(LINES, "", CUDA13)
     assert works.verdict == "ok"
-    [old] = judge_trial(CUDA13, LINES, "RuntimeError: The NVIDIA driver on your system is too old")
+    [old] = judge_trial(LINES, "RuntimeError: The NVIDIA driver on your system is too old", CUDA13)
     assert (old.verdict, "constraints-cuda126.txt" in old.advice) == ("broken", True)
-    [other] = judge_trial(CUDA126, LINES, "RuntimeError: CUDA error: device busy")
+    [other] = judge_trial(LINES, "RuntimeError: CUDA error: device busy", CUDA126)
     assert (other.verdict, "device busy" in other.found) == ("broken", True)
 
 
@@ -113,7 +113,26 @@ def test_the_installed_build_is_known_without_a_gpu():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it works")
 def test_a_gpu_that_does_not_work_is_told_in_torchs_words():
-    assert "Error" in try_gpu()
+    trial = try_gpu()
+    assert "Error" in trial.failed
+    assert trial.build == Build.installed()
+
+
+def test_amds_gpus_are_named_by_the_kernels_own_list(tmp_path):
+    """The list of a node with a processor, an MI250X (gfx90a), an MI300A (gfx942) and a GPU of another job."""
+    assert amd_gpus(tmp_path) == []
+    nodes = tmp_path / "class" / "kfd" / "kfd" / "topology" / "nodes"
+    told = ("simd_count 0\ngfx_target_version 0\n", "simd_count 440\ngfx_target_version 90010\n")
+    for number, text in enumerate((*told, "simd_count 912\ngfx_target_version 90402\n", "")):
+        (nodes / str(number)).mkdir(parents=True)
+        (nodes / str(number) / "properties").write_text(text)
+    (tmp_path / "module" / "amdgpu").mkdir(parents=True)
+    (tmp_path / "module" / "amdgpu" / "version").write_text("6.12.12\n")
+    assert amd_gpus(tmp_path) == ["AMD gfx90a, 6.12.12", "AMD gfx942, 6.12.12"]
+    [check] = judge(ROCM, names_and_driver(amd_gpus(tmp_path))[0], None)
+    assert check.verdict == "ok"
+    [wrong] = judge(CUDA13, ["AMD gfx90a"], None)
+    assert "constraints-rocm.txt" in wrong.advice
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def words(slurm, image, tmp_path, phantom_folder) -> list[str]:
         *(f"data.root={phantom_folder}", f"loader.cache_dir={tmp_path / 'cache'}", "model.image_size=64"),
         *("cluster.time_min=30", "train.save_every=50", "train.log_every=5", "evaluate.explain=0"),
         *("cluster.container.runtime=custom", f"cluster.container.image={image}"),
-        f"cluster.container.command='sh {RUNTIME} {{image}} {{binds}}'",
+        f"cluster.container.command=sh {RUNTIME} {{image}} {{binds}}",
         *(f"cluster.container.python={sys.executable}", f"cluster.container.binds=[{pythons}]"),
     ]
 
