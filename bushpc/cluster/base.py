@@ -31,7 +31,7 @@ if t.TYPE_CHECKING:
 
 # A busy controller of a large site may take this long to answer.
 ANSWERS_S = 60
-NOT_BACKENDS = ("base", "checks", "container", "profile")
+NOT_BACKENDS = ("base", "checks", "container", "profile", "scratch")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ import dataclasses
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import socket
 import time
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
 from bushpc.data.cache import GB, DecodingStopped, boot, places, room, try_lock
 from bushpc.data.feature_files import FeatureStore
@@ -41,10 +41,6 @@ UNUSED_S = 24 * 3600.0
 
 # Copies that this process reads: they stay in use until it ends.
 _users: list[t.IO[bytes]] = []
-
-
-class Unusable(Exception):
-    """Why nothing can be staged here. Training goes on from the shared folders."""
 
 
 class Source(t.NamedTuple):
@@ -178,29 +174,6 @@ def open_stage(
         say(f"cluster.staging={wanted}: {error}; data is read from where it lies")
         return None
     return Stage(home=home, keep_going=keep_going, say=say)
-
-
-def place(wanted: str, scratch: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder that `cluster.staging` names on this node. Raises: Unusable where it does not exist.
-
-    scratch: the variables that `auto` looks at. All are those of this process: the login node does not know them.
-    """
-    if wanted == "auto":
-        found = [Path(environment[name]) for name in scratch if environment.get(name)]
-        folder = next((folder for folder in found if folder.is_dir()), None)
-        if folder is None:
-            raise Unusable(f"neither {' nor '.join(f'${name}' for name in scratch)} names a folder on this node")
-        return folder.resolve()
-    missing = [name for pair in VARIABLE.findall(wanted) for name in pair if name and name not in environment]
-    if missing:
-        raise Unusable(f"${missing[0]} is not set on this node")
-    folder = Path(VARIABLE.sub(lambda match: environment[match[1] or match[2]], wanted))
-    if not folder.is_dir():
-        raise Unusable(f"there is no folder {folder} on this node")
-    return folder.resolve()
-
-
-VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def stage_shards(cell: CellConfig, data: FoldData, stage: Stage | None) -> tuple[CellConfig, FoldData]:

@@ -31,6 +31,7 @@ from pathlib import Path
 from bushpc import environment
 from bushpc.cluster import slurm_site
 from bushpc.cluster.base import this_job
+from bushpc.cluster.scratch import Unusable, place
 from bushpc.ops.gpu_build import gpu_lines, try_gpu
 
 if t.TYPE_CHECKING:
@@ -51,10 +52,13 @@ class Probe:
     """The callable that submitit pickles; one call per rank.
 
     folder: takes the logs; visible from all nodes. pulse: the file in which the login node says that it still listens.
+    staging, scratch: as in the profile, and the variables that it may mean.
     """
 
     folder: str
     pulse: str
+    staging: str | None = None
+    scratch: tuple[str, ...] = ()
 
     def __call__(self) -> None:
         import submitit
@@ -68,7 +72,7 @@ class Probe:
             env=environment.for_process(environment.WORKER),
         )
         try:
-            log.write("facts", **node_facts(job))
+            log.write("facts", **node_facts(job), staging=_staging(self.staging, self.scratch))
             log.write("ready")
             beat(log, Path(self.pulse))
         finally:
@@ -153,6 +157,17 @@ def node_facts(job: JobEnvironment) -> dict[str, t.Any]:
         "names": {name: _resolves(name) for name in job.hostnames},
         "commands": _commands() if first_on_node else {},
     }
+
+
+def _staging(wanted: str | None, scratch: Sequence[str]) -> dict[str, t.Any] | None:
+    """Where the node's own disk is and how many bytes are free, or why there is none."""
+    if wanted is None:
+        return None
+    try:
+        folder = place(wanted, scratch)
+        return {"folder": str(folder), "free": shutil.disk_usage(folder).free, "why": ""}
+    except (Unusable, OSError) as error:
+        return {"folder": None, "free": 0, "why": str(error)}
 
 
 def _nccl() -> str | None:

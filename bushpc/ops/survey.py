@@ -274,7 +274,9 @@ class Desk:
         )
         request = JobRequest(
             name=f"bushpc-doctor-{label}",
-            work=[Probe(folder=str(logs), pulse=str(self._pulse))],
+            work=[
+                Probe(folder=str(logs), pulse=str(self._pulse), staging=profile.staging, scratch=self.cluster.scratch)
+            ],
             folder=RunDir(self.folder).jobs,
             profile=profile,
             setup=shell_lines(profile, self.folder, snapshot(self.folder)),
@@ -507,6 +509,11 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     if gpus and (trial := first.get("gpu_trial")):
         build = Build.of(trial["build"]) if trial["build"] else Build.installed()
         yield from judge_trial(gpus, trial["failed"], build, precision=config.engine.precision)
+    if staging := first.get("staging"):
+        found = staging["why"] or f"{staging['folder']}, {staging['free'] / 1e9:.1f} GB free"
+        advice = "cells read the shared folders; set cluster.staging to a folder of the node" if staging["why"] else ""
+        verdict = WARNING if staging["why"] else OK
+        yield Check(name=f"staging {config.cluster.staging}", verdict=verdict, found=found, advice=advice)
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from bushpc.cell import run_cell
+from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
 from bushpc.data import cache, staging
 from bushpc.data.cache import DecodingStopped, boot, decode
 from bushpc.data.loader import FoldData
-from bushpc.data.staging import Source, Stage, Unusable, open_stage, place, stage_shards
+from bushpc.data.staging import Source, Stage, open_stage, stage_shards
 from bushpc.dist import World
 from bushpc.errors import DataError
 from bushpc.files import sha256_of
@@ -168,7 +169,7 @@ def test_the_place_is_found_by_the_nodes_own_variables(tmp_path, monkeypatch, wa
 @pytest.mark.parametrize(
     ("wanted", "environment", "reason"),
     [
-        ("auto", {}, "neither $SLURM_TMPDIR nor $TMPDIR names a folder on this node"),
+        ("auto", {}, "no folder on this node is named by $SLURM_TMPDIR or $TMPDIR"),
         ("$LOCAL_SCRATCH/x", {}, "$LOCAL_SCRATCH is not set on this node"),
         ("/no/such/disk", {}, "there is no folder /no/such/disk on this node"),
     ],
