@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import grp
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import socket
 import stat
@@ -51,7 +53,7 @@ def write_all(contents: Mapping[Path, str]) -> None:
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
     """Lock the file `path`; yields False if another process has it locked. The kernel unlocks it on any death."""
-    with path.open("w") as lock:
+    with _open_to_lock(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -64,6 +66,47 @@ def exclusive(path: Path) -> Iterator[bool]:
                 stacklevel=3,
             )
         yield True
+
+
+def _open_to_lock(path: Path) -> t.TextIO:
+    """Reading is enough to lock a file that another member of a group made."""
+    try:
+        return path.open("a")
+    except PermissionError:
+        if not path.exists():
+            raise
+        return path.open()
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why no file can be made in `folder`, or in the nearest one above it that exists; "" where it can."""
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"{nearest} is no folder"
+    if os.access(nearest, os.W_OK | os.X_OK):
+        return ""
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        return f"{nearest} is on a read-only file system"
+    return f"you ({_user(os.getuid())}) may not write to {nearest}, which belongs to {whose(nearest)}"
+
+
+def whose(path: Path) -> str:
+    """Owner, group and mode of a file or folder, for a message."""
+    status = path.stat()
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    return f"{_user(status.st_uid)}, group {group}, mode {stat.S_IMODE(status.st_mode):o}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # some containers know no names
+        return str(uid)
 
 
 def read_json(path: Path) -> dict[str, t.Any] | None:

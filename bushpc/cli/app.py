@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bushpc import environment
 from bushpc.cli.command import Command, Group
 from bushpc.errors import BushpcError, unknown_name
+from bushpc.files import why_not_writable
 
+# Of the system, where a folder is not this user's to write.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE = "usage: bushpc COMMAND [KEY=VALUE …] [--OPTION …]"
 DESCRIPTION = "Train, cross-validate, ablate and report breast-ultrasound models on a Slurm cluster or on this machine."
 ENDS = """`bushpc COMMAND --help` explains a command, its words and settings.
@@ -27,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except BushpcError as error:
         print(f"bushpc: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
+            raise
+        path = Path(os.fsdecode(error.filename))
+        reason = why_not_writable(path.parent) or f"{path}: {error.strerror}"
+        print(f"bushpc: {reason}. Choose another folder (runs_dir=FOLDER, out=FOLDER)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; submitted jobs continue (`bushpc status RUN`)", file=sys.stderr)

@@ -12,7 +12,7 @@ def report(given: Arguments) -> None:
 
     from bushpc.report.page import build_report
 
-    result = build_report(given.run_dir)
+    result = build_report(given.run_dir, given.out)
     Console().print(result.fold_table)
     print(f"report: {result.html}")
 
@@ -49,7 +49,10 @@ GROUP = Group(
             summary="Write tables, figures and the HTML page of a run.",
             run=report,
             example="bushpc report runs/table4",
-            options=(run_folder(),),
+            options=(
+                run_folder(),
+                option("--out", type=Path, metavar="FOLDER", help="where to write (default: report in the run folder)"),
+            ),
         ),
         Command(
             name="compare",

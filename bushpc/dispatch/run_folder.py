@@ -30,7 +30,7 @@ from bushpc.data.lineage import trained_on
 from bushpc.dispatch.plan import Grid, GridRow, Plan
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import exclusive, sha256_of, write_all, write_atomically
+from bushpc.files import exclusive, sha256_of, why_not_writable, write_all, write_atomically
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import (
@@ -47,13 +47,29 @@ from bushpc.runs.records import (
 
 @contextlib.contextmanager
 def alone_in(run_dirs: Iterable[Path]) -> Iterator[None]:
-    """Hold the locks of run folders. Raises: DispatchError if another command is at work in one of them."""
+    """Hold the locks of run folders.
+
+    Raises: DispatchError if another command is at work in one of them, or this user may not write into one.
+    """
     with contextlib.ExitStack() as locks:
         for run_dir in sorted(set(run_dirs)):
+            _require_writable(RunDir(run_dir))
             run_dir.mkdir(parents=True, exist_ok=True)
             if not locks.enter_context(exclusive(RunDir(run_dir).lock)):
                 raise DispatchError(f"another command is submitting {run_dir}; wait for it and try again")
         yield
+
+
+def _require_writable(run: RunDir) -> None:
+    """Raises: DispatchError before anything is changed, where a later write would fail."""
+    for folder in (run.path, *(path for path in (run.cells, run.jobs, run.code) if path.exists())):
+        if reason := why_not_writable(folder):
+            if not run.file.exists():
+                raise DispatchError(f"{reason}. Choose a folder of yours for runs: runs_dir=FOLDER")
+            raise DispatchError(
+                f"{reason}; so you can look at {run} (status, report --out, predict), but not submit or end its cells. "
+                "For a run of your own repeat the command that made it, with runs_dir=FOLDER"
+            )
 
 
 def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
@@ -182,8 +198,10 @@ def snapshot(run_dir: Path) -> Path:
     target = RunDir(run_dir).snapshot(hashlib.sha256(listing.encode()).hexdigest()[:12])
     if not target.exists():
         aside = target.with_name(f".{target.name}.{os.getpid()}")
-        for folder in folders:
-            shutil.copytree(folder, aside / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path, above in kept:  # without their modes: a site's clone may be read-only, and this folder is not
+            copy = aside / path.relative_to(above)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         aside.rename(target)
     return target
 

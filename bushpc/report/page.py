@@ -14,16 +14,16 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 import time
 import typing as t
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
 
 from bushpc.errors import DataError
-from bushpc.files import flush_folder
+from bushpc.files import flush_folder, why_not_writable
 from bushpc.report import figures, render, tables
 from bushpc.report.pictures import RANKS, Shards, case_pictures, heat_maps, open_shards, side_by_side
 from bushpc.report.scope import ReportScope, scope_of_run, scope_of_runs
@@ -52,12 +52,14 @@ class ReportResult(t.NamedTuple):
         return content
 
 
-def build_report(run_dir: Path) -> ReportResult:
-    """Write `run_dir`/report, whole or not at all, whether or not all folds are complete.
+def build_report(run_dir: Path, out: Path | None = None) -> ReportResult:
+    """Write `run_dir`/report, or `out`, whole or not at all, whether or not all folds are complete.
 
-    Raises: DataError if the run directory contradicts itself (a damaged per-image CSV, an image in two folds).
+    Raises: DataError if the run directory contradicts itself (a damaged per-image CSV, an image in two folds), or the
+    folder cannot be written.
     """
-    folder = RunDir(run_dir).report
+    folder = Path(out) if out else RunDir(run_dir).report
+    _require_place(folder, given=out is not None)
     _restore_interrupted(folder)
     return _build(scope_of_run(Path(run_dir)), folder)
 
@@ -71,11 +73,21 @@ def build_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Repor
     scope = scope_of_runs(folders)
     names = "-".join(run.record.name for run in scope.runs)
     folder = Path(out) if out else scope.runs[0].path.parent / f"compare-{names}"
-    if folder.exists() and not (folder / "summary.json").is_file():
-        raise DataError(f"{folder} is there and is no comparison, so it is left alone. Choose another --out FOLDER.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _require_place(folder, given=True)
     _restore_interrupted(folder)
     return _build(scope, folder)
+
+
+def _require_place(folder: Path, *, given: bool) -> None:
+    """Raises: DataError before any work is done, where the report could not be written or would replace other files."""
+    if given and folder.exists() and not (folder / "summary.json").is_file():
+        raise DataError(f"{folder} is there and is no report, so it is left alone. Choose another --out FOLDER.")
+    # An old report is removed from within: in a shared folder its files may be another member's.
+    reason = why_not_writable(folder.parent) or (why_not_writable(folder) if folder.exists() else "")
+    if reason:
+        raise DataError(f"The report cannot be written: {reason}. Choose a folder of yours: --out FOLDER")
+    if given:
+        folder.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _build(scope: ReportScope, folder: Path) -> ReportResult:
@@ -160,8 +172,8 @@ def _write_folder(folder: Path, files: dict[str, str]) -> None:
     """Put `files` into `folder` in one step, replacing what was there."""
     aside = None
     try:
-        aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
-        aside.chmod(0o755)  # mkdtemp keeps others out, but co-authors on the cluster read reports
+        aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+        aside.mkdir()  # with the modes of umask and folder, as mkdtemp would not: co-authors read reports
         for name, text in files.items():
             with (aside / name).open("w", encoding="utf-8") as file:
                 file.write(text)
