@@ -45,6 +45,20 @@ PACK = Words(
     ),
     Word("workers", WHOLE, "Processes that decode and encode.", shown="all cores", instead_of=("num_workers", "jobs")),
     Word("excerpt", SWITCH, "Pack a part of the dataset; counts aren't compared with the card.", False),
+    Word(
+        "grey_max",
+        NUMBER,
+        "Value of white in 16-bit and float pictures.",
+        shown="what their tags state, else the smallest full scale that holds their largest value",
+        instead_of=("max", "white"),
+    ),
+    Word(
+        "mask_threshold",
+        WHOLE,
+        "Least level of a lesion in a mask.",
+        shown="128; 1 if no mask has a level above 1",
+        instead_of=("threshold",),
+    ),
     command="bushpc pack",
     example="bushpc pack data=phantom out=shards/phantom",
     more=card_parameters,
@@ -61,7 +75,15 @@ def pack(given: Arguments) -> None:
     workers = len(os.sched_getaffinity(0)) if given.workers is None else given.workers
     with progress(f"pack {given.data}") as show:
         manifest = write.pack(
-            given.data, given.src, out, excerpt=given.excerpt, workers=workers, progress=show, parameters=given.more
+            given.data,
+            given.src,
+            out,
+            excerpt=given.excerpt,
+            workers=workers,
+            progress=show,
+            parameters=given.more,
+            grey_max=given.grey_max,
+            mask_threshold=given.mask_threshold,
         )
     if not manifest.synthetic:
         ensure_folds(out, manifest)

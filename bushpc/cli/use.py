@@ -21,6 +21,7 @@ def predict(given: Arguments) -> int:
         prompts=given.prompts,
         pixel_mm=given.pixel_mm,
         batch_size=given.batch,
+        grey_max=given.grey_max,
     )
     predictor = load(given.model, fold=given.fold, row=given.row, device=given.device, tta=given.tta, say=warn)
     try:
@@ -65,6 +66,12 @@ GROUP = Group(
                     "--prompts", type=Path, metavar="CSV", help="sentences or attributes of the images, by file name"
                 ),
                 option("--pixel-mm", type=float, metavar="MM", help="pixel edge, for images that don't state it"),
+                option(
+                    "--grey-max",
+                    type=float,
+                    metavar="N",
+                    help="value of white in 16-bit and float pictures (default: by their tags, else their values)",
+                ),
                 option("--device", default="auto", help="auto (default), cpu or cuda"),
                 option("--batch", type=int, metavar="N", help="images per forward pass"),
             ),

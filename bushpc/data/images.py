@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from bushpc.errors import DataError
 from bushpc.sample import PixelSize, is_plausible
+from bushpc.shards import pictures
 
 if t.TYPE_CHECKING:
     from pydicom import Dataset
@@ -70,8 +71,11 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
     return sorted(found)
 
 
-def open_picture(path: Path) -> Picture:
-    """Open an image file. Raises: DataError if it is not an image, or damaged."""
+def open_picture(path: Path, ranges: pictures.Ranges | None = None) -> Picture:
+    """Open an image file. Raises: DataError if it is not an image, or damaged.
+
+    ranges: of 16-bit and float pictures, from `bushpc.shards.pictures.survey`; without, the file is a set of its own.
+    """
     kind = _format(path)
     if kind is None:
         raise DataError(f"{path.name} is not an image in a supported format ({', '.join(FORMATS)})")
@@ -79,7 +83,7 @@ def open_picture(path: Path) -> Picture:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
-    opened = _open_dicom(content) if kind == "DICOM" else _open_common(content, kind)
+    opened = _open_dicom(content) if kind == "DICOM" else _open_common(content, kind, ranges)
     return Picture(sha256=hashlib.sha256(content).hexdigest(), **opened)
 
 
@@ -87,20 +91,14 @@ def as_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
     """Convert a PIL image, or a uint8 array H x W or H x W x 3, to image_HWC: uint8 RGB, transparent pixels black.
 
     Transparent regions of ultrasound images lie outside the scanned sector, which a scanner shows black; they may hide
-    bright pixels. 16-bit grey loses its low byte. Raises: DataError for any other array or mode.
+    bright pixels. 16-bit and float pictures are scaled by the rules of `bushpc.shards.pictures`. Raises: DataError for
+    any other array, and for pixels that are not numbers.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or (image.ndim, image.shape[2:]) not in ((2, ()), (3, (3,))) or not image.size:
             raise DataError(f"an array {image.shape} of {image.dtype}: it must be uint8, (H, W) or (H, W, 3)")
         return np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
-    if image.mode.startswith("I;16"):
-        return as_rgb((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise DataError(f"its 32-bit pixels (mode {image.mode}) have no known range: save it with 8 bits")
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))  # a writable copy, so torch can use its memory
+    return pictures.of_image(image)
 
 
 def _format(path: Path) -> str | None:
@@ -119,11 +117,10 @@ def _format(path: Path) -> str | None:
         return None
 
 
-def _open_common(content: bytes, kind: str) -> dict[str, t.Any]:
+def _open_common(content: bytes, kind: str, ranges: pictures.Ranges | None) -> dict[str, t.Any]:
     def read(frame: int) -> np.ndarray:
-        with _reading(kind), Image.open(io.BytesIO(content), formats=[kind]) as image:
-            image.seek(frame)
-            return as_rgb(ImageOps.exif_transpose(image))  # upright, as viewers show it
+        with _reading(kind):  # upright, as viewers show it
+            return pictures.read(io.BytesIO(content), ranges, frame=frame, formats=(kind,), upright=True)
 
     with _reading(kind), Image.open(io.BytesIO(content), formats=[kind]) as image:
         # In other formats, further frames are animations or thumbnails.

@@ -35,6 +35,7 @@ from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.predictor import Predictor, Result
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.sample import LABELS, pixel_size
+from bushpc.shards.pictures import Ranges, survey
 
 CSV_FILE, SETTINGS_FILE, LOCK_FILE = "predictions.csv", "predict.json", ".lock"
 COLUMNS = (
@@ -61,6 +62,7 @@ class Wanted:
 
     prompts: a CSV, see `bushpc.conditions.known`. pixel_mm: of images that neither the CSV nor the file itself knows.
     batch_size: images per forward pass; None takes the model's own.
+    grey_max: value of white in 16-bit and float pictures; None finds it (`bushpc.shards.pictures`).
     """
 
     prob: bool = False
@@ -69,6 +71,7 @@ class Wanted:
     prompts: Path | None = None
     pixel_mm: float | None = None
     batch_size: int | None = None
+    grey_max: float | None = None
 
     def __post_init__(self) -> None:
         """Raises: ConfigError for a number that cannot be."""
@@ -117,6 +120,9 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
         if any(kind.name in known.conditions for known in table.values()) and not predictor.reads(kind.name):
             spoken = kind.name.replace("_", " ")
             show(0, len(files), f"this model reads no {spoken}: those in the table have no effect")
+    ranges, dark = survey(files.values(), wanted.grey_max)
+    for warning in dark:
+        show(0, len(files), f"warning: {warning}; --grey-max N sets another white")
     if wanted.uncertainty and not _has_uncertainty(predictor):
         raise ConfigError(
             "--uncertainty is the standard deviation over several predictions of an image, and this is one sample of "
@@ -128,8 +134,8 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
         with exclusive(out / LOCK_FILE) as alone:
             if not alone:
                 raise ConfigError(f"another process predicts into {out}: wait for it, or choose another folder")
-            _hold_to_settings(out, _settings(predictor, source, wanted, table))
-            return _predict(predictor, files, table, out, wanted, show)
+            _hold_to_settings(out, _settings(predictor, source, wanted, table, ranges))
+            return _predict(predictor, files, table, ranges, out, wanted, show)
     except OSError as error:  # of the output: trouble with an image is a reject
         raise DataError(f"{out} cannot be written ({error}). Mend that; the same command then goes on") from error
 
@@ -183,6 +189,7 @@ def _predict(
     predictor: Predictor,
     files: dict[PurePosixPath, Path],
     table: dict[PurePosixPath, Known],
+    ranges: Ranges,
     out: Path,
     wanted: Wanted,
     show: Show,
@@ -196,7 +203,7 @@ def _predict(
         for number, (name, path) in enumerate(files.items()):
             show(number, len(files), "")
             try:
-                picture = open_picture(path)
+                picture = open_picture(path, ranges)
                 there = done.frames(name, picture.sha256)
                 missing = [
                     frame
@@ -277,7 +284,7 @@ def _refuse_collisions(files: Iterable[PurePosixPath]) -> None:
 
 
 def _settings(
-    predictor: Predictor, source: Path, wanted: Wanted, table: dict[PurePosixPath, Known]
+    predictor: Predictor, source: Path, wanted: Wanted, table: dict[PurePosixPath, Known], ranges: Ranges
 ) -> dict[str, t.Any]:
     """Everything that the predictions depend on, and what is written of them."""
     known = {str(file): each.as_list() for file, each in sorted(table.items())}
@@ -290,6 +297,7 @@ def _settings(
         "uncertainty": wanted.uncertainty,
         "overlay": wanted.overlay,
         "pixel_mm": wanted.pixel_mm,
+        "grey range": "; ".join(f"{kind} {range_}" for kind, range_ in sorted(ranges.items())) or None,
         "prompts": hashlib.sha256(json.dumps(known).encode()).hexdigest() if table else None,
     }
 

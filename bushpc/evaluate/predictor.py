@@ -40,6 +40,7 @@ from bushpc.runs import checkpoint
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
 from bushpc.sample import LABELS, Batch, PixelSize, Prediction, pixel_size
+from bushpc.shards import pictures
 
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
 OUTSIDE = "outside_state/"
@@ -132,23 +133,27 @@ class Predictor:
         *,
         pixel_mm: float | Sequence[float] | None = None,
         frame: int | None = None,
+        grey_max: float | None = None,
         **conditions: str,
     ) -> Result:
         """Predict one image: a path, a PIL image, or an array of uint8, H x W or H x W x 3 (RGB).
 
         pixel_mm: one number, or (x, y); None takes what a DICOM file says. frame: which, from 0, of a file with
-        several. conditions: what you know of it, named as the columns of a table for `bushpc predict --prompts`:
-        spatial_prompt="a small lesion in …", shape="oval". "" is unknown.
+        several. grey_max: value of white in a 16-bit or float picture; None takes what the file states, else the
+        smallest full scale that holds its values. conditions: what you know of it, named as the columns of a table for
+        `bushpc predict --prompts`: spatial_prompt="a small lesion in …", shape="oval". "" is unknown.
         Raises: DataError for an image that cannot be read; ConfigError for another name.
         """
         kinds = kinds_for(self.members[0].conditions)
         valid = [column for kind in kinds for column in kind.user_columns]
         for name in conditions:
             if name not in valid:
-                raise ConfigError(unknown_name("keyword of a prediction", name, [*valid, "pixel_mm", "frame"]))
+                raise ConfigError(
+                    unknown_name("keyword of a prediction", name, [*valid, "pixel_mm", "frame", "grey_max"])
+                )
         own_mm = None
         if isinstance(image, str | Path):
-            image_HWC, own_mm = _read(Path(image), frame)
+            image_HWC, own_mm = _read(Path(image), frame, grey_max)
         else:
             image_HWC = as_rgb(image)
         known = Known.of(conditions, own_mm if pixel_mm is None else pixel_size(pixel_mm), kinds)
@@ -463,9 +468,9 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, frame: int | None) -> tuple[np.ndarray, PixelSize | None]:
+def _read(path: Path, frame: int | None, grey_max: float | None) -> tuple[np.ndarray, PixelSize | None]:
     try:
-        picture = open_picture(path)
+        picture = open_picture(path, None if grey_max is None else pictures.given(grey_max))
         if frame is None and picture.frames > 1:
             raise DataError(f"it has {picture.frames} frames: choose one with frame=0 to frame={picture.frames - 1}")
         if not 0 <= (frame or 0) < picture.frames:

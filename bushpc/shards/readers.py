@@ -7,6 +7,8 @@ Code that only one dataset needs belongs in that dataset's source.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import csv
 import typing as t
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,17 +16,51 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bushpc.errors import DataError
 from bushpc.files import sha256_of
 from bushpc.sample import Sample
+from bushpc.shards import pictures
 from bushpc.shards.manifest import PNG_FAILS
 
 if t.TYPE_CHECKING:
     from bushpc.shards.sources import Item
 
+HALF = 128  # of a mask's brightness
 MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first few are enough to see why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the pictures of the set that is being packed are read.
+
+    ranges: of 16-bit and float pictures (`bushpc.shards.pictures`).
+    mask_threshold: least level of a lesion in a mask; None is half brightness.
+    levels: filled by `read_mask`: the highest level of each mask.
+    """
+
+    ranges: pictures.Ranges = field(default_factory=dict)
+    mask_threshold: int | None = None
+    levels: dict[str, int] = field(default_factory=dict)
+
+    def stated(self) -> dict[str, t.Any]:
+        """What differs from the usual; empty for 8-bit pictures with masks of 0 and 255."""
+        threshold = {} if self.mask_threshold is None else {"mask_threshold": self.mask_threshold}
+        return threshold | {kind: list(range_) for kind, range_ in sorted(self.ranges.items())}
+
+
+# A source's `load` gets an item and nothing else, so how to read its files is ambient.
+_READING: contextvars.ContextVar[Reading | None] = contextvars.ContextVar("reading", default=None)
+
+
+@contextlib.contextmanager
+def reading(how: Reading) -> t.Iterator[Reading]:
+    """Read the pictures in the block as `how` says."""
+    token = _READING.set(how)
+    try:
+        yield how
+    finally:
+        _READING.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +83,7 @@ def load_scan(item: Item) -> Sample:
     image_HWC = read_image(scan.folder, scan.image)
     mask_HW = np.zeros(image_HWC.shape[:2], np.uint8)
     for name in scan.masks:
-        one_HW = read_mask(scan.folder, name)
+        one_HW = read_mask(scan.folder, name, lesion=item.label != "normal")
         check_size(scan.image, image_HWC, name, one_HW)
         mask_HW |= one_HW
     return Sample(
@@ -62,20 +98,66 @@ def load_scan(item: Item) -> Sample:
 
 
 def read_image(folder: Path, name: str) -> np.ndarray:
-    """Read an image of any mode as uint8 RGB, (H, W, 3). Transparent pixels become black, like a scanner's screen."""
+    """Read an image of any mode as uint8 RGB, (H, W, 3). Transparent pixels become black, like a scanner's screen.
+
+    16-bit and float pictures are scaled by the range of the set (`bushpc.shards.pictures`).
+    """
+    how = _READING.get()
+    with _named(folder / name):
+        return pictures.read(folder / name, how.ranges if how else None)
+
+
+class FaintMask(DataError):
+    """A lesion's mask without a pixel of half brightness; it has levels of 0 and 1, say."""
+
+
+def read_mask(folder: Path, name: str, *, lesion: bool = True, known: Collection[int] = ()) -> np.ndarray:
+    """Read a mask image of any mode as uint8 0 or 1, (H, W). Pixels of at least half brightness are lesion.
+
+    `mask_threshold=` of `bushpc pack` sets another level, and the packer does so itself where no mask of the set has a
+    level above 1. lesion: whether the scan has one; then a mask of dark levels only raises FaintMask. known: the levels
+    that the masks of this dataset use; another one is a DataError, unless the user gives a threshold.
+    """
+    levels_HW = read_mask_levels(folder, name)
+    how = _READING.get() or Reading()
+    least = HALF if how.mask_threshold is None else how.mask_threshold
+    highest = int(levels_HW.max(initial=0))
+    if known and how.mask_threshold is None and highest != 1:
+        _check_levels(folder / name, levels_HW, known)
+    if lesion and 0 < highest < least:
+        raise FaintMask(
+            f"{folder / name}: its highest level is {highest}, and lesion is {least} and above. To read this dataset's "
+            f"masks from another level on, add mask_threshold=N (1 takes everything that is not black)."
+        )
+    return (levels_HW >= least).astype(np.uint8)
+
+
+def mask_threshold() -> int | None:
+    """The least level of a lesion, where it is not half brightness."""
+    how = _READING.get()
+    return how.mask_threshold if how else None
+
+
+def read_mask_levels(folder: Path, name: str) -> np.ndarray:
+    """A mask's levels as uint8, (H, W): of the brightest channel, if it has colours."""
+    with _named(folder / name):
+        levels_HW = pictures.read_levels(folder / name).max(axis=2)
+    if how := _READING.get():
+        how.levels[name] = int(levels_HW.max(initial=0))
+    return levels_HW
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> t.Iterator[None]:
+    """Errors of a picture name its file."""
     try:
-        with Image.open(folder / name) as file:
-            image = file.convert("RGBA")
+        yield
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Change its permissions.") from error
     except PNG_FAILS as error:
-        kind = Path(name).suffix[1:].upper()
-        raise DataError(f"{folder / name} is not a readable {kind} ({error}).") from error
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(black, image).convert("RGB"))
-
-
-def read_mask(folder: Path, name: str) -> np.ndarray:
-    """Read a mask image of any mode as uint8 0 or 1, (H, W). Pixels of at least half brightness are lesion."""
-    return (read_image(folder, name).max(axis=2) > 127).astype(np.uint8)
+        raise DataError(f"{path} is not a readable {path.suffix[1:].upper()} ({error}).") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
 
 
 def read_levels(folder: Path, name: str, known: Collection[int]) -> np.ndarray:
@@ -83,13 +165,18 @@ def read_levels(folder: Path, name: str, known: Collection[int]) -> np.ndarray:
 
     Raises: DataError for a level outside `known`. Masks that were resized or saved as JPEG have such levels.
     """
-    mask_HW = read_image(folder, name)[..., 0]
-    if strange := sorted(set(np.unique(mask_HW).tolist()) - set(known)):
+    with _named(folder / name):
+        mask_HW = pictures.read_levels(folder / name)[..., 0]
+    _check_levels(folder / name, mask_HW, known)
+    return mask_HW
+
+
+def _check_levels(path: Path, levels_HW: np.ndarray, known: Collection[int]) -> None:
+    if strange := sorted(set(np.unique(levels_HW).tolist()) - set(known)):
         raise DataError(
-            f"{folder / name} has pixels of value {', '.join(map(str, strange[:MOST_SHOWN]))}; "
+            f"{path} has pixels of value {', '.join(map(str, strange[:MOST_SHOWN]))}; "
             f"masks of this dataset use only {', '.join(map(str, sorted(known)))}."
         )
-    return mask_HW
 
 
 def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray) -> None:

@@ -12,8 +12,10 @@ between versions of Pillow's zlib, so hashes are equal only in equal environment
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
+import hashlib
 import io
 import json
 import multiprocessing
@@ -35,7 +37,7 @@ from bushpc.files import flush_folder, sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards import manifest as manifests
-from bushpc.shards import sources
+from bushpc.shards import pictures, readers, sources
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
@@ -71,6 +73,8 @@ def pack(
     progress: Show | None = None,
     shard_samples: int = 64,
     parameters: dict[str, int | float] | None = None,
+    grey_max: float | None = None,
+    mask_threshold: int | None = None,
 ) -> Manifest:
     """Pack dataset `name` from the raw folder `src` into the folder `out`; returns the manifest.
 
@@ -79,6 +83,8 @@ def pack(
     workers: number of processes that decode and encode; it does not affect the result.
     shard_samples: maximum number of samples in a tar.
     parameters: overrides of the card's parameters.
+    grey_max: value of white in 16-bit and float pictures; None finds it (`bushpc.shards.pictures`).
+    mask_threshold: least level of a lesion in a mask, 1 to 255; None is 128, or 1 if no mask has a level above 1.
 
     If `out` is already packed from identical sources and its tars are intact, only reports so.
     Raises: ConfigError for an unknown name or parameter or an invalid number; DataError for a folder that does not
@@ -92,11 +98,28 @@ def pack(
     src = _raw_folder(src, card)
     if src is not None:
         _check_belongs(src, card)
-    plan = source.plan(src, card, excerpt=excerpt)
-    if src is not None and not excerpt:
-        _check_counts(src, card, plan)
+    if mask_threshold is not None and not 1 <= mask_threshold <= 255:
+        raise ConfigError(f"mask_threshold={mask_threshold}: it must be a level from 1 to 255.")
+    how = readers.Reading(mask_threshold=mask_threshold)
+    with readers.reading(how):
+        plan = source.plan(src, card, excerpt=excerpt)
+    if src is not None:
+        if not excerpt:
+            _check_counts(src, card, plan)
+        how = _how_to_read(plan, source.load, how, grey_max, progress or _silent)
+        if stated := how.stated():
+            text = json.dumps({"dataset": card.name, **stated}, sort_keys=True)
+            plan = plan._replace(sources={**plan.sources, "reading": hashlib.sha256(text.encode()).hexdigest()})
     return write_shards(
-        card, out, plan, source.load, excerpt=excerpt, workers=workers, progress=progress, shard_samples=shard_samples
+        card,
+        out,
+        plan,
+        source.load,
+        excerpt=excerpt,
+        workers=workers,
+        progress=progress,
+        shard_samples=shard_samples,
+        how=how,
     )
 
 
@@ -110,10 +133,12 @@ def write_shards(
     workers: int = 1,
     progress: Show | None = None,
     shard_samples: int = 64,
+    how: readers.Reading | None = None,
 ) -> Manifest:
     """Write the plan's items, turned into samples by `load`, as shards to `out`; otherwise like `pack`.
 
-    load: with several workers it must be a module-level function, so that it can be pickled.
+    load: with several workers it must be a module-level function, so that it can be pickled. how: the raw files are
+    read; by default 8-bit pictures and masks of 0 and 255.
     """
     report = progress or _silent
     shards = _divide(plan.items, shard_samples)
@@ -126,7 +151,7 @@ def write_shards(
         _discard_other_work(work, card, plan, excerpt, shards)
         finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
         done = 0
-        with _pool(workers) as encode:
+        with _pool(workers, how or readers.Reading()) as encode:
             for file, items in shards.items():
                 if kept := _finished_shard(work, out, file):
                     finished[file] = kept
@@ -221,6 +246,45 @@ def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
             + "\n  ".join(off)
             + "\nDownload it again; or, if the folder is deliberately a part of the dataset, add excerpt=true."
         )
+
+
+def _how_to_read(
+    plan: sources.Plan, load: Load, how: readers.Reading, grey_max: float | None, report: Show
+) -> readers.Reading:
+    """Find the range of deep pictures, and whether the masks' lesions are 1 instead of 255; reports either."""
+    images = [image for item in plan.items if (image := sources.image_of(item))]
+    ranges, warnings = pictures.survey(images, grey_max)
+    for kind, range_ in ranges.items():
+        report(0, len(plan.items), f"{kind} pictures of more than 8 bits: {range_} become black to white")
+    for warning in warnings:
+        report(0, len(plan.items), f"warning: {warning}; grey_max=N sets another white")
+    if grey_max is not None and not ranges:
+        report(0, len(plan.items), "grey_max= has no effect: all pictures have 8 bits")
+    how = dataclasses.replace(how, ranges=ranges)
+    if how.mask_threshold is None and (faint := _faint_mask(plan, load, how)):
+        loose = dataclasses.replace(how, mask_threshold=1, levels={})
+        with readers.reading(loose):
+            for item in plan.items:
+                with contextlib.suppress(Exception):  # whatever is wrong with an item, packing reports it
+                    load(item)
+        if max(loose.levels.values()) > 1:
+            raise faint
+        report(0, len(plan.items), "no mask has a level above 1, so lesion is 1 (mask_threshold=1)")
+        how = dataclasses.replace(how, mask_threshold=1)
+    return how
+
+
+def _faint_mask(plan: sources.Plan, load: Load, how: readers.Reading) -> readers.FaintMask | None:
+    """What is wrong with the first lesion's mask, if it is faint. One in a set of bright masks fails in packing."""
+    first = next((item for item in plan.items if item.label != "normal"), None)
+    try:
+        with readers.reading(how):
+            load(first) if first else None
+    except readers.FaintMask as error:
+        return error
+    except Exception:  # packing reports it
+        return None
+    return None
 
 
 def _divide(items: list[sources.Item], shard_samples: int) -> dict[str, list[sources.Item]]:
@@ -391,16 +455,18 @@ def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[_Encoded]]]:
+def _pool(
+    workers: int, how: readers.Reading
+) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[_Encoded]]]:
     """A function that encodes items in order: in this process with one worker, else in that many processes."""
     if workers == 1:
-        yield lambda card, load, items: (_encode(card, load, item) for item in items)
+        yield lambda card, load, items: (_encode(card, load, how, item) for item in items)
         return
     # Spawn, don't fork: the caller may have threads, locks or a CUDA context, which a fork would break.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
         try:
-            yield lambda card, load, items: pool.map(functools.partial(_encode, card, load), items)
+            yield lambda card, load, items: pool.map(functools.partial(_encode, card, load, how), items)
         except BrokenProcessPool:
             raise DataError(
                 f"One of the {workers} packing processes was killed, most likely because memory ran out. "
@@ -423,9 +489,10 @@ def _exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _encode(card: Card, load: Load, item: sources.Item) -> _Encoded:
+def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) -> _Encoded:
     try:
-        sample = load(item)
+        with readers.reading(how):
+            sample = load(item)
     except BushpcError:
         raise
     except Exception as error:

@@ -351,3 +351,21 @@ def test_a_clip_needs_its_frame_in_python(one, folder):
     with pytest.raises(DataError, match=r"clip.tif: it has 2 frames: choose one with frame=0 to frame=1"):
         one(folder / "clip.tif")
     assert one(folder / "clip.tif", frame=1).mask_HW.shape == one(folder / "a.png").mask_HW.shape
+
+
+def test_12_bit_pictures_are_predicted_as_their_8_bit_copies(one, run, images, tmp_path):
+    """Pillow's I;16 holds values up to 65535, and these use 4095 of them: divided by 65535 they would be black."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "flat").mkdir()
+    for key, image_HWC in images.items():
+        deep = np.round(image_HWC[..., 0] / 255 * 4095).astype(np.uint16)
+        Image.fromarray(deep).save(tmp_path / "deep" / f"{key}.png")
+        Image.fromarray(np.round(deep / 4095 * 255).astype(np.uint8)).save(tmp_path / "flat" / f"{key}.png")
+    for name in ("deep", "flat"):
+        assert run(tmp_path / name, tmp_path / f"{name}-out", "--prob", "--grey-max", 4095)[0] == 0
+    for key in images:
+        maps = [pixels_of(tmp_path / f"{name}-out" / "probabilities" / f"{key}.png") for name in ("deep", "flat")]
+        assert np.array_equal(*maps)
+    status, said = run(tmp_path / "deep", tmp_path / "deep-out", "--prob", "--grey-max", 65535)
+    assert status == 2
+    assert "grey range was integer 0 to 4095, now integer 0 to 65535" in said

@@ -56,6 +56,13 @@ class DatasetSource(t.Protocol):
         """Decode one sample. Raises: DataError naming the file."""
 
 
+def image_of(item: Item) -> Path | None:
+    """The file of an item's image; None for a dataset whose images are not single files."""
+    recipe = getattr(item.recipe, "item", item).recipe  # a union wraps the items of its datasets
+    image = getattr(recipe, "image", None)
+    return recipe.folder / image if image else None
+
+
 def names() -> list[str]:
     """The names of all datasets that can be packed."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))

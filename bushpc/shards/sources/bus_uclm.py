@@ -86,7 +86,11 @@ def load(item: Item) -> Sample:
 
 def _colours(folder: Path, mask: str) -> set[int]:
     """Which of black, green and red the mask contains. Raises: DataError for any other colour."""
-    bits_HW = ((readers.read_image(folder, mask) > 127) * np.array([RED, GREEN, 4])).sum(axis=2)
+    colours_HWC = readers.read_image(folder, mask)
+    least = readers.mask_threshold() or readers.HALF
+    if 0 < colours_HWC.max() < least:
+        readers.read_mask(folder, mask)  # says so: dark colours would count as black
+    bits_HW = ((colours_HWC >= least) * np.array([RED, GREEN, 4])).sum(axis=2)
     colours = {int(bits) for bits in np.unique(bits_HW)}
     if unknown := colours - {0, GREEN, RED}:
         y, x = np.argwhere(np.isin(bits_HW, list(unknown)))[0]

@@ -50,13 +50,13 @@ def load(item: Item) -> Sample:
     scan: readers.ScanFiles = item.recipe
     [mask] = scan.masks
     image_HWC = readers.read_image(scan.folder, scan.image)
-    level_HW = readers.read_levels(scan.folder, mask, (SKIN, LESION))
-    readers.check_size(scan.image, image_HWC, mask, level_HW)
+    mask_HW = readers.read_mask(scan.folder, mask, known=(SKIN, LESION))
+    readers.check_size(scan.image, image_HWC, mask, mask_HW)
     return Sample(
         key=item.key,
         patient=scan.patient,
         label=item.label,
         image_HWC=image_HWC,
-        mask_HW=level_HW // LESION,
+        mask_HW=mask_HW,
         sources=(scan.image, mask),
     )

@@ -52,6 +52,8 @@ def load(item: Item) -> Sample:
     [mask] = scan.masks
     height, width = image_HWC.shape[:2]
     grey = Image.fromarray(readers.read_image(scan.folder, mask)).convert("L")
+    if readers.mask_threshold() is not None or np.asarray(grey).max() < readers.HALF:
+        grey = Image.fromarray(readers.read_mask(scan.folder, mask) * np.uint8(255))
     # Average first, then threshold: the mask's edges are anti-aliased, and up to 4 mask pixels per side fall on one.
     resized = grey if grey.size == (width, height) else grey.resize((width, height), Image.Resampling.BILINEAR)
     return Sample(
