@@ -38,6 +38,38 @@ class PixelSize(t.NamedTuple):
     y: float
 
 
+class Region(t.NamedTuple):
+    """A rectangle of an image, corners included, with its pixel size; None where it is not known."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    pixel_mm: PixelSize | None
+
+    @property
+    def area(self) -> int:
+        return (self.right - self.left + 1) * (self.bottom - self.top + 1)
+
+
+class Regions(tuple[Region, ...]):
+    """The regions of an image that may differ in scale: dual views, an enlarged inset, a Doppler spectrum."""
+
+    def pixel_mm(self, mask_HW: np.ndarray) -> PixelSize | None:
+        """The scale where the mask lies; None if it spans several, or pixels outside every calibrated region.
+
+        Of overlapping regions, the smaller one lies on top. An empty mask has the scale that all regions share.
+        """
+        number_HW = np.full(mask_HW.shape, -1)
+        regions = sorted(self, key=lambda region: (-region.area, region.pixel_mm is not None))
+        for number, region in enumerate(regions):
+            number_HW[max(region.top, 0) : region.bottom + 1, max(region.left, 0) : region.right + 1] = number
+        lesion = mask_HW > 0
+        under = np.unique(number_HW[lesion]).tolist() if lesion.any() else range(len(regions))
+        sizes = {regions[number].pixel_mm if number >= 0 else None for number in under}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
 def is_plausible(side_mm: float) -> bool:
     """Whether a pixel of an ultrasound image can have such an edge."""
     return LEAST_MM <= side_mm <= MOST_MM

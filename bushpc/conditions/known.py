@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from bushpc.conditions.base import Condition
 from bushpc.conditions.sentences import AttributePrompt, SpatialPrompt
 from bushpc.errors import DataError
-from bushpc.sample import PixelSize, pixel_size
+from bushpc.sample import PixelSize, Regions, pixel_size
 
 # Kinds that every table may state, whether the model reads them or not; a model's further kinds come after them.
 KINDS: tuple[Condition, ...] = (SpatialPrompt(), AttributePrompt())
@@ -26,11 +26,14 @@ class Known:
     """What is known of an image. conditions: name of the kind → value; a kind that is not in it is unknown."""
 
     conditions: Mapping[str, t.Any] = field(default_factory=dict)
-    pixel_mm: PixelSize | None = None
+    pixel_mm: PixelSize | Regions | None = None
 
     @classmethod
     def of(
-        cls, given: Mapping[str, str], pixel_mm: PixelSize | None = None, kinds: Sequence[Condition] = KINDS
+        cls,
+        given: Mapping[str, str],
+        pixel_mm: PixelSize | Regions | None = None,
+        kinds: Sequence[Condition] = KINDS,
     ) -> Known:
         """From what a user states, column → text."""
         values = {kind.name: kind.from_user(given) for kind in kinds}

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bushpc.errors import DataError
-from bushpc.sample import PixelSize, is_plausible
+from bushpc.sample import PixelSize, Region, Regions, is_plausible
 from bushpc.shards import pictures
 
 if t.TYPE_CHECKING:
@@ -33,7 +33,11 @@ FORMATS = {
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128
 # The index file of a DICOM medium has the magic bytes but no pixels.
 NO_IMAGES = ("DICOMDIR",)
-CENTIMETRES, TISSUE = 3, 1  # Physical Units and Region Spatial Format of an ultrasound region (DICOM PS3.3, C.8.5.5)
+# DICOM names what a file holds. Segmentations, reports, dose and presentation states are no pictures, whatever they
+# hold; what has no public name may be one.
+IMAGE_STORAGE = ("Image", "Volume")
+# Physical Units, Region Spatial Format and Region Data Type of an ultrasound region (DICOM PS3.3, C.8.5.5).
+CENTIMETRES, TISSUE, B_MODE = 3, 1, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +45,24 @@ class Picture:
     """An opened image file.
 
     frames: 1, or the number of pages of a TIFF or of frames of a DICOM clip.
-    pixel_mm: if the file states it, which only DICOM does reliably; else None.
+    pixel_mm: if the file states one for the whole picture, which only DICOM does reliably; else None.
+    regions: of an ultrasound image, calibrated one by one: millimetres then depend on where the lesion lies.
     sha256: of the file, in hex.
     read: frame number, from 0 → image_HWC, uint8 RGB. Raises: DataError.
+    notes: what the user should know of it, such as burned-in text.
     """
 
     frames: int
     pixel_mm: PixelSize | None
     sha256: str
     read: Callable[[int], np.ndarray]
+    regions: Regions | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> PixelSize | Regions | None:
+        """The regions, if there are any, else the size of every pixel."""
+        return self.regions or self.pixel_mm
 
 
 def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> list[Path]:
@@ -67,7 +80,8 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
         seen.add(os.path.realpath(place))
         paths = [Path(place, name) for name in folders if not name.startswith(".")]
         folders[:] = [path.name for path in paths if os.path.realpath(path) not in seen and not skip(path)]
-        found += [path for name in files if not name.startswith(".") and _format(path := Path(place, name))]
+        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        found += [path for path in paths if (kind := _format(path)) and not (kind == "DICOM" and _is_other_dicom(path))]
     return sorted(found)
 
 
@@ -117,6 +131,16 @@ def _format(path: Path) -> str | None:
         return None
 
 
+def _is_other_dicom(path: Path) -> bool:
+    """Whether a DICOM file says that it holds something else than a picture: a segmentation, a report."""
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        return not _holds_image(read_file_meta_info(path).get("MediaStorageSOPClassUID"))
+    except Exception:  # damaged: reading it reports that
+        return False
+
+
 def _open_common(content: bytes, kind: str, ranges: pictures.Ranges | None) -> dict[str, t.Any]:
     def read(frame: int) -> np.ndarray:
         with _reading(kind):  # upright, as viewers show it
@@ -133,16 +157,31 @@ def _open_dicom(content: bytes) -> dict[str, t.Any]:
 
     with _reading("DICOM"):
         dataset = pydicom.dcmread(io.BytesIO(content))
+        if not _holds_image(dataset.get("SOPClassUID")):
+            raise DataError(f"the DICOM file holds no picture, but {dataset.SOPClassUID.name}")
         if "PixelData" not in dataset:
             raise DataError("the DICOM file has no pixels")
         frames = int(dataset.get("NumberOfFrames") or 1)
-        pixel_mm = _dicom_pixel_mm(dataset)
+        scale, notes = _dicom_scale(dataset)
+        if dataset.get("BurnedInAnnotation") == "YES":
+            notes.append("has burned-in text (BurnedInAnnotation)")
 
     def read(frame: int) -> np.ndarray:
         with _reading("DICOM"):
-            return as_rgb(_dicom_pixels(dataset, frame))
+            try:
+                return as_rgb(_dicom_pixels(dataset, frame))
+            except RuntimeError as error:  # pydicom has no decoder for this compression
+                if "plugin" not in str(error) and "missing dependencies" not in str(error):
+                    raise
+                name = dataset.file_meta.TransferSyntaxUID.name
+                raise DataError(
+                    f"its compression, {name}, cannot be decoded here: pip install 'bushpc[dicom]' installs decoders "
+                    f"({' '.join(str(error).split())})"
+                ) from error
 
-    return {"frames": frames, "pixel_mm": pixel_mm, "read": read}
+    regions = scale if isinstance(scale, Regions) else None
+    pixel_mm = regions.pixel_mm(np.zeros((1, 1))) if regions else scale
+    return {"frames": frames, "pixel_mm": pixel_mm, "regions": regions, "read": read, "notes": tuple(notes)}
 
 
 def _dicom_pixels(dataset: Dataset, frame: int) -> np.ndarray:
@@ -179,30 +218,56 @@ def _extremes(dtype: np.dtype[t.Any], table: bool) -> np.ndarray:
     return np.array([limits.min, limits.max], dtype)
 
 
-def _dicom_pixel_mm(dataset: Dataset) -> PixelSize | None:
-    """Pixel size from the largest tissue region measured in centimetres, else from Pixel Spacing (row, column)."""
-    regions = [
-        region
-        for region in dataset.get("SequenceOfUltrasoundRegions") or ()
-        if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
-        and region.get("RegionSpatialFormat", TISSUE) == TISSUE
-    ]
-    if regions:
-        largest = max(regions, key=_area)
-        deltas = (largest.get("PhysicalDeltaX"), largest.get("PhysicalDeltaY"))
-        if None in deltas:
-            return None
-        size = PixelSize(*(abs(float(delta)) * 10 for delta in deltas))
-    elif spacing := dataset.get("PixelSpacing"):
-        size = PixelSize(float(spacing[1]), float(spacing[0]))
-    else:
-        return None
-    return size if all(map(is_plausible, size)) else None
+def _holds_image(sop_class: t.Any) -> bool:
+    name = str(getattr(sop_class, "name", ""))
+    public = bool(name) and name != str(sop_class)
+    return not public or any(word in name for word in IMAGE_STORAGE)
 
 
-def _area(region: Dataset) -> int:
-    corners = [int(region.get(f"RegionLocation{name}") or 0) for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
-    return (corners[2] - corners[0]) * (corners[3] - corners[1])
+def _dicom_scale(dataset: Dataset) -> tuple[PixelSize | Regions | None, list[str]]:
+    """Pixel size by region, else from Pixel Spacing (row, column); and what the user should know of either.
+
+    A region that reaches beyond the picture shows that the picture was shrunk or cropped after its calibration. Its
+    scale would then be wrong, so there is none.
+    """
+    described = list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    if not described:
+        spacing = dataset.get("PixelSpacing")
+        return _plausible(PixelSize(float(spacing[1]), float(spacing[0]))) if spacing else None, []
+    regions = Regions(map(_region, described))
+    notes = []
+    views = [one for one, region in zip(described, regions, strict=True) if region.pixel_mm and _is_b_mode(one)]
+    if len(views) > 1:
+        notes.append(f"shows {len(views)} views side by side, which are predicted as one picture")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    beyond = [region for region in regions if region.right > columns or region.bottom > rows]
+    if beyond:
+        notes.append(
+            f"no millimetres: a calibrated region ends at column {beyond[0].right}, row {beyond[0].bottom}, but the "
+            f"picture has {columns} columns and {rows} rows; it was shrunk or cropped after its calibration"
+        )
+        return None, notes
+    return regions if any(region.pixel_mm for region in regions) else None, notes
+
+
+def _region(described: Dataset) -> Region:
+    corners = [int(described.get(f"RegionLocation{name}") or 0) for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+    deltas = (described.get("PhysicalDeltaX"), described.get("PhysicalDeltaY"))
+    calibrated = (
+        described.get("PhysicalUnitsXDirection") == described.get("PhysicalUnitsYDirection") == CENTIMETRES
+        and described.get("RegionSpatialFormat", TISSUE) == TISSUE
+        and None not in deltas
+    )
+    size = PixelSize(*(round(abs(float(t.cast(t.Any, delta))) * 10, 12) for delta in deltas)) if calibrated else None
+    return Region(*corners, _plausible(size))
+
+
+def _is_b_mode(described: Dataset) -> bool:
+    return described.get("RegionDataType", B_MODE) == B_MODE
+
+
+def _plausible(size: PixelSize | None) -> PixelSize | None:
+    return size if size and all(map(is_plausible, size)) else None
 
 
 class _reading:

@@ -102,6 +102,7 @@ class _Job(t.NamedTuple):
     sha256: str
     image_HWC: np.ndarray
     known: Known
+    notes: tuple[str, ...] = ()
 
 
 def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted, show: Show) -> Summary:
@@ -212,17 +213,19 @@ def _predict(
                 ]
                 kept += not missing
                 known = table.get(name, Known())
-                known = dataclasses.replace(known, pixel_mm=known.pixel_mm or picture.pixel_mm or of_all)
+                known = dataclasses.replace(known, pixel_mm=known.pixel_mm or picture.scale or of_all)
             except DataError as error:
                 reject(number, name, 0, error)
                 continue
+            for note in picture.notes if missing else ():
+                show(number, len(files), f"{name} {note}")
             for frame in missing:
                 try:
                     image_HWC = picture.read(frame)
                 except DataError as error:  # the other frames of a clip may be whole
                     reject(number, name, frame, error)
                     continue
-                yield _Job(name, frame, picture.frames, picture.sha256, image_HWC, known)
+                yield _Job(name, frame, picture.frames, picture.sha256, image_HWC, known, picture.notes)
 
     def reject(number: int, name: PurePosixPath, frame: int, error: DataError) -> None:
         rejected.append((str(name), str(error)))
@@ -369,6 +372,7 @@ def _row(job: _Job, result: Result) -> Row:
     return {
         **dict.fromkeys(COLUMNS, ""),
         **{"file": str(job.file), "frame": str(job.frame), "frames": str(job.frames), "status": OK},
+        **{"reason": "; ".join(job.notes)},
         **{"height": str(height), "width": str(width)},
         **{"components": str(result.components), "area_px": str(result.area_px)},
         **{name: f"{value:.6g}" for name, value in numbers.items() if value is not None},

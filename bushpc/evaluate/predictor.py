@@ -39,7 +39,7 @@ from bushpc.models.base import Model
 from bushpc.runs import checkpoint
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
-from bushpc.sample import LABELS, Batch, PixelSize, Prediction, pixel_size
+from bushpc.sample import LABELS, Batch, PixelSize, Prediction, Regions, pixel_size
 from bushpc.shards import pictures
 
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
@@ -151,7 +151,7 @@ class Predictor:
                 raise ConfigError(
                     unknown_name("keyword of a prediction", name, [*valid, "pixel_mm", "frame", "grey_max"])
                 )
-        own_mm = None
+        own_mm: PixelSize | Regions | None = None
         if isinstance(image, str | Path):
             image_HWC, own_mm = _read(Path(image), frame, grey_max)
         else:
@@ -245,7 +245,8 @@ class Predictor:
 
         prob_HW = enlarged(prob_SS)
         mask_HW = (prob_HW >= self.recipe.threshold).astype(np.uint8)
-        measures = measure(mask_HW, known.pixel_mm)
+        size = known.pixel_mm
+        measures = measure(mask_HW, size.pixel_mm(mask_HW) if isinstance(size, Regions) else size)
         class_prob = None if class_prob_L is None else dict(zip(LABELS, class_prob_L.tolist(), strict=False))
         return Result(
             **vars(measures),
@@ -468,14 +469,14 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, frame: int | None, grey_max: float | None) -> tuple[np.ndarray, PixelSize | None]:
+def _read(path: Path, frame: int | None, grey_max: float | None) -> tuple[np.ndarray, PixelSize | Regions | None]:
     try:
         picture = open_picture(path, None if grey_max is None else pictures.given(grey_max))
         if frame is None and picture.frames > 1:
             raise DataError(f"it has {picture.frames} frames: choose one with frame=0 to frame={picture.frames - 1}")
         if not 0 <= (frame or 0) < picture.frames:
             raise DataError(f"frame={frame} does not exist: it has {picture.frames}, from 0")
-        return picture.read(frame or 0), picture.pixel_mm
+        return picture.read(frame or 0), picture.scale
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -159,6 +159,19 @@ def _packages() -> Iterator[Check]:
         yield Check(name="packages", verdict=OK, found=f"all {len(wanted)} installed, each within its range")
 
 
+def _decoders() -> Iterator[Check]:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
+
+    kinds = {"JPEG Lossless": JPEGLosslessSV1, "JPEG-LS": JPEGLSLossless, "JPEG 2000": JPEG2000Lossless}
+    missing = [name for name, uid in kinds.items() if not get_decoder(uid).is_available]
+    # Pillow counts as a decoder of JPEG Extended, but only of its 8-bit kind.
+    missing += [] if "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins else ["12-bit JPEG"]
+    found = f"compressed with {', '.join(missing)} cannot be decoded" if missing else "every common compression"
+    advice = "only if `bushpc predict` shall read such files: pip install 'bushpc[dicom]'" if missing else ""
+    yield Check(name="DICOM decoders", verdict=OK, found=found, advice=advice)
+
+
 def _torch() -> Iterator[Check]:
     try:
         import torch
@@ -449,6 +462,7 @@ INSTALLATION: tuple[tuple[str, Callable[[], Iterable[Check]]], ...] = (
     ("Python", _python),
     ("packages", _packages),
     ("torch", _torch),
+    ("DICOM decoders", _decoders),
 )
 CONFIGURED: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("GPUs", _gpus),

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage, generate_uid
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    UltrasoundImageStorage,
+    generate_uid,
+)
 
 from bushpc.data.images import as_rgb, find_images, open_picture
 from bushpc.errors import DataError
@@ -130,15 +143,97 @@ def test_dicom_tells_the_size_of_a_pixel(tmp_path):
 
     assert told() is None
     assert told(PixelSpacing=[0.2, 0.1]) == (0.1, 0.2)  # row spacing, that is y, comes first
-    doppler, tissue, small = region(99, 99, (0.5, 0.5), units=4), region(50, 50, (0.01, 0.02)), region(9, 9, (1, 1))
-    assert told(SequenceOfUltrasoundRegions=[doppler, small, tissue]) == pytest.approx((0.1, 0.2))
+    doppler, tissue = region(15, 15, (0.5, 0.5), units=4), region(15, 15, (0.01, 0.02))
+    assert told(SequenceOfUltrasoundRegions=[tissue]) == pytest.approx((0.1, 0.2))
+    assert told(SequenceOfUltrasoundRegions=[tissue, region(9, 9, (0.01, 0.02))]) == pytest.approx((0.1, 0.2))
     assert told(SequenceOfUltrasoundRegions=[doppler]) is None
+
+
+def test_millimetres_come_from_the_region_that_holds_the_mask(tmp_path):
+    """Two views of different depth, as dual mode shows them, above a spectrum without centimetres."""
+    left, right, spectrum = region(19, 19, (0.01, 0.01)), region(39, 19, (0.02, 0.02)), region(39, 29, (1, 1), units=4)
+    right.RegionLocationMinX0, spectrum.RegionLocationMinY0 = 20, 20
+    pixels = np.zeros((32, 40), np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", pixels, SequenceOfUltrasoundRegions=[right, left, spectrum])
+    picture = open_picture(path)
+    assert picture.pixel_mm is None
+
+    def size(rows, columns):
+        mask = np.zeros(pixels.shape, np.uint8)
+        mask[rows, columns] = 1
+        return picture.scale.pixel_mm(mask)
+
+    assert size(slice(3, 9), slice(2, 20)) == pytest.approx((0.1, 0.1))
+    assert size(slice(3, 9), slice(20, 30)) == pytest.approx((0.2, 0.2))
+    assert size(slice(3, 9), slice(10, 30)) is None  # both
+    assert size(slice(15, 25), slice(2, 9)) is None  # into the spectrum
+    assert size(slice(20, 25), slice(2, 9)) is None
+    assert size(slice(30, 32), slice(2, 9)) is None  # outside
+    assert "shows 2 views side by side" in "; ".join(picture.notes)
+
+
+def test_a_picture_that_was_shrunk_after_calibration_has_no_millimetres_and_says_so(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, SequenceOfUltrasoundRegions=[region(31, 31, (0.01, 0.01))])
+    picture = open_picture(path)
+    assert (picture.pixel_mm, picture.scale) == (None, None)
+    [note] = picture.notes
+    assert "no millimetres: a calibrated region ends at column 31, row 31, but the picture has 16 columns" in note
+    example = open_picture(Path(get_testdata_file("examples_palette.dcm")))  # to row 518 of 350
+    assert example.scale is None
+    assert "row 518" in example.notes[0]
+
+
+def test_burned_in_text_is_named(tmp_path):
+    [note] = open_picture(write_dicom(tmp_path / "a.dcm", RAMP, BurnedInAnnotation="YES")).notes
+    assert "burned-in text" in note
+
+
+def test_segmentations_and_reports_in_a_folder_are_no_pictures(tmp_path):
+    write_dicom(tmp_path / "a.dcm", RAMP)
+    for name in ("liver_1frame.dcm", "test-SR.dcm", "rtdose_1frame.dcm"):
+        shutil.copy(get_testdata_file(name), tmp_path)
+    assert find_images(tmp_path) == [tmp_path / "a.dcm"]
+    with pytest.raises(DataError, match="holds no picture, but Segmentation Storage"):
+        open_picture(tmp_path / "liver_1frame.dcm")
+
+
+DEEP = (np.arange(64 * 64) % 4096).reshape(64, 64).astype(np.uint16)
+COMPRESSED = {
+    JPEGLosslessSV1: lambda: imagecodecs.ljpeg_encode(DEEP, bitspersample=12),
+    JPEGLSLossless: lambda: imagecodecs.jpegls_encode(DEEP),
+    JPEG2000Lossless: lambda: imagecodecs.jpeg2k_encode(DEEP, level=0, codecformat="j2k", bitspersample=12),
+    JPEGExtended12Bit: lambda: imagecodecs.jpeg8_encode(DEEP, level=100, bitspersample=12),
+}
+
+
+def compressed(path: Path, syntax) -> Path:
+    write_dicom(path, DEEP, bits=12)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = pydicom.encaps.encapsulate([COMPRESSED[syntax]()])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED, ids=lambda syntax: syntax.name)
+def test_compressed_dicom_has_the_pixels_that_went_in(tmp_path, syntax):
+    seen = open_picture(compressed(tmp_path / "a.dcm", syntax)).read(0)[..., 0]
+    expected = np.round(DEEP / 4095 * 255)
+    assert np.abs(seen - expected).max() <= (2 if syntax == JPEGExtended12Bit else 0)
+
+
+def test_what_cannot_be_decoded_says_what_to_install(tmp_path, monkeypatch):
+    path = compressed(tmp_path / "a.dcm", JPEGLosslessSV1)
+    monkeypatch.setattr(get_decoder(JPEGLosslessSV1), "_available", {})
+    with pytest.raises(DataError, match=r"compression, JPEG Lossless.*pip install 'bushpc\[dicom\]'"):
+        open_picture(path).read(0)
 
 
 def test_a_size_that_no_pixel_has_is_no_size(tmp_path):
     path = tmp_path / "a.dcm"
     for delta in ((0.01, float("nan")), (0.01, float("inf")), (0.01, 1e-30)):
-        regions = [region(100, 100, delta)]
+        regions = [region(15, 15, delta)]
         assert open_picture(write_dicom(path, RAMP, SequenceOfUltrasoundRegions=regions)).pixel_mm is None
     assert pixel_size(np.float32(0.5)) == (0.5, 0.5)
     for given in (float("nan"), 0, 1e-200, (0.1, float("inf")), (0.1, 0.1, 0.1)):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 import bushpc
 from bushpc.cli import main
@@ -369,3 +370,16 @@ def test_12_bit_pictures_are_predicted_as_their_8_bit_copies(one, run, images, t
     status, said = run(tmp_path / "deep", tmp_path / "deep-out", "--prob", "--grey-max", 65535)
     assert status == 2
     assert "grey range was integer 0 to 4095, now integer 0 to 65535" in said
+
+
+def test_a_shrunk_dicom_is_predicted_without_millimetres_and_the_table_says_why(run, tmp_path):
+    """pydicom's own ultrasound example: its calibrated region ends at row 518 of 350."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(get_testdata_file("examples_palette.dcm"), tmp_path / "in" / "a.dcm")
+    shutil.copy(get_testdata_file("liver_1frame.dcm"), tmp_path / "in" / "seg.dcm")
+    status, said = run(tmp_path / "in", tmp_path / "out")
+    assert status == 0
+    assert "a.dcm no millimetres: a calibrated region ends at column 800, row 518" in said
+    [row] = rows_of(tmp_path / "out" / "predictions.csv")
+    assert (row["file"], row["status"], row["pixel_mm_x"], row["area_mm2"]) == ("a.dcm", "ok", "", "")
+    assert "row 518" in row["reason"]
