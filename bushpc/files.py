@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import grp
 import hashlib
@@ -26,6 +27,31 @@ EXPORT_FILE = "export.json"
 
 # Files that are written at the same time.
 WRITERS = 16
+
+
+# What operating systems and Excel leave in folders, in lower case.
+LITTER = ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is none of the user's: `.DS_Store`, `._scan.png`, `~$table.xlsx`, `desktop.ini` …"""
+    return name.startswith((".", "~$")) or name.lower() in LITTER
+
+
+def decoded(content: bytes) -> str:
+    """The text of a table, as spreadsheet programs save it: UTF-8 or UTF-16, with or without a byte-order mark.
+
+    Raises: UnicodeDecodeError for another encoding.
+    """
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def delimiter_of(text: str, usual: str = ",") -> str:
+    """What separates a table's columns: `usual`, unless its first line has none but semicolons or tabs."""
+    first = text.partition("\n")[0]
+    others = [each for each in (",", ";", "\t") if each in first]
+    return usual if usual in first or not others else max(others, key=first.count)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

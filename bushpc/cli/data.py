@@ -85,9 +85,12 @@ def pack(given: Arguments) -> None:
             grey_max=given.grey_max,
             mask_threshold=given.mask_threshold,
         )
-    if not manifest.synthetic:
-        ensure_folds(out, manifest)
     print_packed(out, manifest)
+    if not manifest.synthetic and ensure_folds(out, manifest) is None:
+        print(
+            "No folds were drawn, as there are fewer patients with a lesion than folds. These scans can be audited, "
+            "predicted and used for an external test, but not cross-validated."
+        )
 
 
 def _out(data: str, out: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import typing as t
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from bushpc.conditions.base import Condition
 from bushpc.conditions.sentences import AttributePrompt, SpatialPrompt
 from bushpc.errors import DataError
+from bushpc.files import decoded, delimiter_of
 from bushpc.sample import PixelSize, Regions, pixel_size
 
 # Kinds that every table may state, whether the model reads them or not; a model's further kinds come after them.
@@ -91,14 +93,14 @@ def read_table(
 def _read(path: Path, telling: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, column → cell) of each row that is not empty."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            rows = [
-                (reader.line_num, dict(zip(header, (cell.strip() for cell in row), strict=True)))
-                for row in reader
-                if any(row)
-            ]
+        text = decoded(path.read_bytes())
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
+        header = [name.strip().lower() for name in next(reader, [])]
+        rows = [
+            (reader.line_num, dict(zip(header, (cell.strip() for cell in row), strict=True)))
+            for row in reader
+            if any(row)
+        ]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (csv.Error, ValueError) as error:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bushpc.errors import DataError
+from bushpc.files import is_litter
 from bushpc.sample import PixelSize, Region, Regions, is_plausible
 from bushpc.shards import pictures
 
@@ -78,9 +79,9 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
 
     for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         seen.add(os.path.realpath(place))
-        paths = [Path(place, name) for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in folders if not is_litter(name)]
         folders[:] = [path.name for path in paths if os.path.realpath(path) not in seen and not skip(path)]
-        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        paths = [Path(place, name) for name in files if not is_litter(name)]
         found += [path for path in paths if (kind := _format(path)) and not (kind == "DICOM" and _is_other_dicom(path))]
     return sorted(found)
 
@@ -259,7 +260,8 @@ def _region(described: Dataset) -> Region:
         and None not in deltas
     )
     size = PixelSize(*(round(abs(float(t.cast(t.Any, delta))) * 10, 12) for delta in deltas)) if calibrated else None
-    return Region(*corners, _plausible(size))
+    left, top, right, bottom = corners
+    return Region(left, top, right, bottom, _plausible(size))
 
 
 def _is_b_mode(described: Dataset) -> bool:

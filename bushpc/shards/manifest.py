@@ -25,7 +25,7 @@ from types import UnionType
 import numpy as np
 from PIL import Image
 
-from bushpc.config import freeze
+from bushpc.config import freeze, places
 from bushpc.errors import DataError
 from bushpc.files import sha256_of, write_atomically
 
@@ -103,7 +103,7 @@ class Manifest:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise DataError(f"{path} does not exist: this dataset is not packed yet.{_repack(path)}") from None
+            raise DataError(_why_missing(path)) from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}).{_repack(path)}") from error
         try:
@@ -280,6 +280,21 @@ def _check_file_names(manifest: Manifest) -> None:
         raise ValueError(f"invalid shard name {strange[0]!r}")
 
 
+def _why_missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.exists():
+        return f"{path} does not exist: there is no folder {folder}, so this dataset is not packed yet.{_repack(path)}"
+    if any((folder / ".packing").glob("*.json")):
+        return (
+            f"{path} does not exist: packing was interrupted, so this dataset is not packed yet. The same command "
+            f"continues; finished shards are kept.{_repack(path)}"
+        )
+    return f"{path} does not exist: this dataset is not packed yet.{_repack(path)}"
+
+
 def _repack(path: Path) -> str:
-    name = path.parent.name
-    return f"\nRun: bushpc pack data={name} src=FOLDER   (the publisher's folder; a synthetic dataset takes no src)"
+    folder = path.parent
+    known = (places.shipped_shards() / folder.name).is_dir()
+    usual = known and folder.absolute() == (places.home() / "shards" / folder.name).absolute()
+    words = f"data={folder.name if known else 'NAME'} src=FOLDER" + ("" if usual else f" out={folder}")
+    return f"\nRun: bushpc pack {words}   (src is the publisher's folder; a synthetic dataset takes none)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import csv
+import io
 import typing as t
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bushpc.errors import DataError
-from bushpc.files import sha256_of
+from bushpc.files import decoded, delimiter_of, sha256_of
 from bushpc.sample import Sample
 from bushpc.shards import pictures
 from bushpc.shards.manifest import PNG_FAILS
@@ -191,21 +192,25 @@ def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray
 def csv_rows(path: Path, columns: Sequence[str], delimiter: str = ",") -> t.Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV file with their line numbers, surrounding white space stripped from each cell.
 
+    Semicolons, tabs and UTF-16 are read too: spreadsheet programs of many countries write them.
     Raises: DataError if a column is missing or the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheet programs write a byte-order mark
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            _check_columns(path, columns, header)
-            for cells in reader:
-                if any(cells[column] is None for column in columns):
-                    raise DataError(f"{path}, row {reader.line_num}: too few cells; {', '.join(columns)} are required.")
-                yield reader.line_num, {column: cells[column].strip() for column in header if cells[column] is not None}
+        text = decoded(path.read_bytes())
+        table = io.StringIO(text, newline="")
+        reader = csv.DictReader(table, delimiter=delimiter_of(text, delimiter), strict=True)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        _check_columns(path, columns, header)
+        for cells in reader:
+            if any(cells[column] is None for column in columns):
+                raise DataError(f"{path}, row {reader.line_num}: too few cells; {', '.join(columns)} are required.")
+            yield reader.line_num, {column: cells[column].strip() for column in header if cells[column] is not None}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: the folder must contain this table.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is neither UTF-8 nor UTF-16 ({error}): save it as UTF-8 CSV.") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
 
 
@@ -244,7 +249,13 @@ def raise_if_any(where: Path, problems: Sequence[str]) -> None:
 
 def hash_files(folder: Path, files: Iterable[str]) -> dict[str, str]:
     """SHA-256 as hex by relative path, sorted by path."""
-    return {file: sha256_of(folder / file) for file in sorted(set(files))}
+    hashes = {}
+    for file in sorted(set(files)):
+        try:
+            hashes[file] = sha256_of(folder / file)
+        except OSError as error:
+            raise DataError(f"{folder / file} cannot be read: {error.strerror or error}.") from error
+    return hashes
 
 
 def _check_columns(path: Path, columns: Sequence[str], header: Sequence[str], where: str = "") -> None:

@@ -27,9 +27,14 @@ from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.readers import csv_rows
 
 FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"}
+FOLDS = 5  # of a dataset that has none yet
 COLUMNS = ("key", "patient", "label", "fold")
 MOST_SHOWN = 8
 MOST_DIGITS = 6  # in a fold number
+
+
+class TooFewPatients(DataError):
+    """Fewer patients with a lesion than folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +63,13 @@ class Folds:
             raise ConfigError(f"fold={fold} does not exist: there are {self.count} folds, 0 to {self.count - 1}.")
 
 
-def make_folds(records: Sequence[Record], k: int = 5, seed: int = 0) -> dict[str, int]:
+def make_folds(records: Sequence[Record], k: int = FOLDS, seed: int = 0) -> dict[str, int]:
     """Draw `k` folds, grouped by patient and stratified by label. The same records and seed give the same folds.
 
     Patients are dealt in random order, those with most scans first, each to the fold that is emptiest for the
     patient's labels. If every patient has one scan, label counts stay within one of an even share. Lesions are dealt
     first, as if there were no normal scans: those follow their patient, and patients with normal scans only come last.
-    Raises: ConfigError for fewer than 2 folds; DataError for fewer patients with a lesion than folds.
+    Raises: ConfigError for fewer than 2 folds; TooFewPatients for fewer with a lesion than folds.
     """
     if k < 2:
         raise ConfigError(f"k={k}: there must be at least 2 folds.")
@@ -73,7 +78,7 @@ def make_folds(records: Sequence[Record], k: int = 5, seed: int = 0) -> dict[str
     fold_of: dict[str, int] = {}
     scans = _by_patient(record for record in records if record.label != "normal")
     if len(scans) < k:
-        raise DataError(f"{len(scans)} patients cannot be divided into {k} folds: every fold needs at least one.")
+        raise TooFewPatients(f"{len(scans)} patients cannot be divided into {k} folds: every fold needs at least one.")
     _deal(scans, held, fold_of, rng)
     normals = _by_patient(record for record in records if record.label == "normal")
     for patient in normals.keys() & fold_of.keys():
@@ -156,15 +161,36 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     # A generated dataset can differ from one packing to the next, so shipped folds don't fit it.
     if shipped.exists() and not Card.find(manifest.dataset, folder).made_here:
         return shipped
-    raise DataError(
-        f"folds={source}: there is no {name} in {folder}, and the project ships none for {manifest.dataset}. "
-        "`bushpc pack` writes folds.csv, `bushpc shards folds data=… duplicates=group` writes folds_grouped.csv; "
-        "folds_published.csv exists only for datasets whose authors published folds."
-    )
+    raise DataError(f"folds={source}: {folder} has no {name}. {_how_to_get(source, manifest, folder)}")
 
 
-def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
-    """The frozen fold file of a newly packed dataset; drawn with seed 0 and written to `folder` if there is none.
+def _how_to_get(source: str, manifest: Manifest, folder: Path) -> str:
+    card = Card.find(manifest.dataset, folder)
+    if source == "grouped":
+        return f"This command writes it: bushpc shards folds data={folder} duplicates=group"
+    if source == "published" and FILE_BY_SOURCE["published"] not in card.folds:
+        return (
+            f"The authors of {card.title} published no folds. Use folds=frozen, or folds=grouped, which keeps near "
+            "duplicates together."
+        )
+    if source == "published" and manifest.excerpt:
+        return (
+            "`bushpc pack` writes it from the publisher's own table or splits, and this excerpt was packed without "
+            "them. Use folds=frozen, or add them to the raw folder and pack again."
+        )
+    patients = {record.patient for record in manifest.lesions}
+    if source == "frozen" and len(patients) < FOLDS:
+        return (
+            f"Its {len(patients)} patients with a lesion are too few for {FOLDS} folds: it can be audited, predicted "
+            "and used for an external test, but not cross-validated. Pack more patients."
+        )
+    src = "" if card.made_here else " src=FOLDER"
+    return f"This command writes it: bushpc pack data={manifest.dataset}{src} out={folder}"
+
+
+def ensure_folds(folder: str | Path, manifest: Manifest) -> Path | None:
+    """The frozen fold file of a newly packed dataset, beside its shards in `folder`: what the project ships for it if
+    that fits, else drawn with seed 0. None if it has fewer patients than folds.
 
     For a generated dataset, folds that do not fit are drawn again. Raises: DataError if the frozen folds of any
     other dataset do not fit.
@@ -173,6 +199,9 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
     try:
         path = find_folds(manifest, folder, "frozen")
         load_folds(path, manifest.records, manifest.excerpt, normals=made_here)
+        if path.parent.resolve() != Path(folder).resolve():
+            path = Path(folder) / FILE_BY_SOURCE["frozen"]
+            write_atomically(path, find_folds(manifest, folder, "frozen").read_bytes())
     except DataError as error:
         path = Path(folder) / FILE_BY_SOURCE["frozen"]
         if path.exists() and not made_here:
@@ -180,7 +209,11 @@ def ensure_folds(folder: str | Path, manifest: Manifest) -> Path:
                 f"{error}\nThe scans are packed. If the folds belong to another packing, such as of an excerpt, move "
                 "the file away and run the same command again to draw new ones."
             ) from error
-        write_folds(path, manifest.records, make_folds(manifest.records))
+        try:
+            folds = make_folds(manifest.records)
+        except TooFewPatients:
+            return None
+        write_folds(path, manifest.records, folds)
     return path
 
 

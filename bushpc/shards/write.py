@@ -37,7 +37,7 @@ from bushpc.files import flush_folder, sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards import manifest as manifests
-from bushpc.shards import pictures, readers, sources
+from bushpc.shards import pictures, readers, sources, tree
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
@@ -101,7 +101,7 @@ def pack(
     if mask_threshold is not None and not 1 <= mask_threshold <= 255:
         raise ConfigError(f"mask_threshold={mask_threshold}: it must be a level from 1 to 255.")
     how = readers.Reading(mask_threshold=mask_threshold)
-    with readers.reading(how):
+    with _typed_errors(src or out), readers.reading(how):
         plan = source.plan(src, card, excerpt=excerpt)
     if src is not None:
         if not excerpt:
@@ -143,7 +143,7 @@ def write_shards(
     report = progress or _silent
     shards = _divide(plan.items, shard_samples)
 
-    with _locked_work_folder(out) as work:
+    with _typed_errors(out), _locked_work_folder(out) as work:
         if packed := _already_packed(card, out, plan, excerpt, shards):
             report(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
             _write_published(out, packed, plan)
@@ -212,23 +212,42 @@ def _check_belongs(src: Path, card: Card) -> None:
     cards = [Card.load(path.parent) for path in sorted(PROJECT_SHARDS.glob("*/card.yaml"))]
     others = [other.name for other in cards if other.name != card.name and _share_of_files(src, other) == 1]
     if not share or others:
-        near = [path for path in (*sorted(src.iterdir()), src.absolute().parent) if path.is_dir()]
-        places = [path for path in near if _share_of_files(path, card) == 1]
+        place = _right_folder(src, card)
+        elsewhere = None if place else _other_dataset(src, cards)
         raise DataError(
             f"{src} is not the folder of {card.name}: "
             + (f"it looks like data={others[0]}." if others else f"it has no file {' or '.join(card.files)}.")
-            + (f" src={places[0]} looks like {card.name}." if places else "")
+            + (f" src={place} looks like {card.name}." if place else "")
+            + (f" {elsewhere[0]} looks like data={elsewhere[1]}." if elsewhere and not others else "")
             + f" shards/{card.name}/card.yaml describes the folder's content."
         )
 
 
+def _right_folder(src: Path, card: Card) -> Path | None:
+    """The folder near `src` that has all of the card's files, else one that has most kinds of them."""
+    whole = tree.find(src, lambda place: _share_of_files(place, card) == 1)
+    return whole or tree.find(src, lambda place: _share_of_files(place, card) > 1 / 2)
+
+
+def _other_dataset(src: Path, cards: list[Card]) -> tuple[Path, str] | None:
+    """A folder near `src` that is another dataset's, and its name."""
+    for card in cards:
+        if card.files and (place := tree.find(src, functools.partial(_is_whole, card))):
+            return place, card.name
+    return None
+
+
+def _is_whole(card: Card, folder: Path) -> bool:
+    return _share_of_files(folder, card) == 1
+
+
 def _share_of_files(folder: Path, card: Card) -> float:
     """Share of the card's file patterns that match a file in the folder; 0 for a card without patterns."""
-    return sum(any(folder.glob(pattern)) for pattern in card.files) / max(len(card.files), 1)
+    return sum(bool(tree.glob(folder, pattern)) for pattern in card.files) / max(len(card.files), 1)
 
 
 def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
-    found = {pattern: sum(1 for _ in src.glob(pattern)) for pattern in card.files}
+    found = {pattern: len(tree.glob(src, pattern)) for pattern in card.files}
     off = [
         f"{found[pattern]} files match {pattern}, {count} expected"
         for pattern, count in card.files.items()
@@ -311,6 +330,19 @@ def _divide(items: list[sources.Item], shard_samples: int) -> dict[str, list[sou
 
 def _key(item: sources.Item) -> str:
     return item.key
+
+
+@contextlib.contextmanager
+def _typed_errors(out: Path) -> t.Iterator[None]:
+    """Raises: DataError for a file or folder that may not be read or written."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename2 or error.filename or out
+        raise DataError(
+            f"{place} cannot be read or written ({error.strerror or error}). Change its permissions or make room, or "
+            "choose another folder with out=FOLDER."
+        ) from error
 
 
 @contextlib.contextmanager

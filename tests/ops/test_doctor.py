@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import JPEGLSLossless
 
 from bushpc.cli import main
 from bushpc.cluster import slurm_site
@@ -118,6 +120,15 @@ def test_packages_outside_their_ranges_are_broken_with_the_range(monkeypatch):
     assert set(found) == {"package torch", "package no-such-package"}
     assert "wanted is >=99" in found["package torch"]
     assert "not installed" in found["package no-such-package"]
+
+
+def test_the_decoders_of_compressed_dicom_are_told(monkeypatch):
+    [check] = run_check("DICOM decoders", doctor._decoders)
+    assert (check.verdict, check.found, check.advice) == ("ok", "every common compression", "")
+    monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})
+    [check] = run_check("DICOM decoders", doctor._decoders)
+    assert check.found == "compressed with JPEG-LS cannot be decoded"
+    assert "pip install 'bushpc[dicom]'" in check.advice
 
 
 def test_a_broken_installation_is_told_even_where_nothing_can_be_composed(monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.sample import LABELS, Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -61,7 +61,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     Raises: DataError naming missing columns, or every missing file and invalid cell with its row.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    sheet, images = card.layout["spreadsheet"], card.layout["images"]
+    sheet, images = card.layout["spreadsheet"], tree.part(folder, card.layout["images"])
     items, problems, files = [], [], [sheet]
     rows_by_image: dict[str, int] = {}
     for row, cells in readers.spreadsheet_rows(folder / sheet, card.columns):

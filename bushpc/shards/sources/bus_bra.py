@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -27,13 +27,13 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     Raises: DataError naming every missing file, every image without a row, and every invalid row.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    table = card.layout["table"]
+    table, images, masks = card.layout["table"], *(tree.part(folder, part) for part in _parts(card))
     items, problems, files = [], [], [table]
     rows_by_id: dict[str, int] = {}
     for row, cells in readers.csv_rows(folder / table, card.columns):
         name = cells["ID"]
-        image = f"{card.layout['images']}/{name}.png"
-        mask = f"{card.layout['masks']}/mask_{name.removeprefix('bus_')}.png"
+        image = f"{images}/{name}.png"
+        mask = f"{masks}/mask_{name.removeprefix('bus_')}.png"
         if rows_by_id.setdefault(name, row) != row:
             problems.append(f"{table}, row {row}: {name} is already in row {rows_by_id[name]}")
         if excerpt and not (folder / image).exists():
@@ -51,7 +51,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             folder=folder, image=image, masks=(mask,), patient=cells["Case"], attributes=attributes
         )
         items.append(Item(key=name, label=cells["Pathology"], recipe=scan))
-    pictures = [f"{part}/{path.name}" for part in _parts(card) for path in sorted((folder / part).glob("*.png"))]
+    pictures = [f"{part}/{path.name}" for part in (images, masks) for path in tree.glob(folder, f"{part}/*.png")]
     problems += [f"{picture} has no row in {table}" for picture in sorted(set(pictures) - set(files))]
     published = None
     if (folder / card.layout["folds"]).exists() or not excerpt:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.sample import Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -34,9 +34,10 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     Raises: DataError naming every file without a counterpart, unknown colour, and row that contradicts its mask.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    images, masks, table = card.layout["images"], card.layout["masks"], card.layout["table"]
+    images, masks = (tree.part(folder, card.layout[name]) for name in ("images", "masks"))
+    table = card.layout["table"]
     problems = [f"the folder {part}/ is missing" for part in (images, masks) if not (folder / part).is_dir()]
-    names, of_masks = ({path.name for path in (folder / part).glob("*.png")} for part in (images, masks))
+    names, of_masks = ({path.name for path in tree.glob(folder, f"{part}/*.png")} for part in (images, masks))
     problems += [f"{images}/{name} has no mask" for name in sorted(names - of_masks)]
     problems += [f"{masks}/{name} is the mask of no image" for name in sorted(of_masks - names)]
     readers.raise_if_any(folder, problems)
@@ -56,7 +57,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             image=f"{images}/{name}",
             masks=(f"{masks}/{name}",),
             patient=match["patient"],
-            attributes={column.lower(): fact.get(column, "").lower() or None for column in ATTRIBUTES},
+            attributes={column.lower(): _answer(fact.get(column, "")) for column in ATTRIBUTES},
         )
         items.append(Item(key=Path(name).stem, label=label, recipe=scan))
     readers.raise_if_any(folder, problems)
@@ -82,6 +83,12 @@ def load(item: Item) -> Sample:
         attributes=dict(scan.attributes),
         sources=(scan.image, *scan.masks),
     )
+
+
+def _answer(cell: str) -> str | None:
+    """A cell of the table; one Doppler value is Y where the others are yes."""
+    cell = cell.lower()
+    return {"y": "yes", "n": "no"}.get(cell, cell) or None
 
 
 def _colours(folder: Path, mask: str) -> set[int]:

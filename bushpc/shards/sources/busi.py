@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -30,16 +30,16 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
     problems = [
         f"{path.name}/ holds images but is not a class of the card ({', '.join(card.counts)})"
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and path.name not in card.counts and any(path.glob("*.png"))
+        for path in tree.listed(folder)
+        if path.is_dir() and path.name not in card.counts and tree.glob(folder, f"{path.name}/*.png")
     ]
     images: dict[tuple[str, int], str] = {}
     masks: dict[tuple[str, int], list[str]] = defaultdict(list)
     for label in card.counts:
         if not (folder / label).is_dir() and not excerpt:
             problems.append(f"the class folder {label}/ is missing")
-        for path in sorted((folder / label).glob("*.png")):
-            file, match = f"{label}/{path.name}", NAME.fullmatch(path.name)
+        for path in tree.glob(folder, f"{label}/*.png"):
+            file, match = path.relative_to(folder).as_posix(), NAME.fullmatch(path.name)
             if not match or match["label"] != label:
                 problems.append(f"{file}: names must be like '{label} (1).png' or '{label} (1)_mask.png'")
             elif match["mask"]:

@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 from bushpc.sample import UNLABELLED, Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -24,12 +24,12 @@ SKIN, LESION = 0, 255
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     """Pair images and masks by number. Raises: DataError naming every file without a counterpart."""
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    parts = card.layout["images"], card.layout["masks"]
+    parts = [tree.part(folder, card.layout[name]) for name in ("images", "masks")]
     # Both folders also hold text files, and the image folder may hold a superpixel picture for each image.
-    images = {path.stem: f"{parts[0]}/{path.name}" for path in sorted((folder / parts[0]).glob("ISIC_*.jpg"))}
+    images = {path.stem: f"{parts[0]}/{path.name}" for path in tree.glob(folder, f"{parts[0]}/ISIC_*.jpg")}
     masks = {
         path.name.removesuffix(SUFFIX): f"{parts[1]}/{path.name}"
-        for path in sorted((folder / parts[1]).glob(f"ISIC_*{SUFFIX}"))
+        for path in tree.glob(folder, f"{parts[1]}/ISIC_*{SUFFIX}")
     }
     problems = [f"{image} has no mask" for key, image in images.items() if key not in masks]
     problems += [f"{mask} is the mask of no image" for key, mask in masks.items() if key not in images]

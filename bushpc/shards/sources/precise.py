@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import readers, sources
+from bushpc.shards import readers, sources, tree
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.sources import Item, Plan
 
@@ -38,7 +38,9 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     for dataset in card.layout:
         if dataset in missing:
             continue
-        found = sources.source(dataset).plan(folder / dataset, Card.load(PROJECT_SHARDS / dataset), excerpt=excerpt)
+        own_card = Card.load(PROJECT_SHARDS / dataset)
+        own_folder = tree.descend(folder / dataset, own_card.files)  # as unpacked: bus_bra/BUSBRA
+        found = sources.source(dataset).plan(own_folder, own_card, excerpt=excerpt)
         files |= {f"{dataset}/{file}": sha256 for file, sha256 in found.sources.items()}
         items += [
             Item(key=_named(dataset, item.key), label=item.label, recipe=Recipe(dataset=dataset, item=item))

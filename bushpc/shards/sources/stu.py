@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bushpc.sample import UNLABELLED, Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -27,10 +27,10 @@ NAME = re.compile(r"(?P<kind>[Tt]est_Image|mask)_(?P<number>\d+)\.png")
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     """Pair images and masks by number. Raises: DataError naming every file without a counterpart."""
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    part = card.layout["images"]
+    part = tree.part(folder, card.layout["images"])
     images: dict[int, str] = {}
     masks: dict[int, str] = {}
-    for path in sorted((folder / part).glob("*.png")):
+    for path in tree.glob(folder, f"{part}/*.png"):
         if match := NAME.fullmatch(path.name):
             pictures = masks if match["kind"] == "mask" else images
             pictures[int(match["number"])] = f"{part}/{path.name}"

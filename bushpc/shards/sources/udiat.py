@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 from bushpc.sample import Sample
-from bushpc.shards import readers
+from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
@@ -24,7 +24,8 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     Raises: DataError naming every missing file, every image without a row, and every invalid row.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    sheet, images, masks = card.layout["spreadsheet"], card.layout["images"], card.layout["masks"]
+    images, masks = (tree.part(folder, card.layout[name]) for name in ("images", "masks"))
+    sheet = card.layout["spreadsheet"]
     items, problems, files = [], [], [sheet]
     for row, cells in readers.spreadsheet_rows(folder / sheet, card.columns):
         number, label = str(cells["Image"] or "").strip(), str(cells["Type"] or "").strip().lower()
@@ -50,7 +51,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
             folder=folder, image=image, masks=(mask,), patient=key, attributes={"diagnosis": diagnosis}
         )
         items.append(Item(key=key, label=label, recipe=scan))
-    pictures = [f"{part}/{path.name}" for part in (images, masks) for path in sorted((folder / part).glob("*.png"))]
+    pictures = [f"{part}/{path.name}" for part in (images, masks) for path in tree.glob(folder, f"{part}/*.png")]
     problems += [f"{picture} has no row in {sheet}" for picture in pictures if picture not in files]
     readers.raise_if_any(folder, problems)
     return Plan(items, readers.hash_files(folder, files))

@@ -89,3 +89,14 @@ def test_what_does_not_fit_is_named_and_nothing_is_packed(uclm, harm, message):
 
 def test_the_cards_counts_are_those_of_the_publication(card_of):
     assert card_of("bus_uclm").counts == {"benign": 174, "malignant": 90, "normal": 419}
+
+
+def test_the_published_y_is_a_yes(uclm):
+    info(uclm, {**INFO, "ANFO_000.png": "30x20;Malignant;Y;No;No"})
+    assert uclm.pack(LABELS).record("ANFO_000").attributes["doppler"] == "yes"
+
+
+def test_dark_colours_are_not_read_as_a_normal_scan(uclm):
+    uclm.mask("masks/ANFO_000.png", "RGB", colour=(1, 0, 0))
+    with pytest.raises(DataError, match=r"ANFO_000\.png: its highest level is 1, .*mask_threshold=N"):
+        uclm.pack(LABELS)
