@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import typing as t
 from pathlib import Path
 
 from bushpc.cli.command import Arguments, Command, Group, option
 from bushpc.cli.follow import print_submission
+from bushpc.errors import ConfigError
 
+if t.TYPE_CHECKING:
+    from bushpc.dispatch.plan import Plan
+
+DRY_RUN = option("--dry-run", action="store_true", help="print the job scripts; submit and write nothing")
+LIST = option("--list", action="store_true", help="check and list the rows; submit nothing")
 WAIT = option("--wait", action="store_true", help="follow the cells until they end and print the report's table")
 
 
@@ -16,6 +23,8 @@ def cv(given: Arguments) -> int:
     from bushpc.dispatch.submit import submit
 
     plan = cv_plan(compose(given.typed))
+    if given.dry_run:
+        return _print_scripts(plan, given.wait)
     result = submit(plan, ["bushpc", "cv", *given.typed])
     return print_submission(result, plan.wanted if given.wait else None)
 
@@ -30,8 +39,31 @@ def grid(given: Arguments) -> int:
     if given.list:
         Console().print(plan_table(plan))
         return 0
+    if given.dry_run:
+        return _print_scripts(plan, given.wait)
     result = submit(plan, ["bushpc", "grid", *given.typed])
     return print_submission(result, plan.wanted if given.wait else None)
+
+
+def _print_scripts(plan: Plan, wait: bool) -> int:
+    """What would be submitted, as the cluster would get it; only that names stand for the numbers of jobs."""
+    from bushpc.cluster.base import cluster_for
+    from bushpc.dispatch.run_folder import snapshot_path
+    from bushpc.dispatch.submit import requests_of
+
+    if wait:
+        raise ConfigError("--dry-run with --wait: nothing is submitted that could be waited for; leave one out")
+    requests, said = requests_of(plan, snapshot_path(plan.first.run_dir))
+    for number, request in enumerate(requests, 1):
+        jobs = f"{len(request.work)} jobs as an array" if len(request.work) > 1 else "1 job"
+        print(f"# --- {number} of {len(requests)}: {request.name}, {jobs}")
+        script = cluster_for(request.profile.executor).script(request)
+        print(script or f"# cluster.executor={request.profile.executor} has no scripts: it starts processes here")
+    for line in said:
+        print(f"# {line}")
+    if not requests:
+        print("# nothing is missing, so nothing would be submitted")
+    return 0
 
 
 def train(given: Arguments) -> int:
@@ -49,7 +81,7 @@ GROUP = Group(
             summary="Cross-validate a model: one job per fold, then a report.",
             run=cv,
             example="bushpc cv model=xbusnet_small data=phantom cluster=local --wait",
-            options=(WAIT,),
+            options=(DRY_RUN, WAIT),
             settings=True,
             notes=("Run the same command again to submit only what is missing.",),
         ),
@@ -58,7 +90,11 @@ GROUP = Group(
             summary="Run an ablation: every row of a grid over all folds, then a report.",
             run=grid,
             example="bushpc grid grid=xbusnet_components data=breast cluster=slurm",
-            options=(option("--list", action="store_true", help="check and list the rows; submit nothing"), WAIT),
+            options=(
+                option("--list", action="store_true", help="check and list the rows; submit nothing"),
+                DRY_RUN,
+                WAIT,
+            ),
             settings=True,
             notes=("grid= is a name or your own yaml file, for example grid=my.yaml.",),
         ),

@@ -125,7 +125,6 @@ def part_of(
     submission, packed = uuid.uuid4().hex, profile.cells_per_job > 1
     intent = SubmittingNote(
         job_name=f"{run_dir.name}-{submission[:8]}",
-        cluster=cluster.here(),
         packs=[[name for pack in packs for name in pack] for packs in jobs],
         packed=packed,
         executor=cluster.executor,
@@ -168,7 +167,8 @@ def part_of(
 
 def _send(run: RunDir, part: Part) -> list[Job]:
     """Submit it, with notes of it before and after."""
-    cluster, intent = cluster_for(part.intent.executor), part.intent
+    cluster = cluster_for(part.intent.executor)
+    intent = msgspec.structs.replace(part.intent, cluster=cluster.here())
     run.jobs.mkdir(exist_ok=True)
     written = {run.lane(name): note.to_json() for name, note in part.lanes.items()}
     write_all(written)

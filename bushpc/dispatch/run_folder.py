@@ -188,6 +188,24 @@ def start_anew(run_dir: Path, cell: str) -> None:
 
 def snapshot(run_dir: Path) -> Path:
     """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
+    files, target = _to_copy(run_dir)
+    if not target.exists():
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        for path, above in files:  # without their modes: a site's clone may be read-only, and this folder is not
+            copy = aside / path.relative_to(above)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        aside.rename(target)
+    return target
+
+
+def snapshot_path(run_dir: Path) -> Path:
+    """Where `snapshot` would copy it to."""
+    return _to_copy(run_dir)[1]
+
+
+def _to_copy(run_dir: Path) -> tuple[list[tuple[Path, Path]], Path]:
+    """The files of package and configs, each with the folder above, and the run's folder named after their content."""
     package = Path(bushpc.__file__).parent
     # An installed package holds its configs itself.
     configs = places.shipped_configs()
@@ -195,15 +213,7 @@ def snapshot(run_dir: Path) -> Path:
     files = sorted((path, folder.parent) for folder in folders for path in folder.rglob("*") if path.is_file())
     kept = [(path, above) for path, above in files if "__pycache__" not in path.parts]
     listing = "".join(f"{path.relative_to(above)} {sha256_of(path)}\n" for path, above in kept)
-    target = RunDir(run_dir).snapshot(hashlib.sha256(listing.encode()).hexdigest()[:12])
-    if not target.exists():
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        for path, above in kept:  # without their modes: a site's clone may be read-only, and this folder is not
-            copy = aside / path.relative_to(above)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        aside.rename(target)
-    return target
+    return kept, RunDir(run_dir).snapshot(hashlib.sha256(listing.encode()).hexdigest()[:12])
 
 
 def _frozen_cells(run: RunDir, plan: Plan) -> dict[str, CellConfig]:

@@ -104,7 +104,9 @@ def requests_of(plan: Plan, code: Path) -> tuple[list[JobRequest], Sequence[str]
         return [], []
     way = _choose_way(profiles, profile, status)
     requests = [part.request for part in parts_of(run_dir, profiles, code, way)]
-    report = [report_request(run_dir, profile, [], code)] if way.report == "job" else []
+    # Names stand for the numbers that jobs have once they are submitted.
+    names = [request.name for request in requests]
+    report = [report_request(run_dir, profile, names, code)] if way.report == "job" else []
     return [*requests, *report], way.said
 
 
