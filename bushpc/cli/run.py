@@ -22,9 +22,10 @@ def cv(given: Arguments) -> int:
     from bushpc.dispatch.plan import cv_plan
     from bushpc.dispatch.submit import submit
 
+    _refuse_to_wait(given)
     plan = cv_plan(compose(given.typed))
     if given.dry_run:
-        return _print_scripts(plan, given.wait)
+        return _print_scripts(plan)
     result = submit(plan, ["bushpc", "cv", *given.typed])
     return print_submission(result, plan.wanted if given.wait else None)
 
@@ -35,24 +36,28 @@ def grid(given: Arguments) -> int:
     from bushpc.dispatch.plan import grid_plan, plan_table
     from bushpc.dispatch.submit import submit
 
+    _refuse_to_wait(given)
     plan = grid_plan(given.typed)
     if given.list:
         Console().print(plan_table(plan))
         return 0
     if given.dry_run:
-        return _print_scripts(plan, given.wait)
+        return _print_scripts(plan)
     result = submit(plan, ["bushpc", "grid", *given.typed])
     return print_submission(result, plan.wanted if given.wait else None)
 
 
-def _print_scripts(plan: Plan, wait: bool) -> int:
+def _refuse_to_wait(given: Arguments) -> None:
+    if given.dry_run and given.wait:
+        raise ConfigError("--dry-run with --wait: nothing is submitted that could be waited for; leave one out")
+
+
+def _print_scripts(plan: Plan) -> int:
     """What would be submitted, as the cluster would get it; only that names stand for the numbers of jobs."""
     from bushpc.cluster.base import cluster_for
     from bushpc.dispatch.run_folder import snapshot_path
     from bushpc.dispatch.submit import requests_of
 
-    if wait:
-        raise ConfigError("--dry-run with --wait: nothing is submitted that could be waited for; leave one out")
     requests, said = requests_of(plan, snapshot_path(plan.first.run_dir))
     for number, request in enumerate(requests, 1):
         jobs = f"{len(request.work)} jobs as an array" if len(request.work) > 1 else "1 job"

@@ -32,12 +32,14 @@ def _survey(given: Arguments) -> int:
     from bushpc.config import compose
     from bushpc.files import write_atomically
     from bushpc.ops.doctor import check_cluster
-    from bushpc.ops.survey import profile_path, profile_text, survey
+    from bushpc.ops.survey import completed, profile_path, profile_text, survey
 
     config = compose(given.typed)
     if config.cluster.executor != "slurm":
         raise ConfigError(f"--slurm with cluster={config.choices['cluster']}: choose a Slurm cluster, cluster=slurm")
     profile = profile_path(given.write, given.force) if given.write else None
+    if profile:
+        config = completed(config, given.typed, say=log)
     before = check_cluster(config)
     if is_broken(before):
         return _print_checks(before, {}, given.json)
@@ -167,7 +169,11 @@ GROUP = Group(
                     metavar="OPTIONS",
                     help=f"with --slurm: also preempt the probe by a job with these sbatch options, {PREEMPTOR}",
                 ),
-                option("--write", metavar="NAME", help="with --slurm: write configs/cluster/NAME.yaml"),
+                option(
+                    "--write",
+                    metavar="NAME",
+                    help="with --slurm: write configs/cluster/NAME.yaml from what the site has and the probes find",
+                ),
                 option("--force", action="store_true", help="with --write: overwrite it"),
             ),
             settings=True,

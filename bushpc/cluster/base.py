@@ -296,6 +296,14 @@ class Cluster(abc.ABC):
 
     # --- for doctor and drill
 
+    def suggest(self, profile: ClusterConfig) -> dict[str, t.Any]:
+        """Settings of `cluster.` that this profile leaves open → what the site has for them. Raises: DispatchError."""
+        return {}
+
+    def describe(self) -> Iterator[Check]:
+        """What the site has, whatever a profile asks for. Raises: DispatchError."""
+        return iter(())
+
     def check(self, profile: ClusterConfig) -> Iterator[Check]:
         """Whether jobs of this profile would be accepted and started."""
         return iter(())

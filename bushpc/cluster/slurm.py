@@ -263,6 +263,16 @@ class SlurmCluster(Cluster):
 
         return slurm_site.CHECKS
 
+    def suggest(self, profile: ClusterConfig) -> dict[str, t.Any]:
+        from bushpc.cluster import slurm_suggest
+
+        return slurm_suggest.suggest(profile)
+
+    def describe(self) -> Iterator[Check]:
+        from bushpc.cluster import slurm_suggest
+
+        return slurm_suggest.site_lines()
+
     def check(self, profile: ClusterConfig) -> Iterator[Check]:
         for _, check in self.checks():
             yield from check(profile)

@@ -39,7 +39,7 @@ def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
 
     Raises: DispatchError for one that does not exist.
     """
-    by_name = _partitions()
+    by_name = partitions()
     if profile.partition is None:
         default = [partition for partition in by_name.values() if partition.get("Default") == "YES"]
         if not default:
@@ -65,7 +65,7 @@ def refuse_impossible(profile: ClusterConfig) -> None:
 @functools.lru_cache
 def _refuse_impossible(profile: ClusterConfig, conf: str | None) -> None:
     try:
-        all_partitions = _partitions()
+        all_partitions = partitions()
         nodes = node_kinds(profile.partition)
     except DispatchError:
         return
@@ -98,11 +98,11 @@ def concerns(profile: ClusterConfig) -> list[str]:
     return [f"{check.found}; {check.advice}" for check in checks if check.verdict != OK and check.advice]
 
 
-def _partitions() -> dict[str, dict[str, str]]:
+def partitions() -> dict[str, dict[str, str]]:
     """Name → what `scontrol show partition` says of it, of all partitions."""
     lines = ask("scontrol", "show", "partition", "--all", "--oneliner").splitlines()
-    partitions = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
-    return {partition["PartitionName"]: partition for partition in partitions}
+    found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
+    return {partition["PartitionName"]: partition for partition in found}
 
 
 def longest_minutes(profile: ClusterConfig) -> float:

@@ -34,7 +34,9 @@ from bushpc.cluster.base import Job, JobRequest, JobState, cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import shell_lines
 from bushpc.cluster.slurm_site import NOT_NEEDED, ONLY_AFTER_RESTART, how_jobs_end, longest_minutes
-from bushpc.config import CellConfig, ClusterConfig, places
+from bushpc.config import CellConfig, ClusterConfig, Settings, as_word, compose, places
+from bushpc.config.fields import fields_of
+from bushpc.config.read import plain
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import snapshot
 from bushpc.errors import ConfigError, DispatchError
@@ -540,6 +542,21 @@ def profile_path(name: str, force: bool) -> Path:
     return path
 
 
+def completed(config: CellConfig, typed: Sequence[str], *, say: Say) -> CellConfig:
+    """The config with what the site has for settings of its profile that are left open. typed: words, which win.
+
+    Raises: ConfigError; DispatchError where the cluster does not answer.
+    """
+    given = {word.partition("=")[0] for word in typed}
+    found = cluster_for(config.cluster.executor).suggest(config.cluster)
+    if config.engine.device == "cpu" and given & {"engine", "engine.device"}:
+        found = {key: value for key, value in found.items() if key not in ("gpus", "cells_per_job", "cpus_per_rank")}
+    words = [f"cluster.{key}={as_word(value)}" for key, value in found.items() if f"cluster.{key}" not in given]
+    if words:
+        say(f"from the site: {' '.join(words)}")
+    return compose([*words, *typed])
+
+
 def profile_text(config: CellConfig, found: Survey, date: datetime.date) -> str:
     """A yaml with what differs from the defaults: composed values, the measured grace time, a comment per finding."""
     cluster = config.cluster
@@ -552,21 +569,34 @@ def profile_text(config: CellConfig, found: Survey, date: datetime.date) -> str:
     about = itertools.takewhile(lambda line: line.startswith("#"), stated)
     # Its first paragraph; where the template was measured itself, its findings are of another day.
     header = list(itertools.takewhile(lambda line: line != "#" and not line.startswith("# Measured "), about))
+    if config.choices["cluster"] == cluster.executor:  # the file of its defaults, which says nothing of a site
+        header = ["# This site's Slurm."]
     lines = []
     for field in dataclasses.fields(ClusterConfig):
         value = getattr(cluster, field.name)
         if field.name == "executor" or value != ClusterConfig.default(field.name):
+            value = _what_differs(value)
             sentence = ClusterConfig.about(field.name).sentence
             lines += textwrap.wrap(sentence, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
             lines.append(f"{field.name}: {_yaml(value)}")
     measured = [f"# Measured {date.isoformat()} by `bushpc doctor --slurm`, from cluster={config.choices['cluster']}:"]
-    for check in found.checks:
+    there: list[Check] = []
+    with contextlib.suppress(DispatchError):
+        there += cluster_for(cluster.executor).describe()
+    for check in (*there, *found.checks):
         if check.name != CLEARED:
             text = f"- {check.name}: {check.found}"
             measured += textwrap.wrap(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="#   ")
     return "\n".join([*header, *measured, "", *lines]) + "\n"
 
 
+def _what_differs(value: t.Any) -> t.Any:
+    """Of a group of settings those that differ from their defaults, as plain data; anything else as it is."""
+    if isinstance(value, Settings):
+        own = {name: getattr(value, name) for name in fields_of(type(value))}
+        return {name: plain(item) for name, item in own.items() if item != type(value).default(name)}
+    return plain(value)
+
+
 def _yaml(value: t.Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
+    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()
