@@ -104,7 +104,9 @@ def _coerced(cls: type[Settings], name: str, hint: t.Any, value: t.Any, key: str
 def _options(value: t.Any, key: str) -> Options:
     """Options of a command. What is typed is what the command gets: `no` and `010` stay as they are."""
     if not isinstance(value, t.Mapping):
-        raise ConfigError(f"{key}={shown(value)}: write options as {{name: value}}; for example {key}={{hint:nomultithread}}")
+        raise ConfigError(
+            f"{key}={shown(value)}: write options as {{name: value}}; for example {key}={{hint:nomultithread}}"
+        )
     found = {}
     for name, item in value.items():
         if not OPTION.fullmatch(str(name)):

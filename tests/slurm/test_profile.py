@@ -65,7 +65,12 @@ def test_options_that_the_help_of_slurm_does_not_list_are_taken_where_slurm_take
 
 def test_a_dry_run_prints_the_very_scripts_that_are_submitted_and_writes_nothing(typed: Sandbox) -> None:
     typed.run(["scontrol", "update", "PartitionName=low", "State=DOWN"])
-    more = ("cluster.gpus=v100:1", "cluster.gres=[nvme:100]", "cluster.gpus_by=gres", "cluster.sbatch.hint=nomultithread")
+    more = (
+        "cluster.gpus=v100:1",
+        "cluster.gres=[nvme:100]",
+        "cluster.gpus_by=gres",
+        "cluster.sbatch.hint=nomultithread",
+    )
     command = words(typed, "cv", "dry", *more, "cluster.cpu_jobs.sbatch.nice=10")
     [dry] = typed.bushpc([*command, "--dry-run"])
     assert dry.status == 0, dry.said
