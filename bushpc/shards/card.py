@@ -36,6 +36,7 @@ class Card:
     channels: names of the images' channels, three or four.
     counts: number of samples by label; empty if a parameter sets it.
     files: number of files by glob pattern relative to the raw folder.
+    layouts: further layouts of the same data, by name, each with its `files` and, where they differ, its `counts`.
     columns: columns that the spreadsheet must have.
     notes: oddities of the raw files, and how the source resolves each.
     folds: where `folds.csv` and `folds_published.csv` come from.
@@ -56,6 +57,7 @@ class Card:
     channels: list[str] = dataclasses.field(default_factory=lambda: ["red", "green", "blue"])
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+    layouts: dict[str, dict[str, dict[str, int]]] = dataclasses.field(default_factory=dict)
     columns: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     folds: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -84,6 +86,9 @@ class Card:
         for label in card.counts:
             if label not in (*LABELS, UNLABELLED):
                 raise DataError(f"{path}: counts: {unknown_name('label', str(label), (*LABELS, UNLABELLED))}")
+        for layout, content in card.layouts.items():
+            if not isinstance(content, dict) or not {"files"} <= content.keys() <= {"files", "counts"}:
+                raise DataError(f"{path}: layouts: {layout} must have the key files, and may have counts.")
         for key, names, counts in (
             ("mask_classes", card.mask_classes, range(1, MOST_MASK_CLASSES + 1)),
             ("channels", card.channels, CHANNEL_COUNTS),
@@ -104,6 +109,12 @@ class Card:
         if card.name != name:
             raise DataError(f"{folder / FILE_NAME} is the card of '{card.name}': '{name}' cannot be packed there.")
         return card
+
+    @property
+    def every_layout(self) -> list[Card]:
+        """The card for each layout in which the data are met, its own first."""
+        others = [dataclasses.replace(self, layouts={}, **content) for content in self.layouts.values()]  # type: ignore[arg-type]
+        return [self, *others]
 
     @property
     def made_here(self) -> bool:

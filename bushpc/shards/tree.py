@@ -31,7 +31,8 @@ def listed(folder: Path) -> list[Path]:
 
 
 def glob(folder: Path, pattern: str) -> list[Path]:
-    """The paths below `folder` that match a pattern like `*/images/*.png`, sorted, without litter.
+    """The paths below `folder` that match a pattern like `*/images/*.png`, sorted, without litter; `**` is any
+    number of folders.
 
     Archives and re-uploads nest folders: one that holds a single folder and not what the pattern asks for next is
     entered, so `images/*.png` also finds images/images/a.png.
@@ -40,8 +41,16 @@ def glob(folder: Path, pattern: str) -> list[Path]:
     parts = pattern.split("/")
     for number, part in enumerate(parts):
         places = [_inner(path, part) if number else path for path in paths]
-        paths = [child for place in places for child in listed(place) if fnmatch.fnmatchcase(child.name, part)]
-    return sorted(paths)
+        if part == "**":
+            paths = [below for place in places for below in _with_folders(place)]
+        else:
+            paths = [child for place in places for child in listed(place) if fnmatch.fnmatchcase(child.name, part)]
+    return sorted(set(paths))
+
+
+def _with_folders(folder: Path) -> list[Path]:
+    """The folder and all folders below it."""
+    return [folder, *(below for child in listed(folder) if child.is_dir() for below in _with_folders(child))]
 
 
 def part(folder: Path, name: str) -> str:

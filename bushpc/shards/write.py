@@ -98,6 +98,7 @@ def pack(
     src = _raw_folder(src, card)
     if src is not None:
         _check_belongs(src, card)
+        card = max(card.every_layout, key=lambda each: _share_of_layout(src, each))
     if mask_threshold is not None and not 1 <= mask_threshold <= 255:
         raise ConfigError(f"mask_threshold={mask_threshold}: it must be a level from 1 to 255.")
     how = readers.Reading(mask_threshold=mask_threshold)
@@ -242,7 +243,14 @@ def _is_whole(card: Card, folder: Path) -> bool:
 
 
 def _share_of_files(folder: Path, card: Card) -> float:
-    """Share of the card's file patterns that match a file in the folder; 0 for a card without patterns."""
+    """Share of the card's file patterns that match a file in the folder, in the layout that fits best.
+
+    0 for a card without patterns.
+    """
+    return max(_share_of_layout(folder, each) for each in card.every_layout)
+
+
+def _share_of_layout(folder: Path, card: Card) -> float:
     return sum(bool(tree.glob(folder, pattern)) for pattern in card.files) / max(len(card.files), 1)
 
 

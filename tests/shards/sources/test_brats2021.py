@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bushpc.errors import ConfigError, DataError
-from bushpc.shards.manifest import read_image, read_mask
+from bushpc.shards.manifest import Manifest, read_image, read_mask
 from bushpc.shards.split import ensure_folds, load_folds
 
 CASES = [f"BraTS2021_{number:05d}" for number in (0, 2, 3, 5, 6)]
@@ -167,3 +167,66 @@ def test_what_does_not_fit_is_named_and_nothing_is_packed(brats, damage, message
 def test_a_rule_that_chooses_nothing_is_refused(brats, parameters):
     with pytest.raises(ConfigError, match=r"brats2021 every=.* least_pixels=.*: both must be whole numbers ≥ 1"):
         brats.pack({}, parameters=parameters)
+
+
+def packed_pixels(raw):
+    records = Manifest.load(raw.shards).records
+    return {record.key: (read_image(raw.shards, record), read_mask(raw.shards, record)) for record in records}
+
+
+def test_the_archives_collections_give_the_same_samples(brats):
+    brats.pack({}, parameters=CHOICE, excerpt=True)
+    flat = packed_pixels(brats)
+    for number, case in enumerate(CASES):
+        place = brats.folder / "BraTS2021_TrainingSet" / f"collection{number % 2}" / case
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (brats.folder / case).rename(place)
+    brats.pack({}, parameters=CHOICE, excerpt=True)
+    nested = packed_pixels(brats)
+    assert flat.keys() == nested.keys()
+    assert all(np.array_equal(*both) for key in flat for both in zip(flat[key], nested[key], strict=True))
+
+
+def as_2023(folder):
+    """The folder's cases under the names and with the label of 2023, the first patient with a second visit."""
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
+    for case in CASES:
+        new = case.replace("BraTS2021_", "BraTS-GLI-") + "-000"
+        (folder / new).mkdir()
+        for what, name in names.items():
+            volume = np.asarray(nibabel.load(folder / case / f"{case}_{what}.nii.gz").dataobj)
+            if what == "seg":
+                volume = np.where(volume == 4, 3, volume).astype(np.uint8)
+            save(folder / new / f"{new}-{name}.nii.gz", volume)
+            (folder / case / f"{case}_{what}.nii.gz").unlink()
+        (folder / case).rmdir()
+    visit = folder / "BraTS-GLI-00000-001"
+    visit.mkdir()
+    for path in (folder / "BraTS-GLI-00000-000").iterdir():
+        (visit / path.name.replace("-000-", "-001-")).write_bytes(path.read_bytes())
+
+
+def test_the_names_and_the_label_of_2023_give_the_same_slices(brats):
+    brats.pack({}, parameters=CHOICE, excerpt=True)
+    old = packed_pixels(brats)
+    as_2023(brats.folder)
+    manifest = brats.pack({}, parameters=CHOICE, excerpt=True)
+    new = packed_pixels(brats)
+    for key, (image_HWC, mask_HW) in old.items():
+        renamed = key.replace("BraTS2021_", "BraTS-GLI-").replace("_z", "-000_z")
+        assert np.array_equal(new[renamed][0], image_HWC)
+        assert np.array_equal(new[renamed][1], mask_HW)
+    visits = {record.key for record in manifest.records if record.patient == "BraTS-GLI-00000"}
+    assert {key.split("_")[0] for key in visits} == {"BraTS-GLI-00000-000", "BraTS-GLI-00000-001"}
+
+
+def test_two_editions_in_one_folder_and_other_labels_are_refused(brats):
+    as_2023(brats.folder)
+    path = brats.folder / "BraTS-GLI-00002-000" / "BraTS-GLI-00002-000-seg.nii.gz"
+    volume = segmentation()  # with its 4
+    save(path, volume)
+    with pytest.raises(DataError, match="has voxels of value 4; BraTS 2023 uses only 0, 1, 2 and 3"):
+        brats.pack({}, parameters=CHOICE, excerpt=True)
+    save(brats.folder / "BraTS2021_00099" / "BraTS2021_00099_seg.nii.gz", volume)
+    with pytest.raises(DataError, match="BraTS 2021 and BraTS 2023, which are the same patients"):
+        brats.pack({}, parameters=CHOICE, excerpt=True)

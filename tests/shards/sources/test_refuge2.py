@@ -118,3 +118,51 @@ def test_what_does_not_fit_is_named_and_nothing_is_packed(refuge, damage, messag
     with pytest.raises(DataError, match=message):
         refuge.pack(COUNTS, excerpt=True)
     assert refuge.packed_nothing()
+
+
+@pytest.fixture
+def published(raw_of):
+    """The tree of the publisher's page: REFUGE1's three splits, REFUGE2's own two, names from 1 in each."""
+    raw = raw_of("refuge2")
+    splits = {
+        ("Train/REFUGE1-train/Training400/Glaucoma", "g0001"): "Train/REFUGE1-train/Training400-GT/Disc_Cup_Masks",
+        ("Train/REFUGE1-val/REFUGE-Validation400", "V0001"): "Train/REFUGE1-val/REFUGE-Validation400-GT/Disc_Cup_Masks",
+        ("Train/REFUGE1-test/Test400", "T0001"): "Train/REFUGE1-test/REFUGE-Test-GT/Disc_Cup_Masks/G",
+        ("Validation/Images", "V0001"): "Validation/Disc_Masks",
+        ("Test/refuge2-test", "T0001"): "Test/Disc_Mask",
+    }  # fmt: skip
+    for (images, name), masks in splits.items():
+        raw.image(f"{images}/{name}.jpg", "RGB", (24, 24))
+        disc, cup = eye((24, 24))
+        path = raw.folder / masks / f"{name}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.where(cup, 0, np.where(disc, 128, 255)).astype(np.uint8)).save(path)
+    return raw
+
+
+def test_the_publishers_own_tree_is_read_with_refuge2s_own_images(published):
+    manifest = published.pack({}, excerpt=True)
+    splits = {record.key: record.attributes["split"] for record in manifest.records}
+    assert splits == {
+        "g0001": "train", "V0001": "val", "T0001": "test",
+        "refuge2-val-V0001": "refuge2-val", "refuge2-test-T0001": "refuge2-test",
+    }  # fmt: skip
+    assert manifest.record("g0001").attributes["glaucoma"] == "yes"
+    disc, cup = eye((24, 24))
+    for record in manifest.records:
+        assert np.array_equal(read_mask(published.shards, record), disc + 2 * (disc & cup))
+    folds = load_folds(find_folds(manifest, published.shards, "published"), manifest.records, excerpt=True)
+    assert folds.validation(0) == ["refuge2-test-T0001"]
+    assert folds.train(0) == ["T0001", "V0001", "g0001", "refuge2-val-V0001"]
+
+
+def test_the_publishers_tree_is_counted_as_the_publication_counts(published):
+    with pytest.raises(DataError, match=r"1 files match Validation/Disc_Masks.*400 expected(?s:.*)2000 expected"):
+        published.pack({})
+
+
+def test_a_mask_of_the_disc_alone_is_not_read_as_a_cup(published):
+    path = published.folder / "Test/Disc_Mask/T0001.bmp"
+    Image.fromarray(np.where(eye((24, 24))[0], 0, 255).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match="without the rest of the disc"):
+        published.pack({}, excerpt=True)
