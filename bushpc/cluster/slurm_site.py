@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from bushpc.cluster import container
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
+from bushpc.cluster.profile import report_profile
 from bushpc.cluster.slurm import minutes_of, site_settings
 from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
 from bushpc.errors import ConfigError, DispatchError, unknown_name
@@ -59,7 +60,17 @@ def refuse_impossible(profile: ClusterConfig) -> None:
 
     Where Slurm does not answer here, the submission will tell. Raises: ConfigError with the site's own numbers.
     """
-    _refuse_impossible(profile, os.environ.get("SLURM_CONF"))
+    conf = os.environ.get("SLURM_CONF")
+    _refuse_impossible(profile, conf)
+    if profile.report != "job":
+        return
+    try:
+        _refuse_impossible(report_profile(profile), conf)
+    except ConfigError as error:
+        text = str(error).replace("cluster.time_min", "cluster.report_time_min")
+        for name in ("partition", "constraint", "mem_gb"):
+            text = text.replace(f"cluster.{name}", f"cluster.cpu_jobs.{name}")
+        raise ConfigError(f"the report job, which needs no GPU: {text}") from error
 
 
 @functools.lru_cache
@@ -80,7 +91,7 @@ def _refuse_impossible(profile: ClusterConfig, conf: str | None) -> None:
     if profile.time_min > longest and profile.qos is None:  # a quality of service may allow more
         raise ConfigError(
             f"cluster.time_min={profile.time_min}: {' and '.join(names)} allow at most {longest:.0f} minutes, so jobs "
-            f"would never start; set cluster.time_min={longest:.0f}: a cell that is stopped by the limit goes on in "
+            f"would never start; set cluster.time_min={longest:.0f}. A cell that is stopped by the limit goes on in "
             "its next turn"
         )
     widest = [all_partitions[name].get("MaxNodes", "") for name in names]

@@ -519,6 +519,12 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
     found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)
+    if first["cpus"] < config.cluster.cpus_per_rank:
+        found = (
+            f"rank 0 may use {first['cpus']} of the cluster.cpus_per_rank={config.cluster.cpus_per_rank} it asked for"
+        )
+        advice = "ask the site how ranks are bound to cores; cluster.srun.cpu-bind=none lifts it"
+        yield Check(name="cores of a rank", verdict=BROKEN, found=found, advice=advice)
 
 
 def _left_check(desk: Desk) -> Check:

@@ -383,7 +383,8 @@ def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tm
     configs = tmp_path / "configs"
     configs.mkdir()
     monkeypatch.setenv("BUSHPC_CONFIGS", str(configs))
-    config = compose([*words, "cluster=slurm", "cluster.partition=night", "cluster.setup=[module load cuda]"])
+    more = ["cluster.cpu_jobs.partition=cpu", "cluster.sbatch.hint=nomultithread", "cluster.gres=[nvme:100]"]
+    config = compose([*words, "cluster=slurm", "cluster.partition=night", "cluster.setup=[module load cuda]", *more])
     found = survey.Survey(
         folder=Path("unused"),
         stories=[],
@@ -397,13 +398,19 @@ def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tm
     cluster = compose([*words, "cluster=mysite"]).cluster
     assert (cluster.grace_s, cluster.time_min, cluster.partition) == (14.9, 720, "night")
     assert cluster.setup == ("module load cuda",)
+    assert (cluster.cpu_jobs, cluster.sbatch, cluster.gres) == (
+        config.cluster.cpu_jobs,
+        config.cluster.sbatch,
+        ("nvme:100",),
+    )
     text = path.read_text()
     assert "# Measured 2026-11-20 by `bushpc doctor --slurm`, from cluster=slurm:\n# - requeue: rank: TERM" in text
     # No grace at all is the shortest, not an unknown one.
     none = survey.profile_text(config, dataclasses.replace(found, grace_s=0.0), datetime.date(2026, 11, 20))
     assert "\ngrace_s: 0.1\n" in none
     # Only what differs from the defaults is set, and each field has its sentence.
-    assert set(yaml.safe_load(text)) == {"executor", "grace_s", "time_min", "partition", "setup"}
+    stated = {"executor", "grace_s", "time_min", "partition", "setup", "cpu_jobs", "sbatch", "gres"}
+    assert set(yaml.safe_load(text)) == stated
     assert "# Slurm partition; null uses the cluster's default.\npartition: night\n" in text
     # Measured again, from the profile itself: the old findings go.
     later = survey.profile_text(compose([*words, "cluster=mysite"]), found, datetime.date(2027, 1, 2))

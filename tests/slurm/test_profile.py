@@ -42,6 +42,7 @@ REFUSED = {
     "cluster.sbatch.hnt=nomultithread": r"unknown option of sbatch 'hnt'; did you mean 'hint'",
     "cluster.sbatch.mail-type=ENDD": r"sbatch refuses --mail-type=ENDD: Invalid --mail-type specification",
     "cluster.srun.gpu_bid=none": r"unknown option of srun 'gpu-bid'; did you mean 'gpu-bind'",
+    "cluster.cpu_jobs.partition=lwo": r"the report job, .*: unknown cluster.cpu_jobs.partition 'lwo'; did you",
     "cluster.submit_window=0": r"cluster.submit_window=0: must be ≥ 1",
 }
 
