@@ -22,7 +22,7 @@ def drawn_settings(given: Mapping[str, t.Any]) -> Sequence[Word]:
 
     from bushpc.config import as_word, compose_command, described, flat
     from bushpc.config.read import plain
-    from bushpc.generate.generate import GenerateConfig
+    from bushpc.generate.config import GenerateConfig
 
     defaults = flat(plain(dataclasses.asdict(compose_command(GenerateConfig, "generate", []))))
     return [
@@ -50,6 +50,7 @@ def generate(given: Arguments) -> int:
     from bushpc.config import compose_command
     from bushpc.dist import World
     from bushpc.generate import generate as room
+    from bushpc.generate.config import GenerateConfig
     from bushpc.shards.progress import progress
 
     source = room.GeneratorSource(
@@ -60,7 +61,7 @@ def generate(given: Arguments) -> int:
         adapter_fold=given.adapter_fold,
         adapter_row=given.adapter_row,
     )
-    config = compose_command(room.GenerateConfig, "generate", [f"{key}={value}" for key, value in given.more.items()])
+    config = compose_command(GenerateConfig, "generate", [f"{key}={value}" for key, value in given.more.items()])
     if given.check:
         missing = room.check(source, given.out, config)
         print(

@@ -761,7 +761,7 @@ class CellConfig(Settings):
         """Every setting that determines the result, as `train.lr` → value."""
         kinds = self._known
         groups = {name: value for name, value in self._plain.items() if self.about(name).affects != "nothing"}
-        hashed = {key: value for key, value in flat(groups).items() if _is_hashed(kinds.get(key), value)}
+        hashed = {key: value for key, value in flat(groups).items() if is_hashed(kinds.get(key), value)}
         # A stream's order depends on its lanes, not on where it comes from; without a stream there are none.
         hashed["loader.lanes"] = self.loader.lanes if self.data.stream else None
         if not self.data.mixed:
@@ -883,7 +883,7 @@ def way_on(names: t.Sequence[str]) -> str:
     return f"choose another name=…, or go on with the new settings: resume_changes=[{','.join(names)}]"
 
 
-def _is_hashed(kind: tuple[About, t.Any] | None, value: t.Any) -> bool:
+def is_hashed(kind: tuple[About, t.Any] | None, value: t.Any) -> bool:
     """Whether a setting is part of a cell's hash. One of a later format is not while it has its default."""
     about, default = kind or (About(sentence=""), None)
     return about.affects != "nothing" and (about.since == 1 or value != plain(default))

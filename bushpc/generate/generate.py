@@ -31,14 +31,17 @@ import torch
 import yaml
 
 from bushpc.cluster.base import this_step
-from bushpc.config import CellConfig, Device, Precision, Settings, config_class, flat, group, setting
+from bushpc.config import CellConfig, Device, Precision, flat
+from bushpc.config.read import plain
+from bushpc.config.schema import is_hashed, kinds
 from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError
 from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run
 from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.generate.config import GenerateConfig
 from bushpc.generate.contact_sheet import MOST, Shown, write_sheet
-from bushpc.generate.priors import Drawn, Priors, PriorsConfig
+from bushpc.generate.priors import Drawn, Priors
 from bushpc.sample import Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards.card import FILE_NAME as CARD_FILE
@@ -54,21 +57,6 @@ SHEET_FILE, LOCK_FILE, WORK_FOLDER = "contact_sheet.png", ".lock", ".generating"
 SEEDS = 2**53
 # At the end ranks wait for each other; a slow rank, for instance with a throttled GPU, may be hours behind.
 PATIENCE_S = 12 * 3600
-
-
-@config_class
-class GenerateConfig(Settings):
-    """What `bushpc generate` draws: `bushpc generate RUN out=FOLDER n=500 priors.malignant_share=0.4`."""
-
-    n: int = setting(1000, "Number of samples. What one shows does not depend on it.", ge=1, le=10**6)
-    seed: int = setting(0, "Seed of attributes, masks and noise; the same seed gives the same samples.", ge=0)
-    batch_size: int = setting(16, "Images per forward pass of one rank.", unit="images", ge=1, le=10**6)
-    priors: PriorsConfig = group(PriorsConfig, "The population of lesions.")
-
-    @property
-    def batches(self) -> list[range]:
-        """The indices of every batch."""
-        return [range(first, min(first + self.batch_size, self.n)) for first in range(0, self.n, self.batch_size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +265,10 @@ def _stated(config: GenerateConfig, trained: LoadedGenerator, device: str) -> di
         "model": dataclasses.asdict(cell.model.standalone()),
         **dataclasses.asdict(config),
     }
-    stated = {**trained.hashes, "trained_on": trained.trained_on, **flat(settings)}
+    # A setting that a later version adds changes no set while it has its default.
+    known = {**kinds(GenerateConfig), **kinds(type(cell.model))}
+    settings = {key: value for key, value in flat(plain(settings)).items() if is_hashed(known.get(key), value)}
+    stated = {**trained.hashes, "trained_on": trained.trained_on, **settings}
     return t.cast(dict[str, t.Any], json.loads(json.dumps(stated)))  # as it is read back
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bushpc.cli
 import bushpc.models
@@ -16,14 +19,17 @@ from bushpc.cli import main
 from bushpc.cli.app import groups
 from bushpc.config import Settings, config_class, described, setting
 from bushpc.errors import ConfigError
+from tests.clone import bushpc as bushpc_in
+from tests.clone import clone, python
 
 TEXT = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def example(section: str, language: str) -> str:
-    """The first code block of a language in a section."""
+def example(section: str, language: str, number: int = 0) -> str:
+    """A code block of a language in a section."""
     text = TEXT.split(f"## {section}")[1].split("\n## ")[0]
-    return textwrap.dedent(re.findall(rf"^ *```{language}\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)[0])
+    blocks = re.findall(rf"^ *```{language}\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+    return textwrap.dedent(blocks[number])
 
 
 def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):
@@ -60,6 +66,55 @@ def test_a_model_is_two_files(mynet, phantom_folder, tmp_path):
     words += ["fold=0", "cluster=local", "train.iterations=3", "model.width=4", "evaluate.explain=0"]
     assert main(["train", *words]) == 0
     assert (tmp_path / "runs" / "x" / "cells" / "fold0" / "DONE").exists()
+
+
+def test_a_dataset_is_three_files_and_a_test(tmp_path):
+    section, there = "Add a dataset: 3 files and a test", clone(tmp_path / "clone")
+    files = {
+        "shards/mydata/card.yaml": ("yaml", 0),
+        "bushpc/shards/sources/mydata.py": ("python", 0),
+        "configs/data/mydata.yaml": ("yaml", 1),
+        "tests/shards/sources/test_mydata.py": ("python", 1),
+    }
+    for name, (language, number) in files.items():
+        assert f"`{name}`" in TEXT
+        path = there / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(example(section, language, number))
+    tests = python(there, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/shards/sources/test_mydata.py")
+    assert "2 passed" in tests
+
+    raw = tmp_path / "raw"
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (raw / folder).mkdir(parents=True)
+    rows = [(f"{i:03d}.png", f"p{i}", "benign" if i < 60 else "malignant") for i in range(100)]
+    (raw / "list.csv").write_text("file,patient,label\n" + "".join(",".join(row) + "\n" for row in rows))
+    for name, _, _ in rows:
+        mask = np.zeros((24, 24), np.uint8)
+        mask[6:14, 8:20] = 255
+        Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).save(raw / "images" / name)
+        Image.fromarray(mask).save(raw / "masks" / name)
+    assert "100 scans" in bushpc_in(there, "pack", "data=mydata", f"src={raw}")
+    assert "mydata" in bushpc_in(there, "shards", "list")
+    assert '"mydata"' in bushpc_in(there, "config", "model=unet_small", "data=mydata", "--json", "--only", "data.name")
+
+
+def test_a_cluster_backend_is_one_file(tmp_path, phantom_folder):
+    there = clone(tmp_path / "clone")
+    (there / "bushpc" / "cluster" / "mysite.py").write_text(example("Add a cluster backend: 1 file", "python"))
+    run_dir = tmp_path / "runs" / "x"
+    words = ["model=unet_small", "data=phantom", f"data.root={phantom_folder}", f"runs_dir={run_dir.parent}", "name=x"]
+    words += ["cluster=local", "cluster.executor=mysite", "model.image_size=32", "train.iterations=3", "fold=0"]
+    bushpc_in(there, "cv", *words, "evaluate.explain=0", "train.track=[]")
+    cell, deadline = run_dir / "cells" / "fold0", time.monotonic() + 300
+    while not (cell / "DONE").exists():
+        assert not (cell / "FAILED").exists(), (cell / "FAILED").read_text()
+        assert time.monotonic() < deadline, list(run_dir.rglob("*"))
+        time.sleep(0.2)
+    assert json.loads((cell / "job.json").read_text())["executor"] == "mysite"
+    found = json.loads(bushpc_in(there, "status", str(run_dir), "--json", status=1))["cells"][0]  # 1: folds are missing
+    assert (found["state"], found["step"]) == ("done", 3)
 
 
 def test_a_metric_is_one_entry(monkeypatch):

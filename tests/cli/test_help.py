@@ -47,6 +47,20 @@ def finished_run(phantom_folder, tmp_path_factory) -> Path:
     return runs / "x"
 
 
+def test_help_of_no_command_imports_torch():
+    code = (
+        "import contextlib, sys\n"
+        "from bushpc.cli import main\n"
+        "from bushpc.cli.app import commands\n"
+        "for name in commands():\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([*name.split(), '--help'])\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

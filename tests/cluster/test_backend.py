@@ -13,12 +13,13 @@ import pytest
 
 from bushpc.cluster import base
 from bushpc.cluster.base import Job, cluster_for, cluster_names, this_job
-from bushpc.config import compose
+from bushpc.config import CellConfig, compose
 from bushpc.dispatch.control import cancel, resume
 from bushpc.dispatch.plan import Plan, cv_plan
 from bushpc.dispatch.status import read_status
 from bushpc.dispatch.submit import Submission, submit
 from bushpc.errors import ConfigError, DispatchError
+from bushpc.runs.layout import RunDir
 from tests.cluster.in_process import InProcess
 
 PACKAGE = Path(base.__file__).parents[1]
@@ -109,6 +110,26 @@ def test_cancelled_cells_leave_the_queue_and_are_resumed(cluster, plan):
     ):
         assert cluster.run_next() is None
     assert set(states(run_dir).values()) == {"done"}
+
+
+def test_a_run_is_resumed_with_the_yaml_of_a_site(cluster, plan, tmp_path, monkeypatch):
+    run_dir = submit(plan, COMMAND).run_dir
+    hashes = {cell.name: CellConfig.load(cell.config).hash for cell in RunDir(run_dir).cell_dirs()}
+    cancel(run_dir)
+    site = tmp_path / "configs" / "cluster" / "site.yaml"
+    site.parent.mkdir(parents=True)
+    site.write_text(
+        "defaults: [local, _self_]\nexecutor: in_process\ntime_min: ${oc.env:SITE_MINUTES}\naccount: 010\nparallel: 3\n"
+    )
+    monkeypatch.setenv("BUSHPC_CONFIGS", str(tmp_path / "configs"))
+    monkeypatch.setenv("SITE_MINUTES", "77")
+    again = resume(run_dir, ["bushpc", "resume"], only="stopped", overrides=["cluster=site", "cluster.parallel=4"])
+    assert len(again.submitted) == 5
+    profile = cluster.submissions[-2].profile
+    assert (profile.time_min, profile.account, profile.parallel) == (77, "010", 4)
+    for cell in RunDir(run_dir).cell_dirs():
+        config = CellConfig.load(cell.config)
+        assert (config.hash, config.cluster, config.choices["cluster"]) == (hashes[cell.name], profile, "site")
 
 
 def test_a_refused_submission_keeps_what_was_accepted_and_the_next_one_adds_the_rest(cluster, plan):

@@ -11,7 +11,7 @@ import yaml
 from bushpc.config import CellConfig, Composer, compose, compose_command, explain, reconfigure
 from bushpc.dispatch.plan import load_grid
 from bushpc.errors import ConfigError
-from bushpc.generate.generate import GenerateConfig
+from bushpc.generate.config import GenerateConfig
 
 SMALL = ["model=unet_small", "data=phantom"]
 

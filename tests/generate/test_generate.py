@@ -22,11 +22,13 @@ from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import DataError
 from bushpc.evaluate.predictor import load_cell
 from bushpc.files import exclusive, sha256_of
-from bushpc.generate.generate import GenerateConfig, find_generator
+from bushpc.generate.config import GenerateConfig
+from bushpc.generate.generate import find_generator
 from bushpc.generate.priors import Priors
 from bushpc.models.tumor_generator import TumorGenerator
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest, read_image, read_mask, verify
+from tests.clone import bushpc, clone, grow
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("n=5", "batch_size=2", "seed=3")
@@ -94,6 +96,20 @@ def test_only_the_fold_that_trained_the_generator_may_train_on_its_samples(gener
 def test_the_contact_sheet_is_a_picture(generated):
     with Image.open(generated / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 200
+
+
+def test_a_later_version_with_a_setting_more_takes_the_set_for_the_same(generated, generator_run, tmp_path):
+    later = clone(tmp_path)
+    assert "GenerateConfig" in grow(later)
+    words = ["generate", str(generator_run), f"out={generated}", *WORDS, "--check"]
+    assert "0 of 3 batches are missing" in bushpc(later, *words)
+    assert "priors.added was None, now 8" in _refused(later, *words, "priors.added=8")
+
+
+def _refused(later: Path, *words: str) -> str:
+    with pytest.raises(AssertionError) as error:
+        bushpc(later, *words, status=0)
+    return str(error.value)
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes_and_makes_nothing_twice(

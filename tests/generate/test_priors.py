@@ -10,7 +10,7 @@ from scipy.interpolate import BSpline
 from bushpc.conditions.captions import caption
 from bushpc.config import compose_command
 from bushpc.errors import ConfigError
-from bushpc.generate.generate import GenerateConfig
+from bushpc.generate.config import GenerateConfig
 from bushpc.generate.priors import FARTHEST, INTERVALS, Priors, deformed_ellipse
 
 
