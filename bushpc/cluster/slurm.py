@@ -103,7 +103,7 @@ class SlurmCluster(Cluster):
         from bushpc.cluster import slurm_site
 
         try:
-            return slurm_site.concerns(slurm_variables.in_force(profile))
+            return [*container.warnings(profile), *slurm_site.concerns(slurm_variables.in_force(profile))]
         except DispatchError:  # the submission will tell
             return []
 
