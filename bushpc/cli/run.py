@@ -71,6 +71,32 @@ def _print_scripts(plan: Plan) -> int:
     return 0
 
 
+def job(given: Arguments) -> int:
+    import shlex
+    from pathlib import Path
+
+    from bushpc.cluster.base import cluster_for
+    from bushpc.config import compose
+    from bushpc.dispatch.cpu_job import request_of
+
+    words = shlex.split(given.run or "")
+    if not words or words[0] == "job":
+        raise ConfigError('--run is needed: the command and its words; for example --run "pack data=breast"')
+    config = compose(given.typed)
+    profile, runs_dir = config.cluster, Path(config.runs_dir or "runs")
+    cluster = cluster_for(profile.executor)
+    cluster.require(profile)
+    minutes = given.minutes or profile.time_min
+    request = request_of(words, profile, runs_dir, cores=given.cores, minutes=minutes)
+    if given.dry_run:
+        print(cluster.script(request) or f"# cluster.executor={profile.executor} has no scripts")
+        return 0
+    request.folder.mkdir(parents=True, exist_ok=True)
+    [submitted] = cluster.submit(request)
+    print(f"job: {submitted.id}\nlog: {submitted.log}")
+    return 0
+
+
 def train(given: Arguments) -> int:
     from bushpc.dispatch.train_here import train_here
 
@@ -102,6 +128,20 @@ GROUP = Group(
             ),
             settings=True,
             notes=("grid= is a name or your own yaml file, for example grid=my.yaml.",),
+        ),
+        Command(
+            name="job",
+            summary="Run another command, such as pack, as a job without a GPU (cluster.cpu_jobs).",
+            run=job,
+            example='bushpc job cluster=slurm --cores 4 --minutes 60 --run "pack data=phantom"',
+            options=(
+                option("--run", metavar="WORDS", help='the command with its words, such as "resume runs/table4"'),
+                option("--cores", type=int, default=1, metavar="N", help="CPU cores (default 1)"),
+                option("--minutes", type=int, metavar="N", help="time limit (default cluster.time_min)"),
+                DRY_RUN,
+            ),
+            settings=True,
+            notes=("The settings choose the cluster. The command runs in the folder where you call this.",),
         ),
         Command(
             name="train",

@@ -1,0 +1,48 @@
+"""Any of bushpc's commands as a job without a GPU, such as pack or resume; `cluster.cpu_jobs` says where it goes.
+
+words of a command and a profile ─request_of→ one job, in <runs_dir>/job-<time>-<command>
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bushpc
+from bushpc.cluster.base import JobRequest
+from bushpc.cluster.profile import cpu_profile, shell_lines
+from bushpc.config import ClusterConfig
+from bushpc.runs.layout import RunDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandJob:
+    """One of bushpc's commands, in the folder where it was submitted."""
+
+    words: tuple[str, ...]
+    folder: str
+
+    def __call__(self) -> None:
+        """Raises: SystemExit with the command's exit status unless it is 0."""
+        status = subprocess.run([sys.executable, "-m", "bushpc.cli", *self.words], cwd=self.folder).returncode
+        if status:
+            raise SystemExit(status)
+
+
+def request_of(words: Sequence[str], profile: ClusterConfig, runs_dir: Path, *, cores: int, minutes: int) -> JobRequest:
+    """The job that runs a command. cores, minutes: what it takes."""
+    small = cpu_profile(profile, time_min=minutes, cores=cores)
+    folder = runs_dir / f"job-{time.strftime('%Y%m%d-%H%M%S')}-{words[0]}"
+    return JobRequest(
+        name=f"bushpc-{words[0]}",
+        work=[CommandJob(words=tuple(words), folder=os.getcwd())],
+        folder=RunDir(folder).jobs,
+        profile=small,
+        setup=shell_lines(small, folder, Path(bushpc.__file__).parents[1]),
+        takes_place=False,
+    )
