@@ -5,6 +5,7 @@ words of a command and a profile ─request_of→ one job, in <runs_dir>/job-<ti
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import bushpc
 from bushpc.cluster.base import JobRequest
 from bushpc.cluster.profile import cpu_profile, shell_lines
 from bushpc.config import ClusterConfig
+from bushpc.config.cluster import ContainerConfig
 from bushpc.runs.layout import RunDir
 
 
@@ -37,6 +39,8 @@ class CommandJob:
 def request_of(words: Sequence[str], profile: ClusterConfig, runs_dir: Path, *, cores: int, minutes: int) -> JobRequest:
     """The job that runs a command. cores, minutes: what it takes."""
     small = cpu_profile(profile, time_min=minutes, cores=cores)
+    # Outside a container: a command such as resume submits, and its folders are anywhere.
+    small = dataclasses.replace(small, container=ContainerConfig())
     folder = runs_dir / f"job-{time.strftime('%Y%m%d-%H%M%S')}-{words[0]}"
     return JobRequest(
         name=f"bushpc-{words[0]}",

@@ -523,7 +523,8 @@ def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> I
         found = (
             f"rank 0 may use {first['cpus']} of the cluster.cpus_per_rank={config.cluster.cpus_per_rank} it asked for"
         )
-        advice = "ask the site how ranks are bound to cores; cluster.srun.cpu-bind=none lifts it"
+        launcher = cluster_for(config.cluster.executor).launcher
+        advice = f"ask the site how ranks are bound to cores; cluster.{launcher}.cpu-bind=none lifts it"
         yield Check(name="cores of a rank", verdict=BROKEN, found=found, advice=advice)
 
 

@@ -22,6 +22,15 @@ def test_a_command_goes_where_jobs_without_a_gpu_go(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_command_runs_outside_the_container_of_the_ranks(tmp_path, capsys):
+    """In the image there may be no sbatch for `resume`, and the folders that a command names are mounted nowhere."""
+    image = tmp_path / "bushpc.sif"
+    image.touch()
+    words = [*SETTINGS, "cluster=slurm", f"runs_dir={tmp_path}", f"cluster.container.image={image}"]
+    assert main(["job", "--dry-run", "--run", "resume runs/x", *words]) == 0
+    assert "apptainer" not in capsys.readouterr().out
+
+
 def test_a_command_runs_in_the_folder_where_it_was_typed(tmp_path, capsys, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
