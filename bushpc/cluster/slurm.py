@@ -37,6 +37,7 @@ from bushpc.cluster.base import (
 )
 from bushpc.cluster.checks import Check
 from bushpc.cluster.profile import stop_lead_s
+from bushpc.cluster.slurm_ask import minutes_of, site_settings
 from bushpc.cluster.slurm_options import parameters, require_known
 from bushpc.errors import ConfigError, DispatchError
 
@@ -49,8 +50,6 @@ PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency",
 LATER_TURN = "BUSHPC_LATER_TURN"
 # Limits on how many jobs run at the same time: when others end, the job starts.
 OTHERS_FIRST = re.compile(r"(?:Assoc|QOS)?(?:Max|Grp)Jobs\w*")
-# Jobs of one array, where Slurm does not say what it allows; its own default.
-MAX_ARRAY_SIZE = 1001
 # A stop signal leaves seconds, so a rank or batch shell waits no longer than this for an answer.
 IN_JOB_ANSWERS_S = 10
 AT_END_ANSWERS_S = 30
@@ -364,28 +363,6 @@ def turn_lines(turns: Sequence[str]) -> list[str]:
 def _cluster_name(conf: str | None) -> str:
     """ClusterName of the Slurm that this configuration leads to. Raises: DispatchError."""
     return site_settings().get("ClusterName", "")
-
-
-def site_settings() -> dict[str, str]:
-    """Slurm's own configuration, as `scontrol show config` tells it: KillWait, JobRequeue, PreemptMode …"""
-    pairs = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
-    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
-
-
-def minutes_of(limit: str) -> float:
-    """A time limit in Slurm's notation, in minutes; infinite where there is none.
-
-    >>> [minutes_of(text) for text in ("90", "1:30:00", "2-00:00:00", "UNLIMITED")]
-    [90.0, 90.0, 2880.0, inf]
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
-    if match is None:
-        return math.inf
-    days, first, second, third = (int(part) if part else None for part in match.groups())
-    assert first is not None
-    if days is not None or third is not None:  # D-HH[:MM[:SS]] or HH:MM:SS
-        return (days or 0) * 1440.0 + first * 60 + (second or 0) + (third or 0) / 60
-    return first + (second or 0) / 60
 
 
 def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:

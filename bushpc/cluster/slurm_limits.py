@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import Limits, ask
 from bushpc.cluster.profile import tasks_per_node
-from bushpc.cluster.slurm import MAX_ARRAY_SIZE, minutes_of, site_settings
+from bushpc.cluster.slurm_ask import MAX_ARRAY_SIZE, minutes_of, site_settings
+from bushpc.cluster.slurm_site import partition_facts
 from bushpc.cluster.slurm_variables import in_force
 from bushpc.errors import DispatchError
 
@@ -143,8 +144,6 @@ def _associations(profile: ClusterConfig, cluster: str) -> list[dict[str, str]]:
 
 def _qualities(profile: ClusterConfig, accounts: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The QOS of the profile's jobs, and that of their partition, which has the partition's name beside its own."""
-    from bushpc.cluster.slurm_site import partition_facts
-
     first = accounts[0] if accounts else {}
     own = profile.qos or first.get("defaultqos") or (first.get("qos", "").split(",")[0] or "normal")
     partitions = {

@@ -15,7 +15,7 @@ from bushpc.cluster import container
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.profile import report_profile
-from bushpc.cluster.slurm import minutes_of, site_settings
+from bushpc.cluster.slurm_ask import minutes_of, site_settings
 from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 

@@ -18,7 +18,7 @@ from pydicom.uid import JPEGLSLossless
 from bushpc.cli import main
 from bushpc.cluster import slurm_site
 from bushpc.cluster.checks import Check, run_check
-from bushpc.cluster.slurm import minutes_of
+from bushpc.cluster.slurm_ask import minutes_of
 from bushpc.config import compose
 from bushpc.ops import doctor, survey
 from bushpc.ops.doctor import check_cluster, check_config, examine, expected_checkpoint_bytes
