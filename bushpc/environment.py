@@ -14,6 +14,7 @@ import fnmatch
 import functools
 import io
 import os
+import resource
 import sys
 import typing as t
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ WORKER: t.Final = "worker"
 Kind = t.Literal["cluster command", "job", "worker"]
 EVERY: tuple[Kind, ...] = ("cluster command", "job", "worker")
 ENCODING = "utf-8:backslashreplace"
+# Of a rank's address space: torch's libraries alone take 3.5 GB, and one with that limit spun at its start for ever.
+LEAST_ADDRESSES = 6 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,23 @@ def removed(kind: Kind) -> list[str]:
     """`NAME=value` of the variables that the user set and that a process of this kind does not get."""
     told = [rule for rule in rules() if rule.said and kind in rule.kinds]
     return [f"{name}={value}" for name, value in sorted(os.environ.items()) if any(rule.covers(name) for rule in told)]
+
+
+def address_space_note() -> str:
+    """A sentence where `ulimit -v` holds in this process and in those that it starts; "" where it does not."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f"`ulimit -v` allows a process {limit / 2**30:.1f} GB of addresses, and a rank needs more than its memory: "
+        "where they are too few it hangs, or ends without a word, while it starts"
+    )
+
+
+def few_addresses() -> bool:
+    """Whether `ulimit -v` leaves fewer addresses than a rank on the CPU has been seen to need."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES
 
 
 @functools.cache

@@ -21,6 +21,8 @@
 # Paths are relative to the clone. A job that is preempted or runs out of time requeues itself and continues after the last
 # finished batch. `scancel` ends it; the same command continues it.
 set -euo pipefail
+# Set where sbatch was given --export=NONE; srun would then give the ranks nothing of this script's environment.
+unset SLURM_EXPORT_ENV
 # Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/generate.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"

@@ -22,6 +22,8 @@
 # checkpoint. To continue on another number of nodes, give name=… and the old train.batch_size: the default is four
 # samples per rank.
 set -euo pipefail
+# Set where sbatch was given --export=NONE; srun would then give the ranks nothing of this script's environment.
+unset SLURM_EXPORT_ENV
 # Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -e slurm/train_multinode.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"

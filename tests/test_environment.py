@@ -91,6 +91,19 @@ def test_a_login_profiles_account_counts_where_the_cluster_profile_has_none_and_
     ]
 
 
+def test_a_shell_that_allows_too_few_addresses_is_refused_before_ranks_hang(phantom_folder, tmp_path):
+    words = ["cv", "model=unet_small", "data=phantom", f"data.root={phantom_folder}", f"runs_dir={tmp_path}", "name=x"]
+    command = f'ulimit -v 5000000; exec "{sys.executable}" -m bushpc.cli "$@"'
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *words, "cluster=local"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "`ulimit -v` allows a process 4.8 GB" in done.stderr
+    assert "ulimit -v unlimited" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
 LOCALES = {
     "LC_ALL=C": {"LC_ALL": "C"},
     "LC_ALL=POSIX": {"LC_ALL": "POSIX"},

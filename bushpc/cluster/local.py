@@ -51,6 +51,15 @@ class LocalCluster(Cluster):
     ids_are_processes = True
     one_machine = True
 
+    def require(self, profile: ClusterConfig) -> None:
+        super().require(profile)
+        if environment.few_addresses():
+            raise ConfigError(f"{environment.address_space_note()}. Repeat it in a shell with `ulimit -v unlimited`")
+
+    def environment_notes(self, profile: ClusterConfig) -> list[str]:
+        note = environment.address_space_note()
+        return [note] if note else []
+
     def submit(self, request: JobRequest) -> list[Job]:
         lines = [*detach_lines(request.folder), *_slot_lines(request), *request.setup]
         jobs = submit_all(_executor(request, lines), request.work, self.executor, "the job could not be started")

@@ -136,6 +136,7 @@ def cancel(run_dir: Path, names: Sequence[str] = ()) -> Cancelled:
         _end([note for note in notes.values() if note.job_id not in shared])
         report = read_job(RunDir(run_dir).report_job)
         if report and not names and status.report_live:
+            msgspec.structs.replace(report, cancelled=time.time()).write(RunDir(run_dir).report_job)
             _end([report])
     left = {} if names else {name: owner.name for name, owner in elsewhere.items()}
     return Cancelled(cells=[cell.name for cell in wanted], left=left)

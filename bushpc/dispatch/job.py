@@ -15,6 +15,7 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
+from bushpc import environment
 from bushpc.cluster.base import this_job, time_limit
 from bushpc.cluster.local import controller
 from bushpc.dispatch.requeue import LOST_PEER, STOPPED, note_attempt, note_outcome
@@ -98,6 +99,8 @@ class CellJob:
         """
         # Before anything that takes time: a stop signal in the seconds of start-up must not be lost.
         with StopFlag() as stop:
+            if note := environment.address_space_note():
+                print(note, flush=True)
             task, run_dir, turn = task_of(), Path(self.run_dir), self.turn
             if turn is None:
                 if task.rank == 0:

@@ -78,13 +78,15 @@ class RunStatus:
     """All cells of a run, and what is to become of its report.
 
     report_live: a job that writes the report exists. report_due: all cells are done, and nobody is about to write their
-    report. queued: jobs of the run that exist.
+    report. report_failed: a sentence, where the report's job has ended without writing it; "" otherwise. queued: jobs
+    of the run that exist.
     """
 
     run_dir: Path
     cells: list[CellStatus]
     report_live: bool
     report_due: bool = False
+    report_failed: str = ""
     queued: int = 0
 
     @property
@@ -116,7 +118,8 @@ class RunStatus:
         cells = [
             {**vars(cell), "live": cell.live, "goodput": cell.goodput and cell.goodput.to_dict()} for cell in self.cells
         ]
-        whole = {"run": str(self.run_dir), "complete": self.complete, "totals": self.totals, "cells": cells}
+        whole = {"run": str(self.run_dir), "complete": self.complete, "totals": self.totals}
+        whole |= {"report_live": self.report_live, "report_failed": self.report_failed, "cells": cells}
         return json.dumps(whole, indent=1)
 
 
@@ -139,11 +142,15 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
     cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue, lanes) for entry in record.cells]
     writers = [report_job, *(note for note in jobs.values() if note and note.lane and not current)]
     report_live = any(note.job_id in queue for note in writers if note)
+    failed = ""
+    if report_job and not (current or report_live or report_job.cancelled or any(cell.live for cell in cells)):
+        failed = f"job {report_job.job_id} ended without writing the report of these cells (log: {report_job.log})"
     return RunStatus(
         run_dir=run_dir,
         cells=cells,
         report_live=report_live,
         report_due=not current and not report_live and all(cell.state == "done" for cell in cells),
+        report_failed=failed,
         queued=len(queue),
     )
 

@@ -46,7 +46,9 @@ def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
     if len(shown) < len(status.cells):
         rest = len(status.cells) - len(shown)
         lines.append(Text(f"{rest} cells that are done, queued or missing are not listed; --all lists them", "dim"))
-    if status.report_due:
+    if status.report_failed:
+        lines.append(Text(f"{status.report_failed}; to write it: bushpc report {status.run_dir}", "red"))
+    elif status.report_due:
         lines.append(Text(f"there is no report of these cells yet: bushpc report {status.run_dir}", "yellow"))
     lines += [Text(f"{cell.name} {cell.state}: {cell.reason}", STYLES[cell.state]) for cell in shown if cell.reason]
     return Group(table, *lines)

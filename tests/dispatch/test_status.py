@@ -16,6 +16,7 @@ from bushpc.dispatch.status import read_status
 from bushpc.errors import DispatchError
 from bushpc.process import process_start
 from bushpc.runs.goodput import SPENDINGS, Attempt
+from bushpc.runs.layout import RunDir
 
 
 @pytest.fixture
@@ -175,6 +176,25 @@ def test_another_clusters_queue_is_not_asked(run_dir, squeue, tmp_path, monkeypa
         with pytest.raises(DispatchError, match=r"on the cluster .alpha., .* talks to .beta. .*beta.conf"):
             command(run_dir)
     assert not asked.exists()
+
+
+def test_a_report_job_that_ended_without_a_report_is_told(run_dir, capsys):
+    note = RunDir(run_dir).report_job
+    note.parent.mkdir()
+    gone = {
+        "executor": "local",
+        "job_id": "1",
+        "submitted": 1000.0,
+        "log": "/logs/report.out",
+        "process_start": "never",
+    }
+    note.write_text(json.dumps(gone | {"host": socket.gethostname()}))
+    assert main(["status", str(run_dir)]) == 1
+    assert "job 1 ended without writing the report of these cells" in capsys.readouterr().out
+    main(["status", str(run_dir), "--json"])
+    assert "log: /logs/report.out" in json.loads(capsys.readouterr().out)["report_failed"]
+    note.write_text(json.dumps(gone | {"host": socket.gethostname(), "cancelled": 2000.0}))
+    assert read_status(run_dir).report_failed == ""
 
 
 def test_following_a_run_and_json_exclude_each_other(run_dir, capsys):
