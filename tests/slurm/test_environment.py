@@ -1,5 +1,7 @@
-"""Promises on a real Slurm: ranks have an environment, and only jobs of the run are touched. See test_sites_environment.py
-for the variables of a shell and for two clusters."""
+"""Promises on a real Slurm: ranks have an environment, and only jobs of the run are touched.
+
+The variables of a shell, and two clusters with equal job numbers: test_sites_environment.py.
+"""
 
 from __future__ import annotations
 
