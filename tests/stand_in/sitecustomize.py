@@ -33,7 +33,8 @@ def run_cell(cell_dir, world, stop):
     fold, key, label = (rows[0].index(column) for column in ("fold", "key", "label"))
     lesions = [row for row in rows[1:] if row[label] != "normal"]
     keys = [row[key] for row in lesions if int(row[fold]) != config["fold"]]
-    share = {"job": this_job().id, "node": this_job().node, "cores": sorted(os.sched_getaffinity(0))}
+    job = this_job()  # None in a process of cluster=local
+    share = {"job": job and job.id, "node": job and job.node, "cores": sorted(os.sched_getaffinity(0))}
     share |= {"local_rank": world.local_rank, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
     with (cell_dir / "share.jsonl").open("a") as file:
         file.write(json.dumps(share) + "\n")
