@@ -21,7 +21,7 @@ def test_ranks_start_where_the_profile_submits_with_export_none(slurm, phantom_f
     words = (
         *("model=unet_small", "model.image_size=32", "train.iterations=4", "data=phantom", "cluster=slurm", "fold=0"),
         *(f"data.root={phantom_folder}", f"runs_dir={tmp_path / 'runs'}", f"loader.cache_dir={tmp_path / 'cache'}"),
-        *("name=run", "cluster.partition=low", "cluster.time_min=20", "+cluster.sbatch.export=NONE"),
+        *("name=run", "cluster.partition=low", "cluster.time_min=20", "cluster.sbatch={export: NONE}"),
     )
     [cv] = slurm.bushpc(["cv", *words], MPLBACKEND="module://matplotlib_inline.backend_inline", LC_ALL="C")
     assert cv.status == 0, cv.said
