@@ -38,7 +38,7 @@ from bushpc.runs.records import DoneRecord
 from bushpc.train.context import CellContext
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.ledger import Ledger
-from bushpc.train.loop import Job, Stopped, train
+from bushpc.train.loop import Services, Stopped, train
 from bushpc.train.mirrors import Mirrors
 from bushpc.train.optim import Schedule
 from bushpc.train.preempt import StopFlag
@@ -150,7 +150,7 @@ def _work(at: CellContext) -> Stopped | None:
         _validate_as_owed(at, start, validate)
     ledger = Ledger(at.dir, at.world, from_main(tracker.attempt), start)
     with at.saver() as saver, ledger:
-        job = Job(
+        services = Services(
             tracker=tracker,
             ledger=ledger,
             stop=at.stop,
@@ -159,7 +159,7 @@ def _work(at: CellContext) -> Stopped | None:
             validate=validate,
             tune=tune,
         )
-        ended = train(cell, engine, data, at.world, job, schedule, start, frozen)
+        ended = train(cell, engine, data, at.world, services, schedule, start, frozen)
     if isinstance(ended, Stopped):
         return ended
     with engine.predictor() as final:

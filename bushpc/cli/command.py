@@ -118,7 +118,7 @@ class _Parser(argparse.ArgumentParser):
         if self.command.words:
             parts.append("\n".join(self.command.words.lines()))
         if self.command.settings:
-            from bushpc.cli.settings import settings_help
+            from bushpc.cli.settings_help import settings_help
 
             parts.append(settings_help(grid=self.command.name == "grid"))
         parts.append(f"example:\n  {self.command.example}")

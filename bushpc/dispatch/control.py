@@ -24,7 +24,7 @@ from bushpc.dispatch.submit import Submission, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import JobNote, RunRecord
-from bushpc.train.take_over import Source
+from bushpc.train.take_over import Donor
 
 # States that `--only` may name: those from which a cell does not go on by itself.
 RESUMABLE = ("failed", "stopped", "stale", "missing")
@@ -100,13 +100,13 @@ def _require_weights(plan: Plan, *, fresh: bool = False) -> None:
     fresh: also those that have taken them. Raises: ConfigError.
     """
     run_dir = plan.first.run_dir
-    sources: dict[str, Source] = {}
+    sources: dict[str, Donor] = {}
     for name in plan.wanted:
         run, folder = plan.cells[name].train.weights_from, RunDir(run_dir).cell(name)
         has_them = folder.done.exists() or folder.newest_step() > 0
         if run and (fresh or not has_them):
             if run not in sources:
-                sources[run] = Source(Path(run), RunRecord.open(RunDir(run_dir)).facts)
+                sources[run] = Donor(Path(run), RunRecord.open(RunDir(run_dir)).facts)
             sources[run].cell_for(plan.cells[name])
 
 

@@ -34,7 +34,7 @@ from bushpc.files import sha256_of
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import Folds, find_folds, load_folds
-from bushpc.train.take_over import Source
+from bushpc.train.take_over import Donor
 
 if t.TYPE_CHECKING:
     from rich.table import Table
@@ -267,7 +267,7 @@ class _Data:
         self._folds_sha256 = self.facts["folds"]["sha256"]
         self.hash = self.facts["manifest_sha256"] + self._folds_sha256
         self._folds: dict[bool, Folds] = {}
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, Donor] = {}
         self._synthetic: dict[Path, Synthetic] = {}
         folds = self._with(config.data.normals)
         if config.fold is not None:
@@ -328,7 +328,7 @@ class _Data:
         if run is None:
             return cell
         if run not in self._sources:
-            self._sources[run] = Source(Path(run), self.facts)
+            self._sources[run] = Donor(Path(run), self.facts)
         trained = self._sources[run].cell_for(cell).config
         # What its weights went on with other settings is no clean twin of anything, and neither is what takes them.
         changes = dict.fromkeys((*trained.resume_changes, *cell.resume_changes))

@@ -26,7 +26,7 @@ from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import DoneRecord, RunRecord
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import Folds
-from bushpc.train.ledger import Line, read_ledger, why_none
+from bushpc.train.ledger import LedgerLine, read_ledger, why_none
 
 if t.TYPE_CHECKING:
     from rich.console import Group
@@ -194,7 +194,7 @@ class _Attempt:
         return [sample for rank in sorted(by_rank) for sample in by_rank[rank].split(" ")]
 
 
-def _attempts(lines: Iterable[Line | str], findings: _Findings) -> list[_Attempt]:
+def _attempts(lines: Iterable[LedgerLine | str], findings: _Findings) -> list[_Attempt]:
     """The ledger by attempt, in their order."""
     attempts: dict[int, _Attempt] = {}
     for line in lines:

@@ -30,7 +30,7 @@ BUFFERED = 256
 BLOCK = 1 << 16
 
 
-class Line(t.NamedTuple):
+class LedgerLine(t.NamedTuple):
     """One step of one rank. samples: `epoch:key` words separated by spaces; keys contain none."""
 
     attempt: int
@@ -43,7 +43,7 @@ class Line(t.NamedTuple):
         return f"{self.attempt},{self.step},{self.world},{self.rank},{self.samples}\n"
 
     @classmethod
-    def parse(cls, text: str) -> Line | None:
+    def parse(cls, text: str) -> LedgerLine | None:
         """The inverse of `str`, without the line break; None if the text is not a ledger line."""
         *numbers, samples = text.split(",", 4)
         if len(numbers) != 4 or not all(number.isdecimal() for number in numbers) or not samples:
@@ -73,7 +73,7 @@ class Ledger:
         assert step == self._next, f"step {step} after step {self._next - 1}"
         self._next += 1
         samples = " ".join(f"{epoch}:{key}" for epoch, key in zip(epochs, keys, strict=True))
-        self._lines.append(str(Line(self._attempt, step, self._world.size, self._world.rank, samples)))
+        self._lines.append(str(LedgerLine(self._attempt, step, self._world.size, self._world.rank, samples)))
         if len(self._lines) >= BUFFERED:
             self._write(durable=False)
 
@@ -148,7 +148,7 @@ def _end_of_whole_lines(file: io.FileIO) -> int:
     return 0
 
 
-def read_ledger(cell_dir: Path | CellDir) -> Iterator[Line | str]:
+def read_ledger(cell_dir: Path | CellDir) -> Iterator[LedgerLine | str]:
     """Every line of every rank, in the order of its file; a text that says where, for one that cannot be read.
 
     An incomplete last line, left by a kill, is skipped.
@@ -157,4 +157,4 @@ def read_ledger(cell_dir: Path | CellDir) -> Iterator[Line | str]:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             for number, text in enumerate(file, 1):
                 if text != HEADER and text.endswith("\n"):
-                    yield Line.parse(text[:-1]) or f"{path.name}, line {number}"
+                    yield LedgerLine.parse(text[:-1]) or f"{path.name}, line {number}"

@@ -39,7 +39,7 @@ class Stopped(t.NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Services:
     """The services that the loop uses. alive: reports this rank's progress to the watchdog.
 
     validate: returns metrics on the validation part, by the engine's predictor; None if a stop signal interrupts it.
@@ -60,7 +60,7 @@ def train(
     engine: Engine,
     data: FoldData,
     world: World,
-    job: Job,
+    services: Services,
     schedule: Schedule,
     start: int,
     frozen: str | None,
@@ -72,7 +72,7 @@ def train(
     Raises: TrainingError if loss or gradient is not finite (names step, sample keys and loss terms), ResumeError if
     the last checkpoint cannot be written.
     """
-    config, tracker, saver = cell.train, job.tracker, job.saver
+    config, tracker, saver = cell.train, services.tracker, services.saver
     pace = Pace(config.save_every, cell.cluster.grace_s, tracker.say)
     health = Health(engine.device)
     saved = start
@@ -80,7 +80,8 @@ def train(
     def save(step: int, validation: dict[str, float] | None = None) -> None:
         nonlocal saved
         with tracker.spending("save"):
-            job.ledger.flush()  # before the collective call: no checkpoint is sealed while a rank's lines are missing
+            # Before the collective call: no checkpoint is sealed while a rank's lines are missing.
+            services.ledger.flush()
             raise_if_broken(any_rank(health.broken())[0])  # never save the weights of a broken step
             began = time.monotonic()
             meta = {"config": cell.hash, "settings": cell.settings, "frozen": frozen, "torch": torch.__version__}
@@ -92,7 +93,7 @@ def train(
                 for _ in engine.tensors():  # collective: the main rank gathers the parts of all ranks
                     pass
         pace.saved(time.monotonic() - began, saver.written_s)
-        job.stop.lead_s = max(LEAD_S, 2 * pace.stop_s)
+        services.stop.lead_s = max(LEAD_S, 2 * pace.stop_s)
         saved = step
 
     def raise_if_broken(any_broken: bool) -> None:
@@ -105,9 +106,9 @@ def train(
         with tracker.spending("save"):
             saver.finish()
         tracker.phase("stopped", step)
-        return Stopped(step=step, signal_name=job.stop.signal_name or "a signal on another rank")
+        return Stopped(step=step, signal_name=services.stop.signal_name or "a signal on another rank")
 
-    if any_rank(bool(job.stop))[0]:
+    if any_rank(bool(services.stop))[0]:
         return leave(start)
     tracker.phase("training", start)
     done = start
@@ -116,7 +117,7 @@ def train(
         for step in range(start, config.iterations):
             if schedule.needs_tuning_loss(step):
                 with tracker.spending("validate"):
-                    loss = job.tune()
+                    loss = services.tune()
                 if loss is None:
                     return leave(step)
                 tracker.tuning(step, loss, schedule.report(step, loss))
@@ -135,8 +136,8 @@ def train(
                 norm = engine.update(lr)
 
             done = step + 1
-            job.ledger.note(step, batch.keys, batch.epochs)
-            job.alive(f"step {done}")
+            services.ledger.note(step, batch.keys, batch.epochs)
+            services.alive(f"step {done}")
             tracker.alive(done)
             pace.stepped()
             # Rank 0's clock decides for all. Saving at multiples makes the steps independent of interruptions.
@@ -144,7 +145,7 @@ def train(
                 done % pace.save_every == 0 or bool(config.keep_every and done % config.keep_every == 0)
             )
             # This checks the previous step: checking the current one would wait for the GPU.
-            any_broken, any_stop, any_due = any_rank(health.broken(), bool(job.stop), due)
+            any_broken, any_stop, any_due = any_rank(health.broken(), bool(services.stop), due)
             raise_if_broken(any_broken)
             health.watch(done, losses, norm, batch, overflow_allowed=engine.scale is not None)
             if done % config.log_every == 0 or done == config.iterations:
@@ -155,7 +156,7 @@ def train(
             validation = None
             if config.validate_every and done % config.validate_every == 0:
                 with tracker.spending("validate"):
-                    validation = job.validate()
+                    validation = services.validate()
                 pace.restart()
                 if validation is None:
                     return leave(done)

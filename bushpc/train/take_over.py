@@ -20,7 +20,7 @@ from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import DoneRecord, RunRecord, TakenOver
 
 
-class Trained(t.NamedTuple):
+class DonorCell(t.NamedTuple):
     """A cell that is done. folder: its own, which in a grid may be another run's. step: its last."""
 
     folder: CellDir
@@ -28,7 +28,7 @@ class Trained(t.NamedTuple):
     step: int
 
 
-class Source:
+class Donor:
     """The run that `train.weights_from` names. Its cells are read once, however many ask."""
 
     def __init__(self, run_dir: Path, facts: Mapping[str, t.Any]) -> None:
@@ -55,7 +55,7 @@ class Source:
                     f"{facts.get(name)}. Choose a run on the same packed data and folds, or leave it out to train"
                 )
 
-    def cell_for(self, cell: CellConfig) -> Trained:
+    def cell_for(self, cell: CellConfig) -> DonorCell:
         """The cell that had the training of `cell`. Raises: ConfigError where there is none, or it is not done."""
         assert cell.fold is not None
         by_training = self._of_fold(cell.fold)
@@ -71,7 +71,7 @@ class Source:
         for folder, config in alike:
             done = DoneRecord.read_valid(folder.done)
             if done.config == config.hash and done.step is not None:
-                return Trained(folder=folder, config=config, step=done.step)
+                return DonorCell(folder=folder, config=config, step=done.step)
         raise ConfigError(
             f"{self._said}: {alike[0][0].name} is not done there; see `bushpc status {self.run_dir}`, and submit this "
             "when it is"
@@ -110,7 +110,7 @@ def take_over(cell: CellConfig, cell_dir: CellDir, say: Callable[[str], None]) -
     if checkpoint.newest_whole(folder) is not None:
         return
     try:
-        source = Source(Path(cell.train.weights_from), RunRecord.open(cell_dir.run).facts).cell_for(cell)
+        source = Donor(Path(cell.train.weights_from), RunRecord.open(cell_dir.run).facts).cell_for(cell)
         sealed = source.folder.checkpoint(source.step)
         checkpoint.verify(sealed)
         # Who took its weights over itself says where they are from.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli.app import commands
-from bushpc.config import compose
+from bushpc.config import compose, described
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -103,3 +103,13 @@ def test_the_run_folder_reference_is_the_layout():
     layout = (ROOT / "bushpc" / "runs" / "layout.py").read_text(encoding="utf-8").split('"""')[1]
     page = (ROOT / "docs" / "reference" / "run-folder.md").read_text(encoding="utf-8")
     assert layout.split("\n", 2)[2].strip() in page
+
+
+def test_the_page_on_settings_names_every_section():
+    table = (ROOT / "docs" / "reference" / "settings.md").read_text().split("| section |")[1].split("\n\n")[0]
+    keys = [each.key.partition(".") for each in described()]
+    sections = {f"{section}.*" if name else section for section, _, name in keys} | {"model.*"}
+    named = set(re.findall(r"`([^`]+)`", table))
+    assert {name for name in named if name.count(".") < 2} == sections
+    for nested in named - sections:
+        assert any(each.key.startswith(nested.removesuffix("*")) for each in described()), nested

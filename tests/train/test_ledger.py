@@ -10,7 +10,7 @@ import pytest
 
 from bushpc.dist import World
 from bushpc.errors import BushpcWarning
-from bushpc.train.ledger import BUFFERED, Ledger, Line, read_ledger
+from bushpc.train.ledger import BUFFERED, Ledger, LedgerLine, read_ledger
 
 ALONE = World()
 
@@ -20,7 +20,7 @@ def test_a_line_says_what_a_rank_consumed(tmp_path):
         ledger.note(12, ["case044", "a,b:c"], [0, 1])
     text = (tmp_path / "ledger" / "rank1.csv").read_text()
     assert text == "attempt,step,world,rank,samples\n3,12,2,1,0:case044 1:a,b:c\n"
-    assert list(read_ledger(tmp_path)) == [Line(3, 12, 2, 1, "0:case044 1:a,b:c")]
+    assert list(read_ledger(tmp_path)) == [LedgerLine(3, 12, 2, 1, "0:case044 1:a,b:c")]
 
 
 def test_attempts_follow_each_other_in_one_file_under_one_header(tmp_path):
@@ -69,7 +69,7 @@ def test_half_a_line_is_passed_over_and_the_next_attempt_starts_on_a_fresh_one(t
     assert [line.step for line in read_ledger(tmp_path)] == [0]
     with Ledger(tmp_path, ALONE, attempt=1, start=1) as ledger:
         ledger.note(1, ["case2"], [0])
-    assert list(read_ledger(tmp_path)) == [Line(0, 0, 1, 0, "0:case1"), Line(1, 1, 1, 0, "0:case2")]
+    assert list(read_ledger(tmp_path)) == [LedgerLine(0, 0, 1, 0, "0:case1"), LedgerLine(1, 1, 1, 0, "0:case2")]
     assert "xx" not in path.read_text()
 
 
@@ -78,7 +78,7 @@ def test_a_file_of_half_a_header_is_begun_again(tmp_path):
     (tmp_path / "ledger" / "rank0.csv").write_text("attempt,st")
     with Ledger(tmp_path, ALONE, attempt=0, start=0) as ledger:
         ledger.note(0, ["case1"], [0])
-    assert list(read_ledger(tmp_path)) == [Line(0, 0, 1, 0, "0:case1")]
+    assert list(read_ledger(tmp_path)) == [LedgerLine(0, 0, 1, 0, "0:case1")]
 
 
 def test_a_full_disk_ends_nothing_and_its_lines_are_written_once_there_is_room(tmp_path):
@@ -106,4 +106,4 @@ def test_a_full_disk_ends_nothing_and_its_lines_are_written_once_there_is_room(t
 def test_a_damaged_line_is_named_and_not_guessed(tmp_path, line):
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger" / "rank0.csv").write_text(f"attempt,step,world,rank,samples\n{line}\n0,1,1,0,0:k\n")
-    assert list(read_ledger(tmp_path)) == ["rank0.csv, line 2", Line(0, 1, 1, 0, "0:k")]
+    assert list(read_ledger(tmp_path)) == ["rank0.csv, line 2", LedgerLine(0, 1, 1, 0, "0:k")]

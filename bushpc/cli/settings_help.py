@@ -1,0 +1,36 @@
+"""The part of help texts that names groups and settings; it comes from the schema."""
+
+from __future__ import annotations
+
+import textwrap
+
+WIDTH = 100
+
+
+def groups_help(grid: bool) -> list[str]:
+    """Every group with its valid names. grid: grids as well."""
+    from bushpc.config import config_names, group_names
+
+    lines = []
+    for group, names in {**group_names(), **({"grid": config_names("grid")} if grid else {})}.items():
+        indent = f"  {group + '=':<9} "
+        lines += textwrap.wrap(", ".join(names), WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+    return lines
+
+
+def settings_help(grid: bool = False) -> str:
+    """The groups, and the sections of settings; all settings with their sentences would take several screens."""
+    from bushpc.config import described
+
+    lines = ["groups (KEY=VALUE), each choosing a yaml file in configs/:", *groups_help(grid), ""]
+    lines.append("settings (KEY=VALUE), for example train.lr=1e-4:")
+    sections: dict[str, list[str]] = {}
+    for setting in described():
+        section, _, name = setting.key.partition(".")
+        sections.setdefault(f"{section}." if name else "", []).append(name or section)
+    for section, names in sections.items():
+        indent = f"  {section or '(top level)':<12} "
+        lines += textwrap.wrap(", ".join(names), WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+    lines.append("  model.       the settings of the chosen model: `bushpc config model=unet --all --only model`")
+    lines.append("Defaults and sentences: `bushpc config --all`. Composed values and their source: `bushpc config`.")
+    return "\n".join(lines)
