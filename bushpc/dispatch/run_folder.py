@@ -295,6 +295,15 @@ def _twins(run: RunDir, plan: Plan, facts: Mapping[str, t.Any]) -> dict[str, Cel
     return found
 
 
+def done_elsewhere(plan: Plan) -> set[str]:
+    """Cells of a grid that a run beside this one has trained, and that this one would take from there."""
+    run = RunDir(plan.first.run_dir)
+    if not run.path.parent.is_dir():
+        return set()
+    twins = _twins(run, plan, plan.data.facts)
+    return {name for name, cell in plan.cells.items() if cell.hash in twins and twins[cell.hash].done.exists()}
+
+
 def _is_better(folder: CellDir, than: CellDir | None) -> bool:
     """Whether a cell is to be taken before another one with the same settings: one that is done before any other."""
     return than is None or (folder.done.exists() and not than.done.exists())

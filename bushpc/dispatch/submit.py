@@ -21,7 +21,7 @@ from bushpc.dispatch.jobs import adopt, note_of, parts_of, queue_cells
 from bushpc.dispatch.lanes import Way, choose
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.requeue import command_at_end
-from bushpc.dispatch.run_folder import alone_in, owner_of, write_run
+from bushpc.dispatch.run_folder import alone_in, done_elsewhere, owner_of, write_run
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.runs.goodput import read_note
@@ -99,7 +99,12 @@ def requests_of(plan: Plan, code: Path) -> tuple[list[JobRequest], Sequence[str]
     run_dir, profile = plan.first.run_dir, plan.first.cluster
     status = read_status(run_dir) if RunDir(run_dir).file.exists() else None
     settled = {cell.name for cell in status.cells if cell.live or cell.state == "done"} if status else set()
-    profiles = {name: plan.cells[name].cluster for name in plan.wanted if name not in settled}
+    wanted = [name for name in plan.wanted if name not in settled]
+    if plan.kind == "grid":  # rows with the same settings are trained once, as those of runs beside this one
+        done = done_elsewhere(plan)
+        once = {plan.cells[name].hash: name for name in reversed(wanted) if name not in done}
+        wanted = list(once.values())[::-1]
+    profiles = {name: plan.cells[name].cluster for name in wanted}
     if not profiles:
         return [], []
     way = _choose_way(profiles, profile, status)

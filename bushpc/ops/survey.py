@@ -590,6 +590,8 @@ def profile_text(config: CellConfig, found: Survey, date: datetime.date) -> str:
     there: list[Check] = []
     with contextlib.suppress(DispatchError):
         there += cluster_for(cluster.executor).describe()
+        limits = cluster_for(cluster.executor).limits(cluster)
+        there.append(Check(name="limits", verdict=OK, found=limits.why or "the site tells of none on jobs"))
     for check in (*there, *found.checks):
         if check.name != CLEARED:
             text = f"- {check.name}: {check.found}"

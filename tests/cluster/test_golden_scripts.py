@@ -123,3 +123,9 @@ def test_a_dry_run_says_where_there_is_no_script_and_waits_for_nothing(dry_run, 
     assert "cluster.executor=local has no scripts" in dry_run("cv", "cluster=local")
     assert main(["cv", "--dry-run", "--wait", *SMALL, "cluster=slurm"]) == 2
     assert "nothing is submitted that could be waited for" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_a_grid_has_rows_with_the_same_settings_once(dry_run, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID + "  again: {set: {train.lr: 1.0e-4}}\n")
+    assert "#SBATCH --array=0-19%20\n" in dry_run("grid", f"grid={grid}", "cluster=slurm")
