@@ -201,6 +201,13 @@ class Cluster(abc.ABC):
         """What `submit` would hand to the cluster, in full; nothing is written. "" where there are no scripts."""
         return ""
 
+    def refusal(self, request: JobRequest) -> str:
+        """Why the cluster would never take such jobs, in its own words; "" where it would, or does not say.
+
+        Nothing is submitted. Limits on the number of jobs are `limits`' concern.
+        """
+        return ""
+
     @abc.abstractmethod
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """Job id → its state, for every job that still exists; those that ended are absent.

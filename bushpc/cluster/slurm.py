@@ -112,6 +112,11 @@ class SlurmCluster(Cluster):
             executor.parameters["map_count"] = len(request.work)  # as submitit does for an array
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
+    def refusal(self, request: JobRequest) -> str:
+        from bushpc.cluster import slurm_trial
+
+        return slurm_trial.refusal(self.script(request))
+
     def require(self, profile: ClusterConfig) -> None:
         """Also refuses options that Slurm does not have, and what no node or partition could ever give."""
         from bushpc.cluster import slurm_site

@@ -11,7 +11,7 @@ import os
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from bushpc.cluster import container
+from bushpc.cluster import container, slurm_trial
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.profile import report_profile
@@ -294,5 +294,6 @@ CHECKS: tuple[tuple[str, Callable[[ClusterConfig], Iterable[Check]]], ...] = (
     ("partition", _partition),
     ("nodes", _nodes),
     ("account and qos", _account),
+    ("trial", slurm_trial.check),
     ("stopping", _stopping),
 )

@@ -73,6 +73,7 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
                 way = _choose_way(profiles, profile, status)
                 left = {name for name in missing if plan.cells[name].cluster not in way.jobs}
                 said += way.said
+                _require_taken(run_dir, profiles, profile, code, way)
                 queued = queue_cells(run_dir, profiles, code, way, said)
                 warnings += [*_held(queued), *short_grace(run_dir, profile)]
                 for each in dict.fromkeys(profiles.values()):
@@ -156,6 +157,31 @@ def _choose_way(profiles: Mapping[str, ClusterConfig], first: ClusterConfig, sta
     if report == "job" and elsewhere and cluster_for(first.executor).limits(small).room == 0:
         report = "last_cell"
     return choose(packs, tightest, report=report, elsewhere=elsewhere, live=live, window=first.submit_window)
+
+
+def _require_taken(
+    run_dir: Path, profiles: Mapping[str, ClusterConfig], first: ClusterConfig, code: Path, way: Way
+) -> None:
+    """Ask the cluster about one job of each kind before any is submitted: a run without its report is half a run.
+
+    Raises: DispatchError with the site's own words.
+    """
+    kinds = {profile: name for name, profile in profiles.items() if profile in way.jobs}
+    requests = {
+        f"the job of {name}": next(iter(parts_of(run_dir, {name: profile}, code, Way(jobs={profile: 1})))).request
+        for profile, name in kinds.items()
+    }
+    if way.report == "job":
+        requests["the job that writes the report"] = report_request(run_dir, first, [], code)
+    for what, request in requests.items():
+        if said := cluster_for(request.profile.executor).refusal(request):
+            advice = ""
+            if request.profile not in kinds:
+                advice = (
+                    ". Say in cluster.cpu_jobs (partition, account, qos, constraint) what jobs without a GPU need, or "
+                    "set cluster.report=last_cell"
+                )
+            raise DispatchError(f"nothing was submitted, as the site refuses {what}: {said}{advice}")
 
 
 def _held(queued: Sequence[Job]) -> list[str]:

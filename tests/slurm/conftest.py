@@ -222,15 +222,16 @@ def make_sandbox() -> Iterator[Callable[..., Sandbox]]:
 def site() -> Iterator[Callable[..., Sandbox]]:
     """site("typed-gpus", "submit-limit=2", …, nodes=2) → a sandbox like these kinds of site, for all tests of a file.
 
-    Beside its folder is `home`, which belongs to the user of its jobs.
+    cpus: of each node; None for what the kinds need. The folder `home` beside it belongs to the user of its jobs.
     """
     made: list[tuple[Path, Sandbox]] = []
 
-    def make(*kinds: str, nodes: int = 2, cluster: str = "sandbox") -> Sandbox:
+    def make(*kinds: str, nodes: int = 2, cpus: int | None = None, cluster: str = "sandbox") -> Sandbox:
         folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         folder.chmod(0o755)
         likes = [word for kind in kinds for word in ("--like", kind)]
-        made.append((folder, Sandbox(folder / "s", "--nodes", str(nodes), "--cluster", cluster, *likes)))
+        options = ["--nodes", str(nodes), "--cluster", cluster, *(["--cpus", str(cpus)] if cpus else []), *likes]
+        made.append((folder, Sandbox(folder / "s", *options)))
         sandbox = made[-1][1]
         sandbox.up()
         home = folder / "home"
