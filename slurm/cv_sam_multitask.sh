@@ -11,8 +11,8 @@
 #
 # Stage the weights first:
 #   bushpc weights pull model=sam_multitask
-# The first job computes the outputs of SAM's frozen encoder and keeps them for all others in features/ beside the shards
-# (loader.features_dir).
+# The first job computes the outputs of SAM's frozen encoder and keeps them for all others in features/, next to the
+# shards (loader.features_dir).
 #
 # This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
 # Submit it again to run only what is missing.

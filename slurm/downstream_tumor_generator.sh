@@ -4,8 +4,9 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=00:30:00
 #SBATCH --output=slurm-%x-%j.out
-# What synthetic scans are worth: Tables 3 and 4 of the tumor generation paper. Three grids: classification, segmentation
-# by a U-Net, segmentation by the paper's nnU-Net. Each has seven rows (nnU-Net six) of five folds, and a report.
+# Training with synthetic scans: Tables 3 and 4 of the tumor generation paper. Three grids: classification,
+# segmentation by a U-Net, segmentation by the paper's nnU-Net. Each has seven rows (nnU-Net six) of five folds, and a
+# report.
 #
 #   sbatch slurm/downstream_tumor_generator.sh data.synthetic=synthetic      from anywhere in the clone
 #   bash slurm/downstream_tumor_generator.sh data.synthetic=synthetic        on a login node, with settings
@@ -15,8 +16,8 @@
 #   bushpc generate runs/GENERATOR fold=0 n=4200 out=synthetic/fold0         for every fold; for UDIAT n=1100 is enough
 #   bushpc weights pull model=efficientnet
 #   bushpc weights pull model=unet
-# The generator of a fold must have trained on that fold's training part; n is eight scans per real one. Pack busi, udiat
-# and stu, and install nnU-Net: .venv/bin/pip install -c constraints.txt -e '.[nnunet]'
+# The generator of a fold must have trained on that fold's training part; n is eight scans per real one. Pack busi,
+# udiat and stu, and install nnU-Net: .venv/bin/pip install -c constraints.txt -e '.[nnunet]'
 #
 # This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
 # Submit it again to run only what is missing.

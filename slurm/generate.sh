@@ -18,8 +18,8 @@
 #
 # This first checks what can be checked without a GPU (`bushpc generate --check`, which loads the model), then submits.
 # `sbatch slurm/generate.sh runs/generator …` submits without the check; put options of sbatch before the script.
-# Paths are relative to the clone. A job that is preempted or runs out of time requeues itself and continues after the last
-# finished batch. `scancel` ends it; the same command continues it.
+# Paths are relative to the clone. A job that is preempted or runs out of time requeues itself and continues after the
+# last finished batch. `scancel` ends it; the same command continues it.
 set -euo pipefail
 # Set where sbatch was given --export=NONE; srun would then give the ranks nothing of this script's environment.
 unset SLURM_EXPORT_ENV

@@ -17,10 +17,10 @@
 #   sbatch --nodes=4 slurm/train_multinode.sh                with options of sbatch
 #   sbatch --nodes=2 --ntasks-per-node=1 --gpus-per-node=0 --cpus-per-task=4 slurm/train_multinode.sh cluster=slurm
 #
-# A job that is preempted or runs out of time saves and requeues itself (--requeue). USR2 reaches the ranks 120 s before
-# the limit; make that longer than a step and a save take. `scancel` ends the job. The same command continues at the last
-# checkpoint. To continue on another number of nodes, give name=… and the old train.batch_size: the default is four
-# samples per rank.
+# A job that is preempted or runs out of time saves and requeues itself (--requeue). USR2 reaches the ranks 120 s
+# before the limit; make that longer than a step and a save take. `scancel` ends the job. The same command continues at
+# the last checkpoint. To continue on another number of nodes, give name=… and the old train.batch_size: the default is
+# four samples per rank.
 set -euo pipefail
 # Set where sbatch was given --export=NONE; srun would then give the ranks nothing of this script's environment.
 unset SLURM_EXPORT_ENV
@@ -36,8 +36,8 @@ export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=3
 # Every rank then writes which collectives it was in; a rank that took another branch differs.
 export TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE="$PWD/slurm-train-$SLURM_JOB_ID-nccl-rank"
-# Set this only if ranks cannot connect: NCCL may have chosen a network that does not reach the other nodes (a container's
-# bridge, the management network). `ip -brief address` on a node lists them.
+# Set this only if ranks cannot connect: NCCL may have chosen a network that does not reach the other nodes (a
+# container's bridge, the management network). `ip -brief address` on a node lists them.
 # export NCCL_SOCKET_IFNAME=ib0
 # Threads per rank: its share of the node. The default is all cores for every rank.
 export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"
@@ -50,9 +50,9 @@ private_caches='
   export TORCHINDUCTOR_CACHE_DIR="$cache/inductor" TRITON_CACHE_DIR="$cache/triton"
   exec "$@"'
 
-# When the ranks have ended, requeue the job if they stopped in order to continue. With a handler set, the shell waits for
-# srun to end before it handles a signal. Rank 0 writes the run's folder into the file. The file must be visible from
-# this shell and from rank 0, and TMPDIR may differ between tasks.
+# When the ranks have ended, requeue the job if they stopped in order to continue. With a handler set, the shell waits
+# for srun to end before it handles a signal. Rank 0 writes the run's folder into the file. The file must be visible
+# from this shell and from rank 0, and TMPDIR may differ between tasks.
 mkdir -p runs
 run_file="$PWD/runs/.run-of-job-$SLURM_JOB_ID"
 trap : TERM USR2

@@ -15,8 +15,8 @@
 #   sbatch slurm/train_tumor_generator.sh name=adapter data=udiat model.stage=lora model.base=exports/generator/fold0
 #   bushpc generate runs/adapter fold=0 n=1000 out=shards/synthetic_udiat
 #
-# Train the VAE of equation (5) first. Every fold's generator uses the VAE of its fold, which has seen none of the fold's
-# validation part:
+# Train the VAE of equation (5) first. Every fold's generator uses the VAE of its fold, which has seen none of the
+# fold's validation part:
 #   sbatch slurm/train_tumor_generator.sh name=vae model=tumor_generator_vae
 #   bushpc export runs/vae exports/vae
 #   sbatch slurm/train_tumor_generator.sh name=generator model.base=exports/vae
