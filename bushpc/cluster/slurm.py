@@ -265,7 +265,12 @@ class SlurmCluster(Cluster):
     def checks(self) -> Sequence[tuple[str, Callable[[ClusterConfig], Iterable[Check]]]]:
         from bushpc.cluster import slurm_site
 
-        return slurm_site.CHECKS
+        def as_submitted(
+            check: Callable[[ClusterConfig], Iterable[Check]],
+        ) -> Callable[[ClusterConfig], Iterable[Check]]:
+            return lambda profile: check(slurm_variables.in_force(profile))
+
+        return [(name, as_submitted(check)) for name, check in slurm_site.CHECKS]
 
     def suggest(self, profile: ClusterConfig) -> dict[str, t.Any]:
         from bushpc.cluster import slurm_suggest

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bushpc
+from bushpc import environment
 from bushpc.cluster.base import JobRequest
 from bushpc.cluster.profile import cpu_profile, shell_lines
 from bushpc.config import ClusterConfig
@@ -31,7 +32,8 @@ class CommandJob:
 
     def __call__(self) -> None:
         """Raises: SystemExit with the command's exit status unless it is 0."""
-        status = subprocess.run([sys.executable, "-m", "bushpc.cli", *self.words], cwd=self.folder).returncode
+        command, env = [sys.executable, "-m", "bushpc.cli", *self.words], environment.for_process(environment.WORKER)
+        status = subprocess.run(command, cwd=self.folder, env=env).returncode
         if status:
             raise SystemExit(status)
 
