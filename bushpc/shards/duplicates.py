@@ -1,12 +1,16 @@
-"""Find images that are the same picture, even if re-encoded, resized, brightened, mirrored or slightly cropped.
+"""Find images that are the same picture, even if re-encoded, resized, brightened, mirrored, cropped or marked.
 
-    image → fingerprint (thumbnail, digest) → pairs with similar hashes → those whose pixels correlate → groups
+    image → fingerprint (thumbnail, digest) → pairs with similar hashes, or of which one looks like a part of the other
+    → those whose pixels correlate after alignment → groups
 
-Perceptual hashes select candidate pairs; the correlation of the thumbnails' local contrast decides. Local contrast
-removes what all ultrasound images share (bright skin above, darkness below). On BrEaST and the BUS-BRA excerpt (65,341
-pairs of different images), no pair from two patients correlates by more than 0.62 after the best alignment, and no pair
-from one patient by more than 0.71. Copies that were re-encoded, halved, brightened or cropped by up to 4 % per side
-correlate by at least 0.92, and by at least 0.90 if all of these are combined.
+Local contrast removes what all ultrasound images share (bright skin above, darkness below). Copies that keep their
+frame are found by perceptual hashes. A copy that was cropped on one or two sides looks, at 16 x 16, like one of 37
+windows of its original; all images are compared with all windows, upright and mirrored, by matrix products. The
+correlation of the aligned thumbnails decides.
+
+On BUS-BRA (1,755,000 pairs), no pair of different pictures from two patients correlates by more than 0.68 after the
+best alignment, and the copies known there by at least 0.90. benchmarks/2026-11-30_duplicates has recall by kind of
+change.
 """
 
 from __future__ import annotations
@@ -27,15 +31,20 @@ EDGE = 64  # edge of a thumbnail in pixels
 # Hashes of copies differ by up to 10 of 64 bits, and by up to 16 after several changes. One in 1,000 unrelated pairs is
 # that close, few enough to compare them all.
 MOST_BITS = 16
-# Between the most similar unrelated images and the least similar copies, closer to the copies: a false pair wastes a
-# reviewer's time and forces two patients into one fold.
+# Between the most similar different images and the least similar copies, closer to the copies: a false pair wastes a
+# reviewer's time and forces two patients into one fold. Images of one lesion a moment apart reach 0.85.
 LEAST_CORRELATION = 0.85
 
 _HASHED_EDGE = 32
 _HASH_EDGE = 8
 _SMOOTH, _LOCAL = 0.7, 6.0  # standard deviations of Gaussians, in pixels of a thumbnail
 _DARK = 2.0  # grey levels: lower contrast is the noise of an empty region
-_WORTH_ALIGNING = 0.35  # correlation before alignment: copies cropped by 4 % per side have at least 0.59
+_COARSE = 16  # edge of the pictures that are compared with windows of others
+# Correlation with the likeliest window at 16 x 16, and at 64 x 64. Copies have at least 0.69 and 0.44, unless several
+# changes are combined; one in 7,000 unrelated pairs of BUS-BRA has 0.65.
+_LIKELY = 0.65
+_WORTH_ALIGNING = 0.42
+_MOST_LIKELY = 64  # candidates per image: neighbouring slices of a volume look like hundreds of others
 _ROOM = 0.12  # maximum shift of a copy as a share of an edge; the maximum stretch is 1.5 times that
 _ROWS = 512  # images per step; limits the memory
 # Limits the cost of many copies of one picture: pairs inside a group larger than this are no longer aligned, and two
@@ -98,7 +107,8 @@ def find_pairs(
     connect the group, so `group` finds all of it; if the group spans several folds or labels, so does at least one
     pair.
 
-    most_bits: pairs whose hashes differ by more of their 64 bits are not compared.
+    most_bits: pairs whose hashes differ by more of their 64 bits are compared only if one looks like a part of the
+        other.
     least_correlation: minimum correlation of a pair.
     """
     if not fingerprints:
@@ -113,7 +123,6 @@ def find_pairs(
         for mirrored, others in ((False, hashes), (True, mirrored_hashes))
         for first, second in _near(hashes, others, is_picture, most_bits)
     ]
-    unsure = []
     for mirrored, firsts, seconds in candidates:
         others_NHW = upright_NHW[:, :, ::-1] if mirrored else upright_NHW
         unaligned = np.einsum("nhw,nhw->n", upright_NHW[firsts], others_NHW[seconds])
@@ -122,20 +131,113 @@ def find_pairs(
             correlation = round(min(correlation, 1.0), 4)  # rounding can put identical images slightly above 1
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
                 found[i, j] = Pair(i, j, False, mirrored, correlation)
-            elif _WORTH_ALIGNING <= correlation < least_correlation:
-                unsure.append((correlation, i, j, mirrored))
     groups = _Groups(len(fingerprints), found)
-    for _, i, j, mirrored in sorted(unsure, reverse=True):  # the likeliest first, so that groups form early
-        if (i, j) in found or not groups.worth_aligning(i, j):
+    for part in _parts(upright_NHW, is_picture):  # the likeliest first, so that groups form early
+        pair = (min(part.copy, part.original), max(part.copy, part.original))
+        if pair in found or not groups.worth_aligning(*pair):
             continue
-        other_HW = upright_NHW[j, :, ::-1] if mirrored else upright_NHW[j]
-        correlation = aligned_correlation(upright_NHW[i], other_HW)
+        copy_HW, window_HW = upright_NHW[part.copy], part.window_of(upright_NHW)
+        correlation = float(np.vdot(copy_HW, window_HW))
+        if _WORTH_ALIGNING <= correlation < least_correlation:
+            correlation = aligned_correlation(copy_HW, window_HW)
         if correlation >= least_correlation:
-            found[i, j] = Pair(i, j, False, mirrored, round(min(correlation, 1.0), 4))
-            groups.join(i, j)
+            found[pair] = Pair(*pair, False, part.mirrored, round(min(correlation, 1.0), 4))
+            groups.join(*pair)
         else:
-            groups.failed(i, j)
+            groups.failed(*pair)
     return sorted(found.values())
+
+
+class Window(t.NamedTuple):
+    """A part of a picture, its edges as shares of the sides."""
+
+    left: float = 0
+    right: float = 1
+    top: float = 0
+    bottom: float = 1
+
+    def of(self, contrast_NHW: np.ndarray, edge: int) -> np.ndarray:
+        """The part of each picture, averaged to (N, edge, edge) and normalized to unit length."""
+        part_NHW = _averages(self.top, self.bottom, edge) @ contrast_NHW @ _averages(self.left, self.right, edge).T
+        return _unit(part_NHW.reshape(len(part_NHW), -1)).reshape(part_NHW.shape)
+
+
+def _windows() -> list[Window]:
+    """What is left of a picture after a crop of up to 35 % on one side, or 25 % on two."""
+    one_side = [
+        window
+        for cut in (0.08, 0.16, 0.24, 0.32)
+        for window in (Window(left=cut), Window(right=1 - cut), Window(top=cut), Window(bottom=1 - cut))
+    ]
+    corners = [
+        Window(**{side: a if side == "left" else 1 - a}, **{edge: b if edge == "top" else 1 - b})
+        for a in (0.1, 0.2)
+        for b in (0.1, 0.2)
+        for side in ("left", "right")
+        for edge in ("top", "bottom")
+    ]
+    opposite = [
+        window for cut in (0.08, 0.16) for window in (Window(left=cut, right=1 - cut), Window(top=cut, bottom=1 - cut))
+    ]
+    return [Window(), *one_side, *corners, *opposite]
+
+
+WINDOWS = _windows()
+
+
+class _Part(t.NamedTuple):
+    """The picture `copy` looks like a window of `original`. score: correlation at 16 x 16."""
+
+    score: float
+    copy: int
+    original: int
+    window: Window
+    mirrored: bool
+
+    def window_of(self, contrast_NHW: np.ndarray) -> np.ndarray:
+        """What the copy looks like, from the original."""
+        [window_HW] = self.window.of(contrast_NHW[self.original][None], EDGE)
+        return window_HW[:, ::-1] if self.mirrored else window_HW
+
+
+def _parts(contrast_NHW: np.ndarray, is_picture: np.ndarray) -> list[_Part]:
+    """Likely pairs of a copy and its original, the likeliest first; one for each two pictures."""
+    pictures = np.flatnonzero(is_picture)
+    if not len(pictures):
+        return []
+    windows = [window.of(contrast_NHW[pictures], _COARSE).reshape(len(pictures), -1) for window in WINDOWS]
+    likely: dict[tuple[int, int], _Part] = {}
+    for start in range(0, len(pictures), _ROWS):
+        rows = slice(start, start + _ROWS)
+        whole = windows[0][rows]
+        flipped = whole.reshape(-1, _COARSE, _COARSE)[:, :, ::-1].reshape(whole.shape)
+        best = np.full((len(whole), len(pictures)), _LIKELY, np.float32)
+        which = np.full(best.shape, -1, np.int16)
+        for number, (picture, window) in enumerate((p, w) for p in (whole, flipped) for w in windows):
+            score = picture @ window.T
+            better = score > best
+            best[better], which[better] = score[better], number
+        np.put_along_axis(which, start + np.arange(len(whole))[:, None], -1, axis=1)  # a picture with itself
+        crowded = np.flatnonzero((which >= 0).sum(axis=1) > _MOST_LIKELY)
+        for each in crowded:
+            which[each, np.argsort(best[each])[:-_MOST_LIKELY]] = -1
+        for row, column in np.argwhere(which >= 0).tolist():
+            mirrored, number = divmod(int(which[row, column]), len(windows))
+            copy, original = int(pictures[start + row]), int(pictures[column])
+            part = _Part(float(best[row, column]), copy, original, WINDOWS[number], bool(mirrored))
+            key = (min(copy, original), max(copy, original))
+            if key not in likely or likely[key].score < part.score:
+                likely[key] = part
+    return sorted(likely.values(), key=lambda part: (-part.score, part.copy, part.original))
+
+
+def _averages(low: float, high: float, edge: int) -> np.ndarray:
+    """(edge, EDGE): each row averages an equal share of the pixels between two places."""
+    bounds = np.linspace(low * EDGE, high * EDGE, edge + 1)[:, None]
+    pixels = np.arange(EDGE)
+    overlap = np.minimum(bounds[1:], pixels + 1) - np.maximum(bounds[:-1], pixels)
+    weights = overlap.clip(0).astype(np.float32)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 class _Groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 
 import networkx
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bushpc.cli import main
 from bushpc.shards import duplicates
 from bushpc.shards.duplicates import (
     EDGE,
@@ -23,7 +25,7 @@ from bushpc.shards.duplicates import (
     tie_patients,
 )
 from bushpc.shards.manifest import Manifest, Record, read_image
-from bushpc.shards.split import make_folds
+from bushpc.shards.split import make_folds, read_fold_numbers
 
 
 def record(key, patient, label="benign"):
@@ -64,6 +66,75 @@ def cropped(scan):
 
 def everything(scan):
     return mirrored(re_encoded(brightened(resized(cropped(scan)))))
+
+
+def cut(side, share):
+    def change(scan):
+        height, width = scan.shape[:2]
+        rows, columns = round(share * height), round(share * width)
+        return {
+            "top": scan[rows:], "bottom": scan[: height - rows],
+            "left": scan[:, columns:], "right": scan[:, : width - columns],
+        }[side]  # fmt: skip
+
+    change.__name__ = f"{side} by {share}"
+    return change
+
+
+def with_calipers(scan):
+    scan = scan.copy()
+    height, width = scan.shape[:2]
+    for x, y in (
+        (width // 4, height // 3),
+        (width // 2, height // 3),
+        (width // 3, height // 5),
+        (width // 3, height // 2),
+    ):
+        scan[y - 1 : y + 2, x - 6 : x + 7] = scan[y - 6 : y + 7, x - 1 : x + 2] = 255
+    return scan
+
+
+def cut_and_marked(scan):
+    return brightened(with_calipers(cut("bottom", 0.22)(scan)))
+
+
+def cut_and_mirrored(scan):
+    return cut("left", 0.18)(mirrored(scan))
+
+
+CUTS = [cut(side, share) for side in ("top", "bottom", "left", "right") for share in (0.1, 0.2, 0.29, 0.35)]
+
+
+@pytest.mark.parametrize("change", [*CUTS, with_calipers, cut_and_marked, cut_and_mirrored], ids=lambda c: c.__name__)
+def test_copies_that_were_cropped_on_one_side_or_marked_are_found(scans, change):
+    copies = [fingerprint_of(np.ascontiguousarray(scan)) for scan in (*scans, *map(change, scans))]
+    pairs = {(pair.first, pair.second): pair for pair in find_pairs(copies)}
+    assert set(pairs) == {(i, i + len(scans)) for i in range(len(scans))}
+    assert {pair.mirrored for pair in pairs.values()} == {change is cut_and_mirrored}
+
+
+def test_bus_bras_cases_that_show_the_same_frames_are_found_and_kept_together(real_data, tmp_path, capsys):
+    """Cases 44 = 65, 56 = 91 and 341 = 356, both images of each, among 30 others."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    pairs = {("0044", "0065"), ("0056", "0091"), ("0341", "0356")}
+    cases = {case for pair in pairs for case in pair} | {f"{number:04d}" for number in range(100, 130)}
+    for part, pattern in (("Images", "bus_*"), ("Masks", "mask_*")):
+        (raw / part).mkdir(parents=True)
+        for path in (real_data / "bus_bra" / "BUSBRA" / part).glob(f"{pattern}.png"):
+            if path.stem.split("_")[1][:4] in cases:
+                (raw / part / path.name).symlink_to(path)
+    for name in ("bus_data.csv", "5-fold-cv.csv"):
+        (raw / name).symlink_to(real_data / "bus_bra" / "BUSBRA" / name)
+    assert main(["pack", "data=bus_bra", f"src={raw}", f"out={out}", "excerpt=true"]) == 0
+    main(["shards", "audit", f"data={out}", f"out={tmp_path / 'page'}", "folds=published"])
+    with (tmp_path / "page" / "pairs.csv").open() as file:
+        found = {(row["key"], row["other_key"]) for row in csv.DictReader(file)}
+    assert {(one[4:8], other[4:8]) for one, other in found} == pairs
+    assert len(found) == 6
+    assert "What a 0 here cannot see" in (tmp_path / "page" / "index.html").read_text()
+    assert main(["shards", "folds", f"data={out}", "duplicates=group"]) == 0
+    folds = read_fold_numbers(out / "folds_grouped.csv")
+    assert all(folds[one] == folds[other] for one, other in found)
 
 
 CHANGES = [re_encoded, resized, brightened, mirrored, cropped, everything]
