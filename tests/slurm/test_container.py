@@ -64,8 +64,10 @@ def words(slurm, image, tmp_path, phantom_folder) -> list[str]:
 
 
 def test_ranks_in_a_container_train_stop_come_back_and_are_reported(slurm, words, tmp_path):
-    run_dir = tmp_path / "runs" / "cv"
-    assert main(["cv", *words, "train.iterations=60"]) == 0
+    """From a copy of the shards on the nodes' disk, which is mounted, too: the sandbox's nodes are one machine."""
+    run_dir, disk = tmp_path / "runs" / "cv", tmp_path / "disk"
+    disk.mkdir()
+    assert main(["cv", *words, "train.iterations=60", f"cluster.staging={disk}"]) == 0
 
     def cells() -> dict[str, dict]:
         return {cell["name"]: cell for cell in json.loads(read_status(run_dir).to_json())["cells"]}
@@ -87,6 +89,7 @@ def test_ranks_in_a_container_train_stop_come_back_and_are_reported(slurm, words
     assert said.count("in the container: bin dev etc lib lib64 proc root tmp usr") == 2
     assert "is visible" not in said
     assert "resumed from step_" in said
+    assert sum("copied 0.00 GB to" in log(name) for name in cells()) == 1
     # The batch shell outside told the ranks, which have no squeue.
     assert "is not known here" not in said
     slurm.wait(json.loads((run_dir / "jobs" / "report.json").read_text())["job_id"])
