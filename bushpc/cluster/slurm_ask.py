@@ -1,11 +1,16 @@
-"""What every part that asks Slurm needs: its configuration and its way to write time limits."""
+"""What every part that asks Slurm needs: its configuration, partitions, and its way to write time limits."""
 
 from __future__ import annotations
 
 import math
 import re
+import typing as t
 
 from bushpc.cluster.base import ask
+from bushpc.errors import DispatchError, unknown_name
+
+if t.TYPE_CHECKING:
+    from bushpc.config import ClusterConfig
 
 # Jobs of one array, where Slurm does not say what it allows; its own default.
 MAX_ARRAY_SIZE = 1001
@@ -31,3 +36,30 @@ def minutes_of(limit: str) -> float:
     if days is not None or third is not None:  # D-HH[:MM[:SS]] or HH:MM:SS
         return (days or 0) * 1440.0 + first * 60 + (second or 0) + (third or 0) / 60
     return first + (second or 0) / 60
+
+
+def partitions() -> dict[str, dict[str, str]]:
+    """Name → what `scontrol show partition` says of it, of all partitions."""
+    lines = ask("scontrol", "show", "partition", "--all", "--oneliner").splitlines()
+    found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
+    return {partition["PartitionName"]: partition for partition in found}
+
+
+def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
+    """What `scontrol show partition` says of each of the profile's partitions (`low,high`), or of the default one.
+
+    Raises: DispatchError for one that does not exist.
+    """
+    by_name = partitions()
+    if profile.partition is None:
+        default = [partition for partition in by_name.values() if partition.get("Default") == "YES"]
+        if not default:
+            raise DispatchError(
+                f"this cluster has no default partition: set cluster.partition to one of {', '.join(sorted(by_name))}"
+            )
+        return default[:1]
+    names = profile.partition.split(",")
+    for name in names:
+        if name not in by_name:
+            raise DispatchError(unknown_name("cluster.partition", name, by_name))
+    return [by_name[name] for name in names]

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import Limits, ask
 from bushpc.cluster.profile import tasks_per_node
-from bushpc.cluster.slurm_ask import MAX_ARRAY_SIZE, minutes_of, site_settings
-from bushpc.cluster.slurm_site import partition_facts
+from bushpc.cluster.slurm_ask import MAX_ARRAY_SIZE, minutes_of, partition_facts, site_settings
 from bushpc.cluster.slurm_variables import in_force
 from bushpc.errors import DispatchError
 

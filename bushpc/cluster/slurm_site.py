@@ -15,7 +15,7 @@ from bushpc.cluster import container, slurm_trial
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.profile import report_profile
-from bushpc.cluster.slurm_ask import minutes_of, site_settings
+from bushpc.cluster.slurm_ask import minutes_of, partition_facts, partitions, site_settings
 from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 
@@ -33,26 +33,6 @@ NOT_NEEDED = ("sacct",)
 # What jobs would like to find in their environment; Slurm sets the second from version 23.02 on.
 ONLY_AFTER_RESTART = ("SLURM_RESTART_COUNT",)
 JOB_VARIABLES = ("SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "SLURMD_NODENAME", "SLURM_CONF")
-
-
-def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
-    """What `scontrol show partition` says of each of the profile's partitions (`low,high`), or of the default one.
-
-    Raises: DispatchError for one that does not exist.
-    """
-    by_name = partitions()
-    if profile.partition is None:
-        default = [partition for partition in by_name.values() if partition.get("Default") == "YES"]
-        if not default:
-            raise DispatchError(
-                f"this cluster has no default partition: set cluster.partition to one of {', '.join(sorted(by_name))}"
-            )
-        return default[:1]
-    names = profile.partition.split(",")
-    for name in names:
-        if name not in by_name:
-            raise DispatchError(unknown_name("cluster.partition", name, by_name))
-    return [by_name[name] for name in names]
 
 
 def refuse_impossible(profile: ClusterConfig) -> None:
@@ -107,13 +87,6 @@ def concerns(profile: ClusterConfig) -> list[str]:
     """Why jobs of this profile may wait for long, though they could run: a closed partition, nodes out of service."""
     checks = [*_partition(profile), *_nodes(profile)]
     return [f"{check.found}; {check.advice}" for check in checks if check.verdict != OK and check.advice]
-
-
-def partitions() -> dict[str, dict[str, str]]:
-    """Name → what `scontrol show partition` says of it, of all partitions."""
-    lines = ask("scontrol", "show", "partition", "--all", "--oneliner").splitlines()
-    found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line.strip()]
-    return {partition["PartitionName"]: partition for partition in found}
 
 
 def longest_minutes(profile: ClusterConfig) -> float:

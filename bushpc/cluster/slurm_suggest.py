@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import OK, Check
-from bushpc.cluster.slurm_ask import minutes_of, site_settings
+from bushpc.cluster.slurm_ask import minutes_of, partitions, site_settings
 from bushpc.cluster.slurm_nodes import UNTYPED, NodeKind, node_kinds
-from bushpc.cluster.slurm_site import partitions
 from bushpc.errors import DispatchError
 
 if t.TYPE_CHECKING:
