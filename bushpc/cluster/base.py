@@ -101,13 +101,16 @@ class Limits(t.NamedTuple):
     """What the cluster allows. jobs_at_once: jobs of one submission; None without a limit.
 
     room: jobs that it takes at present, and why no more; None without a limit, or if it does not tell. never: why it
-    would never start a job of this profile; "" where it would.
+    would never start a job of this profile; "" where it would. running: jobs of which it runs no more at the same time,
+    and why.
     """
 
     jobs_at_once: int | None = None
     room: int | None = None
     why: str = ""
     never: str = ""
+    running: int | None = None
+    why_running: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

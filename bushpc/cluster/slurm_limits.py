@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import typing as t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import Limits, ask
+from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import tasks_per_node
 from bushpc.cluster.slurm_ask import MAX_ARRAY_SIZE, minutes_of, partition_facts, site_settings
 from bushpc.cluster.slurm_variables import in_force
@@ -63,6 +65,7 @@ def read_limits(profile: ClusterConfig) -> Limits:
     size, count = site.get("MaxArraySize", ""), site.get("MaxJobCount", "")
     at_once = max(1, int(size)) if size.isdecimal() else MAX_ARRAY_SIZE
     queue = _Queue()
+    running: list[tuple[int, str]] = []
     counts = [Count(int(count), "MaxJobCount", queue.mine())] if count.isdecimal() else []
     never = ""
     if any(word in site.get("AccountingStorageEnforce", "") for word in ENFORCED):
@@ -70,13 +73,29 @@ def read_limits(profile: ClusterConfig) -> Limits:
             accounts, qualities = _associations(profile, site.get("ClusterName", "")), []
             with contextlib.suppress(DispatchError):
                 qualities = _qualities(profile, accounts)
+            running = [*_running(accounts, qualities)]
             counts += [*_account_counts(accounts, queue), *_quality_counts(qualities, accounts, queue)]
             never = "; ".join(_too_much(profile, accounts, qualities))
     tightest = min(counts, key=lambda count: count.room, default=None)
+    most_running, why_running = min(running, default=(None, ""))
+    limits = Limits(jobs_at_once=at_once, never=never, running=most_running, why_running=why_running)
     if tightest is None:
-        return Limits(jobs_at_once=at_once, never=never)
+        return limits
     why = f"the site allows {tightest.most} in the queue ({tightest.name}), {tightest.taken} of them taken"
-    return Limits(jobs_at_once=at_once, room=tightest.room, why=why, never=never)
+    return limits._replace(room=tightest.room, why=why)
+
+
+def check_limits(profile: ClusterConfig) -> Iterator[Check]:
+    """For the doctor: what `read_limits` finds."""
+    limits = read_limits(profile)
+    told = limits.why or "no limit on jobs in the queue that Slurm tells"
+    told += f"; at most {limits.running} run at a time ({limits.why_running})" if limits.running is not None else ""
+    if limits.never:
+        yield Check(name="limits", verdict=BROKEN, found=limits.never, advice="ask for less, or for another account")
+    elif limits.room == 0:
+        yield Check(name="limits", verdict=WARNING, found=told, advice="submit when some of your jobs have ended")
+    else:
+        yield Check(name="limits", verdict=OK, found=told)
 
 
 def explain_refusal(said: str) -> str | None:
@@ -183,6 +202,17 @@ def _quality_counts(
             yield Count(of_account, f"MaxSubmitJobsPerAccount of QOS {name}", queue.of_quality(name, account))
         if of_all is not None:
             yield Count(of_all, f"GrpSubmitJobs of QOS {name}", queue.of_quality(name))
+
+
+def _running(
+    accounts: Sequence[Mapping[str, str]], qualities: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[int, str]]:
+    """Limits on jobs that run at the same time, with their names."""
+    of_account = ((row["maxjobs"], f"MaxJobs of account {row['account']}") for row in accounts if row["maxjobs"])
+    of_quality = ((row["maxjobspu"], f"MaxJobsPerUser of QOS {row['name']}") for row in qualities)
+    for most, name in (*itertools.islice(of_account, 1), *of_quality):
+        if (number := _number(most)) is not None:
+            yield number, name
 
 
 def _too_much(

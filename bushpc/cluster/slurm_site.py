@@ -16,6 +16,7 @@ from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.profile import report_profile
 from bushpc.cluster.slurm_ask import minutes_of, partition_facts, partitions, site_settings
+from bushpc.cluster.slurm_limits import check_limits
 from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 
@@ -268,5 +269,6 @@ CHECKS: tuple[tuple[str, Callable[[ClusterConfig], Iterable[Check]]], ...] = (
     ("nodes", _nodes),
     ("account and qos", _account),
     ("trial", slurm_trial.check),
+    ("limits", check_limits),
     ("stopping", _stopping),
 )

@@ -61,10 +61,12 @@ def choose(
     if window is not None and (room is None or window - live < room):
         room, why = max(0, window - live), f"cluster.submit_window={window}, {live} of them taken"
         elsewhere = False
-    at_once = limits.jobs_at_once
+    at_once, few = limits.jobs_at_once, []
+    if limits.running is not None and limits.running < min(count, count if room is None else room):
+        few = [f"at most {limits.running} of them run at a time ({limits.why_running})"]
     if room is None or count + (report == "job" and not elsewhere) <= room:
         jobs = {profile: len(some) for profile, some in packs.items()}
-        return Way(jobs=jobs, lanes=report == "last_cell", report=report, at_once=at_once)
+        return Way(jobs=jobs, lanes=report == "last_cell", report=report, at_once=at_once, said=few)
     if room == 0:
         raise DispatchError(
             f"no room for a job: {why}. Nothing was submitted; run the same command again when some have ended"
@@ -72,7 +74,7 @@ def choose(
     jobs = share_out(room, {profile: len(some) for profile, some in packs.items()})
     cells = {profile: sum(map(len, packs[profile])) for profile in packs}
     taken = sum(cells[profile] for profile in jobs)
-    said = [f"{counted(taken, 'cell')} in {counted(sum(jobs.values()), 'job')}: {why}"]
+    said = [f"{counted(taken, 'cell')} in {counted(sum(jobs.values()), 'job')}: {why}", *few]
     if len(jobs) < len(packs):
         said.append(
             f"{counted(sum(cells.values()) - taken, 'cell')} need jobs with other resources, for which there is no "

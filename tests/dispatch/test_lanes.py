@@ -52,7 +52,7 @@ def test_jobs_are_shared_out_so_that_the_longest_lane_is_as_short_as_can_be(room
 
 def test_with_room_for_all_cells_and_the_report_there_is_a_job_for_each():
     way = choose({SMALL: packs_of(5)}, Limits(room=6), report="job", window=None)
-    assert (way.lanes, way.report, way.jobs, way.said) == (False, "job", {SMALL: 5}, ())
+    assert (way.lanes, way.report, way.jobs, way.said) == (False, "job", {SMALL: 5}, [])
 
 
 def test_where_only_the_report_does_not_fit_the_last_cell_writes_it():

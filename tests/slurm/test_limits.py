@@ -162,9 +162,10 @@ def test_a_queue_that_is_full_is_said_and_nothing_is_submitted(like, words, tmp_
     assert len(sandbox.run(["squeue", "--noheader"]).splitlines()) == 2
 
 
-def test_jobs_that_wait_until_ones_own_others_end_need_nobody(like, words, tmp_path):
+def test_jobs_that_wait_until_ones_own_others_end_need_nobody(like, words, tmp_path, capsys):
     sandbox = like("job-limit=1")
     assert main(words("cv")) == 0
+    assert "at most 1 of them run at a time (MaxJobs of account root)" in capsys.readouterr().out
     reasons = ["squeue", "--noheader", "--array", "--format=%r"]
     sandbox.until(lambda: "AssocMaxJobsLimit" in sandbox.run(reasons))
     assert {cell.reason for cell in read_status(tmp_path / "run").cells} == {""}
