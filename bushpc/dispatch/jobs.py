@@ -234,9 +234,11 @@ def _job_notes(
     run: RunDir, submission: str, intent: SubmittingNote, number: int, job: Job
 ) -> Iterator[tuple[Path, str]]:
     """Of each cell of a job its note's path, and which job works on it with the log of its task."""
-    name = lane_name(submission, number) if intent.lanes else None
-    lane = LaneNote.read(run.lane(name)) if name else None
-    note = msgspec.structs.replace(note_of(job, intent.submitted), code=intent.code, packed=intent.packed, lane=name)
+    path = run.lane(lane_name(submission, number)) if intent.lanes else None
+    lane = LaneNote.read(path) if path else None
+    note = msgspec.structs.replace(
+        note_of(job, intent.submitted), code=intent.code, packed=intent.packed, lane=str(path) if path else None
+    )
     for turn, pack in enumerate(lane.packs if lane else [intent.packs[number]]):
         for task, cell in enumerate(pack if intent.packed else pack[:1]):
             log = job.log.removesuffix("_0_log.out") + f"_{task}_log.out" if task else job.log

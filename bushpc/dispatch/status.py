@@ -204,15 +204,14 @@ class _Lanes:
     """The notes of jobs that work on one pack of cells after the other, each read once."""
 
     def __init__(self) -> None:
-        self._read: dict[Path, LaneNote | None] = {}
+        self._read: dict[str, LaneNote | None] = {}
 
-    def of(self, cell: CellDir, job: JobNote | None) -> LaneNote | None:
+    def of(self, job: JobNote | None) -> LaneNote | None:
         if job is None or job.lane is None:
             return None
-        path = cell.run.lane(job.lane)
-        if path not in self._read:
-            self._read[path] = LaneNote.read_whole(path)
-        return self._read[path]
+        if job.lane not in self._read:
+            self._read[job.lane] = LaneNote.read_whole(Path(job.lane))
+        return self._read[job.lane]
 
 
 def _cell_status(
@@ -222,7 +221,7 @@ def _cell_status(
     heartbeat = Heartbeat.read_valid(cell.heartbeat) if begun else Heartbeat()
     is_link = cell.is_link()
     folder = os.path.realpath(cell) if is_link else str(cell)
-    lane = lanes.of(CellDir(folder) if is_link else cell, job)
+    lane = lanes.of(job)
     state, phase, reason = _state(cell, job, queue, heartbeat, begun, lane)
     if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
         state, reason = "stale", "done with other settings; submit again"
@@ -251,8 +250,14 @@ def _cell_status(
         log=job.log if job else "",
         job_id=job.job_id if job else "",
         local=bool(job and not cluster_for(job.executor).waits),
-        behind=lane.packs[job.turn - 1][0] if job and lane and state == "queued" and job.turn > lane.turn else "",
+        behind=_behind(job, lane) if job and lane and state == "queued" else "",
     )
+
+
+def _behind(job: JobNote, lane: LaneNote) -> str:
+    """The cell that the job works on before this one; "" where it is its turn."""
+    before = lane.packs[job.turn - 1 : job.turn] if job.turn > lane.turn else []
+    return next((name for pack in before for name in pack), "")
 
 
 def _state(

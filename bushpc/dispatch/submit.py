@@ -222,7 +222,7 @@ def _last_cell_reports(run: RunDir) -> bool:
     """Whether a job that works on cells writes the report after them."""
     live = [CellDir(cell.folder) for cell in read_status(run.path).cells if cell.live]
     lanes = {note.lane for cell in live if (note := read_job(cell.job_note)) and note.lane}
-    return any(lane.report for name in lanes if (lane := LaneNote.read_whole(run.lane(name))))
+    return any(lane.report for path in lanes if (lane := LaneNote.read_whole(Path(path))))
 
 
 def _submit_report(run_dir: Path, profile: ClusterConfig, before: RunStatus, queued: Sequence[Job], code: Path) -> None:

@@ -180,8 +180,8 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
     ended already) tell from a later one. cluster, name, user: what the cluster calls itself and the job, and the user
     id that submitted it; notes of earlier versions lack them. submitted, cancelled: in seconds since 1970. heartbeat:
     a file that shows whether a process of another host lives. packed: other cells share the job. ended: the process has
-    said goodbye. lane, turn: of a job that works on one pack of cells after the other its `RunDir.lane`, and which pack
-    it is. owner: of the file, where `user` is missing; not in the file.
+    said goodbye. lane, turn: of a job that works on one pack of cells after the other the path of its LaneNote, which
+    may be in another run, and which pack it is. owner: of the file, where `user` is missing; not in the file.
     """
 
     executor: str
@@ -215,7 +215,7 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
             return None
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-        note.require(path, *(name for name in ("log", "heartbeat") if "\0" in (getattr(note, name) or "")))
+        note.require(path, *(name for name in ("log", "heartbeat", "lane") if "\0" in (getattr(note, name) or "")))
         return msgspec.structs.replace(note, owner=owner)
 
     def require_process(self, path: Path) -> None:
