@@ -26,6 +26,17 @@ def test_attributes_are_worded_as_in_training(tmp_path):
     assert (b.conditions, b.pixel_mm) == ({}, None)
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "encoding"), [(";", "utf-8"), ("\t", "utf-16"), (",", "utf-16"), (";", "utf-8-sig")]
+)
+def test_tables_of_other_programs_are_read(tmp_path, delimiter, encoding):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        delimiter.join(["", "file", "pixel_mm"]) + "\n" + delimiter.join(["0", "a.png", "0.08"]) + "\n", encoding
+    )
+    assert read_table(path, FILES)[FILES[0]].pixel_mm == (0.08, 0.08)
+
+
 def test_a_key_is_a_path_without_its_suffix(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("key,attribute_prompt,shape\na,BI-RADS 4,oval\n")
