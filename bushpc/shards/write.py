@@ -207,7 +207,7 @@ def _check_belongs(src: Path, card: Card) -> None:
     The message says which dataset the folder looks like, and where the right folder may be: a common mistake is to
     give its parent or a subfolder.
     """
-    share = _share_of_files(src, card)
+    share = _share_of_files(src, card, deep=True)
     if share == 1 or not card.files:
         return
     cards = [Card.load(path.parent) for path in sorted(PROJECT_SHARDS.glob("*/card.yaml"))]
@@ -242,12 +242,14 @@ def _is_whole(card: Card, folder: Path) -> bool:
     return _share_of_files(folder, card) == 1
 
 
-def _share_of_files(folder: Path, card: Card) -> float:
+def _share_of_files(folder: Path, card: Card, *, deep: bool = False) -> float:
     """Share of the card's file patterns that match a file in the folder, in the layout that fits best.
 
-    0 for a card without patterns.
+    0 for a card without patterns. deep: also try layouts that are searched for in the whole tree. Looking for the right
+    folder does without: such a layout fits every folder above its files, and each look would walk the tree again.
     """
-    return max(_share_of_layout(folder, each) for each in card.every_layout)
+    layouts = [each for each in card.every_layout if deep or not any(file.startswith("**") for file in each.files)]
+    return max(_share_of_layout(folder, each) for each in layouts)
 
 
 def _share_of_layout(folder: Path, card: Card) -> float:
