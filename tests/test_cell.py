@@ -161,7 +161,7 @@ def test_resume_with_other_settings_is_refused(make_cell):
     with pytest.raises(ResumeError, match=r"other settings: .*→ 0\.1.*resume_changes=\[train\.weight_decay\]"):
         run_cell(cell_dir, World())
     (cell_dir / "config.yaml").write_text(config.replace("seed: 0", "seed: 1", 1))
-    with pytest.raises(ResumeError, match=r"other settings: seed: 0 → 1.*skip some.*start anew"):
+    with pytest.raises(ResumeError, match=r"other settings: seed: 0 → 1.*skip some.*start again"):
         run_cell(cell_dir, World())
 
 

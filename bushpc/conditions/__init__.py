@@ -1,4 +1,4 @@
-"""What models are conditioned on besides the image: sentences, captions, and whatever further kinds a model declares.
+"""What models are conditioned on in addition to the image: sentences, captions, and other kinds that a model declares.
 
     fold's training part ─fitted→ Condition ─of→ Batch.conditions (training)
                                             ├shown, under a Variant→ Batch.conditions (evaluation)

@@ -1,8 +1,8 @@
 """The contract of a kind of condition: a value per sample, in training and under each evaluation variant.
 
-A new kind is one class here or beside its model: boxes, points, other sentences. Values are whatever the model reads;
-the loader only carries them, in `Batch.conditions[kind.name]`. A value may also be a function of the model's own first
-prediction, prob_HW → value: the model then predicts twice, see `bushpc.models.xbusnet`.
+A new kind is one class, here or in its model's file: boxes, points, other sentences. Values are whatever the model
+reads; the loader only carries them, in `Batch.conditions[kind.name]`. A value may also be a function of the model's
+first prediction, prob_HW → value: the model then predicts twice, see `bushpc.models.xbusnet`.
 """
 
 from __future__ import annotations

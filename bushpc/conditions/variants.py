@@ -1,6 +1,6 @@
 """The evaluation variants of models that read sentences (XBusNet 2.7), and of models that read nothing.
 
-A model with other variants declares its own beside its Config; nothing here needs to know them.
+A model with other variants declares them in its own file; this one need not know them.
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class DataConfig(Settings):
     )
     real: bool = setting(
         True,
-        "Whether real scans train; false trains on synthetic scans alone, as many as there would be beside real ones.",
+        "Whether real scans train; false trains on synthetic scans only, as many as there would be with real ones.",
         order=True,
     )
 
@@ -705,8 +705,8 @@ class CellConfig(Settings):
             raise ConfigError("loader.features=true with data.stream: a stream is read once; set one of them")
         if self.augment.changes and not self.augment.variants:
             raise ConfigError(
-                "loader.features=true with augment.variants=0: each image is changed anew each time, and what "
-                f"{name}'s frozen part makes of it cannot be kept. Set augment.variants to a number of fixed changes "
+                "loader.features=true with augment.variants=0: images are changed differently every time, so the "
+                f"outputs of {name}'s frozen part cannot be kept. Set augment.variants to a number of fixed changes "
                 "per sample, such as 4, or switch augment off, or set loader.features=false"
             )
 
@@ -845,7 +845,7 @@ def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[t.Any], ModelConfig]:
 def load_frozen(path: Path, run_dir: Path, command: str) -> CellConfig:
     """A frozen `config.yaml` of a run. command: what else goes on with that run, by the code that lies in it.
 
-    Raises: ConfigError with that way on where another version of bushpc wrote it.
+    Raises: ConfigError with the command to use where another version of bushpc wrote it.
     """
     try:
         return CellConfig.load(path)
@@ -854,8 +854,8 @@ def load_frozen(path: Path, run_dir: Path, command: str) -> CellConfig:
         # Not by PYTHONPATH: `python -m` looks into the current folder first, which may be a clone.
         way_on = f"(cd {codes[-1]} && {sys.executable} -m bushpc.cli {command})" if codes else "none"
         raise ConfigError(
-            f"{path} is no config of this version of bushpc ({error}). With the version that wrote it the run goes on: "
-            f"{way_on}. Or start anew under another name=…"
+            f"{path} is no config of this version of bushpc ({error}). The version that wrote it continues the run: "
+            f"{way_on}. Or start again under another name=…"
         ) from error
 
 
@@ -878,7 +878,7 @@ def way_on(names: t.Sequence[str]) -> str:
     if order := [name for name in names if name in ORDER]:
         return (
             f"which samples a step takes follows from {', '.join(order)}, so a run that went on would skip some and "
-            "repeat others: choose another name=… and start anew"
+            "repeat others: choose another name=… and start again"
         )
     return f"choose another name=…, or go on with the new settings: resume_changes=[{','.join(names)}]"
 

@@ -38,7 +38,7 @@ from bushpc.shards.split import load_folds, refuse_synthetic
 class FoldData:
     """The parts of one fold, with normal scans if data.normals asks, and the model's conditions, fitted to this fold.
 
-    manifest: of the dataset, and of the synthetic scans that train besides, where data.synthetic asks for some.
+    manifest: of the dataset, including the synthetic scans that train, where data.synthetic names some.
     repeats: how often an epoch draws each of `train`. holdout: of the training part, held out for the schedule.
     features: what was computed of them before (bushpc.data.features), where `loader.features` asks for it.
     """

@@ -62,7 +62,7 @@ class UNetConfig(ModelConfig):
         if self.image_size % ENCODER_STRIDE:
             raise ConfigError(
                 f"image_size={self.image_size} is not a multiple of {ENCODER_STRIDE}, the encoder's stride; the "
-                f"nearest that is: {max(1, round(self.image_size / ENCODER_STRIDE)) * ENCODER_STRIDE}."
+                f"nearest is {max(1, round(self.image_size / ENCODER_STRIDE)) * ENCODER_STRIDE}."
             )
         if len(self.decoder_channels) != 5:
             raise ConfigError(f"decoder_channels={list(self.decoder_channels)}; five are needed, deepest first.")

@@ -250,7 +250,7 @@ class TSA(nn.Module):
     """Transformer self-attention (1)-(4) between channels, with learned positions; shape unchanged.
 
     Tokens are the c channels, so each head's map A is c x c; the heads share out the positions, row by row, and
-    d_k is a head's number of positions. A channel attention knows no places by itself: half of a position's code
+    d_k is a head's number of positions. A channel attention does not know positions: half of a position's code
     stands for its row and half for its column, concatenated and added to F.
     """
 

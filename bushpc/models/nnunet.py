@@ -87,7 +87,7 @@ class NnUNetConfig(ModelConfig):
             nearest = max(1, round(cell.train.iterations / per_epoch)) * per_epoch
             raise ConfigError(
                 f"train.iterations={cell.train.iterations} is no multiple of model.iterations_per_epoch={per_epoch}; "
-                f"the nearest that is: {nearest}"
+                f"the nearest is {nearest}"
             )
         if importlib.util.find_spec("nnunetv2") is None:
             raise ConfigError(

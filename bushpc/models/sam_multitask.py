@@ -373,7 +373,7 @@ class FrozenEncoder:
 
     Deliberately no nn.Module. As a part of the model its 359 MB would be written into every run's checkpoints,
     broadcast by DDP, and held on every GPU, even if its features are cached and it never runs. So it must be the same
-    without a checkpoint: staged weights, or a random draw from a seed of its own.
+    without a checkpoint: staged weights, or a random draw from a separate seed.
 
     net: timm's VisionTransformerSAM, in eval mode.
     """

@@ -8,7 +8,7 @@ log omega^2, z_t the noised ones, e the embedding of a caption by the text encod
     caption ─text encoder─→ e ────────────────────┼─→ UNet ─→ noise ─(3)─ or ─ step after step ─→ z_0 ─VAE─→ image
     mask ─ControlNet, with z_t, t and e───────────┘
 
-Training goes in stages, each a run of its own that starts from what the one before exported: `vae`, `controlnet`
+Training has stages, each a separate run that starts from the export of the one before: `vae`, `controlnet`
 (ControlNet and UNet), and for another domain `lora`, or `full` as its control. Times are counted from 0, as diffusers
 does. Shape suffixes besides those of `bushpc.sample`: h, w the latents; N tokens of a caption, D their width.
 """
@@ -245,7 +245,7 @@ class TumorGeneratorConfig(ModelConfig):
         if self.image_size % deepest:
             raise ConfigError(
                 f"model.image_size={self.image_size} is not a multiple of {deepest}, the stride of the UNet's deepest "
-                f"level; the nearest that is: {max(1, round(self.image_size / deepest)) * deepest}"
+                f"level; the nearest is {max(1, round(self.image_size / deepest)) * deepest}"
             )
 
     def _check_size(self) -> None:
@@ -341,7 +341,7 @@ class TumorGenerator(Model):
     def _vae_losses(self, image_BCHW: torch.Tensor) -> Losses:
         """(5) as a VAE is trained by it, both of its terms over the number of an image's values.
 
-        The paper's (5) adds (4) to the denoising loss (3), and names no reconstruction: by itself that would reward
+        The paper's (5) adds (4) to the denoising loss (3), and names no reconstruction: alone that would reward
         latents that are noise and nothing else.
         """
         x = 2 * image_BCHW - 1
@@ -479,7 +479,7 @@ class TumorGenerator(Model):
     # --- in diffusers ---
 
     def save_pretrained(self, folder: Path) -> str:
-        """Write what diffusers opens: a pipeline, with stage `lora` its adapter beside it; at stage `vae` the VAE."""
+        """Write what diffusers opens: a pipeline, with stage `lora` and its adapter; at stage `vae` the VAE."""
         if self.config.stage == "vae":
             self.vae.save_pretrained(folder / "vae")
             return "`diffusers.AutoencoderKL.from_pretrained(folder, subfolder='vae')`"
@@ -571,7 +571,7 @@ class Frozen:
     """A part that is not trained, on the device only while it is used.
 
     Deliberately no nn.Module: `bushpc.models.sam_multitask.FrozenEncoder` says why. Without weights it is a random draw
-    from a seed of its own. net: in eval mode, the same one in all copies of a model.
+    from a separate seed. net: in eval mode, the same one in all copies of a model.
     """
 
     SEED = 2025
@@ -695,7 +695,7 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
         )
     if (folder / ADAPTER_FILE).exists():
         raise ConfigError(
-            f"model.base={folder} has an adapter beside its UNet, which would be left out: give the base that the "
+            f"model.base={folder} has an adapter in addition to its UNet, which would be lost: give the base that the "
             "adapter was trained on"
         )
     for name, ours in _settings(config).items():
@@ -713,7 +713,7 @@ def _check_base(config: TumorGeneratorConfig) -> list[str]:
 
 
 def _exported_sha256(folder: Path) -> str | None:
-    """Of the tensors in a fold's folder, from the list of the export beside it."""
+    """Of the tensors in a fold's folder, from the export's list next to it."""
     for fold in (read_json(folder.parent / EXPORT_FILE) or {}).get("folds", []):
         if fold["name"] == folder.name:
             return str(fold["tensors_sha256"])

@@ -62,7 +62,7 @@ class VitDiffusionConfig(ModelConfig):
     mask_classes: int = setting(
         1,
         "Classes of the masks: 1 for ultrasound and ISIC 2018, 2 for REFUGE2 (disc and cup), 3 for BraTS 2021. Each "
-        "class is a mask by itself, so they may overlap, as cup and disc do.",
+        "class has a separate mask, so they may overlap, as cup and disc do.",
         ge=1,
     )
     diffusion: bool = setting(
@@ -230,7 +230,7 @@ class VitDiffusionConfig(ModelConfig):
         if self.image_size % self.stride:
             raise ConfigError(
                 f"model.image_size={self.image_size} is not a multiple of {self.stride}, the stride of the deepest of "
-                f"{len(self.widths)} levels on squares of {self.patch} pixels; the nearest that is: "
+                f"{len(self.widths)} levels on squares of {self.patch} pixels; the nearest is "
                 f"{max(1, round(self.image_size / self.stride)) * self.stride}"
             )
         if self.acb:
@@ -264,15 +264,15 @@ class VitDiffusionConfig(ModelConfig):
                         "model.diffusion=true, or model.inference=auxiliary and model.topo_weight=0"
                     )
         if self.auxiliary_t >= self.timesteps:
-            raise ConfigError(f"model.auxiliary_t={self.auxiliary_t}: allowed is 0 to {self.timesteps - 1} (T - 1)")
+            raise ConfigError(f"model.auxiliary_t={self.auxiliary_t}: must be ≤ {self.timesteps - 1} (T - 1)")
         if self.lookback >= self.timesteps:
-            raise ConfigError(f"model.lookback={self.lookback}: allowed is 1 to {self.timesteps - 1} (T - 1)")
+            raise ConfigError(f"model.lookback={self.lookback}: must be ≤ {self.timesteps - 1} (T - 1)")
         if self.steps > self.timesteps:
-            raise ConfigError(f"model.steps={self.steps}: allowed is 1 to {self.timesteps} (T)")
+            raise ConfigError(f"model.steps={self.steps}: must be ≤ {self.timesteps} (T)")
         if self.sampler != "dpm_solver" and self.timesteps % self.steps:
             # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
             valid = ", ".join(str(n) for n in range(1, self.timesteps + 1) if self.timesteps % n == 0)
-            raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: allowed is one of {valid}")
+            raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: must be one of {valid}")
         if self.samples > 1 and not self.draws_noise:
             raise ConfigError(
                 f"model.samples={self.samples}: no noise is drawn with model.diffusion=false, or with model.inference="
@@ -281,7 +281,7 @@ class VitDiffusionConfig(ModelConfig):
 
 
 class VitDiffusion(Model):
-    """Segmentation by denoising, or by the head beside it; any number of mask classes, which may overlap."""
+    """Segmentation by denoising, or by an auxiliary head; any number of mask classes, which may overlap."""
 
     Config = VitDiffusionConfig
     makes = frozenset({"prob_BKHW"})
@@ -534,7 +534,7 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
 class DiffusionUNet(nn.Module):
     """epsilon_theta and s_aux: residual blocks that read e_t, a bridge to the ViT's tokens after each decoder stage.
 
-    The image enters beside x_t, as in MedSegDiff. Its first convolution is a sum of one of x_t and one of the image, so
+    The image enters with x_t, as in MedSegDiff. Its first convolution is a sum of one of x_t and one of the image, so
     that the second is computed once.
     """
 

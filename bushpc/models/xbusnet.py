@@ -316,7 +316,7 @@ class TextEncoder:
     Deliberately no nn.Module. As a part of the model its weights would be written into every checkpoint
     and broadcast by DDP; under ZeRO-3, ranks that meet a new sentence at different steps would wait for
     each other for ever in the gathering of the tower's parameters. So the tower must be the same without
-    a checkpoint: staged weights, or a random draw from a seed of its own.
+    a checkpoint: staged weights, or a random draw from a separate seed.
 
     e = sqrt(d) (T(p) - T("")) / |T(p) - T("")|, and 0 for "", so a sentence that was dropped asks for no
     modulation beyond the biases of the layers that read e. The shift is one that those biases can undo.
@@ -563,7 +563,7 @@ class UpBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """RB of (17): two 3 x 3 convolutions beside a skip, which is a 1 x 1 convolution if the width changes."""
+    """RB of (17): two 3 x 3 convolutions and a skip, which is a 1 x 1 convolution if the width changes."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("resume_changes=[train.lrr]", "unknown setting in resume_changes 'train.lrr'; did you mean 'train.lr'"),
         (
             "resume_changes=[train.batch_size]",
-            "would skip some and repeat others: choose another name=… and start anew",
+            "would skip some and repeat others: choose another name=… and start again",
         ),
         ("engine.precision=fp8", "Valid: auto, bf16, fp16, fp32"),
         ("train.batch_size=3 cluster.ranks_per_node=2", "make it a multiple of 2"),

@@ -378,7 +378,7 @@ def test_what_is_frozen_is_the_same_from_any_seed_and_in_no_checkpoint(generator
         ({"caption_dropout": 1.0}, "caption_dropout=1.0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),
         ({"latent_scale": 0.0}, "latent_scale=0.0"),
-        ({"image_size": 30}, "image_size=30 is not a multiple of 4.*nearest that is: 32"),
+        ({"image_size": 30}, "image_size=30 is not a multiple of 4.*nearest is 32"),
         ({"unet_channels": (16, 30)}, "unet_channels=.*multiples of model.groups=8"),
         ({"unet_channels": (16,)}, "unet_channels=.*2 or more"),
         ({"mask_channels": (8,)}, "mask_channels=.*as many numbers are needed"),
@@ -437,7 +437,7 @@ def test_a_base_that_does_not_fit_is_refused(generator_config, base, tmp_path):
         with pytest.raises(ConfigError, match=message):
             generator_config(**changes).weight_files()
     (folder / "pytorch_lora_weights.safetensors").touch()
-    with pytest.raises(ConfigError, match="has an adapter beside its UNet"):
+    with pytest.raises(ConfigError, match="has an adapter in addition to its UNet"):
         generator_config(base=str(folder)).weight_files()
 
 
