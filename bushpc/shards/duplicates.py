@@ -8,7 +8,7 @@ frame are found by perceptual hashes. A copy that was cropped on one or two side
 windows of its original; all images are compared with all windows, upright and mirrored, by matrix products. The
 correlation of the aligned thumbnails decides.
 
-On BUS-BRA (1,755,000 pairs), no pair of different pictures from two patients correlates by more than 0.68 after the
+On BUS-BRA (1,756,875 pairs), no pair of different pictures from two patients correlates by more than 0.68 after the
 best alignment, and the copies known there by at least 0.90. benchmarks/2026-11-30_duplicates has recall by kind of
 change.
 """
@@ -26,8 +26,8 @@ from PIL import Image
 from scipy import fft, ndimage, sparse
 
 from bushpc.shards.manifest import Record
+from bushpc.shards.windows import EDGE, ROWS, likely_parts, unit
 
-EDGE = 64  # edge of a thumbnail in pixels
 # Hashes of copies differ by up to 10 of 64 bits, and by up to 16 after several changes. One in 1,000 unrelated pairs is
 # that close, few enough to compare them all.
 MOST_BITS = 16
@@ -39,14 +39,9 @@ _HASHED_EDGE = 32
 _HASH_EDGE = 8
 _SMOOTH, _LOCAL = 0.7, 6.0  # standard deviations of Gaussians, in pixels of a thumbnail
 _DARK = 2.0  # grey levels: lower contrast is the noise of an empty region
-_COARSE = 16  # edge of the pictures that are compared with windows of others
-# Correlation with the likeliest window at 16 x 16, and at 64 x 64. Copies have at least 0.69 and 0.44, unless several
-# changes are combined; one in 7,000 unrelated pairs of BUS-BRA has 0.65.
-_LIKELY = 0.65
+# Correlation before alignment. Copies have at least 0.44, unless several changes are combined.
 _WORTH_ALIGNING = 0.42
-_MOST_LIKELY = 64  # candidates per image: neighbouring slices of a volume look like hundreds of others
 _ROOM = 0.12  # maximum shift of a copy as a share of an edge; the maximum stretch is 1.5 times that
-_ROWS = 512  # images per step; limits the memory
 # Limits the cost of many copies of one picture: pairs inside a group larger than this are no longer aligned, and two
 # groups count as different pictures once this many alignments between them have failed.
 _WHOLE_GROUP, _MOST_FAILURES = 8, 8
@@ -132,7 +127,7 @@ def find_pairs(
             if correlation >= least_correlation and (known is None or known.correlation < correlation):
                 found[i, j] = Pair(i, j, False, mirrored, correlation)
     groups = _Groups(len(fingerprints), found)
-    for part in _parts(upright_NHW, is_picture):  # the likeliest first, so that groups form early
+    for part in likely_parts(upright_NHW, is_picture):  # the likeliest first, so that groups form early
         pair = (min(part.copy, part.original), max(part.copy, part.original))
         if pair in found or not groups.worth_aligning(*pair):
             continue
@@ -146,98 +141,6 @@ def find_pairs(
         else:
             groups.failed(*pair)
     return sorted(found.values())
-
-
-class Window(t.NamedTuple):
-    """A part of a picture, its edges as shares of the sides."""
-
-    left: float = 0
-    right: float = 1
-    top: float = 0
-    bottom: float = 1
-
-    def of(self, contrast_NHW: np.ndarray, edge: int) -> np.ndarray:
-        """The part of each picture, averaged to (N, edge, edge) and normalized to unit length."""
-        part_NHW = _averages(self.top, self.bottom, edge) @ contrast_NHW @ _averages(self.left, self.right, edge).T
-        return _unit(part_NHW.reshape(len(part_NHW), -1)).reshape(part_NHW.shape)
-
-
-def _windows() -> list[Window]:
-    """What is left of a picture after a crop of up to 35 % on one side, or 25 % on two."""
-    one_side = [
-        window
-        for cut in (0.08, 0.16, 0.24, 0.32)
-        for window in (Window(left=cut), Window(right=1 - cut), Window(top=cut), Window(bottom=1 - cut))
-    ]
-    corners = [
-        Window(**{side: a if side == "left" else 1 - a}, **{edge: b if edge == "top" else 1 - b})
-        for a in (0.1, 0.2)
-        for b in (0.1, 0.2)
-        for side in ("left", "right")
-        for edge in ("top", "bottom")
-    ]
-    opposite = [
-        window for cut in (0.08, 0.16) for window in (Window(left=cut, right=1 - cut), Window(top=cut, bottom=1 - cut))
-    ]
-    return [Window(), *one_side, *corners, *opposite]
-
-
-WINDOWS = _windows()
-
-
-class _Part(t.NamedTuple):
-    """The picture `copy` looks like a window of `original`. score: correlation at 16 x 16."""
-
-    score: float
-    copy: int
-    original: int
-    window: Window
-    mirrored: bool
-
-    def window_of(self, contrast_NHW: np.ndarray) -> np.ndarray:
-        """What the copy looks like, from the original."""
-        [window_HW] = self.window.of(contrast_NHW[self.original][None], EDGE)
-        return window_HW[:, ::-1] if self.mirrored else window_HW
-
-
-def _parts(contrast_NHW: np.ndarray, is_picture: np.ndarray) -> list[_Part]:
-    """Likely pairs of a copy and its original, the likeliest first; one for each two pictures."""
-    pictures = np.flatnonzero(is_picture)
-    if not len(pictures):
-        return []
-    windows = [window.of(contrast_NHW[pictures], _COARSE).reshape(len(pictures), -1) for window in WINDOWS]
-    likely: dict[tuple[int, int], _Part] = {}
-    for start in range(0, len(pictures), _ROWS):
-        rows = slice(start, start + _ROWS)
-        whole = windows[0][rows]
-        flipped = whole.reshape(-1, _COARSE, _COARSE)[:, :, ::-1].reshape(whole.shape)
-        best = np.full((len(whole), len(pictures)), _LIKELY, np.float32)
-        which = np.full(best.shape, -1, np.int16)
-        for number, (picture, window) in enumerate((p, w) for p in (whole, flipped) for w in windows):
-            score = picture @ window.T
-            better = score > best
-            best[better], which[better] = score[better], number
-        np.put_along_axis(which, start + np.arange(len(whole))[:, None], -1, axis=1)  # a picture with itself
-        crowded = np.flatnonzero((which >= 0).sum(axis=1) > _MOST_LIKELY)
-        for each in crowded:
-            which[each, np.argsort(best[each])[:-_MOST_LIKELY]] = -1
-        for row, column in np.argwhere(which >= 0).tolist():
-            mirrored, number = divmod(int(which[row, column]), len(windows))
-            copy, original = int(pictures[start + row]), int(pictures[column])
-            part = _Part(float(best[row, column]), copy, original, WINDOWS[number], bool(mirrored))
-            key = (min(copy, original), max(copy, original))
-            if key not in likely or likely[key].score < part.score:
-                likely[key] = part
-    return sorted(likely.values(), key=lambda part: (-part.score, part.copy, part.original))
-
-
-def _averages(low: float, high: float, edge: int) -> np.ndarray:
-    """(edge, EDGE): each row averages an equal share of the pixels between two places."""
-    bounds = np.linspace(low * EDGE, high * EDGE, edge + 1)[:, None]
-    pixels = np.arange(EDGE)
-    overlap = np.minimum(bounds[1:], pixels + 1) - np.maximum(bounds[:-1], pixels)
-    weights = overlap.clip(0).astype(np.float32)
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 class _Groups:
@@ -326,7 +229,7 @@ def aligned_correlation(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
         place = (np.arange(EDGE) - middle) * stretch[axis] + middle + shift[axis]
         inside.append(np.flatnonzero((place >= 0) & (place <= EDGE - 1)))
     overlap = np.ix_(*inside)
-    one, other = _unit(one_HW[overlap].ravel()), _unit(_moved(other_HW, stretch, shift)[overlap].ravel())
+    one, other = unit(one_HW[overlap].ravel()), unit(_moved(other_HW, stretch, shift)[overlap].ravel())
     return float(one @ other)
 
 
@@ -339,21 +242,16 @@ def _moved(picture_HW: np.ndarray, stretch: np.ndarray, shift: np.ndarray) -> np
 def local_contrast(small_NHW: np.ndarray) -> np.ndarray:
     """float32: detail over its local standard deviation, normalized to unit length; zero for a constant picture."""
     contrast_NHW = np.empty(small_NHW.shape, np.float32)
-    for start in range(0, len(small_NHW), _ROWS):
-        part = small_NHW[start : start + _ROWS].astype(np.float32)
+    for start in range(0, len(small_NHW), ROWS):
+        part = small_NHW[start : start + ROWS].astype(np.float32)
         detail = _blurred(part, _SMOOTH) - _blurred(part, _LOCAL)
         part = detail / (np.sqrt(_blurred(detail**2, _LOCAL)) + _DARK)
-        contrast_NHW[start : start + _ROWS] = _unit(part.reshape(len(part), -1)).reshape(part.shape)
+        contrast_NHW[start : start + ROWS] = unit(part.reshape(len(part), -1)).reshape(part.shape)
     return contrast_NHW
 
 
 def _blurred(pictures_NHW: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(pictures_NHW, (0, sigma, sigma))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    centred = vectors - vectors.mean(axis=-1, keepdims=True)
-    return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-9)
 
 
 def _identical(fingerprints: Sequence[Fingerprint]) -> t.Iterator[tuple[int, int]]:
@@ -369,10 +267,10 @@ def _near(
 ) -> t.Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield positions i < j of pictures with hashes[i] near others[j], in chunks."""
     pictures = np.flatnonzero(is_picture)
-    for start in range(0, len(pictures), _ROWS):
-        differing = np.bitwise_count(hashes[pictures[start : start + _ROWS], None] ^ others[None, pictures])
+    for start in range(0, len(pictures), ROWS):
+        differing = np.bitwise_count(hashes[pictures[start : start + ROWS], None] ^ others[None, pictures])
         first, second = np.nonzero(differing <= most_bits)
         ordered = start + first < second
         first, second = pictures[start + first[ordered]], pictures[second[ordered]]
-        for part in range(0, len(first), _ROWS):
-            yield first[part : part + _ROWS], second[part : part + _ROWS]
+        for part in range(0, len(first), ROWS):
+            yield first[part : part + ROWS], second[part : part + ROWS]
