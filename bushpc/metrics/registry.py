@@ -1,4 +1,4 @@
-"""Every metric, one entry each. The config, the evaluator, the per-image CSV and the report all read this list.
+"""All metrics, one entry each. Config, evaluator, per-image CSV and report read this list.
 
 config `evaluate.metrics` → evaluate: one column of per_image.csv per metric → report: one column of the tables
 
@@ -16,29 +16,32 @@ import numpy as np
 from bushpc.metrics import label, mask
 
 INFINITE = float("inf")
+# Grids of pixels that metrics are taken on, in words.
+GRIDS = {"network": "the square images that the network reads"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric: how it is computed, how it is printed, and what a reader has to know about it.
+    """One metric: how it is computed, how it is shown, and what a reader has to know about it.
 
     name: in `evaluate.metrics`, in CSV headers and in summary.json.
     title: in table headers.
     of: what it is computed from.
-        "masks": a predicted and a reference mask of one image; `function(MaskPair)`.
+        "masks": a predicted and a reference mask of one image; `function(MaskPair)` is a number.
         "pixels": an image that the model generates. The model computes it itself (`Prediction.scores`), so there is no
         `function`.
-        "labels": the labels of a set of images, all of which have one; `function(prob_NL, label_N)`.
-    grid: where pixels are counted. "network" is the square image that the model reads. A paper's figure is comparable
-        only on the same grid. None for metrics of labels.
+        "labels": the labels of a set of images; `function(LabelSet, weight_RN)` is a number for each weighting of the
+        images, (R,). See metrics/label.py.
+    grid: one of GRIDS, on which its pixels are counted; None for metrics of labels. The report states it, because a
+        paper's figure is comparable only on the same grid.
     spacing: unit of the distances that it measures, if it measures any; the grid's pixels are converted to it.
     unit: of the metric itself.
     low, high: smallest and largest possible value; anything else in a CSV is an error.
-    always: every per_image.csv has it, whether or not `evaluate.metrics` lists it.
+    always: every per_image.csv has it, even if `evaluate.metrics` doesn't list it.
     tested: whether arms are compared by it. Rates of pixels are not: a threshold trades one for another, so a better
-        one says nothing by itself.
-    note: sentence below the tables. Metrics with the same note share it; `{tolerance}` stands for their tolerances.
-    undefined: reason given by the report when no image has it.
+        one alone means nothing.
+    note: sentence below the tables. Metrics with the same note share it; `{tolerance}` is replaced by their tolerances.
+    undefined: the reason that the report gives if no image has it.
     """
 
     name: str
@@ -72,7 +75,7 @@ LABEL_METRICS: dict[str, Metric] = {}  # of a set of images
 
 
 def register(metric: Metric) -> None:
-    """Add a metric. Also for a program that uses bushpc and has a metric of its own."""
+    """Add a metric. A program that uses bushpc can add its own."""
     assert metric.name not in METRICS, f"there are two metrics called {metric.name}"
     METRICS[metric.name] = metric
     (LABEL_METRICS if metric.of == "labels" else IMAGE_METRICS)[metric.name] = metric
@@ -214,4 +217,15 @@ def label_metrics(prob_NL: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
     prob_NL, label_N = prob_NL[label_N >= 0], label_N[label_N >= 0]
     if not len(label_N):
         return dict.fromkeys(LABEL_METRICS, float("nan"))
-    return {name: float(of.function(prob_NL, label_N)) for name, of in LABEL_METRICS.items() if of.function is not None}
+    labels = label.LabelSet(prob_NL=prob_NL, label_N=label_N)
+    value_M = weighted_label_metrics(labels, labels.once_1N)[0]
+    return dict(zip(LABEL_METRICS, value_M.tolist(), strict=True))
+
+
+def weighted_label_metrics(labels: label.LabelSet, weight_RN: np.ndarray) -> np.ndarray:
+    """(R, metrics): every label metric for each weighting, in the order of LABEL_METRICS.
+
+    weight_RN: how often each image counts.
+    """
+    functions = [metric.function for metric in LABEL_METRICS.values() if metric.function is not None]
+    return np.stack([function(labels, weight_RN) for function in functions], axis=1)

@@ -1,7 +1,8 @@
-"""Label probabilities → numbers: accuracy, F1, AUC and CE with intervals, what differs between arms, ROC, confusion.
+"""Label probabilities → numbers: label metrics with intervals, differences of arms, ROC, confusion.
 
-The label metrics are of a set of images, so where `stats` draws means of images anew, this counts every image of a
-resample as often as its patient was drawn. Same resamples, same rules: nothing is NaN but None.
+Label metrics belong to a set of images, so a bootstrap can't average values of single images as in `stats`. Instead,
+each image of a resample counts as often as its patient was drawn. Resamples are those of `stats`; undefined figures are
+None.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.metrics.label import LEAST_PROB
-from bushpc.metrics.registry import LABEL_METRICS, Metric, label_metrics
+from bushpc.metrics.label import LabelSet
+from bushpc.metrics.registry import LABEL_METRICS, label_metrics, weighted_label_metrics
 from bushpc.report.per_image import PROB_COLUMNS
 from bushpc.report.stats import Interval, percentiles, resamples
 from bushpc.sample import LABELS
@@ -59,7 +60,7 @@ def point_values(rows: pd.DataFrame) -> dict[str, float | None]:
 def label_intervals(rows: pd.DataFrame) -> dict[str, Interval | None]:
     """The same with percentile bootstrap intervals over patients."""
     values = point_values(rows)
-    bounds = _bounds(rows, (Weighted(*_arrays(rows)),), lambda value_RM: value_RM)
+    bounds = _bounds(rows, (_label_set(rows),), lambda value_RM: value_RM)
     return {
         name: None if (value := values[name]) is None else Interval(value, *bounds[m])
         for m, name in enumerate(LABEL_METRICS)
@@ -69,7 +70,7 @@ def label_intervals(rows: pd.DataFrame) -> dict[str, Interval | None]:
 def label_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Interval | None]:
     """Of `rows` minus those of `baseline`, both of the same images in the same order; the same patients are drawn."""
     ours, theirs = point_values(rows), point_values(baseline)
-    both = (Weighted(*_arrays(rows)), Weighted(*_arrays(baseline)))
+    both = (_label_set(rows), _label_set(baseline))
     bounds = _bounds(rows, both, lambda ours_RM, theirs_RM: ours_RM - theirs_RM)
     found: dict[str, Interval | None] = {}
     for m, name in enumerate(LABEL_METRICS):
@@ -158,81 +159,20 @@ def roc(rows: pd.DataFrame, label: str) -> tuple[np.ndarray, np.ndarray]:
     return fpr, tpr
 
 
-class Weighted:
-    """The label metrics of images that count more than once, for many weightings at a time.
-
-    With weights of 1 it gives what `label_metrics` does, and with counts what that gives for copies.
-
-    The four metrics below have a fast formula. Any other is computed from copies of the images, one weighting at a
-    time, which takes minutes for a large dataset.
-    """
-
-    def __init__(self, prob_NL: np.ndarray, label_N: np.ndarray) -> None:
-        self.prob_NL, self.label_N = prob_NL, label_N
-        images = np.arange(len(label_N))
-        predicted_NL = prob_NL.argmax(axis=1)[:, None] == np.arange(prob_NL.shape[1])
-        true_NL = label_N[:, None] == np.arange(prob_NL.shape[1])
-        self.right_N = predicted_NL[images, label_N].astype(float)
-        self.ce_N = -np.log(np.clip(prob_NL[images, label_N], LEAST_PROB, 1.0))
-        self.hits_NL = (predicted_NL & true_NL).astype(float)
-        self.either_NL = predicted_NL.astype(float) + true_NL
-        self.rankings = [_Ranking(prob_NL[:, c], true_NL[:, c]) for c in range(prob_NL.shape[1]) if true_NL[:, c].any()]
-
-    def __call__(self, weight_RN: np.ndarray) -> np.ndarray:
-        """(R, metrics) in the order of LABEL_METRICS. weight_RN: how often each image counts."""
-        size_R = weight_RN.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            f1_RL = 2 * (weight_RN @ self.hits_NL) / (weight_RN @ self.either_NL)
-        auc_RL = np.stack([ranking(weight_RN) for ranking in self.rankings], axis=1)
-        by_name = {
-            "label_accuracy": weight_RN @ self.right_N / size_R,
-            "label_f1": _mean_of_defined(f1_RL),
-            "label_auc": _mean_of_defined(auc_RL),
-            "label_ce": weight_RN @ self.ce_N / size_R,
-        }
-        others = {
-            name: self._of_copies(metric, weight_RN) for name, metric in LABEL_METRICS.items() if name not in by_name
-        }
-        return np.stack([(by_name | others)[name] for name in LABEL_METRICS], axis=1)
-
-    def _of_copies(self, metric: Metric, weight_RN: np.ndarray) -> np.ndarray:
-        assert metric.function is not None, "a metric of labels is computed here"
-        copies = (np.repeat(np.arange(len(self.label_N)), weight_N.astype(int)) for weight_N in weight_RN)
-        return np.array([metric.function(self.prob_NL[each], self.label_N[each]) for each in copies])
-
-
-class _Ranking:
-    """AUC of one label against all others (Mann-Whitney): how often a positive scores above a negative, ties half."""
-
-    def __init__(self, score_N: np.ndarray, positive_N: np.ndarray) -> None:
-        self.order_N = np.argsort(score_N, kind="stable")
-        self.positive_N = positive_N[self.order_N].astype(float)
-        # The first of every group of equal scores.
-        self.starts = np.flatnonzero(np.append(True, np.diff(score_N[self.order_N]) != 0))
-
-    def __call__(self, weight_RN: np.ndarray) -> np.ndarray:
-        sorted_RN = weight_RN[:, self.order_N]
-        positive_RG = np.add.reduceat(sorted_RN * self.positive_N, self.starts, axis=1)
-        negative_RG = np.add.reduceat(sorted_RN, self.starts, axis=1) - positive_RG
-        below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
-        pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.asarray((positive_RG * below_RG).sum(axis=1) / pairs_R)
-
-
-def _mean_of_defined(value_RL: np.ndarray) -> np.ndarray:
-    defined_RL = ~np.isnan(value_RL)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(defined_RL, value_RL, 0).sum(axis=1) / defined_RL.sum(axis=1))
-
-
 def _arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return rows[list(PROB_COLUMNS)].to_numpy(float), rows["label"].map(LABELS.index).to_numpy(int)
 
 
+def _label_set(rows: pd.DataFrame) -> LabelSet:
+    prob_NL, label_N = _arrays(rows)
+    return LabelSet(prob_NL=prob_NL, label_N=label_N)
+
+
 def _bounds(
-    rows: pd.DataFrame, sides: tuple[Weighted, ...], of: t.Callable[..., np.ndarray]
+    rows: pd.DataFrame, sets: tuple[LabelSet, ...], of: t.Callable[..., np.ndarray]
 ) -> list[tuple[float | None, float | None]]:
+    """Bounds of the interval of each label metric. of: combines the metrics of the sets, each (R, metrics)."""
     patient_N, patients = pd.factorize(rows["patient"])
     weights = (times_RP[:, patient_N] for times_RP in resamples(len(patients)))
-    return percentiles([of(*(side(weight_RN) for side in sides)) for weight_RN in weights], len(LABEL_METRICS))
+    values = [of(*(weighted_label_metrics(labels, weight_RN) for labels in sets)) for weight_RN in weights]
+    return percentiles(values, len(LABEL_METRICS))

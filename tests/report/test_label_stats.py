@@ -9,7 +9,8 @@ import torchmetrics.functional.classification
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
-from bushpc.metrics.registry import LABEL_METRICS, label_metrics
+from bushpc.metrics.label import LabelSet
+from bushpc.metrics.registry import LABEL_METRICS, label_metrics, weighted_label_metrics
 from bushpc.report import label_stats, stats
 from bushpc.sample import LABELS
 
@@ -40,7 +41,7 @@ def test_an_image_that_counts_twice_is_an_image_that_is_there_twice(images) -> N
     weight_RN[-1] *= (rows["label"] != "normal").to_numpy()  # a resample may lack a label
     weight_RN[-2] *= (rows["label"] == "benign").to_numpy()  # or have one only, and then no AUC
     prob_NL, label_N = _arrays(rows)
-    found_RM = label_stats.Weighted(prob_NL, label_N)(weight_RN)
+    found_RM = weighted_label_metrics(LabelSet(prob_NL=prob_NL, label_N=label_N), weight_RN)
     for weight_N, found_M in zip(weight_RN.astype(int), found_RM, strict=True):
         copies = np.repeat(np.arange(40), weight_N)
         expected = label_metrics(prob_NL[copies], label_N[copies])

@@ -3,6 +3,7 @@
 The form of these files:
   citation, short   the paper, in full and as tables say it
   data              the dataset, as `data=` names it
+  image_size        edge of the squares that the paper resizes images to; left out if it doesn't say
   overall | by_class | strata | fold_wise | ablation | external
                     the paper's tables, each with
     table           its number there
@@ -34,6 +35,7 @@ class PublishedTable(t.NamedTuple):
 
     data: the dataset that its figures are of.
     name: the paper, and the table's number there. citation: the paper.
+    image_size: as in the yaml.
     decimals: by metric, how many its figures are shown with. percent: whether some are printed in percent.
     metrics: that it prints, in its order; `parameters` among them.
     rows: the paper's row name → its figures, shaped as in the yaml, percent as fractions.
@@ -42,6 +44,7 @@ class PublishedTable(t.NamedTuple):
     data: str
     name: str
     citation: str
+    image_size: int | None
     decimals: dict[str, int]
     percent: bool
     metrics: tuple[str, ...]
@@ -56,6 +59,12 @@ class PublishedTable(t.NamedTuple):
     def printed(self) -> str:
         """How far its figures are the paper's own words."""
         return "figures as printed there" + (", percent as fractions" if self.percent else "")
+
+
+def grid_sentence(paper: PublishedTable) -> str:
+    """On which grid its metrics of masks are taken. None of these papers says it."""
+    resized = f"resizes images to {paper.image_size} x {paper.image_size} pixels and " if paper.image_size else ""
+    return f"The paper {resized}does not say on which grid its metrics are taken."
 
 
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
@@ -88,6 +97,7 @@ def _table(paper: dict[str, t.Any], table: dict[str, t.Any]) -> PublishedTable:
         data=paper["data"],
         name=f"{paper['short']}, {table['table']}",
         citation=paper["citation"],
+        image_size=paper.get("image_size"),
         decimals={name: digits + (2 if name in percent else 0) for name, digits in printed.items()},
         percent=bool(percent),
         metrics=metrics,

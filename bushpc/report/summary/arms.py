@@ -60,6 +60,7 @@ def summarise_arm(scope: ReportScope, arm: Arm) -> ArmSummary:
         difference=_oracle_difference(scope, arm) if only_arm else None,
         source_tests={} if only_arm else _source_tests(scope, arm),
         cost=cost_record(costs.cost_of(arm.cells)),
+        image_size=next((size for cell in arm.cells if (size := cell.settings.get("model.image_size"))), None),
     )
 
 

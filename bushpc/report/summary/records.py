@@ -182,7 +182,10 @@ class Cost(Record, kw_only=True):
 
 
 class ArmSummary(Record, kw_only=True):
-    """Everything about one arm. By prompt source: metrics, by_class, strata, normals, labels, calibration."""
+    """Everything about one arm. By prompt source: metrics, by_class, strata, normals, labels, calibration.
+
+    image_size: edge, in pixels, of the square images that its network reads; None if no config says it.
+    """
 
     arm: str
     label: str
@@ -209,6 +212,7 @@ class ArmSummary(Record, kw_only=True):
     difference: SourceDifference | None
     source_tests: dict[str, RankTest]
     cost: Cost | None
+    image_size: int | None = None
 
 
 # --- comparisons of arms ----------------------------------------------------------------------------------------
@@ -364,7 +368,7 @@ class Result(t.NamedTuple):
 
 
 class Summary(Record, kw_only=True):
-    """All figures of a report."""
+    """All figures of a report. grids: shown metric → grid that its pixels are counted on, see `metrics.registry`."""
 
     title: str
     kind: str
@@ -384,6 +388,7 @@ class Summary(Record, kw_only=True):
     external_comparisons: Against[ExternalComparison] | None
     friedman: FriedmanTest | None
     arms: list[ArmSummary]
+    grids: dict[str, str] = {}
 
     @property
     def several(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bushpc.metrics.registry import METRICS
 from bushpc.report.costs import cost_of
 from bushpc.report.scope import ReportScope
 from bushpc.report.stats import adjust
@@ -44,4 +45,5 @@ def summarise(scope: ReportScope) -> Summary:
         external_comparisons=compare_elsewhere(scope),
         friedman=rank_all(scope),
         arms=arms,
+        grids={metric: grid for metric in scope.metrics if (grid := METRICS[metric].grid)},
     )

@@ -7,7 +7,7 @@ import typing as t
 from dataclasses import dataclass, replace
 
 from bushpc.metrics.registry import LABEL_METRICS
-from bushpc.report.published import PARAMETERS, PublishedTable, tables_of
+from bushpc.report.published import PARAMETERS, PublishedTable, grid_sentence, tables_of
 from bushpc.report.summary import ArmSummary, Summary
 from bushpc.report.table import Column, Number, Table, Value
 from bushpc.report.tables.common import (
@@ -24,6 +24,7 @@ from bushpc.report.tables.common import (
     published_numbers,
     same_folds,
 )
+from bushpc.report.tables.notes import grid_notes, has_grid, paper_note
 from bushpc.report.tables.transposed import short, shown_setting, transposed_table
 
 _MOST_BESIDE = 3  # metrics of a paper that fit to the right of as many of ours
@@ -61,7 +62,7 @@ def ablation_table(summary: Summary) -> Table | None:
             caption=summary.title,
             metrics=metrics,
             paper=paper,
-            notes=_ablation_notes(summary, paper, beside=False),
+            notes=_ablation_notes(summary, paper, metrics, beside=False),
             settings=settings,
         )
     beside = paper is not None and len(metrics) <= _MOST_BESIDE
@@ -87,7 +88,7 @@ def ablation_table(summary: Summary) -> Table | None:
     rows = [*_our_rows(summary, paper, theirs, metrics, beside=beside)]
     if paper:
         rows += _paper_rows(summary, paper, theirs, metrics, beside=beside, switches=switches)
-    return Table.of("ablation", summary.title, columns, rows, _ablation_notes(summary, paper, beside))
+    return Table.of("ablation", summary.title, columns, rows, _ablation_notes(summary, paper, metrics, beside))
 
 
 def _setting_of(key: str, row: Ablated) -> Value:
@@ -167,12 +168,13 @@ def _paper_rows(
         )
 
 
-def _ablation_notes(summary: Summary, paper: PublishedTable | None, beside: bool) -> list[str]:
-    notes = ["Mean ± SD over folds.", bold_note(summary, across=is_transposed(summary))]
+def _ablation_notes(summary: Summary, paper: PublishedTable | None, metrics: list[str], beside: bool) -> list[str]:
+    notes = ["Mean ± SD over folds.", *grid_notes(summary, metrics), bold_note(summary, across=is_transposed(summary))]
     if paper and beside:
-        notes.append(f"{paper.name}: {paper.printed}, not computed here: {paper.citation}.")
+        source = f"{paper.name}: {paper.printed}, not computed here: {paper.citation}."
+        notes.append(f"{source} {grid_sentence(paper)}" if has_grid(metrics) else source)
     elif paper:
-        notes.append(f"The paper's figures were not computed here: {paper.citation}.")
+        notes.append(paper_note(paper, metrics))
     return notes
 
 

@@ -23,7 +23,7 @@ from bushpc.report.tables.common import (
     published_numbers,
     same_folds,
 )
-from bushpc.report.tables.notes import coverage, headline_group, threshold
+from bushpc.report.tables.notes import coverage, grid_notes, headline_group, paper_note, threshold
 
 
 def classes_table(summary: Summary) -> Table | None:
@@ -58,11 +58,12 @@ def _class_notes(
     summary: Summary, classes: list[str], metrics: list[str], paper: PublishedTable | None
 ) -> t.Iterator[str]:
     yield from lower_is_better(metrics)
+    yield from grid_notes(summary, metrics)
     for name in classes:
         of_class = [(result.arm, result.arm.by_class[result.source].get(name, {})) for result in summary.results]
         yield from (f"{name}: {sentence}" for sentence in coverage(metrics, of_class, name))
     if not summary.complete:
         yield "Folds are missing: there these are means over the complete ones only, without SD, and no final result."
     if paper:
-        yield f"The paper's rows were not computed here: {paper.citation}."
+        yield paper_note(paper, metrics)
     yield bold_note(summary)

@@ -28,6 +28,7 @@ from bushpc.report.tables.common import (
 )
 from bushpc.report.tables.comparisons import common_folds
 from bushpc.report.tables.labels import DELONG_NOTE
+from bushpc.report.tables.notes import grid_notes, paper_note
 
 
 def external_table(summary: Summary) -> Table | None:
@@ -50,10 +51,11 @@ def external_table(summary: Summary) -> Table | None:
         f"{', '.join(counts)}. Every fold's model is scored on all of them, and none trained on any: mean ± SD over "
         "the models, which says how far trainings differ and not how far images do. Under the headline prompts.",
         *leaks,
+        *grid_notes(summary, summary.shown_metrics),
         bold_note(summary),
     ]
     if paper:
-        notes.append(f"The paper's rows were not computed here, and are of what it tested on: {paper.citation}.")
+        notes.append(paper_note(paper, summary.shown_metrics, ", and are of what it tested on"))
     return Table.of("external", "On other datasets", (METHOD, FOLDS, *metric_columns(summary)), rows, notes)
 
 

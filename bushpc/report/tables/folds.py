@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bushpc.report.published import grid_sentence
 from bushpc.report.summary import ArmSummary, Result, Summary
 from bushpc.report.table import Column, Number, Table, Value
 from bushpc.report.tables.common import (
@@ -51,6 +52,7 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
             for name, figures in paper.rows.items()
         ]
         notes.append(f"The paper's mean row is its own. {_same_folds_as_paper(summary)}")
+        notes.append(grid_sentence(paper))
     if not summary.complete:
         notes.append("Missing folds are named and not averaged in.")
     phrases = {folds_phrase(arm) for arm in summary.arms}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from bushpc.metrics.registry import IMAGE_METRICS, METRICS, Metric
-from bushpc.report.published import PublishedTable
+from bushpc.metrics.registry import GRIDS, IMAGE_METRICS, METRICS, Metric
+from bushpc.report.published import PublishedTable, grid_sentence
 from bushpc.report.summary import ArmSummary, Summary
 from bushpc.report.summary.records import Difference, Figure, ImageTest
 from bushpc.report.tables.common import (
@@ -88,7 +88,7 @@ def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
             "unit, see the labels."
         )
     if paper:
-        notes.append(f"The paper's rows were not computed here: {paper.citation}.")
+        notes.append(paper_note(paper, summary.shown_metrics))
     return [*notes, bold_note(summary, across=is_transposed(summary))]
 
 
@@ -104,7 +104,32 @@ def _definition_notes(summary: Summary) -> list[str]:
     for metric in summary.undefined_metrics:
         by_reason.setdefault(METRICS[metric].undefined, []).append(titled(metric))
     notes += [f"Not shown: {listed(names)}, as {reason}." for reason, names in by_reason.items()]
-    return [*notes, *_metric_notes(shown, summary.arms[0].tolerance)]
+    return [*notes, *_metric_notes(shown, summary.arms[0].tolerance), *grid_notes(summary, shown)]
+
+
+def grid_notes(summary: Summary, metrics: t.Iterable[str]) -> list[str]:
+    """On which grid the metrics of masks are taken."""
+    by_grid: dict[str, list[str]] = {}
+    for metric in metrics:
+        if grid := METRICS[metric].grid:
+            by_grid.setdefault(grid, []).append(metric)
+    sizes = {arm.image_size for arm in summary.arms if arm.image_size}
+    pixels = f", of {_range(sizes)} pixels a side" if sizes else ""
+    notes = [f"Grid: {listed([titled(m) for m in names])} on {GRIDS[grid]}{pixels}." for grid, names in by_grid.items()]
+    if any(METRICS[metric].spacing == "px" for names in by_grid.values() for metric in names):
+        notes.append("Distances in px are in pixels of the original image.")
+    return notes
+
+
+def paper_note(paper: PublishedTable, metrics: t.Iterable[str], addition: str = "") -> str:
+    """Where a paper's rows come from, and on which grid they are measured. addition: to the first sentence."""
+    note = f"The paper's rows were not computed here{addition}: {paper.citation}."
+    return f"{note} {grid_sentence(paper)}" if has_grid(metrics) else note
+
+
+def has_grid(metrics: t.Iterable[str]) -> bool:
+    """Whether any of the metrics is taken on a grid of pixels."""
+    return any(METRICS[metric].grid for metric in metrics)
 
 
 def _metric_notes(shown: list[str], tolerance: dict[str, float]) -> list[str]:

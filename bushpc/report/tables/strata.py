@@ -6,6 +6,7 @@ import functools
 import typing as t
 from dataclasses import dataclass, replace
 
+from bushpc.report.published import grid_sentence
 from bushpc.report.summary import Summary
 from bushpc.report.table import NOTHING, Number, RowData, Table
 from bushpc.report.tables.common import (
@@ -81,7 +82,10 @@ def strata_table(summary: Summary) -> Table | None:
             )
             for method, figures in paper.rows.items()
         ]
-        notes.append("The paper does not define its length nor print its n; its rows were not computed here.")
+        notes.append(
+            "The paper does not define its length nor print its n; its rows were not computed here. "
+            + grid_sentence(paper)
+        )
     return Table.of("strata", "Results by lesion length", columns, rows, notes)
 
 
