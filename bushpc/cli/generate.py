@@ -113,14 +113,14 @@ QUALITY = Words(
 
 def quality(given: Arguments) -> int:
     from bushpc.config.places import home
-    from bushpc.generate.quality import Asked, judge, write
-    from bushpc.generate.quality_page import write_page
-    from bushpc.generate.quality_tables import make_tables
+    from bushpc.generate.quality import QualityRequest, measure_quality, write
+    from bushpc.generate.quality.page import write_page
+    from bushpc.generate.quality.tables import make_tables
     from bushpc.report.render import to_rich
     from bushpc.shards.progress import progress
 
     out = given.out or home() / "runs" / f"quality-{given.synthetic.name}-{given.against.name}"
-    asked = Asked(
+    request = QualityRequest(
         synthetic=given.synthetic.expanduser(),
         against=given.against,
         part=given.part,
@@ -132,7 +132,7 @@ def quality(given: Arguments) -> int:
         device=given.device,
     )
     with progress("quality") as show:
-        found = judge(asked, warn, show)
+        found = measure_quality(request, warn, show)
     write(found, out)
     page = write_page(found, out, ["bushpc", "quality", str(given.synthetic), *given.typed])
     for table in make_tables(found):

@@ -27,7 +27,8 @@ from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.errors import WeightsError
-from bushpc.generate import features, quality
+from bushpc.generate import features
+from bushpc.generate.quality import measure
 from bushpc.metrics.image import frechet_distance
 from bushpc.shards.manifest import Manifest, Record, ShardInfo, read_image, read_mask
 from bushpc.shards.split import load_folds
@@ -38,7 +39,7 @@ SHARD = "lesion-000000.tar"
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """MS-SSIM takes most of the time, and no test here needs many pairs of it."""
-    monkeypatch.setattr(quality, "MOST_SSIM", 3)
+    monkeypatch.setattr(measure, "MOST_SSIM", 3)
 
 
 class Scan(t.NamedTuple):
@@ -214,7 +215,7 @@ def test_distances_are_those_of_the_networks_features(real, segmenter, tmp_path,
     edge = max(made[0].mask.shape)
 
     def square(image):
-        return quality.resize(image, np.zeros(image.shape[:2], np.uint8), edge)[0]
+        return measure.resize(image, np.zeros(image.shape[:2], np.uint8), edge)[0]
 
     expected = frechet_distance(
         *(seen([square(scan.image) for scan in scans]).astype(float) for scans in (made, real["held out"]))

@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bushpc.generate.quality import CORRELATION, FEATURES, Quality
+from bushpc.generate.quality.records import CORRELATION, FEATURES, Quality
 from bushpc.metrics.image import Estimate
 from bushpc.report.standalone import labels_with
 from bushpc.report.stats import Interval
@@ -37,7 +37,9 @@ def make_tables(quality: Quality) -> list[Table]:
 
 
 def _counts(quality: Quality) -> Table:
-    rows = [Counted(name=name, number=len(part.records), labels=part.labels) for name, part in quality.parts.items()]
+    rows = [
+        Counted(name=name, number=len(images.records), labels=images.labels) for name, images in quality.sets.items()
+    ]
     columns = (
         Column(key="images", header="Images", numeric=False, of=lambda row: row.name),
         Column(key="number", header="Number", of=lambda row: row.number),
@@ -106,7 +108,7 @@ def _agreement(quality: Quality) -> Table:
         "Intervals by the bootstrap over patients. Above the Dice of real images, lesions are easier than real "
         "ones; below it, they are not where the mask says, or look like none that the segmenter knows."
     )
-    caption = f"Masks that {quality.asked.segmenter} finds, against the masks that the images have"
+    caption = f"Masks that {quality.request.segmenter} finds, against the masks that the images have"
     return Table.of("agreement", caption, columns, _by_label(quality.agreement), [note])
 
 
