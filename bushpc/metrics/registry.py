@@ -81,14 +81,11 @@ def register(metric: Metric) -> None:
     (LABEL_METRICS if metric.of == "labels" else IMAGE_METRICS)[metric.name] = metric
 
 
-_HD95 = (
-    "HD95: 95th percentile of the Hausdorff distance; where a lesion is there and nothing was found, the "
-    "image's diagonal."
-)
-_NSD = "NSD (surface Dice): share of both contours that lie within {tolerance} of the other."
+_HD95 = "HD95: 95th percentile of the Hausdorff distance; the image's diagonal if a lesion was missed completely."
+_NSD = "NSD (surface Dice): share of both contours that is within {tolerance} of the other."
 _NO_PIXEL_SIZE = "the size of a pixel is known for no image with a lesion"
 _LABELS = (
-    "Classification: of all images of a fold that have a label; F1 and AUC are means over the labels, AUC of "
+    "Classification: over all images of a fold that have a label. F1 and AUC are means over the labels, AUC of "
     "each against all others; CE is the mean cross-entropy."
 )
 _NO_LABEL = "no model here gives a probability of each label, or no image has a label"
@@ -148,7 +145,7 @@ for _metric in (
         function=mask.betti_error,
         more_is_better=False,
         high=INFINITE,
-        note="Betti error: pieces and holes of the predicted mask too many or too few, wherever they are.",
+        note="Betti error: surplus or missing pieces and holes of the predicted mask, wherever they are.",
     ),
     Metric(name="denoising_mse", title="Denoising MSE", of="pixels", more_is_better=False, high=INFINITE),
     Metric(name="reconstruction_mse", title="Reconstruction MSE", of="pixels", more_is_better=False, high=INFINITE),

@@ -2,8 +2,8 @@
 
     <cell>/ledger ─which attempt's line counts→ steps ─epochs→ findings      `bushpc audit RUN`
 
-Held against folds.csv and the cell's settings alone: nothing here knows how the loader draws its order. No torch,
-and no model is imported, so a run is audited in about the time that reading its ledgers takes, also while it goes on.
+The audit uses only folds.csv and the cell's settings, not the loader's code that draws the order. It needs no torch and
+no model, so it takes about as long as reading the ledgers, and works while the run is training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bushpc.train.ledger import LedgerLine, read_ledger, why_none
 if t.TYPE_CHECKING:
     from rich.console import Group
 
-# Findings of a cell that are kept; a cell that is wrong at every step says the same thing a million times.
+# Violations kept per cell; a cell that is wrong at every step has a million of them.
 MOST_KEPT = 20
 MOST_SHOWN = 3
 MOST_SAMPLES = 6
@@ -43,10 +43,10 @@ IN_NO_FOLD = -1
 class CellAudit:
     """What the ledger of one cell proves.
 
-    steps: that count, from 0 without a gap. epochs: complete ones. samples: consumed in those steps. attempts: with
-    lines in the ledger. replayed: steps that an attempt did and a later one did again. violations: the first
-    MOST_KEPT of `violation_count`, in words. trained_in: folder of the cell whose steps these are, where it took its
-    weights over, and "" else. unproved: why there is no ledger, of a model that trains in its own way.
+    steps: effective ones, from 0 without a gap. epochs: complete ones. samples: consumed in those steps. attempts: that
+    wrote to the ledger. replayed: steps that a later attempt repeated. violations: the first MOST_KEPT of
+    `violation_count`, as text. trained_in: folder of the cell that trained these weights, "" if it is this one.
+    unproved: why there is no ledger, for models with their own trainer.
     """
 
     name: str
@@ -62,7 +62,7 @@ class CellAudit:
 
     @property
     def verdict(self) -> str:
-        """`exact`, `no steps yet`, how many violations there are, or why there is nothing to prove."""
+        """`exact`, `no steps yet`, the number of violations, or why nothing can be proved."""
         if self.unproved:
             return self.unproved
         if self.violation_count:
@@ -82,13 +82,13 @@ class RunAudit:
         return not any(cell.violation_count for cell in self.cells)
 
     def to_json(self) -> str:
-        """The table for machines, with all violations that were kept."""
+        """The table for scripts, with all violations that were kept."""
         cells = [{**asdict(cell), "verdict": cell.verdict} for cell in self.cells]
         return json.dumps({"run": str(self.run_dir), "ok": self.ok, "cells": cells}, indent=1)
 
 
 def audit_run(run_dir: Path) -> RunAudit:
-    """Audit what is there of every cell.
+    """Audit every cell, finished or not.
 
     Raises: DataError if `run_dir` is not a run, or its folds.csv or a config.yaml is not what it was started with.
     """
@@ -105,7 +105,7 @@ def audit_cell(cell_dir: CellDir, scans: list[Scan], fold: int) -> CellAudit:
         return CellAudit(name=cell_dir.name, unproved=unproved)
     findings = _Findings()
     parts, batch_size = _parts(cell_dir, scans, fold)
-    # Asked before the ledger is read: a run that goes on may seal another one meanwhile.
+    # Before the ledger is read, because a running cell may seal another checkpoint meanwhile.
     owed = _steps_owed(cell_dir)
     attempts = _attempts(read_ledger(cell_dir), findings)
     steps = _effective_steps(attempts, owed, findings)
@@ -124,21 +124,33 @@ def audit_cell(cell_dir: CellDir, scans: list[Scan], fold: int) -> CellAudit:
     )
 
 
+# Columns of counts, by title.
+_COUNTS: dict[str, t.Callable[[CellAudit], int]] = {
+    "steps": lambda cell: cell.steps,
+    "epochs": lambda cell: cell.epochs,
+    "samples": lambda cell: cell.samples,
+    "attempts": lambda cell: cell.attempts,
+    "replayed": lambda cell: cell.replayed,
+}
+
+
 def audit_table(audit: RunAudit) -> Group:
-    """What `bushpc audit` shows: a row per cell, then the first violations of each."""
+    """The output of `bushpc audit`: a row per cell, then the first violations of each."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=f"{audit.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("cell", "steps", "epochs", "samples", "attempts", "replayed", "verdict"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("cell", "verdict") else "right")
+    table.add_column("cell", no_wrap=True)
+    for title in _COUNTS:
+        table.add_column(title, no_wrap=True, justify="right")
+    table.add_column("verdict", no_wrap=True)
     lines = []
     for cell in audit.cells:
         style = "red" if cell.violation_count else "green" if cell.steps else "dim"
-        counts = (cell.steps, cell.epochs, cell.samples, cell.attempts, cell.replayed)
-        table.add_row(Text(cell.name), *map(str, counts), Text(cell.verdict, style=style))
+        counts = (str(count(cell)) for count in _COUNTS.values())
+        table.add_row(Text(cell.name), *counts, Text(cell.verdict, style=style))
         if cell.trained_in:
             lines.append(Text(f"{cell.name}: these are the steps of {cell.trained_in}, whose weights it took", "dim"))
         lines += [Text(f"{cell.name}: {violation}", style="red") for violation in cell.violations[:MOST_SHOWN]]

@@ -1,4 +1,4 @@
-"""Attempts → what an arm cost: hours of GPUs or cores, energy, and where the time went. No formatting."""
+"""Attempts → cost of an arm: hours of GPUs or cores, energy, and how the time was spent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bushpc.runs.goodput import CAUSES
 class Cost(t.NamedTuple):
     """Summed over cells that have started.
 
-    gpu_hours: of all attempts. core_hours: of attempts without a GPU, ranks times cores asked for each; None where
-    a cell's config does not say. energy_kwh: of the GPUs; None where one attempt could not tell. seconds: by CAUSES;
-    cells side by side count each.
+    gpu_hours: of all attempts. core_hours: of attempts without a GPU, ranks times cores per rank; None if a cell's
+    config doesn't say. energy_kwh: of the GPUs; None if an attempt couldn't measure it. seconds: by CAUSES, added up
+    over cells that ran at the same time.
     """
 
     cells: int
@@ -34,13 +34,13 @@ class Cost(t.NamedTuple):
 
 
 def cost_of(cells: Iterable[Cell]) -> Cost | None:
-    """None before one of them has started. A cell that is shared by arms (one folder, several names) counts once."""
+    """Cost of all cells; None before one has started. A cell shared by several arms (one folder) counts once."""
     once = {cell.folder.resolve(): cell for cell in cells}.values()
     started = [(cell, cell.goodput) for cell in once if cell.goodput]
     if not started:
         return None
-    drawn = [account.energy_j for _, account in started if account.gpu_hours]
-    told = [joules for joules in drawn if joules is not None]
+    energies = [account.energy_j for _, account in started if account.gpu_hours]
+    measured = [joules for joules in energies if joules is not None]
     cores = [_core_hours(cell) for cell, _ in started]
     return Cost(
         cells=len(started),
@@ -48,7 +48,7 @@ def cost_of(cells: Iterable[Cell]) -> Cost | None:
         replayed_steps=sum(account.replayed_steps for _, account in started),
         gpu_hours=math.fsum(account.gpu_hours for _, account in started),
         core_hours=None if None in cores else math.fsum(hours for hours in cores if hours is not None),
-        energy_kwh=math.fsum(told) / 3.6e6 if told and len(told) == len(drawn) else None,
+        energy_kwh=math.fsum(measured) / 3.6e6 if measured and len(measured) == len(energies) else None,
         seconds={cause: math.fsum(account.seconds[cause] for _, account in started) for cause in CAUSES},
     )
 

@@ -73,7 +73,7 @@ DEVIATION_COLOURS = "magma"  # evenly lighter with the value, for every eye and 
 
 
 class Boxes(t.NamedTuple):
-    """One colour of the box plot: its name in the legend, and the values at each place, none where one is missing."""
+    """One colour of the box plot: its name in the legend, and the values at each place, which may be empty."""
 
     label: str
     colour: str
@@ -81,7 +81,8 @@ class Boxes(t.NamedTuple):
 
 
 def boxes_of(scope: ReportScope) -> tuple[list[str], list[Boxes]]:
-    """The headline metric of every image that has it: of one arm by fold and prompt source, of several one box an arm.
+    """The headline metric of every image that has it, by fold and prompt source, or a box per arm if there are several.
+
     (names of places, boxes).
     """
     metric = scope.headline_metric
@@ -100,7 +101,7 @@ def boxes_of(scope: ReportScope) -> tuple[list[str], list[Boxes]]:
 
 
 def box_plot(places: list[str], boxes: list[Boxes], metric: str = "dice") -> str:
-    """A metric per image, at each place a box of each colour; a place without any keeps its room, named. SVG text."""
+    """A metric per image, a box of each colour at each place; places without any box are labelled missing. SVG text."""
     found = METRICS[metric]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(max(9.0, 0.95 * len(places)), 4.2), layout="constrained")
@@ -149,8 +150,9 @@ def _box(axes: Axes, values: np.ndarray, at: float, width: float, colour: str, r
 
 
 def training_curves(scope: ReportScope) -> str | None:
-    """Training loss by step, validation Dice beside it where logged: of one arm a colour a fold, raw in light and
-    smoothed; of several a colour an arm, its folds alike, smoothed only. SVG text. None if no step was logged.
+    """Training loss by step, and validation Dice if it was logged. SVG text; None if no step was logged.
+
+    One arm: a colour per fold, logged values light and smoothed values strong. Several: a colour per arm, smoothed.
     """
     cells = [(a, arm, cell) for a, arm in enumerate(scope.arms[:MOST_ARMS]) for cell in arm.cells]
     if all(cell.curve.loss.empty for _, _, cell in cells):
@@ -167,11 +169,11 @@ def training_curves(scope: ReportScope) -> str | None:
             colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
             label = arm.label if many else f"fold {cell.fold}" + ("" if cell.complete else " (incomplete)")
             if not many:
-                raw = _thin(cell.curve.loss, most)
-                plots[0].plot(raw.index, raw, color=colour, alpha=0.18, linewidth=0.8)
+                logged = _thin(cell.curve.loss, most)
+                plots[0].plot(logged.index, logged, color=colour, alpha=0.18, linewidth=0.8)
             smoothed = _thin(smooth(cell.curve.loss), most)
-            said = "_nolegend_" if label in named else label
-            plots[0].plot(smoothed.index, smoothed, line, color=colour, linewidth=1.0 if many else 1.6, label=said)
+            legend = "_nolegend_" if label in named else label
+            plots[0].plot(smoothed.index, smoothed, line, color=colour, linewidth=1.0 if many else 1.6, label=legend)
             named.add(label)
             if has_dice:
                 dice = _thin(cell.curve.dice, _MOST_VALIDATIONS)
@@ -190,9 +192,9 @@ def _legend_columns(labels: t.Iterable[str]) -> int:
 
 
 def time_bars(scope: ReportScope) -> str | None:
-    """Where the time went, hours stacked by cause: of one arm a bar a fold, of several a bar an arm. SVG text.
+    """How the time was spent, hours stacked by cause: a bar per fold, or per arm if there are several. SVG text.
 
-    Causes that take no time in any bar are left out. None before a cell has started.
+    Causes without any time are left out. None before a cell has started.
     """
     if len(scope.arms) > 1:
         costs = [(arm.label, cost_of(arm.cells)) for arm in scope.arms[:MOST_ARMS]]
@@ -206,10 +208,10 @@ def time_bars(scope: ReportScope) -> str | None:
         figure = Figure(figsize=(9.0, 1.7 + 0.34 * len(started)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(started))
-        for cause, said in CAUSES.items():
+        for cause, title in CAUSES.items():
             widths = hours[cause].to_numpy()
             if widths.any():
-                axes.barh(range(len(started)), widths, 0.7, left, color=_CAUSE_COLOURS[cause], label=said)
+                axes.barh(range(len(started)), widths, 0.7, left, color=_CAUSE_COLOURS[cause], label=title)
             left += widths
         axes.set_yticks(range(len(started)), [textwrap.fill(label, 32) for label in started])
         axes.invert_yaxis()
@@ -220,9 +222,9 @@ def time_bars(scope: ReportScope) -> str | None:
 
 
 def reliability_diagram(scope: ReportScope) -> str | None:
-    """Observed share of lesion pixels over mean predicted probability, a line for each entry. SVG text.
+    """Observed share of lesion pixels by mean predicted probability, a line per entry. SVG text.
 
-    None where no evaluation wrote bins.
+    None if no evaluation wrote bins.
     """
     curves = []
     for entry in scope.entries[:MOST_ARMS]:
@@ -248,34 +250,35 @@ def reliability_diagram(scope: ReportScope) -> str | None:
 
 
 def label_charts(scope: ReportScope) -> str | None:
-    """ROC curves of each label against all others, and images by label and most probable label, all folds together: of
-    one entry side by side, a line a label; of several a plot a label with a line an entry, and a matrix an entry below.
-    SVG text. None where no model gives labels.
+    """ROC curves of each label against all others, and confusion matrices, all folds together. SVG text.
+
+    One entry: a line per label, the matrix beside it. Several: a plot per label with a line per entry, and a matrix per
+    entry below. None if no model gives labels.
     """
-    told = _told(scope)
-    if not told:
+    labelled = _labelled(scope)
+    if not labelled:
         return None
-    labels = [label for label in LABELS if any(_has_curve(rows, label) for _, rows in told)]
-    alone = len(told) == 1
-    lines = 1 if alone else 1 + math.ceil(len(told) / _PLOTS_A_ROW)
+    labels = [label for label in LABELS if any(_has_curve(rows, label) for _, rows in labelled)]
+    alone = len(labelled) == 1
+    lines = 1 if alone else 1 + math.ceil(len(labelled) / _PLOTS_A_ROW)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.0, 4.6 if alone else 0.4 + 3.1 * lines), layout="constrained")
         grid = figure.subplots(lines, 2 if alone else _PLOTS_A_ROW, squeeze=False)
         curves, matrices = (grid[0, :1], grid[0, 1:]) if alone else (grid[0], grid[1:].ravel())
-        for i, (name, rows) in enumerate(told):
+        for i, (name, rows) in enumerate(labelled):
             for j, label in enumerate(labels):
-                hue, said = (j, label) if alone else (i, name if j == 0 else "_nolegend_")
+                hue, legend = (j, label) if alone else (i, name if j == 0 else "_nolegend_")
                 colour, line = _COLOURS[hue % len(_COLOURS)], _LINES[hue // len(_COLOURS) % len(_LINES)]
                 if _has_curve(rows, label):
                     axes = curves[0 if alone else j]
-                    axes.plot(*label_stats.roc(rows, label), line, color=colour, linewidth=1.6, label=said)
+                    axes.plot(*label_stats.roc(rows, label), line, color=colour, linewidth=1.6, label=legend)
             _matrix(matrices[i], label_stats.confusion_matrix(rows), "" if alone else name)
         for axes, label in zip(curves, [""] if alone else labels, strict=False):
             axes.plot([0, 1], [0, 1], ":", color=_GREY, linewidth=1, label="chance" if axes is curves[0] else None)
             axes.set(title=label, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-        for axes in (*curves[1 if alone else len(labels) :], *matrices[len(told) :]):
+        for axes in (*curves[1 if alone else len(labels) :], *matrices[len(labelled) :]):
             axes.set_axis_off()
-        names = labels if alone else [name for name, _ in told]
+        names = labels if alone else [name for name, _ in labelled]
         figure.legend(loc="outside upper left", ncols=_legend_columns(["chance", *names]))
         return _svg(figure)
 
@@ -298,7 +301,7 @@ def _has_curve(rows: pd.DataFrame, label: str) -> bool:
     return bool(0 < (rows["label"] == label).sum() < len(rows))
 
 
-def _told(scope: ReportScope) -> list[tuple[str, pd.DataFrame]]:
+def _labelled(scope: ReportScope) -> list[tuple[str, pd.DataFrame]]:
     """Name and rows of every entry whose model gives labels."""
     entries = scope.entries[:MOST_ARMS]
     found = [(entry.label, label_stats.labelled(entry.arm.rows(entry.source))) for entry in entries]
@@ -306,7 +309,7 @@ def _told(scope: ReportScope) -> list[tuple[str, pd.DataFrame]]:
 
 
 def deviation_scale() -> str:
-    """What the colours of a map of the standard deviation mean. SVG text."""
+    """The colour scale of maps of the standard deviation. SVG text."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.0, 0.75), layout="constrained")
         colours = ScalarMappable(Normalize(0, MOST_DEVIATION), DEVIATION_COLOURS)

@@ -24,7 +24,7 @@ from bushpc.sample import LABELS
 class DeLong(t.NamedTuple):
     """DeLong's test of the AUCs of two arms on the same images, two-sided, with the 95 % interval of the difference.
 
-    low, high, p: None, and `reason` says why, where no test is possible.
+    low, high, p: None if no test is possible; `reason` says why.
     """
 
     difference: float
@@ -37,8 +37,8 @@ class DeLong(t.NamedTuple):
 class McNemar(t.NamedTuple):
     """McNemar's exact test of two arms on the same images, two-sided.
 
-    better, worse: images that only the arm, or only its baseline, labels rightly; the test is of these. p: None where
-    there is none.
+    better, worse: images that only the arm, or only its baseline, labels correctly; the test uses only these. p: None
+    without any.
     """
 
     better: int
@@ -47,12 +47,12 @@ class McNemar(t.NamedTuple):
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a label, and a probability of each: those that can be judged."""
+    """The rows that have a label and label probabilities."""
     return rows[rows["label"].isin(LABELS) & rows[list(PROB_COLUMNS)].notna().all(axis=1)]
 
 
 def point_values(rows: pd.DataFrame) -> dict[str, float | None]:
-    """The label metrics of all rows together, by LABEL_METRICS; None where one is not defined."""
+    """The label metrics of all rows together, by LABEL_METRICS; None if undefined."""
     found = label_metrics(*_arrays(rows))
     return {name: None if math.isnan(found[name]) else found[name] for name in LABEL_METRICS}
 
@@ -68,7 +68,7 @@ def label_intervals(rows: pd.DataFrame) -> dict[str, Interval | None]:
 
 
 def label_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, Interval | None]:
-    """Of `rows` minus those of `baseline`, both of the same images in the same order; the same patients are drawn."""
+    """`rows` minus `baseline`, which have the same images in the same order; both use the same resamples."""
     ours, theirs = point_values(rows), point_values(baseline)
     both = (_label_set(rows), _label_set(baseline))
     bounds = _bounds(rows, both, lambda ours_RM, theirs_RM: ours_RM - theirs_RM)
@@ -80,7 +80,7 @@ def label_differences(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, I
 
 
 def mcnemar(rows: pd.DataFrame, baseline: pd.DataFrame) -> McNemar:
-    """Whether one of two arms labels more images rightly; both of the same images in the same order."""
+    """Whether one of two arms labels more images correctly; both have the same images in the same order."""
     ours_N, theirs_N = right(rows), right(baseline)
     better, worse = int((ours_N & ~theirs_N).sum()), int((theirs_N & ~ours_N).sum())
     p = float(scipy.stats.binomtest(better, better + worse).pvalue) if better + worse else None
@@ -88,13 +88,13 @@ def mcnemar(rows: pd.DataFrame, baseline: pd.DataFrame) -> McNemar:
 
 
 def delong(rows: pd.DataFrame, baseline: pd.DataFrame) -> DeLong:
-    """Whether the AUCs of two arms differ; both of the same images, of two labels or more, in the same order.
+    """Whether the AUCs of two arms differ; both have the same images, of two labels or more, in the same order.
 
-    DeLong, DeLong and Clarke-Pearson (1988), clustered by patient as by Obuchowski (1997), as scans of one patient are
-    no independent evidence. AUC is the mean over labels, one against all others, and so is what an image counts for;
-    with two labels the variance is Obuchowski's, and with one scan a patient it is DeLong's. Chosen before a bootstrap,
-    whose p cannot be less than one in its resamples, which Holm multiplies by the tests of a large grid. The models
-    are taken as they are: how far trainings differ is no part of it.
+    DeLong, DeLong and Clarke-Pearson (1988), clustered by patient as by Obuchowski (1997), because scans of one patient
+    are not independent. AUC is the mean over labels, one against all others, and so is the influence of an image. With
+    two labels the variance is Obuchowski's, and with one scan per patient DeLong's. A bootstrap is no alternative: its
+    p is at least 1 / resamples, and Holm multiplies that by the number of tests of a large grid. The models are taken
+    as given: the variance between trainings is not included.
     """
     (ours_NL, label_N), (theirs_NL, _) = _arrays(rows), _arrays(baseline)
     difference = label_metrics(ours_NL, label_N)["label_auc"] - label_metrics(theirs_NL, label_N)["label_auc"]
@@ -117,8 +117,10 @@ def delong(rows: pd.DataFrame, baseline: pd.DataFrame) -> DeLong:
 
 
 def _influence(prob_NL: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """How far each image moves the AUC, (N,): of each label DeLong's component of the image less the AUC, over the
-    images of its kind; mean over labels. The component is the share of the other kind that the image is right about.
+    """Influence of each image on the AUC, (N,), as a mean over labels.
+
+    For one label, it is DeLong's component of the image minus the AUC, divided by the number of images of its kind. The
+    component is the share of images of the other kind that the image is ranked correctly against.
     """
     occurring = np.unique(label_N)
     influence_N = np.zeros(len(label_N))

@@ -1,7 +1,7 @@
-"""Everything → `report/`: one HTML page, `report.md`, CSV and LaTeX tables, `summary.json`. The report's front door.
+"""Everything → `report/`: one HTML page, `report.md`, CSV and LaTeX tables, `summary.json`.
 
-The folder is built aside and renamed as a whole. A report that is killed half-way leaves the old one untouched and
-a `report.tmp-…` beside it, which the next report removes.
+The folder is built under another name and then renamed. A report that is killed before that leaves the old one
+untouched, and a `report.tmp-…` beside it that a later report removes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LEFTOVER_SECONDS = 3600  # no report takes an hour to write, so an older folder
 
 
 class ReportResult(t.NamedTuple):
-    """html: the page. summary: as in `summary.json`. fold_table: for the terminal; of several arms the overall one."""
+    """html: the page. fold_table: for the terminal; for several arms the overall result."""
 
     html: Path
     summary: Summary
@@ -142,7 +142,7 @@ def _render(scope: ReportScope, summary: Summary, shown: dict[str, Table], shard
 
 
 def _status(summary: Summary) -> list[str]:
-    """Why it is incomplete, a sentence a cell; empty if it is complete."""
+    """One sentence per missing cell; empty if the report is complete."""
     missing = [(arm, fold) for arm in summary.arms for fold in arm.folds.missing]
     sentences = [
         f"{arm.label}, fold {fold.fold}: {fold.reason}." if summary.several else f"Fold {fold.fold}: {fold.reason}."
@@ -153,7 +153,7 @@ def _status(summary: Summary) -> list[str]:
 
 
 def _markdown(scope: ReportScope, summary: Summary, shown: dict[str, Table]) -> str:
-    """What was run, and all tables."""
+    """The commands that were run, and all tables."""
     parts = [f"# {render.markdown(summary.title)}", ""]
     if not summary.complete:
         parts += ["**INCOMPLETE**", "", *(f"- {render.markdown(line)}" for line in _status(summary)), ""]

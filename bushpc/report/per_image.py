@@ -73,8 +73,8 @@ def _read_numbers(
     is_nan = frame[column].str.lower() == "nan"
     if may_be_nan is not None:
         is_nan &= may_be_nan
-    said = "a number from 0 to 1" if high == 1 else "a number of 0 or more"
-    _refuse(path, frame, ~(finite | is_nan), f"{column} is not {said}")
+    allowed = "a number from 0 to 1" if high == 1 else "a number of 0 or more"
+    _refuse(path, frame, ~(finite | is_nan), f"{column} is not {allowed}")
     frame[column] = numbers.astype(float)
 
 

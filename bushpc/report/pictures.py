@@ -112,7 +112,7 @@ def open_shards(run: Run) -> Shards:
     except DataError as error:
         return Shards(folder, None, f"The packed images cannot be read here, so no predictions are shown: {error}")
     if manifest.hash != run.record.manifest_sha256:
-        problem = f"{folder} was packed anew after this run, so its images are not shown beside these results."
+        problem = f"{folder} was repacked after this run, so its images are not shown with these results."
         return Shards(folder, None, problem)
     return Shards(folder, manifest, "")
 

@@ -1,43 +1,26 @@
-"""RUN DIRECTORY → checked frames. The report's only reader of results; everything after it trusts them.
-
-A run has arms: one for a cross-validation, one per row for a grid. An arm has a cell per fold. A cell counts as
-complete when it has both `DONE` and `per_image.csv`. Anything else is kept as an incomplete cell with a reason in
-words, because a report that silently skips a fold is worse than no report.
-"""
+"""The results of a run in memory: its arms, their cells, and the frames of each cell. Read by `read_run`."""
 
 from __future__ import annotations
 
-import json
 import typing as t
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from bushpc.conditions import VARIANTS, Variant
-from bushpc.config.frozen import flat_settings
-from bushpc.errors import ConfigError, DataError, unknown_name
-from bushpc.metrics.registry import ALWAYS, METRICS
-from bushpc.report.per_image import of_class, read_calibration, read_per_image
-from bushpc.runs.goodput import Attempt, Goodput, goodput, read_attempts, trained_in
-from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, FoldsRecord, RowRecord, RunRecord
-
-KINDS = ("cv", "grid", "train")
-
-
-_RUN_KEYS = (
-    "name", "created", "command", "model", "data", "prompts", "shards", "manifest_sha256", "folds", "versions",
-)  # fmt: skip
+from bushpc.conditions import Variant
+from bushpc.runs.goodput import Attempt, Goodput
+from bushpc.runs.layout import CellDir
+from bushpc.runs.records import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What `metrics.jsonl` says: one value a step, the later line winning where a resume repeated steps.
+    """The content of `metrics.jsonl`: one value per step. If a resume repeated steps, the later lines count.
 
     loss, dice: training loss and validation Dice, indexed by step.
-    unreadable: lines that were not whole JSON, as a kill in the middle of a write leaves them.
+    unreadable: number of lines that are not complete JSON, as a kill in the middle of a write leaves them.
     """
 
     loss: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
@@ -47,18 +30,18 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """One fold of an arm. `per_image` is None and `reason` says why, or the cell is complete.
+    """One fold of an arm. If the cell is incomplete, `per_image` is None and `reason` says why.
 
-    folder: of the cell. per_image: one row per key and prompt source, columns as in the file, with one for every image
-    metric and label probability, NaN where the evaluation wrote none or it is not defined. Of data with several mask
-    classes an image metric is the mean over these, and has a column of each besides, see `of_class`.
-    calibration: rows of `calibration.csv`; None where the evaluation wrote none.
+    per_image: one row per key and prompt source, with the columns of the file and one for every image metric and label
+    probability; NaN if the evaluation wrote none or it is undefined. With several mask classes, an image metric is the
+    mean over the classes, and each class has a column of its own, see `of_class`.
+    calibration: rows of `calibration.csv`; None if the evaluation wrote none.
     external: dataset of `evaluate.external` → rows in the same form; empty while the cell is incomplete.
-    step, parameters: from `DONE`; None while the cell is incomplete, or where it does not say. attempts: its starts.
-    goodput: where its time went; None before its first start. trained_in: folder of the cell whose weights, and curve,
-    these are; "" where it trained by itself. config: text of the cell's composed config, or None where
-    it was never written.
-    settings: the config, `train.lr` → value, with defaults of what it does not state; empty if it cannot be read.
+    step, parameters: from `DONE`; None while the cell is incomplete, or if `DONE` doesn't have them.
+    goodput: how its time was spent; None before its first start.
+    trained_in: folder of the cell that trained these weights, "" if it is this one.
+    config: text of the cell's composed config, None if it was never written.
+    settings: the config, `train.lr` → value, with defaults for missing settings; empty if it can't be read.
     """
 
     name: str
@@ -85,17 +68,17 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
-    """What is judged as one: a cross-validation, or a row of a grid.
+    """What gets one result: a cross-validation, or a row of a grid.
 
-    run: of its run. name: unique within the study. label: for people. given: the settings that
-    its grid row states. cells: in order of fold.
-    variants: the ways of evaluation that its run declares, by name, in the order in which they are shown.
+    run: the record of its run. name: unique within the report. label: as shown. given: the settings that its grid row
+    states. cells: in order of fold.
+    variants: the evaluation variants that its run declares, by name, in the order in which they are shown.
     sources: names of the variants that were evaluated, in that order; empty if no cell is complete.
-    headline: the prompt source that the arm is judged by.
-    threshold: on the probability map, above or at which a pixel counts as lesion; 0.5 in the paper (2.4).
-    metrics: names of those that were chosen to be shown, in their order (`evaluate.metrics`).
-    classes: names of the mask classes that were measured each by itself; empty where there is but one.
-    tolerance: of the normalised surface distance, by metric: nsd_mm and nsd_px, where the config states it.
+    headline: the prompt source of the arm's main result.
+    threshold: pixels with at least this probability count as lesion; 0.5 in the paper (2.4).
+    metrics: names of the metrics to show, in order (`evaluate.metrics`).
+    classes: names of the mask classes that were measured separately; empty if the data has only one.
+    tolerance: of the normalised surface distance, for nsd_mm and nsd_px, if the config states it.
     generator_saw: datasets of `evaluate.external` on which the generator of its synthetic scans trained.
     per_image: rows of all complete cells, None if there is none.
     """
@@ -117,11 +100,11 @@ class Arm:
     per_image: pd.DataFrame | None
 
     def source_label(self, source: str) -> str:
-        """The name a prompt source is shown by; a model that only knows `none` takes no prompts at all."""
+        """The label of a prompt source; if the only one is `none`, the model takes no prompts."""
         return "no prompts" if self.sources == ["none"] else self.variants[source].label
 
     def uses_ground_truth(self, source: str) -> bool:
-        """Whether its conditions come from the mask to be predicted: then it never competes with honest figures."""
+        """Whether its conditions come from the mask to be predicted; such results never compete with others."""
         return self.variants[source].uses_ground_truth
 
     @property
@@ -137,7 +120,7 @@ class Arm:
         return not self.missing_cells
 
     def rows(self, source: str) -> pd.DataFrame:
-        """Per-image rows of one prompt source. Asked only of an arm with a complete cell."""
+        """Per-image rows of one prompt source. Only for arms with a complete cell."""
         assert self.per_image is not None, "an arm without a complete cell has no prompt sources"
         return self.per_image[self.per_image["prompts"] == source]
 
@@ -151,7 +134,7 @@ class Arm:
 
     @property
     def external(self) -> dict[str, pd.DataFrame]:
-        """Dataset → rows of all complete cells, `fold` being that of the model; of datasets that all of them have."""
+        """Dataset → rows of all complete cells, for datasets that all of them have; `fold` is that of the model."""
         cells = self.complete_cells
         names = [name for name in (cells[0].external if cells else ()) if all(name in cell.external for cell in cells)]
         return {name: pd.concat([cell.external[name] for cell in cells], ignore_index=True) for name in names}
@@ -165,247 +148,3 @@ class Run:
     record: RunRecord
     arms: list[Arm]
     baseline: Arm
-
-
-def read_run(run_dir: Path) -> Run:
-    """Read a run folder. Raises: DataError, naming the file and row, if what is there contradicts itself."""
-    folder = RunDir(run_dir)
-    run = _read_run(folder)
-    arms = [_read_arm(folder, run, row, entries) for row, entries in _rows(folder.file, run)]
-    wanted = run.grid.baseline if run.grid else None
-    baseline = next((arm for arm in arms if arm.name == wanted), arms[0])
-    return Run(path=run_dir, record=run, arms=arms, baseline=baseline)
-
-
-def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]]:
-    """Every row of the run with its cells; a run that is no grid is one row."""
-    if run.kind != "grid":
-        return [(RowRecord(name=run.model, label=run.model, model=run.model, settings={}), run.cells)]
-    rows = run.grid.rows if run.grid else []
-    if not rows or not all(row.label and row.model for row in rows) or not all(cell.row for cell in run.cells):
-        raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")
-    assert run.grid is not None, "it has rows"
-    names = [row.name for row in rows]
-    unknown = [cell.row for cell in run.cells if cell.row not in names]
-    empty = [name for name in names if not run.cells_of(name)]
-    baseline = run.grid.baseline
-    if unknown or empty or (baseline is not None and baseline not in names):
-        said = (
-            f"a cell belongs to row {unknown[0]!r}" if unknown else
-            f"row {empty[0]!r} has no cell" if empty else f"its baseline is {baseline!r}"
-        )  # fmt: skip
-        raise DataError(f"{path}: {said}; rows are {', '.join(names)}. {_OTHER_VERSION}")
-    return [(row, run.cells_of(row.name)) for row in rows]
-
-
-def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[CellRecord]) -> Arm:
-    folds = [entry.fold for entry in entries]
-    twice = sorted({fold for fold in folds if folds.count(fold) > 1})
-    if twice:
-        raise DataError(
-            f"{run_dir.file}: fold {twice[0]} belongs to more than one cell; a cross-validation has one cell "
-            "per fold. Run the same command again."
-        )
-    cells = sorted((_read_cell(run_dir, run, entry) for entry in entries), key=lambda cell: cell.fold)
-    frames = [cell.per_image for cell in cells if cell.per_image is not None]
-    variants = _variants(run)
-    sources = _common_sources(run_dir, cells, variants)
-    _refuse_keys_in_two_folds(cells)
-    return Arm(
-        run=run,
-        name=row.name,
-        label=row.label,
-        model=row.model,
-        given=row.settings,
-        cells=cells,
-        variants=variants,
-        sources=sources,
-        headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
-        threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
-        metrics=_chosen_metrics(cells),
-        classes=_common_classes(run_dir, cells),
-        tolerance={
-            name: float(given)
-            for name in ("nsd_mm", "nsd_px")
-            if (given := _first_setting(cells, f"evaluate.{name}", None)) is not None
-        },
-        generator_saw=frozenset(name for entry in entries for name in entry.generator_saw),
-        per_image=pd.concat(frames, ignore_index=True) if frames else None,
-    )
-
-
-def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:
-    """As the config has them; XBusNet's four where it is of before they could be chosen, none before there is one."""
-    if not any(cell.settings for cell in cells):
-        return ()
-    return tuple(name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS)
-
-
-def _variants(run: RunRecord) -> dict[str, Variant]:
-    """Ways of evaluation by name: those of sentences, which older runs do not list, and those that the run declares."""
-    declared = [
-        Variant(name=each.name, label=each.label, uses_ground_truth=each.uses_ground_truth) for each in run.variants
-    ]
-    return {**VARIANTS, **{variant.name: variant for variant in declared}}
-
-
-def _read_run(folder: RunDir) -> RunRecord:
-    run = RunRecord.read(folder.file)
-    if run is None:
-        raise DataError(
-            f"{folder} is not a run directory: it has no run.json. Give the folder that `bushpc cv`, `grid` or "
-            "`train` made."
-        )
-    missing = [key for key in _RUN_KEYS if getattr(run, key) in ("", [], {}, FoldsRecord())]
-    if missing:
-        raise DataError(f"{folder.file}: no {', '.join(missing)}. {_OTHER_VERSION}")
-    if run.kind not in KINDS:
-        raise DataError(f"{folder.file}: {unknown_name('kind of run', run.kind, KINDS)} {_OTHER_VERSION}")
-    if run.prompts not in _variants(run):
-        raise DataError(f"{folder.file}: {unknown_name('prompt source', run.prompts, _variants(run))}")
-    return run
-
-
-_OTHER_VERSION = "It was written by another version or by hand; run again, or use the version it was made with."
-
-
-def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
-    folder = run_dir.cell(cell.name)
-    curve = _read_curve(folder.metrics)
-    config = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
-    settings = _settings(config, run)
-    external = [Path(given).name for given in settings.get("evaluate.external") or ()]
-    reason = _why_incomplete(folder, curve, settings.get("train.iterations"), external)
-    done = DoneRecord() if reason else DoneRecord.read(folder.done) or DoneRecord()
-    if cell.hash and done.config not in (None, cell.hash):  # of a run that shared the cell, and was edited
-        reason = "done with other settings than the run has now"
-    attempts = read_attempts(folder)
-    return Cell(
-        name=cell.name,
-        fold=cell.fold,
-        hash=cell.hash or "",
-        folder=folder,
-        per_image=None if reason else read_per_image(folder.per_image, cell.fold, _variants(run)),
-        calibration=None if reason else read_calibration(folder.calibration),
-        external={}
-        if reason
-        else {name: read_per_image(folder.external_csv(name), cell.fold, _variants(run)) for name in external},
-        reason=reason,
-        curve=curve,
-        step=done.step,
-        parameters=done.parameters,
-        attempts=attempts,
-        goodput=goodput(attempts, folder.newest_step() if reason else None),
-        trained_in=trained_in(folder),
-        config=config,
-        settings=settings,
-    )
-
-
-def _settings(config: str | None, run: RunRecord) -> dict[str, t.Any]:
-    if config is None:
-        return {}
-    try:
-        return flat_settings(config, instead={"prompts": run.prompts})
-    except ConfigError:
-        return {}
-
-
-def _why_incomplete(folder: CellDir, curve: Curve, iterations: t.Any, external: list[str]) -> str | None:
-    if folder.done.is_file():
-        files = [folder.per_image, *(folder.external_csv(name) for name in external)]
-        missing = next((file for file in files if not file.is_file()), None)
-        return f"marked DONE, but {missing.relative_to(folder.path)} is not there" if missing else None
-    if folder.failed.is_file():
-        first, *_traceback = folder.failed.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-        return first.strip() or "failed"
-    if folder.per_image.is_file():
-        return "evaluated, but not marked DONE"
-    if curve.loss.empty:
-        return "no training step logged yet" if folder.path.is_dir() else "not started"
-    return f"not finished: last logged step {curve.loss.index[-1]}" + (f" of {iterations}" if iterations else "")
-
-
-def _first_setting(cells: list[Cell], key: str, otherwise: t.Any) -> t.Any:
-    return next((cell.settings[key] for cell in cells if cell.settings.get(key) is not None), otherwise)
-
-
-def _read_curve(path: Path) -> Curve:
-    if not path.is_file():
-        return Curve()
-    loss: dict[int, float] = {}
-    dice: dict[int, float] = {}
-    unreadable = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            if entry["kind"] == "train":
-                loss[int(entry["step"])] = float(entry["loss"])
-            elif entry["kind"] == "validation":
-                dice[int(entry["step"])] = float(entry["dice"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            unreadable += 1
-    return Curve(loss=_by_step(loss), dice=_by_step(dice), unreadable=unreadable)
-
-
-def _by_step(values: dict[int, float]) -> pd.Series:
-    return pd.Series(values, dtype=float).sort_index()
-
-
-def _common_sources(run_dir: RunDir, cells: list[Cell], variants: Iterable[str]) -> list[str]:
-    found = {cell.name: set(cell.per_image["prompts"]) for cell in cells if cell.per_image is not None}
-    if not found:
-        return []
-    first, *others = found
-    for other in others:
-        if found[other] != found[first]:
-            raise DataError(
-                f"{run_dir}: cell {first} was evaluated with prompts {', '.join(sorted(found[first]))}, cell {other} "
-                f"with {', '.join(sorted(found[other]))}. Delete the per_image.csv and DONE of one of them, run again."
-            )
-    return [source for source in variants if source in found[first]]
-
-
-def _common_classes(run_dir: RunDir, cells: list[Cell]) -> tuple[str, ...]:
-    """Mask classes in the order of the columns."""
-    dice = of_class("dice", "")
-    found = {
-        cell.name: tuple(column.removeprefix(dice) for column in cell.per_image.columns if column.startswith(dice))
-        for cell in cells
-        if cell.per_image is not None
-    }
-    for name, classes in found.items():
-        first, expected = next(iter(found.items()))
-        if classes != expected:
-            raise DataError(
-                f"{run_dir}: cell {first} has figures of the mask classes {', '.join(expected) or '(none)'}, cell "
-                f"{name} of {', '.join(classes) or '(none)'}. They were evaluated by different versions: delete the "
-                "per_image.csv and DONE of one of them, run again."
-            )
-    return next(iter(found.values()), ())
-
-
-def _headline(run_dir: RunDir, asked: str, sources: list[str]) -> str:
-    if asked in sources or not sources:
-        return asked
-    # A source comes to another one for a model that does not read what it changes, and was evaluated as that.
-    if asked == "shuffled_attributes" and "first_pass" in sources:
-        return "first_pass"
-    if "none" in sources and set(sources) <= {"none", "shuffled_attributes"}:
-        return "none"
-    raise DataError(f"{run_dir}: the headline prompts are {asked!r}, but only {', '.join(sources)} were evaluated.")
-
-
-def _refuse_keys_in_two_folds(cells: list[Cell]) -> None:
-    owner: dict[str, str] = {}
-    for cell in cells:
-        if cell.per_image is None:
-            continue
-        for key in cell.per_image["key"].unique():
-            if key in owner:
-                raise DataError(
-                    f"{cell.folder.per_image}: key {key!r} was validated in cell {owner[key]} too; an image "
-                    "belongs to one fold. The cells were made with different folds: run the whole cross-validation "
-                    "again under a new name."
-                )
-            owner[key] = cell.name

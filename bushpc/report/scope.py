@@ -1,7 +1,7 @@
-"""Runs → one study: the arms that a report shows side by side, and which of them the others are compared with.
+"""Runs → what one report covers: its arms side by side, its metrics, and the baseline that arms are compared with.
 
-A cross-validation is a study of one arm, a grid of as many as it has rows, a comparison of those of all its runs.
-Everything after this room knows studies only, so all three take the same way to the page.
+A cross-validation has one arm, a grid has one per row, and a comparison has those of all its runs. The code after this
+file only knows the scope, so all three are reported by the same code.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import pandas as pd
 from bushpc.errors import DataError
 from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
 from bushpc.report.per_image import PROB_COLUMNS
-from bushpc.report.results import Arm, Run, read_run
+from bushpc.report.read_run import read_run
+from bushpc.report.results import Arm, Run
 from bushpc.sample import LABELS
 
 
 class ArmVariant(t.NamedTuple):
-    """A line of the study's tables: an arm under one prompt source."""
+    """A line of the tables: an arm under one prompt source."""
 
     arm: Arm
     source: str
@@ -35,7 +36,7 @@ class ArmVariant(t.NamedTuple):
 
 @dataclass(frozen=True)
 class ReportScope:
-    """kind: cv, grid, train or compare. arms: in the order in which they are shown, `baseline` is one of them."""
+    """What one report covers. kind: cv, grid, train or compare. arms: in the order shown; `baseline` is one of them."""
 
     title: str
     kind: str
@@ -45,9 +46,9 @@ class ReportScope:
 
     @cached_property
     def entries(self) -> list[ArmVariant]:
-        """One arm is shown under all its prompt sources, several arms each under its headline source.
+        """A single arm under all its prompt sources; several arms, each under its headline source.
 
-        An arm without a complete fold has no entry.
+        Arms without a complete fold have no entry.
         """
         if len(self.arms) == 1:
             (arm,) = self.arms
@@ -62,49 +63,48 @@ class ReportScope:
 
     @cached_property
     def undefined(self) -> list[str]:
-        """Metrics that were asked for and that no image, or no set of images, of any entry has."""
+        """Metrics that were asked for but are undefined for all images of all entries."""
         rows = [entry.arm.rows(entry.source) for entry in self.entries]
         return [name for name in self._chosen if rows and not any(_is_defined(name, frame) for frame in rows)]
 
     @cached_property
     def metrics(self) -> list[str]:
-        """What the tables show: what the runs' configs ask for, in their order, the first run's first."""
+        """The metrics that the tables show: those of the runs' configs, in order, the first run's first."""
         return [name for name in self._chosen if name not in self.undefined]
 
     @property
     def image_metrics(self) -> list[str]:
-        """Those of them that each image has by itself."""
+        """The shown metrics of single images."""
         return [name for name in self.metrics if name in IMAGE_METRICS]
 
     @property
     def tested(self) -> list[str]:
-        """The image metrics in which arms are compared: all but rates of pixels, which a threshold trades one for the
-        other, so that a better one by itself says nothing (XBusNet 3.1 tests Dice and IoU). None of models that give
-        labels alone.
+        """The image metrics that are tested: all but rates of pixels. A threshold trades those for one another, so a
+        better one alone means nothing (XBusNet 3.1 tests Dice and IoU). Empty for models that only give labels.
         """
         found = [name for name in self.image_metrics if METRICS[name].tested]
         return found or (["dice"] if self.image_metrics or not self.metrics else [])
 
     @property
     def measured(self) -> list[str]:
-        """All that figures are needed of: what is shown, and what is tested even where it is not shown."""
+        """All metrics that need figures: the shown ones, and the tested ones even if they aren't shown."""
         return list(dict.fromkeys([*self.metrics, *self.tested]))
 
     @property
     def headline_metric(self) -> str:
-        """The one of which intervals and ranks are given: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1),
-        else the first that is tested, else of labels the first that is shown.
+        """The metric that has intervals and ranks: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1), else
+        the first tested one, else the first shown one.
         """
         return "dice" if "dice" in self.tested else [*self.tested, *self.metrics][0]
 
     @property
     def segments(self) -> bool:
-        """Whether any arm has masks to show, or may still come to have some."""
+        """Whether any arm has masks, or may have some later."""
         return not self.entries or any(_is_defined("fpr", entry.arm.rows(entry.source)) for entry in self.entries)
 
     @property
     def external(self) -> list[str]:
-        """Other datasets on which arms were scored as well."""
+        """Other datasets that arms were scored on."""
         return list(dict.fromkeys(name for arm in self.arms for name in arm.external))
 
     @property
@@ -117,8 +117,8 @@ class ReportScope:
 def _is_defined(name: str, rows: pd.DataFrame) -> bool:
     if name in IMAGE_METRICS:
         return bool(rows[name].notna().any())
-    told = rows[rows["label"].isin(LABELS) & rows[PROB_COLUMNS[0]].notna()]
-    return told["label"].nunique() > (1 if name == "label_auc" else 0)
+    labelled = rows[rows["label"].isin(LABELS) & rows[PROB_COLUMNS[0]].notna()]
+    return labelled["label"].nunique() > (1 if name == "label_auc" else 0)
 
 
 def _label(arm: Arm, mixed: bool) -> str:
@@ -127,14 +127,14 @@ def _label(arm: Arm, mixed: bool) -> str:
 
 
 def scope_of_run(run_dir: Path) -> ReportScope:
-    """The study of one run. Raises: DataError if its folder contradicts itself."""
+    """What the report of one run covers. Raises: DataError if its folder contradicts itself."""
     run = read_run(run_dir)
     title = run.record.grid.title if run.record.grid else run.arms[0].model
     return ReportScope(f"{title} ({run.record.name})", run.record.kind, [run], run.arms, run.baseline)
 
 
 def scope_of_runs(run_dirs: Sequence[Path]) -> ReportScope:
-    """The study of several runs on the same data and folds.
+    """What a comparison of several runs on the same data and folds covers.
 
     Raises: DataError for fewer than two runs, a run given twice, or runs that cannot be compared image by image.
     """
@@ -151,11 +151,11 @@ def scope_of_runs(run_dirs: Sequence[Path]) -> ReportScope:
     for run in runs[1:]:
         _refuse_other_data(runs[0], run)
     names = [run.record.name for run in runs]
-    # Two runs of one name lie in different folders, and then only these tell them apart.
-    said = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
-    arms = [_named(arm, run, name) for run, name in zip(runs, said, strict=True) for arm in run.arms]
+    # Runs of the same name are in different folders, which tell them apart.
+    titles = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
+    arms = [_named(arm, run, name) for run, name in zip(runs, titles, strict=True) for arm in run.arms]
     baseline = arms[runs[0].arms.index(runs[0].baseline)]
-    return ReportScope(f"Comparison of {' and '.join(said)}", "compare", runs, arms, baseline)
+    return ReportScope(f"Comparison of {' and '.join(titles)}", "compare", runs, arms, baseline)
 
 
 def _named(arm: Arm, run: Run, name: str) -> Arm:
@@ -172,9 +172,9 @@ def _refuse_other_data(first: Run, other: Run) -> None:
                 "Allowed are runs on the same packed data: compare those, or run one of them again."
             )
     if first.record.folds.sha256 != other.record.folds.sha256:
-        said = [f"{run.path} has {run.record.folds.source} {run.record.folds.sha256[:12]}" for run in (first, other)]
+        folds = [f"{run.path} has {run.record.folds.source} {run.record.folds.sha256[:12]}" for run in (first, other)]
         raise DataError(
-            f"mixed folds in one comparison: {', '.join(said)}. An image would be judged by models that trained on "
+            f"mixed folds in one comparison: {', '.join(folds)}. An image would be judged by models that trained on "
             "other images. Allowed are runs on the same folds file: compare those, or run one of them again with "
             "folds=… as the other."
         )

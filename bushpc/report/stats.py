@@ -1,6 +1,6 @@
 """Frames → numbers: means, intervals, tests, size strata, calibration. No files, no formatting.
 
-What cannot be computed is None, with the reason in words where a reader would ask; no figure is ever NaN.
+Figures that cannot be computed are None, never NaN; tests that are not possible also have a reason as text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AT_ONCE = 500  # resamples; bounds the memory for datasets of thousands of pati
 
 
 class Interval(t.NamedTuple):
-    """A mean with the bounds of its 95 % confidence interval; None where there is nothing to resample."""
+    """A mean with the bounds of its 95 % confidence interval; None if there is nothing to resample."""
 
     mean: float
     low: float | None
@@ -60,7 +60,7 @@ class Test(t.Protocol):
 class SignedRank(t.NamedTuple):
     """Wilcoxon's signed-rank test of paired differences, two-sided.
 
-    p: None, and `reason` says why, where no test is possible.
+    p: None if no test is possible; `reason` says why.
     effect: matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), from -1 to 1 (Kerby 2014).
     n: differences that are not zero; the test and the effect size are of these (Wilcoxon's own zero handling).
     """
@@ -87,7 +87,7 @@ class CorrectedT(t.NamedTuple):
 class Friedman(t.NamedTuple):
     """Friedman's test of k arms on n images and Nemenyi's post hoc p for each pair of arms.
 
-    chi2, p, nemenyi_KK: None, and `reason` says why, where no test is possible. rank_K: mean rank, 1 the best.
+    chi2, p, nemenyi_KK: None if no test is possible; `reason` says why. rank_K: mean rank, 1 is the best.
     """
 
     n: int
@@ -110,7 +110,7 @@ class Calibration(t.NamedTuple):
 def fold_means(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> pd.DataFrame:
     """Mean over the images of each fold (paper, section 2.4): rows are folds, columns the image metrics.
 
-    As everywhere here, images for which a metric is not defined are left out of its mean; without any it is NaN.
+    Images for which a metric is undefined are left out of its mean, as everywhere here; without any it is NaN.
     """
     return rows.groupby("fold")[list(metrics)].mean()
 
@@ -145,8 +145,8 @@ def paired_differences(rows: pd.DataFrame, baseline: pd.DataFrame, metrics: Sequ
 def intervals(rows: pd.DataFrame, metrics: Sequence[str] = ALWAYS) -> dict[str, Interval]:
     """Mean over images of every metric (or difference) with its percentile bootstrap interval, by metric.
 
-    Whole patients are drawn, not images: images of one patient are no independent evidence. A single patient gives
-    no interval. Asked only for metrics that are defined for an image.
+    Patients are drawn, not images, because images of one patient are not independent. A single patient gives no
+    interval. Only for metrics that some image has.
     """
     if not metrics:
         return {}
@@ -170,9 +170,9 @@ def _bootstrap_bounds(sum_PM: np.ndarray, size_PM: np.ndarray) -> list[tuple[flo
 
 
 def percentiles(parts: Sequence[np.ndarray], metrics: int) -> list[tuple[float | None, float | None]]:
-    """2.5 and 97.5 percentiles of each of M metrics over resamples, leaving out those in which it is not defined.
+    """2.5 and 97.5 percentiles of each of M metrics over resamples, leaving out those in which it is undefined.
 
-    parts: arrays of (resamples, M). None for both where there is nothing to take them of.
+    parts: arrays of (resamples, M). Without any value both are None.
     """
     found: list[tuple[float | None, float | None]] = []
     for value_R in np.concatenate([*parts, np.empty((0, metrics))]).T:
@@ -183,8 +183,9 @@ def percentiles(parts: Sequence[np.ndarray], metrics: int) -> list[tuple[float |
 
 
 def resamples(patients: int) -> t.Iterator[np.ndarray]:
-    """How often each of P patients is drawn when P are drawn with replacement, BOOTSTRAP_RESAMPLES times in all:
-    float arrays of (resamples at once, P), the same every time. None for a single patient.
+    """How often each of P patients is drawn when P are drawn with replacement, for BOOTSTRAP_RESAMPLES resamples.
+
+    Yields float arrays of (resamples at once, P), the same in every call; nothing for a single patient.
     """
     if patients < 2:
         return
@@ -212,7 +213,7 @@ def signed_rank(differences: Sequence[float]) -> SignedRank:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment over one family (Holm 1979); what has no p stays None and counts for nothing."""
+    """Holm's step-down adjustment over one family (Holm 1979); tests without p stay None and don't count."""
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -245,8 +246,8 @@ def defined(rows: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 
 
 def corrected_t(differences: Sequence[float], test_to_train: float) -> CorrectedT:
-    """Nadeau and Bengio's corrected resampled t-test (2003): folds share training data, so variance / k is too
-    small, and variance * (1/k + n_test/n_train) is taken.
+    """Nadeau and Bengio's corrected resampled t-test (2003). Folds share training data, so variance / k is too small;
+    variance * (1/k + n_test/n_train) is used instead.
 
     differences: of the k fold means. test_to_train: n_test / n_train.
     """
@@ -281,7 +282,7 @@ def friedman(score_NK: np.ndarray) -> Friedman:
 
 
 def reliability(bins: pd.DataFrame) -> pd.DataFrame:
-    """Bins summed over folds, by bin: mean predicted `prob`, observed `lesion` share, `pixels`; empty bins are out.
+    """Bins summed over folds, by bin: mean predicted `prob`, observed `lesion` share, `pixels`; without empty bins.
 
     bins: rows of one prompt source, columns bin, pixels, prob_sum, lesion_pixels.
     """

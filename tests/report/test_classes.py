@@ -7,7 +7,7 @@ import pytest
 
 from bushpc.errors import DataError
 from bushpc.report import build_report
-from bushpc.report.results import read_run
+from bushpc.report.read_run import read_run
 
 CLASSES = ("disc", "cup")
 
@@ -52,7 +52,7 @@ def test_every_mask_class_has_its_mean_and_sd_over_folds_beside_what_the_paper_p
     page, markdown = result.html.read_text(), (result.html.parent / "report.md").read_text()
     assert "<h2>By mask class</h2>" in page
     assert "Dice and HD95 (px): of 15 of 20 images; the others have no cup." in page
-    assert "Of an image the mean over the mask classes disc and cup" in page
+    assert "Metrics of an image are the mean over the mask classes disc and cup" in page
     assert "disc: ViT diffusion paper, Table 2 (figures as printed there, percent as fractions)" in markdown
     assert r"\emph{cup: this run, mean $\pm$ SD over 5 folds}" in (result.html.parent / "classes.tex").read_text()
 

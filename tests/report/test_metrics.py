@@ -13,7 +13,7 @@ from bushpc.errors import DataError
 from bushpc.metrics.registry import label_metrics
 from bushpc.report import build_report, published
 from bushpc.report.published import find_published
-from bushpc.report.results import read_run
+from bushpc.report.read_run import read_run
 from bushpc.sample import LABELS
 
 OVERLAP = ("iou", "dice", "sensitivity", "accuracy", "precision", "specificity")
@@ -128,7 +128,7 @@ def test_the_betti_error_stands_in_the_tables_with_its_definition(builder, row) 
     assert float(line["betti_error"]) == pytest.approx(1 + 2)
     page = result.html.read_text()
     assert "Betti error\N{NO-BREAK SPACE}↓" in page
-    assert "Betti error: pieces and holes of the predicted mask too many or too few" in page
+    assert "Betti error: surplus or missing pieces and holes of the predicted mask" in page
 
 
 def test_a_fold_in_which_no_image_has_a_metric_has_a_dash_and_the_mean_is_over_the_others(builder, row) -> None:

@@ -97,7 +97,7 @@ def test_a_missing_fold_is_named_and_never_averaged_silently(builder, rows_with_
     assert result.content["strata"]["first_pass"]["111-250"]["dice"]["mean"] is None
     page = Page(result.html).text
     assert "INCOMPLETE: fold 4 missing. Fold 4: node went away." in page
-    assert "Means below are over 4 of 5 folds and are no 5-fold result." in page
+    assert "Means below are over 4 of 5 folds and are not a 5-fold result." in page
     assert "Mean over 4 of 5 folds" in page
     ours = re.sub(r"XBusNet paper, Table 1.*?Segmentation at", "", page)
     assert "±" not in ours
@@ -110,7 +110,7 @@ def test_a_run_with_no_complete_fold_still_gives_an_honest_page(builder) -> None
     result = build_report(builder.path)
     page = Page(result.html).text
     assert "INCOMPLETE: folds 0, 1, 2, 3, 4 missing." in page
-    assert "No fold is complete, so no figure is given." in page
+    assert "No fold is complete, so there are no results." in page
     assert result.content["metrics"] == {}
     assert not (builder.path / "report" / "headline.csv").exists()
 

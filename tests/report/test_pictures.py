@@ -12,7 +12,7 @@ from PIL import Image
 from bushpc.report import build_report
 from bushpc.report.drawing import contour_of, errors_of
 from bushpc.report.pictures import Cases, case_pictures, choose, open_shards, side_by_side
-from bushpc.report.results import read_run
+from bushpc.report.read_run import read_run
 from bushpc.report.scope import scope_of_run
 
 
@@ -152,7 +152,7 @@ def test_shards_packed_anew_are_not_shown_beside_old_results(realistic) -> None:
     realistic.write_run_json(manifest_sha256="1" * 64)
     found = cases_of(realistic.path)
     assert found.cases == []
-    assert "packed anew" in found.problems[0]
+    assert "was repacked after this run" in found.problems[0]
 
 
 def test_a_missing_or_damaged_prediction_is_named_and_the_others_shown(realistic) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from bushpc.errors import DataError
 from bushpc.report.page import build_report
-from bushpc.report.results import Arm, read_run
+from bushpc.report.read_run import read_run
+from bushpc.report.results import Arm
 from bushpc.report.scope import scope_of_run
 
 

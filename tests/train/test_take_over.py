@@ -107,7 +107,7 @@ def test_what_is_only_evaluated_equals_what_was_trained_with_these_settings(cv, 
     assert f"1 trained in {source}, and only evaluated here" in totals_line(status)
     report = build_report(evaluated)
     assert str(source / "cells" / "fold0") in (report.html.with_name("cells.csv")).read_text()
-    assert report.html.with_name("report.md").read_text().count("what it cost is told there") == 1
+    assert report.html.with_name("report.md").read_text().count("its cost is reported there") == 1
     assert str(source) not in (trained / "cells" / "fold0" / "config.yaml").read_text()
 
     # It stands by itself from now on.

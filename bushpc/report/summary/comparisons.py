@@ -11,11 +11,11 @@ from bushpc.report.per_image import PROB_COLUMNS
 from bushpc.report.results import Arm
 from bushpc.report.scope import ArmVariant, ReportScope
 from bushpc.report.stats import adjust
-from bushpc.report.summary import records
-from bushpc.report.summary.records import Against, Difference
+from bushpc.report.summary import comparison_records
+from bushpc.report.summary.comparison_records import Against, Difference
 
 
-def compare(scope: ReportScope) -> Against[records.Comparison] | None:
+def compare(scope: ReportScope) -> Against[comparison_records.Comparison] | None:
     """Every entry against the baseline, image by image and fold by fold; None without two entries or without masks."""
     reference = scope.reference
     others = [entry for entry in scope.entries if entry is not reference]
@@ -29,7 +29,7 @@ def compare(scope: ReportScope) -> Against[records.Comparison] | None:
     return Against(against=reference.label, rows=rows)
 
 
-def _comparison(scope: ReportScope, entry: ArmVariant, reference: ArmVariant) -> records.Comparison:
+def _comparison(scope: ReportScope, entry: ArmVariant, reference: ArmVariant) -> comparison_records.Comparison:
     """On the folds that are complete in both, and the images that both have."""
     folds = common_folds([entry, reference])
     differences = stats.paired_differences(_on(entry, folds), _on(reference, folds), scope.tested)
@@ -41,8 +41,8 @@ def _comparison(scope: ReportScope, entry: ArmVariant, reference: ArmVariant) ->
     metrics = {}
     for metric in scope.tested:
         interval = intervals.get(metric)
-        metrics[metric] = records.MetricTests(
-            images=records.ImageTest(
+        metrics[metric] = comparison_records.MetricTests(
+            images=comparison_records.ImageTest(
                 mean=interval.mean if interval else None,
                 ci95=interval.bounds if interval else None,
                 **stats.improvement(metric, differences[metric])._asdict(),
@@ -50,7 +50,7 @@ def _comparison(scope: ReportScope, entry: ArmVariant, reference: ArmVariant) ->
             ),
             folds=_fold_test(by_fold[metric].dropna().tolist(), test_to_train),
         )
-    return records.Comparison(
+    return comparison_records.Comparison(
         label=entry.label,
         arm=entry.arm.name,
         source=entry.source,
@@ -62,19 +62,19 @@ def _comparison(scope: ReportScope, entry: ArmVariant, reference: ArmVariant) ->
     )
 
 
-def _fold_test(differences: list[float], test_to_train: float) -> records.FoldTest:
+def _fold_test(differences: list[float], test_to_train: float) -> comparison_records.FoldTest:
     if not differences:
         reason = "no fold is complete in both"
-        return records.FoldTest(mean=None, ci95=None, t=None, df=None, p=None, reason=reason)
+        return comparison_records.FoldTest(mean=None, ci95=None, t=None, df=None, p=None, reason=reason)
     test = stats.corrected_t(differences, test_to_train)
     bounds = None if test.low is None or test.high is None else (test.low, test.high)
-    return records.FoldTest(mean=test.mean, ci95=bounds, t=test.t, df=test.df, p=test.p, reason=test.reason)
+    return comparison_records.FoldTest(mean=test.mean, ci95=bounds, t=test.t, df=test.df, p=test.p, reason=test.reason)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------
 
 
-def compare_labels(scope: ReportScope) -> Against[records.LabelComparison] | None:
+def compare_labels(scope: ReportScope) -> Against[comparison_records.LabelComparison] | None:
     """Label metrics of every entry against the baseline's, on the labelled images that both have; None without any."""
     reference = scope.reference
     if reference is None:
@@ -87,14 +87,14 @@ def compare_labels(scope: ReportScope) -> Against[records.LabelComparison] | Non
     return Against(against=reference.label, rows=rows)
 
 
-def _label_comparison(entry: ArmVariant, reference: ArmVariant) -> records.LabelComparison | None:
+def _label_comparison(entry: ArmVariant, reference: ArmVariant) -> comparison_records.LabelComparison | None:
     folds = common_folds([entry, reference])
     ours, theirs = (label_stats.labelled(_on(each, folds)).set_index("key") for each in (entry, reference))
     common = ours.index.intersection(theirs.index)
     if common.empty:
         return None
     ours, theirs = ours.loc[common], theirs.loc[common]
-    return records.LabelComparison(
+    return comparison_records.LabelComparison(
         label=entry.label,
         arm=entry.arm.name,
         source=entry.source,
@@ -103,7 +103,7 @@ def _label_comparison(entry: ArmVariant, reference: ArmVariant) -> records.Label
         images=len(common),
         patients=int(ours["patient"].nunique()),
         metrics=_label_differences(ours, theirs),
-        mcnemar=records.McNemarTest(**label_stats.mcnemar(ours, theirs)._asdict()),
+        mcnemar=comparison_records.McNemarTest(**label_stats.mcnemar(ours, theirs)._asdict()),
     )
 
 
@@ -127,7 +127,7 @@ def _difference(interval: stats.Interval) -> Difference:
 # --- other datasets ---------------------------------------------------------------------------------------------
 
 
-def compare_elsewhere(scope: ReportScope) -> Against[records.ExternalComparison] | None:
+def compare_elsewhere(scope: ReportScope) -> Against[comparison_records.ExternalComparison] | None:
     """Every entry against the baseline on each other dataset that both were scored on; None without any.
 
     Each image counts once, with its mean over the models of the common folds. Datasets are left out if the generator of
@@ -154,7 +154,7 @@ def compare_elsewhere(scope: ReportScope) -> Against[records.ExternalComparison]
 
 def _external_comparison(
     scope: ReportScope, entry: ArmVariant, reference: ArmVariant, name: str
-) -> records.ExternalComparison:
+) -> comparison_records.ExternalComparison:
     folds = common_folds([entry, reference])
     ours, theirs = (_over_folds(each.arm.external[name], folds) for each in (entry, reference))
     differences = stats.paired_differences(ours, theirs, scope.tested)
@@ -173,7 +173,7 @@ def _external_comparison(
                 metrics[metric] = label_difference
                 if metric == "label_accuracy":
                     label_difference.p = label_stats.mcnemar(ours, theirs).p
-    return records.ExternalComparison(
+    return comparison_records.ExternalComparison(
         label=entry.label,
         arm=entry.arm.name,
         data=name,
@@ -194,7 +194,7 @@ def _over_folds(rows: pd.DataFrame, folds: list[int]) -> pd.DataFrame:
 # --- all at once ------------------------------------------------------------------------------------------------
 
 
-def rank_all(scope: ReportScope) -> records.FriedmanTest | None:
+def rank_all(scope: ReportScope) -> comparison_records.FriedmanTest | None:
     """The headline metric on the images that all entries have; None for fewer than three entries, or labels alone."""
     entries = scope.entries
     if len(entries) < 3 or not scope.tested:
@@ -204,7 +204,7 @@ def rank_all(scope: ReportScope) -> records.FriedmanTest | None:
     columns = [_on(entry, folds).set_index("key")[metric].dropna() for entry in entries]
     score_NK = pd.concat(columns, axis=1, join="inner").to_numpy(float) if folds else np.empty((0, len(entries)))
     test = stats.friedman(score_NK if IMAGE_METRICS[metric].more_is_better else -score_NK)
-    return records.FriedmanTest(
+    return comparison_records.FriedmanTest(
         metric=metric,
         labels=[entry.label for entry in entries],
         folds=folds,

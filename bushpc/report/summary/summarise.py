@@ -8,7 +8,7 @@ from bushpc.report.scope import ReportScope
 from bushpc.report.stats import adjust
 from bushpc.report.summary.arms import cost_record, summarise_arm
 from bushpc.report.summary.comparisons import compare, compare_elsewhere, compare_labels, rank_all
-from bushpc.report.summary.records import EntryRecord, Summary
+from bushpc.report.summary.summary import EntryRecord, Summary
 
 
 def summarise(scope: ReportScope) -> Summary:

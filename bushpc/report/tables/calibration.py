@@ -47,8 +47,9 @@ def calibration_table(summary: Summary) -> Table | None:
         return None
     notes = (
         "ECE: expected calibration error over 15 equal bins of the predicted probability, mean ± SD over folds. "
-        "Most pixels are background, on which every model is sure and right, so it is small; compare arms with it.",
-        "A mean probability above the share of lesion pixels means that too much is called lesion.",
+        "Most pixels are background, which every model predicts confidently and correctly, so ECE is small; use it to "
+        "compare arms.",
+        "A mean probability above the share of lesion pixels means that the model predicts too many lesion pixels.",
         bold_note(summary),
     )
     return Table.of("calibration", "Calibration of the predicted probabilities, over pixels", _COLUMNS, rows, notes)

@@ -63,7 +63,7 @@ def _class_notes(
         of_class = [(result.arm, result.arm.by_class[result.source].get(name, {})) for result in summary.results]
         yield from (f"{name}: {sentence}" for sentence in coverage(metrics, of_class, name))
     if not summary.complete:
-        yield "Folds are missing: there these are means over the complete ones only, without SD, and no final result."
+        yield "Folds are missing: means are over the complete folds, without SD, and not final."
     if paper:
         yield paper_note(paper, metrics)
     yield bold_note(summary)

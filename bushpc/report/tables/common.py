@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
 from bushpc.report.summary import ArmSummary, Summary
-from bushpc.report.summary.records import Figure, FoldTest, ImageTest, Mean, PooledFigure, Source
+from bushpc.report.summary.comparison_records import FoldTest, ImageTest
+from bushpc.report.summary.records import Figure, Mean, PooledFigure, Source
 from bushpc.report.table import NOTHING, Column, Number, RowData
 
 METHOD = Column(key="method", header="Method", numeric=False, of=lambda row: row.label)
@@ -197,7 +198,7 @@ def bold_note(summary: Summary, sources: t.Iterable[Source] = (), *, across: boo
     entries = [summary.arms[entry.arm].sources[entry.source] for entry in summary.entries]
     unranked = list(dict.fromkeys(source.label for source in sources or entries if source.uses_ground_truth))
     if summary.several and not summary.complete and not sources:
-        unranked.append("what lacks a fold")
+        unranked.append("incomplete arms")
     does = "does" if len(unranked) == 1 else "do"
     competes = f"; {', '.join(unranked)} {does} not compete." if unranked else "."
     return f"Bold: the best of its {'row' if across else 'group'}{competes}"

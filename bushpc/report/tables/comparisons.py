@@ -7,8 +7,8 @@ import typing as t
 from dataclasses import dataclass
 
 from bushpc.report.summary import Summary
-from bushpc.report.summary.records import Comparison, ExternalComparison, FoldTest, FriedmanTest, ImageTest
-from bushpc.report.summary.records import LabelComparison as LabelRow
+from bushpc.report.summary.comparison_records import Comparison, ExternalComparison, FoldTest, FriedmanTest, ImageTest
+from bushpc.report.summary.comparison_records import LabelComparison as LabelRow
 from bushpc.report.table import Column, Number, RowData, Table
 from bushpc.report.tables.common import (
     FOLDS,
@@ -70,8 +70,8 @@ def comparison_table(summary: Summary) -> Table | None:
         ),
         _tested(summary, "images"),
         (
-            "Two-sided paired Wilcoxon signed-rank test on the images that both have, of folds complete in both. "
-            "Images without any difference are dropped, as Wilcoxon did. Effect: matched-pairs rank-biserial "
+            "Two-sided paired Wilcoxon signed-rank test over the images that both have, in folds complete in both. "
+            "Images without a difference are dropped (Wilcoxon's method). Effect: matched-pairs rank-biserial "
             "correlation of the others, from \u22121 to 1; positive means better than the baseline.",
             "Interval of the mean difference: percentile bootstrap over patients. p (Holm): adjusted for all tests of "
             "this table.",
@@ -97,7 +97,7 @@ def fold_comparison_table(summary: Summary) -> Table | None:
         _tested(summary, "folds"),
         (
             "Corrected resampled t-test (Nadeau and Bengio 2003): folds share training data, so their variance is "
-            "taken times 1/k + n_test/n_train. It asks whether another training on other folds would differ too, which "
+            "multiplied by 1/k + n_test/n_train. It tests whether a new training on new folds would differ too, which "
             "a test over images does not. p (Holm): adjusted for all tests of this table.",
             *_untested(summary, "folds"),
         ),
@@ -162,12 +162,12 @@ def nemenyi_table(summary: Summary) -> Table | None:
     )
     notes = [
         _friedman_sentence(test),
-        "Mean rank: 1 is the best of every image. p: Nemenyi's post hoc test, which allows for all pairs.",
+        "Mean rank: 1 is best on every image. p: Nemenyi's post hoc test, adjusted for all pairs.",
     ]
     if len(against) < len(test.labels):
-        notes.append(f"With more than {_MOST_PAIRED} arms only the first is compared with; summary.json has all pairs.")
+        notes.append(f"With more than {_MOST_PAIRED} arms, only pairs with the first are shown; summary.json has all.")
     rows = [Ranked(test=test, position=position) for position in range(len(test.labels))]
-    caption = f"All at once: mean ranks over {test.images} images, and p of each pair"
+    caption = f"All arms at once: mean ranks over {test.images} images, and p of each pair"
     return Table.of("nemenyi", caption, columns, rows, notes)
 
 

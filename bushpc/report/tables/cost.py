@@ -25,7 +25,7 @@ _COST = (
     Column(key="arm", header="Arm", numeric=False, of=lambda row: row.label),
     Column(key="cells", header="Cells started", of=lambda row: row.cost.cells),
     Column(key="attempts", header="Attempts", of=lambda row: row.cost.attempts),
-    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.cost.replayed_steps),
+    Column(key="replayed_steps", header="Repeated steps", of=lambda row: row.cost.replayed_steps),
     Column(key="goodput", header="Goodput", of=lambda row: Number(row.cost.goodput, decimals=3)),
     Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.cost.gpu_hours, decimals=2)),
     Column(key="core_hours", header="Core hours", of=lambda row: Number(row.cost.core_hours, decimals=2)),
@@ -39,13 +39,13 @@ def cost_table(summary: Summary) -> Table | None:
         return None
     rows = [ArmCost(label=arm.label, cost=arm.cost) for arm in summary.arms if arm.cost]
     notes = [
-        "Hours of all attempts, those included that were preempted or failed. Core hours count runs without a GPU; "
-        "energy is what the driver says of the GPUs, and a dash where one attempt could not tell."
+        "Hours of all attempts, including preempted and failed ones. Core hours count runs without a GPU. Energy of "
+        "the GPUs is read from the driver; a dash means that it was not available for every attempt."
     ]
     if summary.several:
-        rows.append(ArmCost(label="in all", cost=summary.cost, strong=True))
-        notes.append("In all: a cell that several arms share was trained once and counts once.")
-    return Table.of("cost", "What it cost", _COST, rows, notes)
+        rows.append(ArmCost(label="total", cost=summary.cost, strong=True))
+        notes.append("Total: cells that several arms share were trained once and count once.")
+    return Table.of("cost", "Cost", _COST, rows, notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ def _seconds(cause: str, row: CellTime) -> Number:
 _TIME = (
     CELL,
     Column(key="attempts", header="Attempts", of=lambda row: row.account.attempts),
-    Column(key="replayed_steps", header="Steps done again", of=lambda row: row.account.replayed_steps),
+    Column(key="replayed_steps", header="Repeated steps", of=lambda row: row.account.replayed_steps),
     Column(key="goodput", header="Goodput", of=lambda row: Number(row.account.share, decimals=3)),
     Column(key="gpu_hours", header="GPU hours", of=lambda row: Number(row.account.gpu_hours, decimals=2)),
-    Column(key="wall_seconds", header="in all", over="Seconds", of=lambda row: Number(row.account.wall_s, decimals=0)),
+    Column(key="wall_seconds", header="total", over="Seconds", of=lambda row: Number(row.account.wall_s, decimals=0)),
     *(
         Column(key=f"{cause}_seconds", header=title, over="Seconds", of=functools.partial(_seconds, cause))
         for cause, title in CAUSES.items()
@@ -81,9 +81,9 @@ def time_table(scope: ReportScope) -> Table | None:
         if cell.goodput
     ]
     notes = (
-        "Goodput is the share of training steps that were not done again, of all time in which the cell was "
-        "submitted. All causes sum to the time from the first submission to the last sign of life.",
-        "Requeue is the time from an attempt's last sign of life to the next one's begin; what a killed attempt "
-        "did after its last sign of life is in it.",
+        "Goodput: time of training steps that were not repeated, as a share of the time that the cell was submitted. "
+        "All causes sum to the time from the first submission to the last heartbeat.",
+        "Requeue: time from the last heartbeat of an attempt to the start of the next one, including what a killed "
+        "attempt did after its last heartbeat.",
     )
-    return Table.of("time", "Where the time of every cell went", _TIME, rows, notes) if rows else None
+    return Table.of("time", "How the time of every cell was spent", _TIME, rows, notes) if rows else None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.published import PublishedTable
 from bushpc.report.summary import Result, Summary
-from bushpc.report.summary.records import Difference, ExternalComparison, OtherDataset, set_or_none
+from bushpc.report.summary.comparison_records import Difference, ExternalComparison
+from bushpc.report.summary.records import OtherDataset, set_or_none
 from bushpc.report.table import Column, Number, RowData, Table
 from bushpc.report.tables.common import (
     FOLDS,
@@ -48,8 +49,8 @@ def external_table(summary: Summary) -> Table | None:
                 "scans, and are neither ranked nor tested."
             )
     notes = [
-        f"{', '.join(counts)}. Every fold's model is scored on all of them, and none trained on any: mean ± SD over "
-        "the models, which says how far trainings differ and not how far images do. Under the headline prompts.",
+        f"{', '.join(counts)}. Every fold's model is scored on all of them, and none trained on any. Mean ± SD over "
+        "the models: the SD shows how trainings differ, not how images differ. With the headline prompts.",
         *leaks,
         *grid_notes(summary, summary.shown_metrics),
         bold_note(summary),
@@ -124,8 +125,8 @@ def external_comparison_table(summary: Summary) -> Table | None:
         if row.data == name and metric in row.metrics
     ]
     notes = (
-        "An image counts once, with the mean over the folds' models of its metric; of classification with the mean "
-        "of their probabilities, so that these are differences of the models together.",
+        "Each image counts once, with its mean metric over the folds' models, or for classification with the mean of "
+        "their probabilities. So these are differences between ensembles.",
         "Interval: paired percentile bootstrap over patients, of AUC by DeLong's test. p: of masks the paired "
         "Wilcoxon signed-rank test over images, of accuracy McNemar's exact test, of AUC DeLong's; F1 and CE have "
         "their intervals. p (Holm): adjusted for all tests of this table.",

@@ -51,10 +51,10 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
             )
             for name, figures in paper.rows.items()
         ]
-        notes.append(f"The paper's mean row is its own. {_same_folds_as_paper(summary)}")
+        notes.append(f"The paper's mean row is quoted, not computed. {_same_folds_as_paper(summary)}")
         notes.append(grid_sentence(paper))
     if not summary.complete:
-        notes.append("Missing folds are named and not averaged in.")
+        notes.append("Missing folds are listed and not averaged.")
     phrases = {folds_phrase(arm) for arm in summary.arms}
     caption = f"Results by fold ({phrases.pop()})" if len(phrases) == 1 else "Results by fold"
     columns = (
@@ -91,5 +91,5 @@ def _fold_rows(summary: Summary, arm: ArmSummary, result: Result | None, group: 
 
 def _same_folds_as_paper(summary: Summary) -> str:
     if summary.folds_source == "published":
-        return "This run used the folds that the paper's authors published, so rows can be compared one by one."
-    return "This run used folds of its own, so only the means can be compared, not fold with fold."
+        return "The folds are those that the paper's authors published, so rows can be compared one by one."
+    return "These folds are not the paper's, so only the means can be compared."

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from bushpc.metrics.registry import LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable
 from bushpc.report.summary import Summary
-from bushpc.report.summary.records import Bounds, Difference, ImageTest
+from bushpc.report.summary.comparison_records import Difference, ImageTest
+from bushpc.report.summary.records import Bounds
 from bushpc.report.table import Column, Number, Table
 from bushpc.report.tables.common import (
     FOLDS,

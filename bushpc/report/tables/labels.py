@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.summary import Result, Summary
-from bushpc.report.summary.records import Difference, LabelComparison, PooledFigure, PooledLabels
+from bushpc.report.summary.comparison_records import Difference, LabelComparison
+from bushpc.report.summary.records import PooledFigure, PooledLabels
 from bushpc.report.table import Column, Number, RowData, Table
 from bushpc.report.tables.common import (
     FOLDS,
@@ -29,8 +30,8 @@ _CHANCE = 0.5  # AUC of guessing, whatever the labels' shares
 
 DELONG_NOTE = (
     "AUC: DeLong's test of two AUCs on the same images, two-sided, with patients as the unit (Obuchowski 1997), as "
-    "several scans of one patient are no independent evidence. It takes the models as they are: how far trainings "
-    "differ is in the SD over folds."
+    "several scans of one patient are not independent. It takes the models as given; the variance between trainings is "
+    "in the SD over folds."
 )
 
 
@@ -77,9 +78,9 @@ def labels_table(summary: Summary) -> Table | None:
     counts = ", ".join(f"{n} {label}" for label, n in rows[0].labels.images.items() if n)
     notes = (
         f"Images: {counts}{'' if len(rows) == 1 else ' of the first arm'}. Each is labelled by the fold that did "
-        "not train on it; the most probable label counts.",
-        "Interval: percentile bootstrap over patients. Folds are other models, whose probabilities need not agree, "
-        "so that the AUC of all images together can be below the mean over folds.",
+        "not train on it, with its most probable label.",
+        "Interval: percentile bootstrap over patients. The folds' models may be scaled differently, so the AUC of all "
+        "images together can be below the mean over folds.",
         *(_chance_sentence(row.label, auc) for row in rows if (auc := row.labels.metrics.get("label_auc"))),
         bold_note(summary),
     )
@@ -99,12 +100,12 @@ def _pooled_bounds(metric: str, row: Labelled) -> t.Sequence[float] | None:
 def _chance_sentence(label: str, auc: PooledFigure) -> str:
     value = number(auc)
     if auc.bounds is None:
-        return f"{label}: AUC {value}, without an interval, so that whether it is above chance (0.5) is open."
+        return f"{label}: AUC {value}, without an interval, so it may or may not be above chance (0.5)."
     low, high = auc.bounds
     verdict = (
         "above chance (0.5)"
         if low > _CHANCE
-        else "below chance (0.5): its labels are worse than guessed ones"
+        else "below chance (0.5): worse than guessing"
         if high < _CHANCE
         else "not shown to differ from chance, as the interval contains 0.5"
     )
@@ -146,11 +147,11 @@ def label_comparison_table(summary: Summary) -> Table | None:
     ]
     notes = (
         "Differences of the metrics of all common images together, with 95 % intervals: of AUC by DeLong's test, "
-        "of the others by paired percentile bootstrap over patients. An interval that contains zero leaves open "
-        "whether there is a difference.",
+        "of the others by paired percentile bootstrap over patients. If an interval contains zero, there may be "
+        "no difference.",
         DELONG_NOTE,
-        "McNemar's exact test asks whether one of two arms labels more images rightly; it is of the images that "
-        "only one of them labels rightly, and takes them as independent. p (Holm): adjusted for all tests of this "
+        "McNemar's exact test asks whether one of two arms labels more images correctly; it uses the images that "
+        "only one of them labels correctly, and takes them as independent. p (Holm): adjusted for all tests of this "
         "table, of AUC and of accuracy.",
         *(
             f"{row.label}: no AUC test, {auc.reason}."

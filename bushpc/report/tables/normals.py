@@ -50,8 +50,8 @@ def normals_table(summary: Summary) -> Table | None:
     if not rows:
         return None
     notes = (
-        "Normal scans have no lesion to overlap with, so Dice, IoU and what else needs one leave them out; FPR "
-        "elsewhere in this report is of all images. Mean ± SD over folds.",
+        "Normal scans have no lesion to overlap with, so Dice, IoU and other metrics that need one leave them out; FPR "
+        "in other tables covers all images. Mean ± SD over folds.",
         bold_note(summary),
     )
     return Table.of("normals", "False alarms on normal scans", _COLUMNS, rows, notes)

@@ -7,7 +7,8 @@ import typing as t
 from bushpc.metrics.registry import GRIDS, IMAGE_METRICS, METRICS, Metric
 from bushpc.report.published import PublishedTable, grid_sentence
 from bushpc.report.summary import ArmSummary, Summary
-from bushpc.report.summary.records import Difference, Figure, ImageTest
+from bushpc.report.summary.comparison_records import Difference, ImageTest
+from bushpc.report.summary.records import Figure
 from bushpc.report.tables.common import (
     bold_note,
     classes_of,
@@ -57,21 +58,19 @@ def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
         if (scans := arm.synthetic)
     ]
     if with_synthetic:
-        notes.append(f"Trained on synthetic scans: {listed(with_synthetic)}. All are validated on real scans alone.")
+        notes.append(f"Trained on synthetic scans: {listed(with_synthetic)}. All are validated on real scans only.")
     most_folds = max(arm.folds.expected for arm in summary.arms)
     if summary.complete and most_folds > 1:
         notes.append("Each image counts once within its fold, each fold once; SD is the sample SD over folds (ddof=1).")
     elif summary.complete:
         notes.append("One fold has no standard deviation.")
     elif summary.several:
-        notes.append(
-            "Arms that miss folds show the mean over their complete ones, without SD, which is no final result."
-        )
+        notes.append("Incomplete arms show the mean over their complete folds, without SD; it is not final.")
     else:
-        notes.append("Folds are missing: these are means over the complete ones only, without SD, and no final result.")
+        notes.append("Folds are missing: these are means over the complete folds, without SD, and not final.")
     if is_transposed(summary) and len(summary.entries) == 1:
         notes.append(
-            "95 % interval: of the mean over images, of classification of all images together; percentile bootstrap "
+            "95 % interval: of the mean over images, for classification of all images together; percentile bootstrap "
             "over patients."
         )
     elif not is_transposed(summary):
@@ -97,7 +96,9 @@ def _definition_notes(summary: Summary) -> list[str]:
     shown, notes = summary.shown_metrics, []
     classes = classes_of(summary)
     if classes:
-        notes.append(f"Of an image the mean over the mask classes {listed(classes)}; see the results by mask class.")
+        notes.append(
+            f"Metrics of an image are the mean over the mask classes {listed(classes)}; see the results by mask class."
+        )
     of_images = [metric for metric in shown if metric in IMAGE_METRICS]
     notes += coverage(of_images, [(result.arm, result.figures) for result in summary.results], "lesion")
     by_reason: dict[str, list[str]] = {}
@@ -142,9 +143,9 @@ def _metric_notes(shown: list[str], tolerance: dict[str, float]) -> list[str]:
     for note, metrics in sorted(
         by_note.items(), key=lambda item: (item[1][0].of != "labels", min(map(order.index, item[1])))
     ):
-        said = [f"{tolerance[metric.name]:g} {metric.spacing}" for metric in metrics if metric.name in tolerance]
-        if note and ("{tolerance}" not in note or said):
-            notes.append(note.format(tolerance=listed(said)))
+        tolerances = [f"{tolerance[metric.name]:g} {metric.spacing}" for metric in metrics if metric.name in tolerance]
+        if note and ("{tolerance}" not in note or tolerances):
+            notes.append(note.format(tolerance=listed(tolerances)))
     return notes
 
 

@@ -53,7 +53,7 @@ def cells_table(scope: ReportScope) -> Table:
     rows = [CellState(cell=cell, group=arm_heading(scope, arm)) for arm in scope.arms for cell in arm.cells]
     note = (
         "Cells that were trained in another run were only evaluated in this one: weights and curves are those of "
-        "that training, and what it cost is told there."
+        "that training, and its cost is reported there."
     )
     caption = "Cells of this run" if len(scope.runs) == 1 else "Cells of these runs"
     return Table.of("cells", caption, columns, rows, [note] if elsewhere else [])
@@ -89,7 +89,7 @@ def settings_table(scope: ReportScope) -> Table | None:
         ]
     if not rows:
         return None
-    note = "Of each arm the config of its first fold; all others are alike but for the fold."
+    note = "Each arm's config is that of its first fold; the others only differ in the fold."
     return Table.of("settings", f"Settings that differ from {scope.baseline.label}", _SETTINGS, rows, [note])
 
 

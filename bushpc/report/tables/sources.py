@@ -61,8 +61,8 @@ def sources_table(summary: Summary) -> Table | None:
         Column(key=f"{metric}_p_holm", header="p (Holm)", over=over, of=lambda row: row.p),
     )
     notes = (
-        "Mean ± SD over folds; of one arm the same weights, only the sentence differs.",
-        f"Difference: of {titled(metric)} from the source that the arm is judged by, mean over images; r and p: "
+        "Mean ± SD over folds. The rows of an arm have the same weights and differ in the prompts only.",
+        f"Difference: of {titled(metric)} from the arm's headline source, mean over images; r and p: "
         "paired Wilcoxon signed-rank test over images, its rank-biserial correlation, adjusted for all tests of "
         "this table.",
         bold_note(summary, [source for arm in summary.arms for source in arm.sources.values()]),
@@ -117,7 +117,6 @@ def difference_table(summary: Summary) -> Table | None:
     notes = (
         f"{arm.difference.images} images of {arm.difference.patients} patients. Percentile bootstrap over patients, "
         f"{arm.difference.resamples} resamples, seed {arm.difference.seed}.",
-        f"{', '.join(signs)}: the ground-truth prompt helped. An interval that contains "
-        "zero leaves open whether it did.",
+        f"{', '.join(signs)}: the ground-truth prompt helped. If an interval contains zero, it may not have helped.",
     )
     return Table.of("difference", caption, _DIFFERENCE, rows, notes)
