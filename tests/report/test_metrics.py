@@ -279,3 +279,19 @@ def test_what_a_metric_cannot_be_is_refused(builder, row, damage, said: str) -> 
     builder.complete({0: [row("a", 0, **damage)]})
     with pytest.raises(DataError, match=rf"fold0/per_image\.csv, row 2: {said}"):
         read_run(builder.path)
+
+
+def test_the_grid_of_every_metric_is_stated_beside_what_the_paper_says_of_its_own(realistic) -> None:
+    result = build_report(realistic.path)
+    page = " ".join(result.html.read_text().split())
+    grid = "the square images that the network reads, 64 pixels a side"
+    assert f"Grid: pixels of Dice, IoU, FPR and FNR are those of {grid}." in page
+    assert "The paper resizes images to 352 x 352 pixels and does not say on which grid its metrics are taken." in page
+    assert result.content["grids"] == dict.fromkeys(("dice", "iou", "fpr", "fnr"), "network")
+
+
+def test_labels_have_no_grid(builder, two_tasks) -> None:
+    builder.metrics = ("label_auc",)
+    result = build_report(builder.complete({k: two_tasks(k) for k in range(5)}).path)
+    assert result.content["grids"] == {}
+    assert "Grid:" not in result.html.read_text()

@@ -115,8 +115,11 @@ def grid_notes(summary: Summary, metrics: t.Iterable[str]) -> list[str]:
         if grid := METRICS[metric].grid:
             by_grid.setdefault(grid, []).append(metric)
     sizes = {arm.image_size for arm in summary.arms if arm.image_size}
-    pixels = f", of {_range(sizes)} pixels a side" if sizes else ""
-    notes = [f"Grid: {listed([titled(m) for m in names])} on {GRIDS[grid]}{pixels}." for grid, names in by_grid.items()]
+    pixels = f", {_range(sizes)} pixels a side" if sizes else ""
+    notes = [
+        f"Grid: pixels of {listed([titled(name) for name in names])} are those of {GRIDS[grid]}{pixels}."
+        for grid, names in by_grid.items()
+    ]
     if any(METRICS[metric].spacing == "px" for names in by_grid.values() for metric in names):
         notes.append("Distances in px are in pixels of the original image.")
     return notes
