@@ -294,7 +294,7 @@ def test_the_page_shows_where_the_time_of_each_cell_went(two_sources) -> None:
     assert float(first["goodput"]) == pytest.approx(800 / 1400)
     assert float(first["gpu_hours"]) == pytest.approx(2 * 1340 / 3600)
     assert (second["cell"], float(second["goodput"])) == ("fold3", 0.0)
-    assert "Where the time of every cell went" in page.text
+    assert "How the time of every cell was spent" in page.text
     assert "0.571" in page.text
     assert "steps done again" in (two_sources.path / "report" / "time.tex").read_text()
 
