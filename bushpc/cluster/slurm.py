@@ -428,7 +428,8 @@ def _executor(request: JobRequest) -> t.Any:
     )
     if request.after:
         # Jobs and whole arrays: a dependency on a thousand tasks one by one is more than sbatch takes.
-        ids = dict.fromkeys(job_id.partition("_")[0] for job_id in request.after)
+        # In a dry run a job's name stands for its id.
+        ids = dict.fromkeys(re.sub(r"(?<=\d)_\d+$", "", job_id) for job_id in request.after)
         executor.update_parameters(dependency="afterany:" + ":".join(ids))
     return executor
 

@@ -535,6 +535,8 @@ class Site:
         try:
             told = self._on_nodes(run, inside, nodes, str(folder))
         except DispatchError as error:
+            if inside and self.gone(run):  # it ended meanwhile, and the search in it as well
+                return self._search(run, folder, nodes, inside=None)
             self.faults.append(f"orphans were not looked for on {','.join(nodes)}: {error}")
             return []
         found = {}
