@@ -93,7 +93,7 @@ def test_the_doctor_looks_for_the_extra(phantom_folder, tmp_path, monkeypatch):
         ("train.validate_every=2", r"train.validate_every=2"),
         ("augment.hflip=0.5", r"augment"),
         ("train.iterations=5", r"no multiple of model.iterations_per_epoch=2; the nearest is 4"),
-        ("model.iterations_per_epoch=0", r"allowed is 1 or more"),
+        ("model.iterations_per_epoch=0", r"must be ≥ 1"),
         ("model.pretrained=true", r"trains from scratch"),
     ],
 )
