@@ -40,7 +40,7 @@ from bushpc.ops.processes import RunProcess, processes_of
 from bushpc.process import process_start
 from bushpc.runs.goodput import goodput, read_attempts, read_note
 from bushpc.runs.layout import CellDir
-from bushpc.train.ledger import Line, read_ledger
+from bushpc.train.ledger import LedgerLine, read_ledger
 
 SANDBOX = Path(__file__).with_name("slurm_sandbox")
 TERM, USER_SIGNAL, USR2, TIME_LIMIT = "term", "user_signal", "usr2", "time_limit"
@@ -405,7 +405,7 @@ class Trial:
             self.faults.append(f"{name}: other global batches than undisturbed")
         checkpoint = f"checkpoints/step_{self.case.iterations:08d}"
         if self.case.ranks_after:
-            worlds = {line.world for line in read_ledger(cell_dir) if isinstance(line, Line)}
+            worlds = {line.world for line in read_ledger(cell_dir) if isinstance(line, LedgerLine)}
             if worlds != {self.case.ranks, self.case.ranks_after}:
                 self.faults.append(f"{name}: trained on {worlds} ranks")
             far = distance(cell_dir / checkpoint, reference / checkpoint)
@@ -537,7 +537,7 @@ def listening_inodes() -> dict[str, int]:
 
 def batches(cell_dir: Path) -> dict[int, list[str]]:
     """step → samples of all ranks, sorted; where a step was done again, those of the last time."""
-    lines = [line for line in read_ledger(cell_dir) if isinstance(line, Line)]
+    lines = [line for line in read_ledger(cell_dir) if isinstance(line, LedgerLine)]
     last: dict[int, int] = {}
     for line in lines:
         last[line.step] = max(line.attempt, last.get(line.step, 0))
