@@ -36,7 +36,7 @@ def drills(slurm: Sandbox) -> list[str]:
 
 
 def test_every_disturbance_is_survived_and_no_job_is_left(slurm, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(drill_module, "SECONDS_EACH", 0.5)
+    monkeypatch.setattr(drill_module, "SECONDS_EACH", 1.5)
     status = main(["drill", "--json", "--preempt-with=--partition=high --exclusive", *words])
     said = capsys.readouterr()
     found = json.loads(said.out)
@@ -59,7 +59,7 @@ def test_every_disturbance_is_survived_and_no_job_is_left(slurm, words, tmp_path
 
 
 def test_a_competitor_that_preempts_nothing_is_reported(slurm, words, capsys, monkeypatch):
-    monkeypatch.setattr(drill_module, "SECONDS_EACH", 0.5)
+    monkeypatch.setattr(drill_module, "SECONDS_EACH", 1.5)
     monkeypatch.setattr(drill_module, "QUEUE_WAYS", ())
     assert main(["drill", "--preempt-with=--partition=low", *words]) == 1
     assert "BROKEN: preemption `--partition=low` preempted nothing" in capsys.readouterr().out

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import typing as t
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,13 +47,14 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     saver = Saver(folder / "ours", Retention(keep=1), still_ours=lambda: None)
-    meta = {"config": "bench", "settings": {}, "frozen": None}
+    meta: dict[str, t.Any] = {"config": "bench", "settings": {}, "frozen": None}
     steps = iter(range(1, 1000))
 
     def ours() -> None:
         saver.save(next(steps), engine.tensors(), meta)
 
-    accelerator, optimizer = engine._ranks.accelerator, engine._ranks.optimizer
+    ranks: t.Any = engine._ranks
+    accelerator, optimizer = ranks.accelerator, ranks.optimizer
     ways: dict[str, Callable[[], object]] = {
         "bushpc": ours,
         "torch.save": lambda: torch.save(
@@ -118,7 +120,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     lines = [
         f"State of {result['model']} with AdamW: {result['state_mb']} MB; median of {result['repeats']} saves.",

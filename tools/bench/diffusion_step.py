@@ -73,6 +73,7 @@ class UNetOfDiffusers(nn.Module):
     def __init__(self, model: VitDiffusion, last_width: int, layers: int, attention: bool) -> None:
         super().__init__()
         config = model.config
+        assert model.vit is not None, "the bench's model has one"
         self.patch = config.patch
         squared, widths = config.patch**2, (*config.widths[:-1], last_width)
         self.made = config.mask_classes * squared
@@ -114,8 +115,6 @@ def made_up(count: int) -> Batch:
         image_BCHW=torch.rand(count, 3, 256, 256, generator=generator),
         mask_BKHW=(torch.rand(count, 1, 256, 256, generator=generator) > 0.9).float(),
         label_B=torch.zeros(count, dtype=torch.int64),
-        spatial_prompts=[""] * count,
-        attribute_prompts=[""] * count,
     )
 
 

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import typing as t
 from pathlib import Path
 
 from common import machine, write_result
@@ -53,7 +54,7 @@ def main() -> None:
         write_result(arguments.out, "features", report, result)
 
 
-def measure(folder: Path, decoder: str, arguments: argparse.Namespace) -> dict:
+def measure(folder: Path, decoder: str, arguments: argparse.Namespace) -> dict[str, t.Any]:
     """Processor seconds of an epoch both ways, of computing the features, and their bytes."""
     cell = dataclasses.replace(
         compose(
@@ -109,7 +110,7 @@ def epochs(cell: CellConfig, engine: Engine, data: FoldData, timed: int) -> list
     return seconds
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     rows = [
         f"| {row['decoder']} | {row['encoder_s']:.1f} | {row['features_s']:.2f} | {row['ratio']:.1f} | "

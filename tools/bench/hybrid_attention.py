@@ -10,6 +10,7 @@ processor time, which other programs disturb less. Memory is what autograd keeps
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 import typing as t
@@ -23,11 +24,11 @@ from torch import nn
 
 from bushpc.config import compose
 from bushpc.losses.overlap import bce_loss, jaccard_loss
-from bushpc.models.hybrid_attention import HybridAttention
+from bushpc.models.hybrid_attention import HybridAttention, HybridAttentionConfig
 from bushpc.sample import Batch
 
 PEER = "smp.Unet, densenet121"
-ROWS = {
+ROWS: dict[str, dict[str, t.Any]] = {
     "hybrid attention, baseline": {"conv_block": False, "sfeb": False, "tam": False},
     "hybrid attention": {"conv_block": True, "sfeb": True, "tam": True},
     "hybrid attention, sfeb_stride=2": {"conv_block": True, "sfeb": True, "tam": True, "sfeb_stride": 2},
@@ -86,13 +87,15 @@ def compare(arguments: argparse.Namespace, device: str, layout: str) -> dict[str
 
 
 def networks() -> dict[str, nn.Module]:
-    config = compose(["model=hybrid_attention", "model.pretrained=false"]).model
-    ours = {name: HybridAttention(type(config)(**{**vars(config), **row})) for name, row in ROWS.items()}
+    words = ["model=hybrid_attention", "model.pretrained=false"]
+    config = t.cast(HybridAttentionConfig, compose(words).model)
+    ours = {name: HybridAttention(dataclasses.replace(config, **row)) for name, row in ROWS.items()}
     return {PEER: smp.Unet("densenet121", encoder_weights=None), **ours}
 
 
 def step_of(network: nn.Module, batch: Batch, device: str, layout: str) -> Callable[[], None]:
-    network.to(device, memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    network.to(device).to(memory_format=memory_format)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
     def step() -> None:

@@ -99,9 +99,8 @@ class Bench:
         self.shards, self.files = folder / "shards", folder / "files"
         real = os.environ.get("BUSHPC_DATA")
         cpus = len(os.sched_getaffinity(0))
-        self.manifest = pack(
-            *(("breast", Path(real) / "breast") if real else ("phantom", None)), self.shards, workers=cpus
-        )
+        name, source = ("breast", Path(real) / "breast") if real else ("phantom", None)
+        self.manifest = pack(name, source, self.shards, workers=cpus)
         verify(self.shards, self.manifest, deep=True)  # reads every byte, as packing wrote it: all in the page cache
         self.images = len(self.manifest.lesions)
         self.files.mkdir()

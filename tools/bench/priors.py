@@ -14,6 +14,7 @@ import argparse
 import os
 import statistics
 import time
+import typing as t
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from scipy import ndimage
 
 from bushpc.config import compose_command
 from bushpc.dist import keyed_seed
-from bushpc.generate.generate import GenerateConfig
+from bushpc.generate.config import GenerateConfig
 from bushpc.generate.priors import FARTHEST, INTERVALS, Drawn, Priors
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -80,7 +81,8 @@ def measure(priors: Priors, turn: int, repeats: int) -> dict[str, float]:
 def plain_mask(priors: Priors, index: int) -> Drawn:
     """The same ellipse, warped by smoothed noise over the whole frame."""
     drawn = priors(index)
-    a, b, x0, y0, sigma = (drawn.attributes[name] for name in ("a", "b", "x0", "y0", "sigma"))
+    attributes: dict[str, t.Any] = drawn.attributes
+    a, b, x0, y0, sigma = (attributes[name] for name in ("a", "b", "x0", "y0", "sigma"))
     rng = np.random.default_rng(keyed_seed(0, "plain", index))
     shape = (priors.size, priors.size)
     y_SS, x_SS = np.mgrid[: priors.size, : priors.size]
@@ -94,19 +96,20 @@ def plain_mask(priors: Priors, index: int) -> Drawn:
     return drawn._replace(mask_SS=(warped >= 0.5).astype(np.uint8))
 
 
-def figures(drawn: Drawn) -> dict[str, float | str]:
+def figures(drawn: Drawn) -> dict[str, t.Any]:
     """What is counted of one mask."""
     mask_SS = drawn.mask_SS
     rows, columns = np.nonzero(mask_SS)
     box_YX = mask_SS[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    a, b, x0, y0 = (drawn.attributes[name] for name in ("a", "b", "x0", "y0"))
+    attributes: dict[str, t.Any] = drawn.attributes
+    a, b, x0, y0 = (attributes[name] for name in ("a", "b", "x0", "y0"))
     y_SS, x_SS = np.ogrid[: len(mask_SS), : len(mask_SS)]
     ellipse_SS = ((x_SS - x0) / a) ** 2 + ((y_SS - y0) / b) ** 2 <= 1
     outside = np.pad(1 - box_YX, 1, constant_values=1)
     inside = rows.min() > 0 and columns.min() > 0 and max(rows.max(), columns.max()) < len(mask_SS) - 1
     return {
         "label": drawn.label,
-        "size": drawn.attributes["size"],
+        "size": attributes["size"],
         "aspect": box_YX.shape[1] / box_YX.shape[0],
         "area": float(mask_SS.mean()),
         "iou": float((mask_SS & ellipse_SS).sum() / (mask_SS | ellipse_SS).sum()),
@@ -116,7 +119,7 @@ def figures(drawn: Drawn) -> dict[str, float | str]:
     }
 
 
-def summary(found: list[dict], label: str) -> dict[str, object]:
+def summary(found: list[dict[str, t.Any]], label: str) -> dict[str, object]:
     """Of one class: shares, and 5 %, 50 % and 95 % quantiles."""
     of_label = [each for each in found if each["label"] == label]
     sizes = [each["size"] for each in of_label]
@@ -136,7 +139,7 @@ def summary(found: list[dict], label: str) -> dict[str, object]:
     }
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, t.Any]) -> str:
     speed = result["speed"]
     lines = [
         f"# Lesion masks of {result['size']} x {result['size']} pixels",

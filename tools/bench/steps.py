@@ -18,6 +18,8 @@ import shutil
 import statistics
 import tempfile
 import time
+import typing as t
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -85,7 +87,7 @@ def make_cell(folder: Path, name: str, ranks: int, arguments: argparse.Namespace
     return cell_dir
 
 
-def step_seconds(child, cell_dir: Path, ranks: int) -> float:
+def step_seconds(child: Callable[..., None], cell_dir: Path, ranks: int) -> float:
     """Seconds a step takes after the first ones, over all of the rest."""
     processes = [SPAWN.Process(target=child, args=(cell_dir, rank, ranks)) for rank in range(ranks)]
     for process in processes:
@@ -132,7 +134,7 @@ def bare(cell_dir: Path, rank: int, size: int) -> None:
     leave()
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     rows = [f"| {name} | {value:.1f} |" for name, value in result["step_ms"].items()]
     ratios = ", ".join(f"{ratio:.3f} on {ranks} rank(s)" for ranks, ratio in result["ours_over_bare"].items())

@@ -16,6 +16,7 @@ import argparse
 import os
 import statistics
 import time
+import typing as t
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def main() -> None:
         write_result(arguments.out, "topology", report, result | {"machine": facts})
 
 
-def measure(case: Case, arguments: argparse.Namespace) -> dict:
+def measure(case: Case, arguments: argparse.Namespace) -> dict[str, t.Any]:
     """Seconds per batch of both ways, by the wall and of all cores together."""
     maps = predictions(case, arguments.batch, arguments.size)
     ways = {
@@ -174,7 +175,7 @@ def points(maps_BKHW: torch.Tensor, downsample: int) -> list[int]:
     return [int(statistics.median(map(len, one))) for one in zip(*diagrams, strict=True)]
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     rows = [
         f"| {row['grain']} | {row['noise']} | {row['downsample']} | {row['points'][0]} + {row['points'][1]} | "
