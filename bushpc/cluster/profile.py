@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bushpc import environment
-from bushpc.config.fields import Options
 
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
+    from bushpc.config.fields import Options
 
 # The report job reads CSV files and draws figures.
 REPORT_GB = 8
@@ -92,7 +92,7 @@ def cpu_profile(profile: ClusterConfig, *, time_min: int, cores: int = 1) -> Clu
 
 def _without_gpus(options: Options) -> Options:
     """Without those that are about GPUs, such as gpu-bind."""
-    return Options({name: value for name, value in options.items() if "gpu" not in name})
+    return type(options)({name: value for name, value in options.items() if "gpu" not in name})
 
 
 def stop_lead_s(profile: ClusterConfig) -> int:

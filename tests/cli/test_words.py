@@ -63,7 +63,8 @@ def test_pack_names_out_where_a_user_writes_dst(tmp_path, capsys):
     assert main(["pack", "data=phantom", f"dst={tmp_path / 'x'}"]) == 2
     said = capsys.readouterr().err
     assert f"did you mean 'out'? Write out={tmp_path / 'x'}." in said
-    assert "data=, src=, out=, workers=, excerpt=, count=" in said
+    assert "data=, src=, out=, workers=, excerpt=, " in said
+    assert " count=, " in said
     assert "Example: bushpc pack data=phantom out=shards/phantom" in said
 
 

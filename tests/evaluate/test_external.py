@@ -125,7 +125,7 @@ def test_a_classifier_is_trained_scored_elsewhere_explained_and_reported(phantom
     assert all(math.isnan(float(row["dice"])) for row in rows.values())
     assert all(sum(float(row[f"prob_{label}"]) for label in LABELS) == pytest.approx(1) for row in rows.values())
     result = build_report(plan.first.run_dir)
-    assert result.summary["arms"][0]["external"]["far"]["images"] == 12
+    assert result.summary.arms[0].external["far"].images == 12
     page = result.html.read_text()
     assert 'id="maps"' in page  # the label's Grad-CAM
     assert 'id="calibration"' not in page

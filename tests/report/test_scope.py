@@ -249,7 +249,7 @@ def test_one_run_or_the_same_twice_is_no_comparison_and_no_other_folder_is_overw
         build_comparison([path])
     with pytest.raises(DataError, match="the same run twice"):
         build_comparison([path, path])
-    with pytest.raises(DataError, match="is no comparison, so it is left alone"):
+    with pytest.raises(DataError, match="is no report, so it is left alone"):
         build_comparison([run.path for run in two_runs], path)
 
 
