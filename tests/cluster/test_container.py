@@ -102,9 +102,9 @@ def test_gpus_reach_the_container_and_pythons_of_the_home_folder_do_not(tmp_path
 
 
 def test_pyxis_is_told_by_options_of_srun(tmp_path):
-    said = started(profile(image="nvcr.io#nvidia/pytorch:26.10-py3", runtime="pyxis"), Path("/usr"), tmp_path)
+    said = started(profile(image="registry.example#team/pytorch:26.10-py3", runtime="pyxis"), Path("/usr"), tmp_path)
     assert said == [
-        *("srun", "--container-image=nvcr.io#nvidia/pytorch:26.10-py3", "--container-mounts=/usr:/usr"),
+        *("srun", "--container-image=registry.example#team/pytorch:26.10-py3", "--container-mounts=/usr:/usr"),
         *(f"--container-workdir={tmp_path}", "--no-container-entrypoint", "python", "-u", "-m", "submitit", "FOLDER"),
     ]
 
@@ -150,7 +150,7 @@ def test_a_container_that_no_job_could_start_is_refused(settings, said):
         cluster_for("slurm").require(profile(**settings))
 
 
-@pytest.mark.parametrize("image", ["ubuntu:24.04", "nvcr.io#nvidia/pytorch:26.10-py3", "docker://python:3.11"])
+@pytest.mark.parametrize("image", ["ubuntu:24.04", "registry.example#team/pytorch:26.10-py3", "docker://python:3.11"])
 def test_names_in_a_registry_are_taken_as_they_are_where_the_runtime_fetches_them_once(image):
     container.require(profile(image=image, runtime="pyxis"))
 
