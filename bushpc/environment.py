@@ -28,7 +28,8 @@ WORKER: t.Final = "worker"
 Kind = t.Literal["cluster command", "job", "worker"]
 EVERY: tuple[Kind, ...] = ("cluster command", "job", "worker")
 ENCODING = "utf-8:backslashreplace"
-# Of a rank's address space: torch's libraries alone take 3.5 GB, and one with that limit spun at its start for ever.
+# Of a rank's address space: importing bushpc.cell fails at 2.5 GB and works at 3.5 GB, where a rank has been
+# reported to spin at its start for ever.
 LEAST_ADDRESSES = 6 * 2**30
 
 
@@ -85,12 +86,15 @@ def rules() -> tuple[Rule, ...]:
 
 def for_process(kind: Kind) -> dict[str, str]:
     """The environment for a process of this kind, made from this process's own."""
-    return _ruled(rules(), kind)
-
-
-def of_rules(some: Iterable[Rule], kind: Kind) -> dict[str, str]:
-    """As `for_process`, by some of the rules only."""
-    return _ruled(some, kind)
+    environment = dict(os.environ)
+    for rule in rules():
+        if kind not in rule.kinds:
+            continue
+        for name in [name for name in environment if rule.covers(name)]:
+            del environment[name]
+        if rule.sets is not None:
+            environment |= dict.fromkeys(rule.names, rule.sets)
+    return environment
 
 
 @contextlib.contextmanager
@@ -168,18 +172,6 @@ def _encoding_of_files() -> str:
     import locale
 
     return codecs.lookup(locale.getencoding()).name
-
-
-def _ruled(some: Iterable[Rule], kind: Kind) -> dict[str, str]:
-    environment = dict(os.environ)
-    for rule in some:
-        if kind not in rule.kinds:
-            continue
-        for name in [name for name in environment if rule.covers(name)]:
-            del environment[name]
-        if rule.sets is not None:
-            environment |= dict.fromkeys(rule.names, rule.sets)
-    return environment
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

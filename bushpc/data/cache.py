@@ -407,7 +407,7 @@ def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[
         for home in place.glob(f"[!.]*_{socket.gethostname()}_*"):
             if home.name == wanted.name:
                 continue
-            if not _is_idle(home):
+            if not is_idle(home):
                 kept += _size(home)
             elif home.name.endswith(f"_{boot()}") and _is_whole(home):
                 kept += _size(home)
@@ -426,8 +426,8 @@ def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[
         log(f"reclaimed {freed / GB:.2f} GB of unused decoded images: {names}")
 
 
-def _is_idle(home: Path) -> bool:
-    """Whether no process uses the cache. None can start to while the place is locked."""
+def is_idle(home: Path) -> bool:
+    """Whether no process uses what lies in the folder. None can start to while the place is locked."""
     try:
         with (home / "users").open("rb+") as users:
             return try_lock(users)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
-from bushpc.data.cache import GB, DecodingStopped, boot, places, room, try_lock
+from bushpc.data.cache import GB, DecodingStopped, boot, is_idle, places, room, try_lock
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.loader import FoldData
 from bushpc.errors import DataError
@@ -127,7 +127,7 @@ class Stage:
             _delete(aside)
         idle = []
         for copy in self.home.glob(f"[!.]*_{_host()}_*"):
-            if copy == target or not is_own_folder(copy) or not _is_idle(copy):
+            if copy == target or not is_own_folder(copy) or not is_idle(copy):
                 continue
             if copy.name.endswith(f"_{boot()}") and time.time() - _last_use(copy) < UNUSED_S:
                 idle.append(copy)
@@ -230,14 +230,6 @@ def _is_complete(copy: Path, sources: Sequence[Source]) -> bool:
     except OSError:
         return False
     return sizes == [source.bytes for source in sources] and (copy / "users").exists()
-
-
-def _is_idle(copy: Path) -> bool:
-    try:
-        with (copy / "users").open("rb+") as users:
-            return try_lock(users)
-    except FileNotFoundError:
-        return True
 
 
 def _last_use(copy: Path) -> float:

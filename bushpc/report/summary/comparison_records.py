@@ -59,7 +59,7 @@ class MetricTests(Record, kw_only=True):
     folds: FoldTest
 
 
-class Comparison(Record, kw_only=True):
+class Compared(Record, kw_only=True):
     """One arm against the baseline. folds: complete in both, of `expected`."""
 
     label: str
@@ -69,6 +69,9 @@ class Comparison(Record, kw_only=True):
     expected: int
     images: int
     patients: int
+
+
+class Comparison(Compared, kw_only=True):
     metrics: dict[str, MetricTests]
 
 
@@ -81,14 +84,7 @@ class McNemarTest(Record, kw_only=True):
     p_holm: float | None = None
 
 
-class LabelComparison(Record, kw_only=True):
-    label: str
-    arm: str
-    source: str
-    folds: list[int]
-    expected: int
-    images: int
-    patients: int
+class LabelComparison(Compared, kw_only=True):
     metrics: dict[str, Difference | None]
     mcnemar: McNemarTest
 

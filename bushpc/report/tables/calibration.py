@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bushpc.report.summary import Result, Summary
+from bushpc.report.summary import Summary
 from bushpc.report.summary.records import Calibration
-from bushpc.report.table import Column, Number, RowData, Table
-from bushpc.report.tables.common import FOLDS, METHOD, bold_note, folds_count, number
+from bushpc.report.table import Column, Number, Table
+from bushpc.report.tables.common import FOLDS, METHOD, OfResult, bold_note, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated(RowData):
+class Calibrated(OfResult):
     """An entry whose folds were all evaluated with bins."""
 
-    result: Result
     calibration: Calibration
-
-    @property
-    def label(self) -> str:
-        return self.result.label
-
-    @property
-    def folds(self) -> str:
-        return folds_count(self.result.arm)
 
 
 _COLUMNS = (

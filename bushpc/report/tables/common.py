@@ -8,9 +8,16 @@ from dataclasses import dataclass
 
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 from bushpc.report.published import PublishedTable, find_published
-from bushpc.report.summary import ArmSummary, Summary
-from bushpc.report.summary.comparison_records import FoldTest, ImageTest
-from bushpc.report.summary.records import Figure, Mean, PooledFigure, Source
+from bushpc.report.summary import ArmSummary, Result, Summary
+from bushpc.report.summary.comparison_records import (
+    Comparison,
+    Difference,
+    ExternalComparison,
+    FoldTest,
+    ImageTest,
+    LabelComparison,
+)
+from bushpc.report.summary.records import Figure, Mean, PooledFigure, RankTest, Source
 from bushpc.report.table import NOTHING, Column, Number, RowData
 
 METHOD = Column(key="method", header="Method", numeric=False, of=lambda row: row.label)
@@ -28,6 +35,51 @@ class Scores(RowData):
 
     def figure(self, metric: str) -> Number:
         return self.figures.get(metric, NOTHING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestedScores(Scores):
+    """Scores with a test of one metric against another row; None where there is none."""
+
+    test: ImageTest | Difference | RankTest | None = None
+
+    @property
+    def effect(self) -> Number:
+        return effect_number(self.test.effect if self.test else None)
+
+    @property
+    def p(self) -> Number:
+        return p_number(self.test.p_holm if self.test else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfResult(RowData):
+    """A row of one entry: an arm under one prompt source."""
+
+    result: Result
+
+    @property
+    def label(self) -> str:
+        return self.result.label
+
+    @property
+    def folds(self) -> str:
+        return folds_count(self.result.arm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfComparison(RowData):
+    """A row of one arm against the baseline. folds: how many are complete in both."""
+
+    comparison: Comparison | LabelComparison | ExternalComparison
+
+    @property
+    def label(self) -> str:
+        return self.comparison.label
+
+    @property
+    def folds(self) -> str:
+        return count_of(len(self.comparison.folds), self.comparison.expected)
 
 
 # --- columns ----------------------------------------------------------------------------------------------------

@@ -7,13 +7,12 @@ import typing as t
 from dataclasses import dataclass
 
 from bushpc.report.summary import Summary
-from bushpc.report.summary.comparison_records import Comparison, ExternalComparison, FoldTest, FriedmanTest, ImageTest
-from bushpc.report.summary.comparison_records import LabelComparison as LabelRow
+from bushpc.report.summary.comparison_records import Comparison, FoldTest, FriedmanTest, ImageTest
 from bushpc.report.table import Column, Number, RowData, Table
 from bushpc.report.tables.common import (
     FOLDS,
     METHOD,
-    count_of,
+    OfComparison,
     effect_number,
     interval_columns,
     p_columns,
@@ -25,24 +24,11 @@ _MOST_PAIRED = 10  # arms up to which a matrix of all pairs can be read
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested(RowData):
+class Tested(OfComparison):
     """One arm against the baseline in one metric."""
 
     comparison: Comparison
     test: ImageTest | FoldTest
-
-    @property
-    def label(self) -> str:
-        return self.comparison.label
-
-    @property
-    def folds(self) -> str:
-        return common_folds(self.comparison)
-
-
-def common_folds(row: Comparison | LabelRow | ExternalComparison) -> str:
-    """How many folds are complete in both."""
-    return count_of(len(row.folds), row.expected)
 
 
 _MEAN_DIFFERENCE = (

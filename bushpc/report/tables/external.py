@@ -10,10 +10,11 @@ from bushpc.report.published import PublishedTable
 from bushpc.report.summary import Result, Summary
 from bushpc.report.summary.comparison_records import Difference, ExternalComparison
 from bushpc.report.summary.records import OtherDataset, set_or_none
-from bushpc.report.table import Column, Number, RowData, Table
+from bushpc.report.table import Column, Number, Table
 from bushpc.report.tables.common import (
     FOLDS,
     METHOD,
+    OfComparison,
     Scores,
     bold_note,
     effect_number,
@@ -27,7 +28,6 @@ from bushpc.report.tables.common import (
     published_numbers,
     titled,
 )
-from bushpc.report.tables.comparisons import common_folds
 from bushpc.report.tables.labels import DELONG_NOTE
 from bushpc.report.tables.notes import grid_notes, paper_note
 
@@ -86,19 +86,11 @@ def _rows_on(summary: Summary, name: str, paper: PublishedTable | None) -> Itera
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExternalDifference(RowData):
+class ExternalDifference(OfComparison):
     """One arm against the baseline in one metric, on one other dataset."""
 
     comparison: ExternalComparison
     test: Difference
-
-    @property
-    def label(self) -> str:
-        return self.comparison.label
-
-    @property
-    def folds(self) -> str:
-        return common_folds(self.comparison)
 
 
 _COMPARISON = (

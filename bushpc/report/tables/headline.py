@@ -10,18 +10,16 @@ from bushpc.report.published import PublishedTable
 from bushpc.report.summary import Summary
 from bushpc.report.summary.comparison_records import Difference, ImageTest
 from bushpc.report.summary.records import Bounds
-from bushpc.report.table import Column, Number, Table
+from bushpc.report.table import Column, Table
 from bushpc.report.tables.common import (
     FOLDS,
     METHOD,
-    Scores,
-    effect_number,
+    TestedScores,
     folds_count,
     interval_columns,
     is_transposed,
     metric_columns,
     numbers,
-    p_number,
     published,
     published_numbers,
     same_folds,
@@ -32,19 +30,10 @@ from bushpc.report.tables.transposed import interval_of, transposed_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Headline(Scores):
+class Headline(TestedScores):
     """bounds: 95 % interval of the headline metric. test: of it against the baseline."""
 
     bounds: Bounds | None = None
-    test: ImageTest | Difference | None = None
-
-    @property
-    def effect(self) -> Number:
-        return effect_number(self.test.effect if self.test else None)
-
-    @property
-    def p(self) -> Number:
-        return p_number(self.test.p_holm if self.test else None)
 
 
 def headline_table(summary: Summary) -> Table | None:

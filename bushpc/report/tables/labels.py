@@ -7,15 +7,16 @@ import typing as t
 from dataclasses import dataclass
 
 from bushpc.metrics.registry import LABEL_METRICS
-from bushpc.report.summary import Result, Summary
+from bushpc.report.summary import Summary
 from bushpc.report.summary.comparison_records import Difference, LabelComparison
 from bushpc.report.summary.records import PooledFigure, PooledLabels
-from bushpc.report.table import Column, Number, RowData, Table
+from bushpc.report.table import Column, Number, Table
 from bushpc.report.tables.common import (
     FOLDS,
     METHOD,
+    OfComparison,
+    OfResult,
     bold_note,
-    folds_count,
     interval_columns,
     metric_columns,
     number,
@@ -23,7 +24,6 @@ from bushpc.report.tables.common import (
     p_number,
     titled,
 )
-from bushpc.report.tables.comparisons import common_folds
 
 _TESTED = "label_auc"  # with a p beside its difference
 _CHANCE = 0.5  # AUC of guessing, whatever the labels' shares
@@ -36,19 +36,10 @@ DELONG_NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled(RowData):
+class Labelled(OfResult):
     """An entry whose model gives labels."""
 
-    result: Result
     labels: PooledLabels
-
-    @property
-    def label(self) -> str:
-        return self.result.label
-
-    @property
-    def folds(self) -> str:
-        return folds_count(self.result.arm)
 
 
 def labels_table(summary: Summary) -> Table | None:
@@ -113,18 +104,10 @@ def _chance_sentence(label: str, auc: PooledFigure) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelDifferences(RowData):
+class LabelDifferences(OfComparison):
     """One arm against the baseline."""
 
     comparison: LabelComparison
-
-    @property
-    def label(self) -> str:
-        return self.comparison.label
-
-    @property
-    def folds(self) -> str:
-        return common_folds(self.comparison)
 
     def difference(self, metric: str) -> Difference | None:
         return self.comparison.metrics.get(metric)

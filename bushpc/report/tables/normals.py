@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bushpc.report.summary import Result, Summary
+from bushpc.report.summary import Summary
 from bushpc.report.summary.records import FalseAlarms
-from bushpc.report.table import Column, RowData, Table
-from bushpc.report.tables.common import FOLDS, METHOD, bold_note, folds_count, number
+from bushpc.report.table import Column, Table
+from bushpc.report.tables.common import FOLDS, METHOD, OfResult, bold_note, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnNormals(RowData):
+class OnNormals(OfResult):
     """An entry on normal scans."""
 
-    result: Result
     alarms: FalseAlarms
-
-    @property
-    def label(self) -> str:
-        return self.result.label
-
-    @property
-    def folds(self) -> str:
-        return folds_count(self.result.arm)
 
 
 _COLUMNS = (

@@ -11,16 +11,14 @@ from bushpc.report.summary.records import PooledFigure, RankTest
 from bushpc.report.table import NOTHING, Column, Number, RowData, Table
 from bushpc.report.tables.common import (
     FOLDS,
-    Scores,
+    TestedScores,
     bold_note,
-    effect_number,
     folds_count,
     folds_phrase,
     interval_columns,
     listed,
     metric_columns,
     numbers,
-    p_number,
     same_folds,
     titled,
     without_sd,
@@ -28,22 +26,14 @@ from bushpc.report.tables.common import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompted(Scores):
+class Prompted(TestedScores):
     """An arm under one prompt source. test: of the headline metric against the headline source."""
 
-    test: RankTest | None
+    test: RankTest | None = None
 
     @property
     def difference(self) -> Number:
         return Number(self.test.mean) if self.test else NOTHING
-
-    @property
-    def effect(self) -> Number:
-        return effect_number(self.test.effect if self.test else None)
-
-    @property
-    def p(self) -> Number:
-        return p_number(self.test.p_holm if self.test else None)
 
 
 def sources_table(summary: Summary) -> Table | None:
