@@ -30,11 +30,11 @@ from scipy import ndimage
 
 from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
 from bushpc.conditions import Known, kinds_for, read_table
-from bushpc.data.images import FORMATS, find_images, open_picture
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.predictor import Predictor, Result
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.sample import LABELS, pixel_size
+from bushpc.shards.images import FORMATS, find_images, open_picture
 from bushpc.shards.pictures import Ranges, survey
 
 CSV_FILE, SETTINGS_FILE, LOCK_FILE = "predictions.csv", "predict.json", ".lock"

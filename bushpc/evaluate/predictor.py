@@ -5,7 +5,7 @@
     result = predictor("image.png")
     result.mask_HW, result.prob_HW, result.long_axis_mm
 
-What the network sees is what it saw in training: `bushpc.data.images` decodes as the packer does, and
+What the network sees is what it saw in training: `bushpc.shards.images` decodes as the packer does, and
 `bushpc.data.cache.resize` is the loader's own. The probability map comes back to the image's size before it is cut at
 the threshold, so the mask has the image's own pixels.
 """
@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from bushpc.conditions import Condition, Known, kinds_for
 from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
 from bushpc.data.cache import resize
-from bushpc.data.images import as_rgb, open_picture
 from bushpc.data.loader import FoldData
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate.measure import Measures, measure
@@ -41,6 +40,7 @@ from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
 from bushpc.sample import LABELS, Batch, PixelSize, Prediction, Regions, pixel_size
 from bushpc.shards import pictures
+from bushpc.shards.images import as_rgb, open_picture
 
 # Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
 OUTSIDE = "outside_state/"

@@ -8,8 +8,8 @@ import tifffile
 from PIL import Image
 
 from bushpc.cli import main
-from bushpc.data.images import open_picture
 from bushpc.errors import DataError
+from bushpc.shards.images import open_picture
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 from bushpc.shards.pictures import survey
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from bushpc.cli import main
-from bushpc.data.images import find_images
 from bushpc.errors import DataError
+from bushpc.shards.images import find_images
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import read_fold_numbers
 

@@ -24,10 +24,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from bushpc.data.images import as_rgb, find_images, open_picture
 from bushpc.errors import DataError
 from bushpc.sample import PixelSize, pixel_size
 from bushpc.shards.card import PROJECT_SHARDS, Card
+from bushpc.shards.images import as_rgb, find_images, open_picture
 from bushpc.shards.sources import source
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
