@@ -11,11 +11,14 @@ import os
 import sys
 import types
 import typing as t
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bushpc.runs.layout import CellDir
+
+# How the names of TensorBoard's files begin; the second of their start, host, process and a counter follow.
+EVENT_FILES = "events.out.tfevents."
 
 if t.TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -64,7 +67,25 @@ def _tensorboard(cell_dir: CellDir, settings: Mapping[str, t.Any], start: int) -
 
     # What TensorBoard asks before it would load all of TensorFlow, where that is installed, to write a file.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
-    return _started(TensorBoardTracker("tensorboard", cell_dir.path, purge_step=start + 1))
+    folder = cell_dir.path / "tensorboard"
+    earlier = sorted(folder.glob(f"{EVENT_FILES}*"))
+    tool = _started(TensorBoardTracker(folder.name, cell_dir.path, purge_step=start + 1))
+    _put_before(earlier, set(folder.glob(f"{EVENT_FILES}*")).difference(earlier))
+    return tool
+
+
+def _put_before(earlier: Sequence[Path], new: Iterable[Path]) -> None:
+    """Number the earlier event files if one of them would be read after a new one.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the second of their start. On
+    a node whose clock is behind, and within the same second, an attempt's name can sort before its predecessor's:
+    TensorBoard would then show the lost steps and drop those that replaced them.
+    """
+    if not earlier or all(path.name > earlier[-1].name for path in new):
+        return
+    for number, path in enumerate(earlier):
+        origin = path.name.removeprefix(EVENT_FILES).partition(".")[2]
+        path.rename(path.with_name(f"{EVENT_FILES}{number:010d}.{origin}"))
 
 
 def _wandb(cell_dir: CellDir, settings: Mapping[str, t.Any], start: int) -> GeneralTracker:

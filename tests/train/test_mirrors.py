@@ -84,6 +84,21 @@ def test_steps_that_are_done_again_after_a_death_take_the_place_of_the_lost_ones
     assert curves["validation/dice"] == [(3, 0.5)]
 
 
+def test_an_attempt_on_a_node_whose_clock_is_behind_still_replaces_the_lost_steps(tmp_path):
+    """TensorBoard reads files by name, and a name begins with the time; two attempts within a second are alike."""
+    folder, ahead_s = tmp_path / "cell" / "tensorboard", 900
+    for start in (0, 2, 4):
+        tracker = attempt(tmp_path / "cell", ["tensorboard"], start)
+        for step in range(start + 1, start + 4):
+            tracker.train(step, 10.0 * start + step, {}, 1e-3)
+        tracker.phase("stopped", start + 3)
+        newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        *first, second, origin = newest.name.split(".", 4)
+        newest.rename(folder / ".".join([*first, f"{int(second) + ahead_s:010d}", origin]))
+        ahead_s -= 300
+    assert shown(folder)["train/loss"] == [(1, 1), (2, 2), (3, 23), (4, 24), (5, 45), (6, 46), (7, 47)]
+
+
 def test_a_tool_that_fails_says_so_once_and_ends_nothing(tmp_path, monkeypatch, capsys):
     def fails(self, values, step):
         raise OSError("no space left")
