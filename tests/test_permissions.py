@@ -79,6 +79,7 @@ def test_a_read_only_clone_names_what_to_choose_and_nothing_is_left(site, words,
         (("cv", *words), "runs_dir=FOLDER"),
         (("train", *words, "fold=0"), "runs_dir=FOLDER"),
         (("pack", "data=phantom", "count=4", "workers=1"), "out="),
+        (("shards", "show", *(word for word in words if word.startswith("data=")), f"out={site}/page"), "out="),
     ):
         refused = bushpc(*command, site=site, cwd=tmp_path)
         assert refused.returncode == 2, (command, refused.stderr)

@@ -7,6 +7,7 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bushpc.cli import shards_show
 from bushpc.cli.command import JSON, Arguments, Command, Group, option
 from bushpc.cli.show import print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
@@ -228,5 +229,6 @@ GROUP = Group(
             example=FOLDS.example,
             words=FOLDS,
         ),
+        shards_show.COMMAND,
     ),
 )

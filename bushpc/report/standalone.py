@@ -66,9 +66,15 @@ def environment() -> jinja2.Environment:
 
 
 def write_page(
-    folder: Path, template: str, command: Sequence[str], *, csv_of: Iterable[Table] = (), **content: t.Any
+    folder: Path,
+    template: str,
+    command: Sequence[str],
+    *,
+    file: str = "index.html",
+    csv_of: Iterable[Table] = (),
+    **content: t.Any,
 ) -> Path:
-    """Write `folder`/index.html and a CSV of each table; returns the page.
+    """Write `folder`/`file` and a CSV of each table; returns the page.
 
     command: that wrote it, for the foot of the page. csv_of: the tables. content: names in the template.
     Raises: OSError.
@@ -77,5 +83,5 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     for table in csv_of:
         write_atomically(folder / f"{table.name}.csv", to_csv(table))
-    write_atomically(folder / "index.html", text)
-    return folder / "index.html"
+    write_atomically(folder / file, text)
+    return folder / file

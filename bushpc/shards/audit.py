@@ -89,12 +89,16 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """kind: one of KINDS. key: of the scan, or "" if it is not about a scan. said: what was seen, as a text."""
+    """kind: one of KINDS. key: of the scan, or "" if it is not about a scan. said: what was seen, as a text.
+
+    patient: whom it is about, "" if it is about a scan or about all.
+    """
 
     kind: str
     dataset: str
     key: str
     said: str
+    patient: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,7 +491,7 @@ def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
         for patient, values in by_patient.items():
             if len(values) > 1:
                 said = f"patient {patient}: {what} {', '.join(map(str, sorted(values)))}"
-                yield Finding(kind=kind, dataset=packed.name, key="", said=said)
+                yield Finding(kind=kind, dataset=packed.name, key="", said=said, patient=patient)
 
 
 def _twins(scans: list[tuple[Packed, Record]], pairs: list[duplicates.Pair]) -> list[Twins]:

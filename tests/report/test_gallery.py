@@ -1,0 +1,129 @@
+"""Promises of the gallery: every scan and finding is on it, outlines run along the masks, and bad input is answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+from PIL import Image
+
+from bushpc.cli import main
+from bushpc.errors import DataError
+from bushpc.report.gallery import Note, Row, write_gallery
+from bushpc.shards.manifest import Manifest, read_image, read_mask
+
+SIZE = (40, 60)  # height, width
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)[1])
+
+
+def write(page, rows, **given):
+    usual = {"title": "mine", "kicker": "Scans", "command": ["bushpc"], "filters": ["label"]}
+    return data_of(write_gallery(page, rows, **{**usual, **given}))
+
+
+def row(key, load, **given):
+    return Row(id=key, key=key, load=load, fields={"label": "benign"}, **given)
+
+
+def scan(mask_HW):
+    return lambda: (np.full((*SIZE, 3), 90, np.uint8), mask_HW)
+
+
+def inside(path, size):
+    """Pixels whose centres lie within an SVG path of relative steps, by matplotlib; holes by the even-odd rule."""
+    height, width = size
+    centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
+    filled = np.zeros(len(centres), bool)
+    for ring in path.split("M")[1:]:
+        start, _, steps = ring.rstrip("z").partition("l")
+        numbers = [float(number) for number in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", steps)]
+        corners = np.cumsum([[float(n) for n in start.split()], *np.reshape(numbers, (-1, 2))], axis=0)
+        filled ^= Outline(corners).contains_points(centres)
+    return filled.reshape(size)
+
+
+def test_outlines_of_every_class_enclose_exactly_the_pixels_of_its_mask(tmp_path):
+    mask_HW = np.zeros(SIZE, np.uint8)
+    mask_HW[:10, :14] = 1  # at the border
+    mask_HW[20:34, 20:50] = 1  # with a hole
+    mask_HW[25:28, 30:40] = 0
+    mask_HW[22:30, 24:58] |= 2  # overlaps the first class
+    mask_HW[38, 2] |= 2  # a single pixel
+    (found,) = write(tmp_path / "p.html", [row("a", scan(mask_HW))], classes=["lesion", "cyst", "none"])["scans"]
+    assert (found["width"], found["height"]) == (60, 40)
+    assert np.array_equal(inside(found["outlines"][0], SIZE), mask_HW & 1 > 0)
+    assert np.array_equal(inside(found["outlines"][1], SIZE), mask_HW & 2 > 0)
+    assert found["outlines"][2] == ""
+
+
+def test_smaller_pictures_keep_the_outline_in_place(tmp_path):
+    mask_HW = np.zeros(SIZE, np.uint8)
+    mask_HW[12:28, 20:44] = 1
+    (found,) = write(tmp_path / "p.html", [row("a", scan(mask_HW))], edge=30)["scans"]
+    with Image.open(io.BytesIO(base64.b64decode(found["picture"]))) as picture:
+        assert picture.format == "WEBP"
+        assert picture.size == (found["width"], found["height"]) == (30, 20)
+    assert np.array_equal(inside(found["outlines"][0], (20, 30)), mask_HW[::2, ::2] > 0)
+
+
+def test_a_scan_without_mask_and_one_that_cannot_be_read_stay_on_the_page(tmp_path):
+    def unreadable():
+        raise DataError("b.tar is cut off.\nPack again.")
+
+    without, damaged = write(tmp_path / "p.html", [row("a", scan(None)), row("b", unreadable)])["scans"]
+    assert without["outlines"] == [""]
+    assert damaged["problem"] == "b.tar is cut off."
+
+
+def test_text_of_users_cannot_end_the_data_or_become_markup(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    content = [Row(id=evil, key=evil, load=scan(None), fields={evil: evil}, notes=[Note(kind=evil, text=evil)])]
+    (found,) = write(tmp_path / "p.html", content, title=evil, filters=[evil], classes=[evil], remarks=[evil])["scans"]
+    assert found["key"] == evil
+    assert evil not in (tmp_path / "p.html").read_text()
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    write(tmp_path / "p.html", [row("a", scan(None))])
+    text = (tmp_path / "p.html").read_text()
+    assert "default-src 'none'" in text
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#|")[^$"']""", text)
+
+
+def test_show_puts_every_scan_with_its_fold_and_findings_on_one_page(phantom_folder, tmp_path, capsys):
+    assert main(["shards", "show", f"data={phantom_folder}", f"out={tmp_path}"]) == 0
+    assert str(tmp_path / "index.html") in capsys.readouterr().out
+    manifest, data = Manifest.load(phantom_folder), data_of(tmp_path / "index.html")
+    assert [scan["key"] for scan in data["scans"]] == [record.key for record in manifest.records]
+    assert data["filters"] == ["label", "patient", "fold"]
+    for record, found in zip(manifest.records, data["scans"], strict=True):
+        assert found["values"][:2] == [record.label, record.patient]
+        assert np.array_equal(
+            inside(found["outlines"][0], (record.height, record.width)), read_mask(phantom_folder, record) > 0
+        )
+        assert read_image(phantom_folder, record).shape[:2] == (found["height"], found["width"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=breats"], "unknown data 'breats'; did you mean 'breast'"),
+        (["data={empty}"], "is not packed yet"),
+        (["data={folder}", "folds=nine"], "unknown folds 'nine'"),
+        (["data={folder}", "edge=0"], "edge=0"),
+        (["data={folder}", "output=x"], "Write out=x"),
+    ],
+)
+def test_bad_words_are_refused_in_a_sentence(words, message, phantom_folder, tmp_path, capsys):
+    given = [word.format(empty=tmp_path, folder=phantom_folder) for word in words]
+    assert main(["shards", "show", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
