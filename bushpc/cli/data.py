@@ -134,6 +134,7 @@ AUDIT = Words(
         "Two images count as the same picture from this correlation on. Unrelated images lie below 0.85, copies above.",
         shown="0.85",
     ),
+    Word("gallery", SWITCH, "Also write gallery.html with all scans, to which the page links.", True),
     command="bushpc shards audit",
     example="bushpc shards audit data=breast data=bus_bra",
 )
@@ -141,6 +142,7 @@ AUDIT = Words(
 
 def audit_shards(given: Arguments) -> int:
     from bushpc.config.places import home
+    from bushpc.report.audit_gallery import write_scans
     from bushpc.report.audit_page import write_page
     from bushpc.shards.audit import audit, summary, write
     from bushpc.shards.duplicates import LEAST_CORRELATION
@@ -152,7 +154,12 @@ def audit_shards(given: Arguments) -> int:
     with progress(f"audit {names}") as show:
         found = audit(given.data, folds=given.folds, least_correlation=least, progress=show)
     write(found, out)
-    page = write_page(found, out, ["bushpc", "shards", "audit", *given.typed])
+    command, gallery = ["bushpc", "shards", "audit", *given.typed], ""
+    if given.gallery:
+        with progress(f"show {names}") as show:
+            links = {f"Audit of {' and '.join(packed.name for packed in found.datasets)}": "index.html"}
+            gallery = write_scans(found, out / "gallery.html", command, links=links, progress=show).name
+    page = write_page(found, out, command, gallery)
     wide_console().print(summary(found))
     print(f"page: {page}")
     return 1 if found.grave else 0

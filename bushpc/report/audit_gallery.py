@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bushpc.errors import DataError
 from bushpc.report.gallery import Note, Row, Value, write_gallery
 from bushpc.shards.audit import KINDS, Audit, Packed
 from bushpc.shards.manifest import Record, read_image, read_mask
 from bushpc.shards.progress import Show
 
 SAME_PICTURE = "Same picture as another"
+FILTERS = ("dataset", "label", "patient", "fold")
 _ScanId = tuple[str, str]
 
 
@@ -52,7 +54,7 @@ def write_scans(
         title=" and ".join(packed.name for packed in audit.datasets),
         kicker="Scans",
         command=command,
-        filters=[*(["dataset"] if several else []), "label", "patient", "fold"],
+        filters=[name for name in FILTERS if any(row.fields.get(name) is not None for row in rows)],
         classes=_classes(audit),
         figures={
             "Scans": len(scans),
@@ -60,7 +62,7 @@ def write_scans(
             "Pairs that are one picture": len(audit.twins),
             "Scans with findings": sum(bool(row.notes) for row in rows),
         },
-        remarks=[finding.said for finding in audit.findings if not finding.key and not finding.patient],
+        problems=[finding.said for finding in audit.findings if not finding.key and not finding.patient],
         links=links,
         edge=edge,
         progress=progress,
@@ -116,5 +118,10 @@ def _notes(audit: Audit) -> dict[_ScanId, list[Note]]:
     return notes
 
 
-def _load(packed: Packed, record: Record) -> tuple[np.ndarray, np.ndarray]:
-    return read_image(packed.folder, record), read_mask(packed.folder, record)
+def _load(packed: Packed, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+    """A damaged mask is among the findings; the image is worth looking at all the same."""
+    image_HWC = read_image(packed.folder, record)
+    try:
+        return image_HWC, read_mask(packed.folder, record)
+    except DataError:
+        return image_HWC, None

@@ -12,6 +12,7 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.report import standalone
+from bushpc.report.audit_gallery import SAME_PICTURE, scan_id
 from bushpc.report.drawing import contour_of
 from bushpc.report.standalone import EDGE, Histogram, ScanPicture, histograms, labels_with
 from bushpc.report.table import Column, RowData, Table, Value
@@ -36,8 +37,11 @@ class FindingsOfKind(t.NamedTuple):
     more: int
 
 
-def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
-    """Write `folder`/index.html, whole. command: that wrote it, for the page's foot. Raises: OSError."""
+def write_page(audit: Audit, folder: Path, command: Sequence[str], gallery: str = "") -> Path:
+    """Write `folder`/index.html, whole. Raises: OSError.
+
+    command: that wrote it, for the page's foot. gallery: relative link to the page of all scans, if there is one.
+    """
     pairs = audit.twins[:MOST_PAIRS]
     kinds = [_of_kind(audit, kind) for kind in audit.kind_counts]
     scans = [record for packed in audit.datasets for record in packed.manifest.records]
@@ -46,6 +50,9 @@ def write_page(audit: Audit, folder: Path, command: Sequence[str]) -> Path:
         "audit.html.j2",
         command,
         audit=audit,
+        gallery=gallery,
+        scan_id=functools.partial(scan_id, audit),
+        same_picture=SAME_PICTURE,
         scans=len(scans),
         patients=len({(packed.name, r.patient) for packed in audit.datasets for r in packed.manifest.records}),
         counts=_counts(audit),

@@ -75,6 +75,7 @@ def write_gallery(
     classes: Sequence[str] = ("lesion",),
     figures: Mapping[str, Value] | None = None,
     remarks: Sequence[str] = (),
+    problems: Sequence[str] = (),
     links: Mapping[str, str] | None = None,
     edge: int | None = None,
     progress: Show | None = None,
@@ -82,9 +83,10 @@ def write_gallery(
     """Write `page`, whole; returns it.
 
     kicker: the kind of page, above its title. filters: names of the fields that get a filter. figures: shown at the
-    top, by name. remarks: paragraphs at the top. links: text → relative link, at the top. edge: longer side of the
-    pictures in pixels; by default the largest of EDGES with which the page stays below MOST_BYTES.
-    Raises: ConfigError for no rows, DataError for two rows of one id, OSError.
+    top, by name. remarks, problems: paragraphs at the top. links: text → relative link, at the top.
+    edge: longer side of the pictures in pixels; by default the largest of EDGES with which the page stays below
+        MOST_BYTES.
+    Raises: ConfigError for no rows, OSError.
     """
     if not rows:
         raise ConfigError(f"{title}: there are no scans to show")
@@ -114,6 +116,7 @@ def write_gallery(
         kicker=kicker,
         figures=figures or {},
         remarks=remarks,
+        problems=problems,
         links=links or {},
         classes=classes,
         edge=edge,

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import re
+import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -127,3 +129,33 @@ def test_bad_words_are_refused_in_a_sentence(words, message, phantom_folder, tmp
     assert main(["shards", "show", *given]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_audit_links_each_finding_to_its_scan_in_the_gallery(phantom_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(phantom_folder, folder)
+    assert main(["shards", "audit", f"data={phantom_folder}", f"data={folder}", f"out={tmp_path / 'out'}"]) == 0
+    data = data_of(tmp_path / "out" / "gallery.html")
+    by_id = {scan["id"]: scan for scan in data["scans"]}
+    assert len(by_id) == 2 * len(Manifest.load(phantom_folder).records)
+    assert data["filters"] == ["dataset", "label", "patient", "fold"]
+    links = re.findall(r'href="gallery.html#scan=([^"]+)"', (tmp_path / "out" / "index.html").read_text())
+    assert links
+    for link in links:
+        scan = by_id[unquote(link)]
+        (twin,) = (note for note in scan["notes"] if note["kind"] == "Same picture as another")
+        assert by_id[twin["other"]]["key"] == scan["key"]
+        assert twin["other"] != scan["id"]
+
+
+def test_a_damaged_mask_leaves_the_image_and_a_finding(phantom_folder, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(phantom_folder, folder)
+    record = Manifest.load(folder).records[0]
+    with (folder / record.shard).open("r+b") as tar:
+        tar.seek(record.mask_offset)
+        tar.write(bytes(record.mask_bytes))
+    assert main(["shards", "show", f"data={folder}", f"out={tmp_path / 'out'}"]) == 0
+    found = data_of(tmp_path / "out" / "index.html")["scans"][0]
+    assert found["picture"]
+    assert [(note["kind"], note["grave"]) for note in found["notes"]] == [("Unreadable", True)]
