@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.cli import shards_show
+from bushpc.cli import shards_import, shards_show
 from bushpc.cli.command import JSON, Arguments, Command, Group, option
 from bushpc.cli.show import print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
@@ -210,6 +210,7 @@ GROUP = Group(
                 "For a real dataset: bushpc pack data=breast src=/path/to/BrEaST",
             ),
         ),
+        shards_import.COMMAND,
         Command(
             name="shards list",
             summary="List all datasets: content, licence, download page, and whether they are packed here.",

@@ -432,7 +432,9 @@ def _fastest_precision(cluster: ClusterConfig) -> Precision:
 def shards_folder(data: str) -> Path:
     """The folder of a packed dataset, given by its name or itself. Raises: ConfigError."""
     if data in config_names("data"):
-        return places.home() / "shards" / data
+        path = places.config_file(f"data/{data}")
+        root = read_config(path)[1].get("root") if path else None  # of an imported cohort that lies elsewhere
+        return Path(root.text) if isinstance(root, Scalar) else places.home() / "shards" / data
     if data and Path(data).expanduser().is_dir():
         return Path(data).expanduser().resolve()
     raise ConfigError(unknown_name("data", data, config_names("data"), "Or a folder of shards that is there."))

@@ -15,6 +15,7 @@ import yaml
 
 from bushpc.config import places
 from bushpc.errors import ConfigError, DataError, unknown_name
+from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
 
 FILE_NAME = "card.yaml"
@@ -43,6 +44,7 @@ class Card:
     parameters: settings of the source, such as the phantom's; `bushpc pack` can override them.
     verified: whether source and card have been run on the publisher's real files.
     synthetic: a trained generator made the images (`bushpc generate`). They may train, but are never part of a fold.
+    imported: how `bushpc shards import` reads a cohort of the user's own (`bushpc.shards.exchange.settings`).
     """
 
     name: str
@@ -63,6 +65,7 @@ class Card:
     folds: dict[str, str] = dataclasses.field(default_factory=dict)
     parameters: dict[str, int | float] = dataclasses.field(default_factory=dict)
     synthetic: bool = False
+    imported: dict[str, t.Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path) -> Card:
@@ -109,6 +112,19 @@ class Card:
         if card.name != name:
             raise DataError(f"{folder / FILE_NAME} is the card of '{card.name}': '{name}' cannot be packed there.")
         return card
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/card.yaml, without the keys that are at their defaults."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.content(), sort_keys=False, allow_unicode=True, width=110)
+        write_atomically(folder / FILE_NAME, text)
+
+    def content(self) -> dict[str, t.Any]:
+        """What card.yaml holds."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        needed = ("name", "title", "what", "licence", "citation", "verified")
+        plain = Card(**{name: given[name] for name in needed})
+        return {name: value for name, value in given.items() if name in needed or value != getattr(plain, name)}
 
     @property
     def every_layout(self) -> list[Card]:

@@ -102,6 +102,11 @@ def open_picture(path: Path, ranges: pictures.Ranges | None = None) -> Picture:
     return Picture(sha256=hashlib.sha256(content).hexdigest(), **opened)
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its name or its first bytes."""
+    return _format(path) == "DICOM"
+
+
 def as_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
     """Convert a PIL image, or a uint8 array H x W or H x W x 3, to image_HWC: uint8 RGB, transparent pixels black.
 
@@ -137,7 +142,7 @@ def _is_other_dicom(path: Path) -> bool:
     from pydicom.filereader import read_file_meta_info
 
     try:
-        return not _holds_image(read_file_meta_info(path).get("MediaStorageSOPClassUID"))
+        return not holds_image(read_file_meta_info(path).get("MediaStorageSOPClassUID"))
     except Exception:  # damaged: reading it reports that
         return False
 
@@ -158,7 +163,7 @@ def _open_dicom(content: bytes) -> dict[str, t.Any]:
 
     with _reading("DICOM"):
         dataset = pydicom.dcmread(io.BytesIO(content))
-        if not _holds_image(dataset.get("SOPClassUID")):
+        if not holds_image(dataset.get("SOPClassUID")):
             raise DataError(f"the DICOM file holds no picture, but {dataset.SOPClassUID.name}")
         if "PixelData" not in dataset:
             raise DataError("the DICOM file has no pixels")
@@ -219,7 +224,8 @@ def _extremes(dtype: np.dtype[t.Any], table: bool) -> np.ndarray:
     return np.array([limits.min, limits.max], dtype)
 
 
-def _holds_image(sop_class: t.Any) -> bool:
+def holds_image(sop_class: t.Any) -> bool:
+    """Whether objects of a DICOM class are pictures."""
     name = str(getattr(sop_class, "name", ""))
     public = bool(name) and name != str(sop_class)
     return not public or any(word in name for word in IMAGE_STORAGE)

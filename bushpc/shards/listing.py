@@ -18,7 +18,7 @@ from bushpc.config import places
 from bushpc.errors import DataError
 from bushpc.shards import manifest as manifests
 from bushpc.shards import sources
-from bushpc.shards.card import PROJECT_SHARDS, Card
+from bushpc.shards.card import FILE_NAME, PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest
 
 if t.TYPE_CHECKING:
@@ -55,7 +55,7 @@ def list_datasets(folder: str | Path | None = None, *, deep: bool = False) -> li
     Raises: DataError for a card that cannot be read. A damaged dataset becomes an entry that says so.
     """
     folder = Path(folder or places.home() / "shards")
-    return [_entry(name, folder / name, deep) for name in sources.names()]
+    return [_entry(name, folder / name, deep) for name in sorted({*sources.names(), *_imported(folder)})]
 
 
 def to_json(entries: Sequence[Entry]) -> str:
@@ -85,8 +85,14 @@ def plain_lines(entry: Entry) -> str:
     )
 
 
+def _imported(folder: Path) -> list[str]:
+    """The cohorts that `bushpc shards import` put into the shards folder."""
+    names = [path.parent.name for path in folder.glob(f"*/{FILE_NAME}")]
+    return [name for name in names if name not in sources.names() and Card.load(folder / name).imported]
+
+
 def _entry(name: str, folder: Path, deep: bool) -> Entry:
-    card = Card.load(PROJECT_SHARDS / name)
+    card = Card.load(PROJECT_SHARDS / name if name in sources.names() else folder)
     packed, fault, manifest = "no", "", None
     if (folder / manifests.FILE_NAME).exists():
         try:

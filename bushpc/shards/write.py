@@ -38,7 +38,9 @@ from bushpc.metrics.mask import lesion_length
 from bushpc.sample import LABELS, UNLABELLED, Sample
 from bushpc.shards import manifest as manifests
 from bushpc.shards import pictures, readers, sources, tree
-from bushpc.shards.card import PROJECT_SHARDS, Card
+from bushpc.shards.card import FILE_NAME, PROJECT_SHARDS, Card
+from bushpc.shards.exchange import cohort
+from bushpc.shards.exchange.settings import ImportSettings
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 from bushpc.shards.progress import Show
 from bushpc.shards.split import FILE_BY_SOURCE, write_folds
@@ -47,6 +49,7 @@ PACKER_VERSION = 2  # increase it when the same samples would give different byt
 
 PNG_LEVEL = 3  # zlib level. PNG encoding takes most of the time; higher levels save 3 % in size for twice the time
 WORK_FOLDER = ".packing"
+CORRECTIONS = "corrections.csv"  # of `bushpc shards import --corrections`
 LOCK_FILE = "lock"
 
 # Turns an item into a sample; every source module has one.
@@ -54,7 +57,7 @@ Load = t.Callable[[sources.Item], Sample]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Encoded:
+class Encoded:
     """A sample as stored in the tar. `record` has no offsets yet: they are known once the tar is written."""
 
     record: Record
@@ -90,11 +93,16 @@ def pack(
     Raises: ConfigError for an unknown name or parameter or an invalid number; DataError for a folder that does not
     match the card, files that cannot be used, or another process packing into `out`.
     """
-    source = sources.source(name)
+    out = Path(out)
+    imported = _imported_card(name, out)
+    source = t.cast(sources.DatasetSource, cohort) if imported else sources.source(name)
     if workers < 1 or shard_samples < 1:
         raise ConfigError(f"workers={workers} shard_samples={shard_samples}: both must be ≥ 1.")
-    out = Path(out)
-    card = Card.find(name, out).override(parameters or {})
+    card = (imported or Card.find(name, out)).override(parameters or {})
+    if imported:
+        settings = ImportSettings.of_card(imported.imported, out / FILE_NAME)
+        grey_max = settings.grey_max if grey_max is None else grey_max
+        mask_threshold = settings.mask_threshold if mask_threshold is None else mask_threshold
     src = _raw_folder(src, card)
     if src is not None:
         _check_belongs(src, card)
@@ -102,15 +110,13 @@ def pack(
     if mask_threshold is not None and not 1 <= mask_threshold <= 255:
         raise ConfigError(f"mask_threshold={mask_threshold}: it must be a level from 1 to 255.")
     how = readers.Reading(mask_threshold=mask_threshold)
-    with _typed_errors(src or out), readers.reading(how):
+    with typed_errors(src or out), readers.reading(how):
         plan = source.plan(src, card, excerpt=excerpt)
     if src is not None:
         if not excerpt:
             _check_counts(src, card, plan)
-        how = _how_to_read(plan, source.load, how, grey_max, progress or _silent)
-        if stated := how.stated():
-            text = json.dumps({"dataset": card.name, **stated}, sort_keys=True)
-            plan = plan._replace(sources={**plan.sources, "reading": hashlib.sha256(text.encode()).hexdigest()})
+        how = how_to_read(plan.items, source.load, how, grey_max, progress or _silent)
+        plan = with_reading(plan, card, how)
     return write_shards(
         card,
         out,
@@ -122,6 +128,15 @@ def pack(
         shard_samples=shard_samples,
         how=how,
     )
+
+
+def with_reading(plan: sources.Plan, card: Card, how: readers.Reading) -> sources.Plan:
+    """The plan with an entry for how its files are read, if that is not the usual way: other ways give other pixels."""
+    stated = how.stated()
+    if not stated:
+        return plan
+    text = json.dumps({"dataset": card.name, **stated}, sort_keys=True)
+    return plan._replace(sources={**plan.sources, "reading": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def write_shards(
@@ -144,11 +159,12 @@ def write_shards(
     report = progress or _silent
     shards = _divide(plan.items, shard_samples)
 
-    with _typed_errors(out), _locked_work_folder(out) as work:
+    with typed_errors(out), locked_work_folder(out) as work:
         if packed := _already_packed(card, out, plan, excerpt, shards):
             report(len(plan.items), len(plan.items), f"{out} is already packed from identical sources; nothing to do")
             _write_published(out, packed, plan)
             return packed
+        _refuse_corrected(out)
         _discard_other_work(work, card, plan, excerpt, shards)
         finished: dict[str, tuple[ShardInfo, list[Record]]] = {}
         done = 0
@@ -182,6 +198,14 @@ def write_shards(
 
 
 # --- checks before any work: does the raw folder match the card? ------------------------------------------------
+
+
+def _imported_card(name: str, out: Path) -> Card | None:
+    """The card in `out` if it is that of an imported cohort of this name."""
+    if name in sources.names() or not (out / FILE_NAME).exists():
+        return None
+    card = Card.find(name, out)
+    return card if card.imported else None
 
 
 def _silent(done: int, total: int, message: str = "") -> None:
@@ -277,35 +301,35 @@ def _check_counts(src: Path, card: Card, plan: sources.Plan) -> None:
         )
 
 
-def _how_to_read(
-    plan: sources.Plan, load: Load, how: readers.Reading, grey_max: float | None, report: Show
+def how_to_read(
+    items: list[sources.Item], load: Load, how: readers.Reading, grey_max: float | None, report: Show
 ) -> readers.Reading:
     """Find the range of deep pictures, and whether the masks' lesions are 1 instead of 255; reports either."""
-    images = [image for item in plan.items if (image := sources.image_of(item))]
+    images = [image for item in items if (image := sources.image_of(item))]
     ranges, warnings = pictures.survey(images, grey_max)
     for kind, range_ in ranges.items():
-        report(0, len(plan.items), f"{kind} pictures of more than 8 bits: {range_} become black to white")
+        report(0, len(items), f"{kind} pictures of more than 8 bits: {range_} become black to white")
     for warning in warnings:
-        report(0, len(plan.items), f"warning: {warning}; grey_max=N sets another white")
+        report(0, len(items), f"warning: {warning}; grey_max=N sets another white")
     if grey_max is not None and not ranges:
-        report(0, len(plan.items), "grey_max= has no effect: all pictures have 8 bits")
+        report(0, len(items), "grey_max= has no effect: all pictures have 8 bits")
     how = dataclasses.replace(how, ranges=ranges)
-    if how.mask_threshold is None and (faint := _faint_mask(plan, load, how)):
+    if how.mask_threshold is None and (faint := _faint_mask(items, load, how)):
         loose = dataclasses.replace(how, mask_threshold=1, levels={})
         with readers.reading(loose):
-            for item in plan.items:
+            for item in items:
                 with contextlib.suppress(Exception):  # whatever is wrong with an item, packing reports it
                     load(item)
         if max(loose.levels.values()) > 1:
             raise faint
-        report(0, len(plan.items), "no mask has a level above 1, so lesion is 1 (mask_threshold=1)")
+        report(0, len(items), "no mask has a level above 1, so lesion is 1 (mask_threshold=1)")
         how = dataclasses.replace(how, mask_threshold=1)
     return how
 
 
-def _faint_mask(plan: sources.Plan, load: Load, how: readers.Reading) -> readers.FaintMask | None:
+def _faint_mask(items: list[sources.Item], load: Load, how: readers.Reading) -> readers.FaintMask | None:
     """What is wrong with the first lesion's mask, if it is faint. One in a set of bright masks fails in packing."""
-    first = next((item for item in plan.items if item.label != "normal"), None)
+    first = next((item for item in items if item.label != "normal"), None)
     try:
         with readers.reading(how):
             load(first) if first else None
@@ -343,7 +367,7 @@ def _key(item: sources.Item) -> str:
 
 
 @contextlib.contextmanager
-def _typed_errors(out: Path) -> t.Iterator[None]:
+def typed_errors(out: Path) -> t.Iterator[None]:
     """Raises: DataError for a file or folder that may not be read or written."""
     try:
         yield
@@ -356,7 +380,7 @@ def _typed_errors(out: Path) -> t.Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_work_folder(out: Path) -> t.Iterator[Path]:
+def locked_work_folder(out: Path) -> t.Iterator[Path]:
     """Lock the work folder for this process; the kernel releases the lock however the process ends."""
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
@@ -392,6 +416,15 @@ def _already_packed(
         == [(file, len(items)) for file, items in shards.items()]
     )
     return manifest if same else None
+
+
+def _refuse_corrected(out: Path) -> None:
+    """Raises: DataError where packing again would lose corrected masks."""
+    if (out / CORRECTIONS).exists():
+        raise DataError(
+            f"{out} holds corrected masks ({CORRECTIONS}), which packing the raw data again would lose. Pack into "
+            f"another folder (out=) and correct the masks there, or move {CORRECTIONS} away to give the corrections up."
+        )
 
 
 # --- work that survives a kill ----------------------------------------------------------------------------------
@@ -441,8 +474,17 @@ def _finished_shard(work: Path, out: Path, file: str) -> tuple[ShardInfo, list[R
     return None
 
 
-def _write_shard(work: Path, file: str, samples: list[_Encoded]) -> tuple[ShardInfo, list[Record]]:
+def _write_shard(work: Path, file: str, samples: list[Encoded]) -> tuple[ShardInfo, list[Record]]:
     path = work / file
+    records = write_tar(path, samples)
+    info = ShardInfo(file=file, sha256=sha256_of(path), bytes=path.stat().st_size, samples=len(samples))
+    content = json.dumps({"info": asdict(info), "records": [asdict(record) for record in records]})
+    write_atomically(work / f"{file}.json", content)
+    return info, records
+
+
+def write_tar(path: Path, samples: list[Encoded]) -> list[Record]:
+    """Write the samples' tar and flush it; returns their records with its name and the offsets in it."""
     records = []
     with path.open("wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -451,14 +493,11 @@ def _write_shard(work: Path, file: str, samples: list[_Encoded]) -> tuple[ShardI
                 image_offset = _add(tar, stream, f"{key}.image.png", sample.image_png)
                 mask_offset = _add(tar, stream, f"{key}.mask.png", sample.mask_png)
                 _add(tar, stream, f"{key}.json", sample.json)
-                fields = {**asdict(sample.record), "shard": file}
+                fields = {**asdict(sample.record), "shard": path.name}
                 records.append(Record(**{**fields, "image_offset": image_offset, "mask_offset": mask_offset}))
         stream.flush()
         os.fsync(stream.fileno())
-    info = ShardInfo(file=file, sha256=sha256_of(path), bytes=path.stat().st_size, samples=len(samples))
-    content = json.dumps({"info": asdict(info), "records": [asdict(record) for record in records]})
-    write_atomically(work / f"{file}.json", content)
-    return info, records
+    return records
 
 
 def _add(tar: tarfile.TarFile, stream: t.BinaryIO, name: str, data: bytes) -> int:
@@ -499,7 +538,7 @@ def _write_published(out: Path, manifest: Manifest, plan: sources.Plan) -> None:
 @contextlib.contextmanager
 def _pool(
     workers: int, how: readers.Reading
-) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[_Encoded]]]:
+) -> t.Iterator[t.Callable[[Card, Load, list[sources.Item]], t.Iterable[Encoded]]]:
     """A function that encodes items in order: in this process with one worker, else in that many processes."""
     if workers == 1:
         yield lambda card, load, items: (_encode(card, load, how, item) for item in items)
@@ -531,7 +570,7 @@ def _exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) -> _Encoded:
+def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) -> Encoded:
     try:
         with readers.reading(how):
             sample = load(item)
@@ -539,7 +578,7 @@ def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) ->
         raise
     except Exception as error:
         raise DataError(f"Sample '{item.key}' cannot be read: {type(error).__name__}: {error}") from error
-    _check_sample(sample, card)
+    check_sample(sample, card)
     height, width = sample.mask_HW.shape
     metadata = {
         "key": sample.key,
@@ -549,7 +588,7 @@ def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) ->
         "pixel_mm": sample.pixel_mm,
         "sources": list(sample.sources),
     }
-    image_png, mask_png = _png(_merge_equal_channels(sample.image_HWC)), _png(sample.mask_HW)
+    image_png, mask_png = png(_merge_equal_channels(sample.image_HWC)), png(sample.mask_HW)
     record = Record(
         key=sample.key,
         patient=sample.patient,
@@ -567,10 +606,10 @@ def _encode(card: Card, load: Load, how: readers.Reading, item: sources.Item) ->
         mask_bytes=len(mask_png),
     )
     text = json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=False)
-    return _Encoded(record=record, image_png=image_png, mask_png=mask_png, json=text.encode())
+    return Encoded(record=record, image_png=image_png, mask_png=mask_png, json=text.encode())
 
 
-def _check_sample(sample: Sample, card: Card) -> None:
+def check_sample(sample: Sample, card: Card) -> None:
     """Check that a source keeps the contract of `Sample`. Faults that a raw file can cause are a DataError."""
     image, mask = sample.image_HWC, sample.mask_HW
     assert image.dtype == mask.dtype == np.uint8, sample.key
@@ -595,7 +634,7 @@ def _merge_equal_channels(image_HWC: np.ndarray) -> np.ndarray:
     return red if grey else image_HWC
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", compress_level=PNG_LEVEL)
     return stream.getvalue()
