@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import typing as t
+from pathlib import Path
+
 from bushpc.cli.command import Arguments, Command
 from bushpc.cli.words import PATH, SHARDS, TEXT, WHOLE, Word, Words
 
+if t.TYPE_CHECKING:
+    from bushpc.report.run_gallery import RunResults
+
 WORDS = Words(
-    Word("data", SHARDS, "A dataset or a folder of shards.", required=True, repeated=True),
-    Word("out", PATH, "Folder for the page.", shown="runs/show-<data>", instead_of=("dst", "output", "to")),
-    Word("folds", TEXT, "Which folds.", "frozen", choices=("frozen", "published", "grouped")),
+    Word("data", SHARDS, "A dataset or a folder of shards.", repeated=True),
+    Word("run", PATH, "A run folder instead of data=: its scans and folds, with Dice and predicted outlines."),
+    Word("out", PATH, "Folder for the page.", shown="runs/show-<data or run>", instead_of=("dst", "output", "to")),
+    Word("folds", TEXT, "Which folds of data=.", shown="frozen", choices=("frozen", "published", "grouped")),
     Word(
         "edge",
         WHOLE,
@@ -32,18 +39,43 @@ def show(given: Arguments) -> None:
     from bushpc.shards.audit import audit
     from bushpc.shards.progress import progress
 
-    names = "-".join(folder.name for folder in given.data)
+    if bool(given.data) == bool(given.run):
+        raise ConfigError(f"give either data= (a dataset) or run= (a run folder). Example: {WORDS.example}")
+    if given.run and given.folds:
+        raise ConfigError(f"folds={given.folds}: a run has its own folds. Leave folds= out")
+    if runs := [folder for folder in given.data if (folder / "run.json").exists()]:
+        raise ConfigError(f"data={runs[0]} is a run folder. Write run={runs[0]} to see its scans and predictions")
+    folders = given.data
+    names = "-".join(folder.name for folder in folders) or given.run.resolve().name
     out = given.out or home() / "runs" / f"show-{names}"
     if given.edge is not None and not LEAST_EDGE <= given.edge <= MOST_EDGE:
         raise ConfigError(f"edge={given.edge}: it must be a whole number of pixels from {LEAST_EDGE} to {MOST_EDGE}")
     if reason := why_not_writable(out):
         raise ConfigError(f"{reason}. Choose another folder: out=FOLDER")
+    results, folds = None, given.folds or "frozen"
+    if given.run:
+        results, folder, folds = _results(given.run)
+        folders = [folder]
     with progress(f"audit {names}") as step:
-        found = audit(given.data, folds=given.folds, progress=step)
+        found = audit(folders, folds=folds, progress=step)
     with progress(f"show {names}") as step:
         command = ["bushpc", "shards", "show", *given.typed]
-        page = write_scans(found, out / "index.html", command, edge=given.edge, progress=step)
+        page = write_scans(found, out / "index.html", command, results=results, edge=given.edge, progress=step)
     print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _results(path: Path) -> tuple[RunResults, Path, str]:
+    """A run's results, its folder of shards and its kind of folds. Raises: DataError."""
+    from bushpc.errors import DataError
+    from bushpc.report.pictures import open_shards
+    from bushpc.report.read_run import read_run
+    from bushpc.report.run_gallery import results_of
+
+    run = read_run(path)
+    shards = open_shards(run)
+    if shards.manifest is None:
+        raise DataError(shards.problem)
+    return results_of(run, len(shards.manifest.mask_classes)), shards.folder, run.record.folds.source or "frozen"
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ import numpy as np
 
 from bushpc.errors import DataError
 from bushpc.report.gallery import Note, Row, Value, write_gallery
+from bushpc.report.run_gallery import RunResults
 from bushpc.shards.audit import KINDS, Audit, Packed
 from bushpc.shards.manifest import Record, read_image, read_mask
 from bushpc.shards.progress import Show
@@ -25,23 +26,30 @@ def write_scans(
     page: Path,
     command: Sequence[str],
     *,
+    results: RunResults | None = None,
     links: Mapping[str, str] | None = None,
     edge: int | None = None,
     progress: Show | None = None,
 ) -> Path:
-    """Write `page` with every scan of the audited datasets. links, edge: as in `write_gallery`. Raises: OSError."""
+    """Write `page` with every scan of the audited datasets. Raises: OSError.
+
+    results: of a run on the only one of them. links, edge: as in `write_gallery`.
+    """
     scans = [(packed, record) for packed in audit.datasets for record in packed.manifest.records]
     several = len(audit.datasets) > 1
+    classes = _classes(audit)
+    more = results.fields if results else {}
     attributes = list(dict.fromkeys(name for _, record in scans for name in record.attributes))
     notes = _notes(audit)
     rows = [
         Row(
             id=scan_id(audit, packed.name, record.key),
             key=record.key,
-            load=functools.partial(_load, packed, record),
+            load=functools.partial(_load, packed, record, results),
             fields={
                 **({"dataset": packed.name} if several else {}),
                 **_fields(audit, packed, record),
+                **{name: by_key.get(record.key) for name, by_key in more.items()},
                 **{name: record.attributes.get(name) for name in attributes},
             },
             notes=notes[packed.name, record.key],
@@ -51,11 +59,11 @@ def write_scans(
     return write_gallery(
         page,
         rows,
-        title=" and ".join(packed.name for packed in audit.datasets),
-        kicker="Scans",
+        title=results.name if results else " and ".join(packed.name for packed in audit.datasets),
+        kicker="Scans and predictions" if results else "Scans",
         command=command,
         filters=[name for name in FILTERS if any(row.fields.get(name) is not None for row in rows)],
-        classes=_classes(audit),
+        classes=[*classes, *(results.outlines if results else [])],
         figures={
             "Scans": len(scans),
             "Patients": len({(packed.name, record.patient) for packed, record in scans}),
@@ -118,10 +126,13 @@ def _notes(audit: Audit) -> dict[_ScanId, list[Note]]:
     return notes
 
 
-def _load(packed: Packed, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+def _load(packed: Packed, record: Record, results: RunResults | None) -> tuple[np.ndarray, np.ndarray | None]:
     """A damaged mask is among the findings; the image is worth looking at all the same."""
     image_HWC = read_image(packed.folder, record)
     try:
-        return image_HWC, read_mask(packed.folder, record)
+        mask_HW = read_mask(packed.folder, record)
     except DataError:
         return image_HWC, None
+    if results:
+        mask_HW = results.add_to(mask_HW, record.key, len(packed.manifest.mask_classes))
+    return image_HWC, mask_HW

@@ -211,6 +211,12 @@ def _prediction(arm: Arm, shards: Shards, key: str, fold: int, k: int, label: st
     return found
 
 
+def predicted_mask(arm: Arm, key: str, fold: int, shape: tuple[int, ...]) -> np.ndarray:
+    """bool (height, width): where the arm's headline prompt source finds the first mask class. Raises: DataError."""
+    prob = Image.fromarray(_read_gray(_folder(arm, fold).predictions / arm.headline, key))
+    return np.asarray(prob.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)) >= arm.threshold * 255
+
+
 def _image_rows(
     arms: list[Arm],
     shards: Shards,

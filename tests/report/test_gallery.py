@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
@@ -159,3 +160,45 @@ def test_a_damaged_mask_leaves_the_image_and_a_finding(phantom_folder, tmp_path)
     found = data_of(tmp_path / "out" / "index.html")["scans"][0]
     assert found["picture"]
     assert [(note["kind"], note["grave"]) for note in found["notes"]] == [("Unreadable", True)]
+
+
+def test_data_and_run_exclude_each_other_and_a_run_in_data_is_told(phantom_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for words, message in (
+        ([], "give either data="),
+        ([f"data={phantom_folder}", f"run={tmp_path}"], "give either data="),
+        ([f"data={tmp_path / 'run'}"], "Write run="),
+        ([f"run={tmp_path}"], "it has no run.json"),
+        ([f"run={tmp_path}", "folds=published"], "a run has its own folds"),
+    ):
+        assert main(["shards", "show", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_shows_dice_folds_and_the_outline_that_the_threshold_cuts(realistic, tmp_path):
+    assert main(["shards", "show", f"run={realistic.path}", f"out={tmp_path / 'out'}"]) == 0
+    data = data_of(tmp_path / "out" / "index.html")
+    rows = {}
+    for fold in range(5):
+        with (realistic.cell(fold) / "per_image.csv").open() as file:
+            rows |= {row["key"]: row for row in csv.DictReader(file) if row["prompts"] == "first_pass"}
+    assert len(data["classes"]) == 2
+    assert data["classes"][1].startswith("predicted by")
+    dice, fold = data["fields"].index("Dice"), data["fields"].index("fold")
+    assert {scan["key"] for scan in data["scans"]} == set(rows)
+    for scan in data["scans"]:
+        row = rows[scan["key"]]
+        assert scan["values"][dice] == pytest.approx(float(row["dice"]))
+        assert scan["values"][fold] == int(row["fold"])
+        truth, found = (inside(outline, (scan["height"], scan["width"])) for outline in scan["outlines"])
+        overlap = 2 * (truth & found).sum() / (truth.sum() + found.sum())
+        assert overlap == pytest.approx(float(row["dice"]), abs=0.05)  # Dice is measured on the network's grid
+
+
+def test_a_grid_has_a_dice_and_an_outline_for_each_row(realistic_grid, tmp_path):
+    assert main(["shards", "show", f"run={realistic_grid.path}", f"out={tmp_path / 'out'}"]) == 0
+    data = data_of(tmp_path / "out" / "index.html")
+    assert len(data["classes"]) == 1 + 4
+    assert sum(name.startswith("Dice of ") for name in data["fields"]) == 4
+    assert all(all(scan["outlines"]) for scan in data["scans"])
