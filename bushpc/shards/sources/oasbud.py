@@ -8,13 +8,14 @@ shards/oasbud/card.yaml lists the oddities of the published file and how they ar
 from __future__ import annotations
 
 import functools
+import math
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bushpc.errors import DataError
+from bushpc.errors import ConfigError, DataError
 from bushpc.sample import Sample
 from bushpc.shards import readers
 from bushpc.shards.sources import Item, Plan
@@ -47,10 +48,12 @@ class Echoes:
 def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     """Read what is known of the lesions; the file holds it beside the echoes.
 
-    Raises: DataError naming the file, or every lesion with a missing or invalid field.
+    Raises: DataError naming the file, or every lesion with a missing or invalid field; ConfigError for a range of 0 dB.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    name = card.layout["file"]
+    name, dynamic_range_db = card.layout["file"], card.parameters["dynamic_range_db"]
+    if not 0 < dynamic_range_db < math.inf:
+        raise ConfigError(f"dynamic_range_db={dynamic_range_db}: it must be > 0; 40 to 70 decibels are usual.")
     items, problems = [], []
     for index, lesion in enumerate(_lesions(folder / name)):
         where = f"{name}, data({index + 1})"
@@ -70,7 +73,7 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
                 scan=scan,
                 patient=f"oasbud_{lesion['id']}",
                 birads=str(lesion["birads"]).strip() or None,
-                dynamic_range_db=card.parameters["dynamic_range_db"],
+                dynamic_range_db=dynamic_range_db,
             )
             items.append(Item(key=f"oasbud_{index + 1:03d}_{scan}", label=LABELS[lesion["class"]], recipe=recipe))
     readers.raise_if_any(folder, problems)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from bushpc.errors import DataError
+from bushpc.errors import ConfigError, DataError
 from bushpc.shards.manifest import read_image, read_mask
 from bushpc.shards.sources import oasbud
 
@@ -73,6 +73,13 @@ def test_another_dynamic_range_shows_weaker_echoes(raw):
     manifest = raw.pack(COUNTS, parameters={"dynamic_range_db": 120})
     image_HWC = read_image(raw.shards, manifest.record("oasbud_001_2"))
     assert image_HWC[5:-5, LINES // 2 :].mean() == pytest.approx(255 * (1 - 60 / 120), abs=6)
+
+
+@pytest.mark.parametrize("decibels", [0, -5, float("nan"), float("inf")])
+def test_a_dynamic_range_that_shows_nothing_is_refused(raw, decibels):
+    with pytest.raises(ConfigError, match=r"dynamic_range_db=.*must be > 0"):
+        raw.pack(COUNTS, parameters={"dynamic_range_db": decibels})
+    assert raw.packed_nothing()
 
 
 def test_pixels_are_square_and_the_mask_keeps_its_area_in_millimetres(raw):
