@@ -282,16 +282,22 @@ class _Zero:
     """DeepSpeed's ZeRO: optimizer state (1), gradients (2) and weights (3) partitioned over the ranks."""
 
     def __init__(self, cell: CellConfig, world: World, model: Model, trained: dict[str, nn.Parameter]) -> None:
+        import deepspeed.ops
         from accelerate import DeepSpeedPlugin
         from accelerate.utils import InitProcessGroupKwargs
 
+        # On a CPU, DeepSpeed compiles collectives that only its inference uses: a minute of two cores at the first
+        # start from each environment, while all ranks wait, and an error where there is no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.stage = int(cell.engine.kind[-1])
         self.size, self.trained = world.size, list(trained.values())
+        gradients = sum(parameter.numel() for parameter in self.trained)
         config = {
             "train_micro_batch_size_per_gpu": cell.train.batch_size // (world.size * cell.train.accumulate),
             "gradient_accumulation_steps": cell.train.accumulate,
             "gradient_clipping": cell.train.grad_clip,
-            "zero_optimization": {"stage": self.stage},
+            # By default DeepSpeed allocates room for 500 million gradients, which deterministic mode fills each step.
+            "zero_optimization": {"stage": self.stage, "reduce_bucket_size": min(int(5e8), gradients)},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
             "wall_clock_breakdown": False,
