@@ -4,16 +4,68 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_REAL = os.environ.get("BUSHPC_REQUIRE_REAL") == "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out tests that start processes, train or take long")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick(request):
+    """With --quick, tests that start processes or train are left out (tests/quick.py)."""
+    if not request.config.getoption("--quick"):
+        yield
+        return
+    from tests.quick import leave_out_slow_tests
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_slow_tests(patch)
+        yield
+
+
+# With several workers and --dist=loadfile, each takes the next of these files: the longest first, so that none is left
+# for the end, and by turns one that waits for Slurm and one that computes.
+LONGEST = (
+    *("slurm/test_matrix.py", "train/test_engine_resume.py", "slurm/test_cv.py", "train/test_zero.py"),
+    *("slurm/test_limits.py", "test_cell.py", "slurm/test_drill.py", "dispatch/test_submit.py"),
+    *("slurm/test_container.py", "config/test_config.py", "slurm/test_requeue.py", "generate/test_generate.py"),
+    *("slurm/test_multinode.py", "test_real_data.py", "slurm/test_doctor.py", "models/test_tumor_generator.py"),
+    *("slurm/test_generate.py", "ops/test_drill.py", "slurm/test_grid.py", "data/test_staging.py"),
+    *("slurm/test_sandbox.py", "compat/test_later.py", "slurm/test_sites_strict.py", "models/test_vit_diffusion.py"),
+    *(
+        "slurm/test_sites_environment.py",
+        "train/test_nnunet.py",
+        "slurm/test_environment.py",
+        "evaluate/test_export.py",
+    ),
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """The order of files with several workers; tests of a file keep theirs. --quick leaves out what takes long."""
+    if config.getoption("--quick"):
+        models = ROOT / "tests" / "models"
+        slow = {item for item in items if item.get_closest_marker("slow") or models in item.path.parents}
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
+    elif "PYTEST_XDIST_WORKER" in os.environ:
+        rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_configure(config):
     """A worker of several (`pytest -n 2`) takes one core: more threads than cores make every test slower."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's `pytest … &` ignores Ctrl-C, and so would every command that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 
@@ -25,7 +77,8 @@ def pytest_runtest_makereport(item, call):
     """Where BUSHPC_REQUIRE_REAL=1 (CI), a skipped test that is marked `real` is a failure."""
     outcome = yield
     report = outcome.get_result()
-    if REQUIRE_REAL and report.skipped and item.get_closest_marker("real"):
+    required = REQUIRE_REAL and not item.config.getoption("--quick")
+    if required and report.skipped and item.get_closest_marker("real"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, but BUSHPC_REQUIRE_REAL=1: {report.longrepr}"
 
@@ -50,6 +103,21 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_folds_folder(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Path:
+    """The same scans in two folds: a whole cross-validation of two cells, for tests that aren't about their number."""
+    import shutil
+
+    from bushpc.shards.manifest import Manifest
+    from bushpc.shards.split import make_folds, write_folds
+
+    folder = tmp_path_factory.mktemp("two") / "folds"
+    shutil.copytree(phantom_folder, folder)
+    records = Manifest.load(folder).records
+    write_folds(folder / "folds.csv", records, make_folds(records, k=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 other synthetic scans, packed with the mark of a trained generator's images."""
     from bushpc.cli import main
@@ -69,24 +137,29 @@ TINY = (
 )
 
 
-@pytest.fixture
-def make_cell(tmp_path: Path, phantom_folder: Path):
-    """make_cell("name", "train.lr=1e-3", …) → the folder of one tiny cell (fold 0), ready for `run_cell`."""
+def cell_maker(folder: Path, shards: Path) -> Callable[..., Path]:
+    """make("name", "train.lr=1e-3", …) → the folder of one tiny cell (fold 0) below `folder`, ready for `run_cell`."""
     import dataclasses
     import shutil
 
     from bushpc.config import compose
 
     def make(name: str, *overrides: str, fold: int = 0) -> Path:
-        where = (f"data.root={phantom_folder}", f"runs_dir={tmp_path}", f"loader.cache_dir={tmp_path / 'cache'}")
+        where = (f"data.root={shards}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}")
         config = compose([*TINY, *where, *overrides])
-        cell_dir = tmp_path / name / "cells" / f"fold{fold}"
+        cell_dir = folder / name / "cells" / f"fold{fold}"
         cell_dir.mkdir(parents=True)
         (cell_dir / "config.yaml").write_text(dataclasses.replace(config, fold=fold, name=name).to_yaml())
-        shutil.copy(phantom_folder / "folds.csv", tmp_path / name / "folds.csv")
+        shutil.copy(shards / "folds.csv", folder / name / "folds.csv")
         return cell_dir
 
     return make
+
+
+@pytest.fixture
+def make_cell(tmp_path: Path, phantom_folder: Path) -> Callable[..., Path]:
+    """See `cell_maker`."""
+    return cell_maker(tmp_path, phantom_folder)
 
 
 TINY_GENERATOR = (

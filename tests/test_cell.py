@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -25,6 +24,7 @@ from bushpc.train.ledger import read_ledger
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import TIME_LIMIT, StopFlag
 from bushpc.train.track import Tracker
+from tests.ranks import RANKS
 
 
 def final_weights(cell_dir: Path) -> dict[str, torch.Tensor]:
@@ -98,11 +98,10 @@ def child(cell_dir: Path) -> None:
 
 
 def test_kill_9_costs_the_steps_since_the_last_checkpoint_and_nothing_else(make_cell):
-    spawn = multiprocessing.get_context("spawn")
     undisturbed, disturbed = make_cell("undisturbed"), make_cell("disturbed")
-    whole = spawn.Process(target=child, args=(undisturbed,))
+    whole = RANKS.Process(target=child, args=(undisturbed,))
     whole.start()
-    killed = spawn.Process(target=child, args=(disturbed,))
+    killed = RANKS.Process(target=child, args=(disturbed,))
     killed.start()
     deadline = time.monotonic() + 120
     while not list((disturbed / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
@@ -110,7 +109,7 @@ def test_kill_9_costs_the_steps_since_the_last_checkpoint_and_nothing_else(make_
     killed.kill()
     killed.join()
     assert not (disturbed / "DONE").exists()
-    again = spawn.Process(target=child, args=(disturbed,))
+    again = RANKS.Process(target=child, args=(disturbed,))
     again.start()
     for process in (whole, again):
         process.join()
@@ -130,8 +129,7 @@ def ranked_child(cell_dir: Path, rank: int, size: int) -> None:
 @pytest.mark.real
 def test_two_ranks_train_together_and_score_every_image_once(make_cell):
     cell_dir = make_cell("two", "cluster.ranks_per_node=2")
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=ranked_child, args=(cell_dir, rank, 2)) for rank in range(2)]
+    ranks = [RANKS.Process(target=ranked_child, args=(cell_dir, rank, 2)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
