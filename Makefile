@@ -1,8 +1,9 @@
-# Two commands for a newcomer: `make demo` and `make test`. Everything else is `bushpc --help`.
+# Commands for a newcomer: `make demo`, `make test`, and `make quick` while editing. All else is `bushpc --help`.
 PYTHON ?= python3
 VENV := .venv
-# Tests run in so many processes, each a file at a time; those of Slurm by themselves, as they watch the clock.
-TEST_PROCESSES ?= 2
+# Tests run in so many processes, each a file at a time, in the order of tests/conftest.py: the longest files first. Those
+# of Slurm mostly wait, so there are more processes than the two cores of a small machine.
+TEST_PROCESSES ?= 3
 BIN := $(VENV)/bin
 # Which build of torch: constraints-cuda126.txt for older drivers and GPUs. docs/how-to/install.md says which is yours.
 CONSTRAINTS ?= constraints.txt
@@ -11,14 +12,17 @@ CONSTRAINTS ?= constraints.txt
 override DATA := $(value DATA)
 export DATA
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: $(VENV)/.installed
 	@bash tools/demo.sh
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest tests/slurm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --ignore=tests/slurm
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+
+# Lint, types, and the tests that start no process and train nothing. CONTRIBUTING.md says how they are chosen.
+quick: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -n 2 --dist=worksteal --quick -rfE --ignore=tests/slurm --ignore=tests/gpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

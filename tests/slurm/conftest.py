@@ -1,4 +1,4 @@
-"""The real Slurm of the tests in this folder: one two-node sandbox for the whole session (tools/slurm_sandbox)."""
+"""The real Slurm of the tests in this folder: a two-node sandbox for the whole session (tools/slurm_sandbox)."""
 
 from __future__ import annotations
 
@@ -187,19 +187,27 @@ class Sandbox:
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Sandbox]:
-    """A sandbox of two nodes with two CPUs each, with accounting; SLURM_CONF points at it in the tests' environment."""
+def sandbox_of_the_session() -> Iterator[Sandbox]:
     # Not pytest's own folder: its path may be longer than a unix socket's may be.
     root = Path(tempfile.mkdtemp(prefix="slurm-"))
     sandbox = Sandbox(root)
+    try:
+        sandbox.up()
+        yield sandbox
+    finally:
+        sandbox.down()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm(sandbox_of_the_session: Sandbox) -> Iterator[Sandbox]:
+    """A sandbox of two nodes with two CPUs each, with accounting; SLURM_CONF points at it in the tests' environment.
+
+    Only as long as a file of this folder runs: others run in the same process.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        try:
-            sandbox.up()
-            patch.setenv("SLURM_CONF", sandbox.env["SLURM_CONF"])
-            yield sandbox
-        finally:
-            sandbox.down()
-            shutil.rmtree(root, ignore_errors=True)
+        patch.setenv("SLURM_CONF", sandbox_of_the_session.env["SLURM_CONF"])
+        yield sandbox_of_the_session
 
 
 @pytest.fixture

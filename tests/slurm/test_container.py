@@ -44,12 +44,12 @@ def image(tmp_path, bubblewrap) -> Path:
 
 
 @pytest.fixture
-def words(slurm, image, tmp_path, phantom_folder) -> list[str]:
+def words(slurm, image, tmp_path, two_folds_folder) -> list[str]:
     """Overrides of a small run whose ranks run in the image; its Python is the one of the tests, mounted."""
     pythons = ",".join(f"{folder}:{folder}:ro" for folder in dict.fromkeys((sys.prefix, sys.base_prefix)))
     return [
         *("model=unet_small", "data=phantom", "cluster=slurm", "name=cv", f"runs_dir={tmp_path / 'runs'}"),
-        *(f"data.root={phantom_folder}", f"loader.cache_dir={tmp_path / 'cache'}", f"weights_dir={tmp_path}"),
+        *(f"data.root={two_folds_folder}", f"loader.cache_dir={tmp_path / 'cache'}", f"weights_dir={tmp_path}"),
         *(
             "model.image_size=64",
             "cluster.time_min=30",

@@ -31,7 +31,7 @@ def submit(slurm, clone, tmp_path, phantom_folder):
     settings = [
         *("model=xbusnet_small", "data=phantom", "cluster=slurm", "name=cv", f"runs_dir={tmp_path / 'runs'}"),
         *(f"data.root={phantom_folder}", f"loader.cache_dir={tmp_path / 'cache'}", "model.image_size=64"),
-        *("train.save_every=5", "train.log_every=5", "cluster.time_min=30"),
+        *("train.batch_size=4", "train.save_every=5", "train.log_every=5", "cluster.time_min=30"),
     ]
 
     def run(*overrides: str) -> str:
@@ -61,14 +61,14 @@ def wait_for(what, timeout: float = 600.0):
 
 def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tmp_path):
     run_dir = tmp_path / "runs" / "cv"
-    said = submit("train.iterations=120")
+    said = submit("train.iterations=80")
     assert "submitted: fold0, fold1, fold2, fold3, fold4" in said
     job_ids = {cell["job_id"] for cell in state_of(run_dir).values()}
     [array] = {job_id.partition("_")[0] for job_id in job_ids}
     assert job_ids == {f"{array}_{k}" for k in range(5)}
 
     # Again, while they run: nothing is submitted.
-    again = submit("train.iterations=120")
+    again = submit("train.iterations=80")
     assert "submitted" not in again
     assert "already running" in again
 
@@ -79,7 +79,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
                 cell
                 for cell in state_of(run_dir).values()
                 if cell["state"] == "running"
-                and cell["step"] < 100
+                and cell["step"] < 60
                 and list((run_dir / "cells" / cell["name"] / "checkpoints").glob("step_*"))
             ),
             None,
@@ -100,7 +100,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
 
     # Again: only the killed one runs, and goes on from its checkpoint.
     finished = {name: (run_dir / "cells" / name / "DONE").stat().st_mtime_ns for name in states}
-    assert f"submitted: {victim['name']}\n" in submit("train.iterations=120")
+    assert f"submitted: {victim['name']}\n" in submit("train.iterations=80")
     wait_for(lambda: state_of(run_dir)[victim["name"]]["state"] == "done")
     assert finished == {name: (run_dir / "cells" / name / "DONE").stat().st_mtime_ns for name in states}
     log = Path(state_of(run_dir)[victim["name"]]["log"]).read_text()
@@ -111,7 +111,7 @@ def test_five_folds_run_as_one_array_and_a_killed_cell_goes_on(slurm, submit, tm
     assert set(summary["metrics"]) == {"first_pass", "oracle", "none"}
 
     # And once more: nothing is left to do.
-    assert "already done: fold0, fold1, fold2, fold3, fold4" in submit("train.iterations=120")
+    assert "already done: fold0, fold1, fold2, fold3, fold4" in submit("train.iterations=80")
 
 
 def test_one_cell_spans_two_nodes_with_one_task_per_rank(slurm, submit, tmp_path):

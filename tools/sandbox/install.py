@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -36,6 +37,23 @@ def ensure_installed(accounting: bool) -> None:
     if os.getuid() != 0 or shutil.which("apt-get") is None:
         who = "this machine has no apt-get" if os.getuid() == 0 else "only root can install them"
         raise NotInstalledError(f"missing programs: {', '.join(missing)}; {who}; on Debian or Ubuntu, {by_hand}")
+    with one_at_a_time():
+        if missing_programs(accounting):
+            install_packages(packages)
+    if missing := missing_programs(accounting):
+        raise NotInstalledError(f"apt-get did not bring {', '.join(missing)}; {by_hand}")
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Several sandboxes may be started at the same time on a machine without Slurm."""
+    with Path("/run/slurm_sandbox_install.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def install_packages(packages: str) -> None:
+    """Raises: NotInstalledError."""
     say(f"installing {packages} (once)")
     install = ["apt-get", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -44,9 +62,9 @@ def ensure_installed(accounting: bool) -> None:
             done = subprocess.run([*install, *step], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             if step[0] == "install" and done.returncode == 0:
                 break
-    if missing := missing_programs(accounting):
+    if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise NotInstalledError(f"apt-get did not bring {', '.join(missing)}:\n{tail}\n{by_hand}")
+        raise NotInstalledError(f"apt-get could not install {packages}:\n{tail}")
 
 
 @contextlib.contextmanager
