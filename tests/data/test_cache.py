@@ -69,7 +69,7 @@ class Node:
 
     def run(self, work, **how) -> int:
         process = self.start(work, **how)
-        process.join(60)
+        process.join(300)
         return process.exitcode
 
     def decoded(self) -> list[list[str]]:
@@ -154,7 +154,7 @@ def test_all_processes_of_a_node_decode_together_and_each_image_once(node):
 
     processes = [node.start(work, before_each=lambda key: time.sleep(0.03)) for _ in range(3)]
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sorted(key for _, key in node.decoded()) == sorted(node.keys)
     assert len({pid for pid, _ in node.decoded()}) > 1
@@ -192,7 +192,7 @@ def test_what_a_process_held_when_it_died_is_decoded_by_those_who_wait(node, tmp
     waiting.join(0.5)
     assert waiting.exitcode is None, "it went on without the chunks that another process holds"
     stuck.kill()
-    waiting.join(60)
+    waiting.join(300)
     assert waiting.exitcode == 0
     assert node.ready() == set(node.keys)
 

@@ -91,7 +91,7 @@ def test_processes_of_a_node_copy_once_and_the_others_wait_for_it(node):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(notes.read_text().splitlines()) == 1
 

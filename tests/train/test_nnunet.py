@@ -418,7 +418,7 @@ def test_a_failure_ends_the_process_with_its_workers(prepared, monkeypatch):
     cell_dir = prepared("failing", "loader.workers=1", "engine.hang_s=0")
     process = multiprocessing.Process(target=job)
     process.start()
-    process.join(60)
+    process.join(300)
     if process.is_alive():
         process.kill()
     assert process.exitcode == 1
