@@ -62,11 +62,12 @@ get("finding").append(
   make("option", { value: "none" }, `without (${whole.format(scans.length - remarked)})`),
   ...[...kinds].map(([kind, count]) => make("option", { value: kind }, `${kind} (${whole.format(count)})`)),
 );
+get("finding").parentElement.hidden = !remarked;
 get("sort").append(
   make("option", { value: "" }, "order of the dataset"),
   make("option", { value: "key" }, "key"),
   ...DATA.fields.filter((name) => name !== "key").map((name) => make("option", { value: name }, capital(name).toLowerCase())),
-  make("option", { value: "findings" }, "number of findings"),
+  ...(remarked ? [make("option", { value: "findings" }, "number of findings")] : []),
 );
 const controls = new Map([
   ["search", get("search")],
