@@ -16,10 +16,9 @@ def write_page(examined: Examined, folder: Path, command: Sequence[str]) -> Path
     """Write `folder`/index.html. Raises: OSError."""
     shown = _shown(examined.looks)
     problems = examined.survey.problems
+    more = [f"… and {len(problems) - MOST_PROBLEMS} more problems."] if len(problems) > MOST_PROBLEMS else []
     remarks = [
         "Dry run: nothing was packed." + (" The import will stop at these problems." if examined.problems else ""),
-        *(f"Problem: {problem}" for problem in problems[:MOST_PROBLEMS]),
-        *([f"… and {len(problems) - MOST_PROBLEMS} more problems."] if len(problems) > MOST_PROBLEMS else []),
         *examined.card.notes,
     ]
     if len(shown) < len(examined.looks):
@@ -38,6 +37,7 @@ def write_page(examined: Examined, folder: Path, command: Sequence[str]) -> Path
         classes=examined.card.mask_classes,
         figures=figures,
         remarks=remarks,
+        problems=[*problems[:MOST_PROBLEMS], *more],
     )
 
 
