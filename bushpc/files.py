@@ -76,6 +76,12 @@ def write_all(contents: Mapping[Path, str]) -> None:
             pass
 
 
+def read_quickly(path: Path) -> bytes:
+    """The content of a small file. Path.read_bytes takes twice as long, which matters for fifty thousand of them."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
     """Lock the file `path`; yields False if another process has it locked. The kernel unlocks it on any death."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from bushpc.cluster.base import Job, JobState, cluster_for, job_states
 from bushpc.errors import ConfigError
 from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
-from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.layout import BEFORE_ITS_START, DONE_FILE, FAILED_FILE, TAKEN_OVER_FILE, CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, Heartbeat, JobNote, LaneNote, RunRecord, read_config_hash
 
 STYLES = {
@@ -29,6 +29,7 @@ STYLES = {
 
 # States in which nothing works on a cell that is not done.
 DEAD = ("failed", "stopped")
+_NO_HEARTBEAT = Heartbeat()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +134,13 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
     jobs = {name: read_job(folder.job_note) for name, folder in folders.items()}
     report_job = read_job(run.report_job)
     current = report_is_current(run_dir)
-    open_jobs = [jobs[name] for name, folder in folders.items() if not folder.done.exists()]
+    open_jobs = [jobs[name] for name, folder in folders.items() if not folder.is_done()]
     if open_jobs or not current:  # else nothing has to be asked, and a finished run reads without its cluster
         # Of jobs that work on one cell after the other the last one writes the report.
         open_jobs += [report_job, *(note for note in jobs.values() if note and note.lane)]
-    queue = job_states([job_of(note) for note in open_jobs if note and not note.ended])
+    # Many cells may share a job.
+    distinct = {(note.executor, note.job_id, note.name): note for note in open_jobs if note and not note.ended}
+    queue = job_states(map(job_of, distinct.values()))
     lanes = _Lanes()
     cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue, lanes) for entry in record.cells]
     writers = [report_job, *(note for note in jobs.values() if note and note.lane and not current)]
@@ -217,12 +220,13 @@ class _Lanes:
 def _cell_status(
     cell: CellDir, entry: CellRecord, job: JobNote | None, queue: dict[str, JobState], lanes: _Lanes
 ) -> CellStatus:
-    begun = cell.has_begun()
-    heartbeat = Heartbeat.read_valid(cell.heartbeat) if begun else Heartbeat()
+    there = cell.names()
+    begun = not there <= BEFORE_ITS_START
+    heartbeat = Heartbeat.read_valid(cell.heartbeat) if begun else _NO_HEARTBEAT
     is_link = cell.is_link()
     folder = os.path.realpath(cell) if is_link else str(cell)
     lane = lanes.of(job)
-    state, phase, reason = _state(cell, job, queue, heartbeat, begun, lane)
+    state, phase, reason = _state(cell, job, queue, heartbeat, there, lane)
     if state == "done" and DoneRecord.read_valid(cell.done).config not in (None, entry.hash):
         state, reason = "stale", "done with other settings; submit again"
     if is_link and not _is_the_same(cell, entry.hash):
@@ -245,7 +249,7 @@ def _cell_status(
         goodput=goodput(read_attempts(cell, heartbeat), cell.newest_step() if state in DEAD else None)
         if begun
         else None,
-        trained_in=trained_in(cell) if begun else "",
+        trained_in=trained_in(cell) if TAKEN_OVER_FILE in there else "",
         reason=reason,
         log=job.log if job else "",
         job_id=job.job_id if job else "",
@@ -265,13 +269,13 @@ def _state(
     job: JobNote | None,
     queue: dict[str, JobState],
     heartbeat: Heartbeat,
-    begun: bool,
+    there: frozenset[str],
     lane: LaneNote | None,
 ) -> tuple[str, str, str]:
-    """(state, phase, reason)."""
-    if begun and cell.done.exists():
+    """(state, phase, reason). there: the names in the cell's folder."""
+    if DONE_FILE in there:
         return "done", "", ""
-    failed = begun and cell.failed.exists()
+    failed = FAILED_FILE in there
     queued = queue.get(job.job_id) if job else None
     if job and queued and not _is_left(job, lane, failed, heartbeat):
         if queued.waiting:

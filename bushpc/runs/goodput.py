@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bushpc.files import read_quickly
 from bushpc.runs.layout import CellDir
 from bushpc.runs.records import MOST, Heartbeat, TakenOver
 
@@ -86,8 +87,9 @@ class Attempt:
         content = {"energy_j": None, **content}  # older lines lack it
         if content.keys() != _JSON_TYPES.keys():
             return None
-        if any(type(value) not in _JSON_TYPES[name] for name, value in content.items()):
-            return None
+        for name, value in content.items():
+            if type(value) not in _JSON_TYPES[name]:
+                return None
         seconds = content["seconds"]
         if seconds.keys() != set(SPENDINGS) or any(type(value) not in _NUMBER for value in seconds.values()):
             return None
@@ -224,7 +226,7 @@ def read_note(path: Path) -> dict[str, t.Any]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return read_quickly(path).decode(errors="replace").split("\n")
     except OSError:
         return []
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from bushpc.errors import DataError
-from bushpc.files import write_atomically
+from bushpc.files import read_quickly, write_atomically
 from bushpc.runs.layout import CellDir, RunDir
 
 # Of run.json. Raise it when an older bushpc would misread what this one writes, and add to _MIGRATIONS.
@@ -47,7 +47,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     def read(cls, path: Path) -> t.Self | None:
         """The record in a file; None without the file. Raises: DataError, which names the damaged fields."""
         try:
-            text = path.read_bytes()
+            text = read_quickly(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -66,7 +66,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     def read_valid(cls, path: Path) -> t.Self:
         """What is valid in a file: a damaged field, or all of a missing file, gets the defaults."""
         try:
-            text = path.read_bytes()
+            text = read_quickly(path)
         except OSError:
             return cls()
         try:
@@ -209,8 +209,8 @@ class JobNote(Record, kw_only=True, frozen=True, omit_defaults=True):
         Raises: DataError, as every `read`; `require` checks what the kind of cluster makes necessary.
         """
         try:
-            with path.open("rb") as file:
-                note, owner = cls._decode(path, file.read()), os.fstat(file.fileno()).st_uid
+            with open(path, "rb", buffering=0) as file:  # a buffer costs more than the reading
+                note, owner = cls._decode(path, file.readall()), os.fstat(file.fileno()).st_uid
         except FileNotFoundError:
             return None
         except OSError as error:

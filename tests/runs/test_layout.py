@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.layout import BEFORE_ITS_START, CellDir, RunDir
 
 
 def test_a_cell_knows_its_run_and_a_run_its_cells(tmp_path):
@@ -60,10 +60,10 @@ def test_runs_beside_a_run_are_found_by_their_file(tmp_path):
 
 def test_a_cell_has_begun_once_anything_but_its_submission_is_there(tmp_path):
     cell = CellDir(tmp_path / "cell")
-    assert not cell.has_begun()
+    assert cell.names() <= BEFORE_ITS_START
     cell.path.mkdir()
     for path in (cell.config, cell.job_note):
         path.touch()
-        assert not cell.has_begun()
+        assert cell.names() <= BEFORE_ITS_START
     cell.lease(1).touch()
-    assert cell.has_begun()
+    assert not cell.names() <= BEFORE_ITS_START
