@@ -1,7 +1,8 @@
 """Do runs survive whatever a cluster does to them? All combinations on a real Slurm (tools/slurm_sandbox).
 
     {plain job, array task} x {7 ways to be stopped} x {during a step, a save, the evaluation} x {1 rank, 2 on 2 nodes},
-    20 preemptions in a row, every engine on 2 nodes, stop on 2 ranks and finish on 1, and the other way
+    20 preemptions in a row, every engine on 2 nodes, stop on 2 ranks and finish on 1, and the other way,
+    lanes (one job that works on one cell after the other) and packed jobs (two cells at a time)
     → weights, optimizer, predictions and ledger against an undisturbed run, orphans, ports, seconds → table
 
 To hit a phase for certain, the ranks are frozen (SIGSTOP) in it, and thawed when what stops them has arrived. Cases run
@@ -39,7 +40,7 @@ from bushpc.ops.drill import compare_checkpoints
 from bushpc.ops.processes import RunProcess, processes_of
 from bushpc.process import process_start
 from bushpc.runs.goodput import goodput, read_attempts, read_note
-from bushpc.runs.layout import CellDir
+from bushpc.runs.layout import CellDir, RunDir
 from bushpc.train.ledger import LedgerLine, read_ledger
 
 SANDBOX = Path(__file__).with_name("slurm_sandbox")
@@ -71,7 +72,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2)
 LISTENS = "0A"  # in /proc/net/tcp
 CI = (
     *("plain-user_signal-evaluation-1", "array-usr2-save-1", "plain-time_limit-step-1", "plain-requeue-evaluation-1"),
-    *("plain-kill-save-2", "plain-node_down-step-2", "engine-zero3-term", "in-a-row-3"),
+    *("plain-kill-save-2", "plain-node_down-step-2", "engine-zero3-term", "in-a-row-3", "lane-2"),
 )
 
 
@@ -83,19 +84,24 @@ class CaseError(Exception):
 class Case:
     """One run and what is done to it. action, phase: None for an undisturbed run.
 
-    ranks: one per node. array: a second cell beside the disturbed one. times: so often in a row. ranks_after: where
-    it is cancelled and submitted again with another number of ranks.
+    ranks: one per node. cells: how many; the first one is disturbed, and in a lane later ones, too. times: so often in
+    a row. then: what is done the last time, where that is something else. ranks_after: where it is cancelled and
+    submitted again with another number of ranks. lane: one job works on all cells, one after the other. packed: one job
+    works on all cells at the same time.
     """
 
     name: str
     action: str | None = None
     phase: str | None = None
     ranks: int = 1
-    array: bool = False
+    cells: int = 1
     engine: str = "ddp"
     precision: str = "fp32"
     times: int = 1
+    then: str | None = None
     ranks_after: int | None = None
+    lane: bool = False
+    packed: bool = False
 
     @property
     def iterations(self) -> int:
@@ -105,7 +111,9 @@ class Case:
     def reference(self) -> Case:
         """The undisturbed run that it has to equal."""
         name = f"undisturbed-{self.engine}-{self.precision}-{self.ranks}-{self.iterations}"
-        return dataclasses.replace(self, name=name, action=None, phase=None, ranks_after=None)
+        return dataclasses.replace(
+            self, name=name, action=None, phase=None, then=None, ranks_after=None, lane=False, packed=False
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +140,18 @@ def all_cases() -> list[Case]:
             action=action,
             phase=phase,
             ranks=ranks,
-            array=array,
+            cells=1 + array,
         )
         for array, action, phase, ranks in itertools.product((False, True), ACTIONS, PHASES, (1, 2))
     ]
     rows = [Case(name=f"in-a-row-{times}", action=TERM, phase=STEP, times=times) for times in (3, 20)]
+    shared = [
+        Case(name=f"lane-{ranks}", action=TERM, phase=STEP, times=3, then=KILL, ranks=ranks, cells=2, lane=True)
+        for ranks in (1, 2)
+    ]
+    shared += [
+        Case(name=f"packed-{action}", action=action, phase=STEP, cells=2, packed=True) for action in (TERM, TIME_LIMIT)
+    ]
     engines = []
     for engine in ENGINES:
         base = Case(name="", phase=STEP, engine=engine, precision="bf16", ranks=2)
@@ -145,7 +160,7 @@ def all_cases() -> list[Case]:
             dataclasses.replace(base, name=f"engine-{engine}-2-to-1", action=CANCEL, ranks_after=1),
             dataclasses.replace(base, name=f"engine-{engine}-1-to-2", action=CANCEL, ranks=1, ranks_after=2),
         ]
-    return [*matrix, *rows, *engines]
+    return [*matrix, *rows, *shared, *engines]
 
 
 # --- the clusters --------------------------------------------------------------------------------------------------
@@ -218,11 +233,16 @@ class Bench:
         train = dataclasses.replace(
             base.train, iterations=case.iterations, save_every=1 if case.phase == SAVE else SAVE_EVERY
         )
-        cluster = dataclasses.replace(base.cluster, nodes=ranks, constraint=lane)
-        folds = (0, 1) if case.array else (0,)
+        cluster = dataclasses.replace(
+            base.cluster,
+            nodes=ranks,
+            constraint=lane,
+            submit_window=1 if case.lane else None,
+            cells_per_job=case.cells if case.packed else 1,
+        )
         return {
             f"fold{fold}": dataclasses.replace(base, name=case.name, fold=fold, train=train, cluster=cluster)
-            for fold in folds
+            for fold in range(case.cells)
         }
 
     def submit(self, cells: dict[str, CellConfig], cluster: Cluster) -> Path:
@@ -258,6 +278,8 @@ class Trial:
 
     def __init__(self, bench: Bench, case: Case, cluster: Cluster, lane: str) -> None:
         self.bench, self.case, self.cluster, self.lane = bench, case, cluster, lane
+        self.action = case.action
+        self.disturbed: list[Path] = []
         self.faults: list[str] = []
         self.back_s: list[float] = []
         self.lost = 0
@@ -270,7 +292,11 @@ class Trial:
         try:
             self._submit(self.case.ranks)
             if self.case.action:
-                for _ in range(self.case.times):
+                for number in range(self.case.times):
+                    if self.case.lane:
+                        self.cell_dir = self.cell_dirs[min(number, len(self.cell_dirs) - 1)]
+                    if self.case.then and number == self.case.times - 1:
+                        self.action = self.case.then
                     self._disturb()
             self._until(lambda: all((cell / "DONE").exists() for cell in self.cell_dirs), "all cells to be done")
             self._check()
@@ -299,18 +325,19 @@ class Trial:
 
     def _disturb(self) -> None:
         ranks = self._freeze_in_phase()
-        before = self._attempt_number()
+        self.disturbed.append(self.cell_dir)
+        before = attempt_number(self.cell_dir)
         old = {process.pid: process_start(process.pid) for process in self._processes()}
         self._sockets |= listening({rank.pid for rank in ranks})
         since = time.time()
         with thawed_at_the_end(ranks):
             self._act(ranks)
-        if self.case.action == CANCEL:
+        if self.action == CANCEL:
             assert self.case.ranks_after is not None
             self._wait(lambda: self.job_id not in self.cluster.queue(), "the job to end")
             self._cancel_report()
             self._submit(self.case.ranks_after)
-        self._until(lambda: self._attempt_number() > before, "the next start")
+        self._until(lambda: attempt_number(self.cell_dir) > before, "the next start")
         self.back_s.append(round(time.time() - since, 1))
         left = [pid for pid, started in old.items() if started and process_start(pid) == started]
         if left:
@@ -347,17 +374,18 @@ class Trial:
             return False
         # A start that is killed before it saved anything is not started again.
         saved = CellDir(self.cell_dir).newest_step() > read_attempts(self.cell_dir)[-1].from_step
-        if self.case.action == CANCEL and CellDir(self.cell_dir).newest_step() < LATE * self.case.iterations:
+        if self.action == CANCEL and CellDir(self.cell_dir).newest_step() < LATE * self.case.iterations:
             return False
         writing = any((self.cell_dir / "checkpoints").glob(".step_*"))
         return saved and writing == (self.case.phase == SAVE)
 
     def _act(self, ranks: list[RunProcess]) -> None:
         """Do to the job what the case says; returns when it has arrived at every rank."""
-        cluster, job_id, action = self.cluster, self.job_id, self.case.action
+        cluster, job_id, action = self.cluster, self.job_id, self.action
         if action in (TERM, USER_SIGNAL):
-            nodes = ",".join(cluster.nodes_of(job_id))
-            options = ["--partition=high", "--exclusive", f"--nodelist={nodes}", f"--nodes={len(ranks)}", "--time=1"]
+            nodes = cluster.nodes_of(job_id)
+            where = [f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}"]
+            options = ["--partition=high", "--exclusive", *where, "--time=1"]
             cluster.ask("sbatch", *options, f"--output={self.run_dir}/competitor.log", "--wrap=sleep 1")
         elif action == USR2:
             cluster.ask("scancel", "--signal=USR2", job_id)
@@ -385,10 +413,14 @@ class Trial:
 
     def _check(self) -> None:
         """Hold what there is in the end against the undisturbed run."""
-        if self.case.action not in (None, CANCEL) and self._attempt_number() < self.case.times:
-            self.faults.append(f"{self._attempt_number()} starts after the first, {self.case.times} are due")
+        for cell_dir in dict.fromkeys(self.disturbed if self.action != CANCEL else ()):
+            again, due = attempt_number(cell_dir), self.disturbed.count(cell_dir)
+            if again < due:
+                self.faults.append(f"{cell_dir.name}: {again} starts after the first, {due} are due")
         self._cancel_report()
         self._wait(lambda: not processes_of(self.run_dir), "the run's processes to end")
+        if self.case.lane and not RunDir(self.run_dir).report_page.exists():
+            self.faults.append("the last cell's job wrote no report")
         for audited in audit_run(self.run_dir).cells:
             self.faults += [f"ledger of {audited.name}: {violation}" for violation in audited.violations]
         held = [port for inode, port in self._sockets.items() if inode in listening_inodes()]
@@ -445,10 +477,6 @@ class Trial:
     def _processes(self) -> list[RunProcess]:
         return [process for process in processes_of(self.run_dir) if process.job == self.job_id]
 
-    def _attempt_number(self) -> int:
-        attempts = read_attempts(self.cell_dir)
-        return attempts[-1].number if attempts else -1
-
     def _progress(self) -> str:
         """Phase of the start that runs now."""
         return str(read_note(self.cell_dir / "state.json").get("phase", "starting"))
@@ -491,6 +519,12 @@ def thawed_at_the_end(ranks: Sequence[RunProcess]) -> Iterator[None]:
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank.pid, signal.SIGCONT)
+
+
+def attempt_number(cell_dir: Path) -> int:
+    """Of the cell's newest start; -1 before the first."""
+    attempts = read_attempts(cell_dir)
+    return attempts[-1].number if attempts else -1
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -562,8 +596,8 @@ def distance(ours: Path, theirs: Path) -> float:
 
 def run_all(cases: Sequence[Case], bench: Bench, clusters: Sequence[Cluster]) -> list[Result]:
     """Undisturbed runs first, then every case, on the lanes of the cluster that it needs."""
-    references = {case.reference.name: case.reference for case in cases if not case.array}
-    references |= {case.reference.name: case.reference for case in cases if case.array}  # those have both folds
+    # The same run for several cases, with as many folds as any of them has.
+    references = {case.reference.name: case.reference for case in sorted(cases, key=lambda case: case.cells)}
     waiting: dict[Cluster, queue.SimpleQueue[Case]] = {cluster: queue.SimpleQueue() for cluster in clusters}
     for case in (*references.values(), *cases):
         waiting[clusters[-1] if case.action == USER_SIGNAL else clusters[0]].put(case)
