@@ -130,8 +130,9 @@ class ClusterConfig(Settings):
     )
     report: t.Literal["job", "login", "last_cell"] = setting(
         "job",
-        "What writes the report: a job after the cells; the command that submits, with --wait or when it is given "
-        "again after the cells; or the cell that ends last, where a site has no room for a job without a GPU.",
+        "What writes the report: `job`, a job after the cells; `last_cell`, the job whose cell ends last, for sites "
+        "without room for a job without a GPU (locally as `job`); or `login`, the command that submits, with --wait or "
+        "when it is given again after the cells: without either nothing waits, and `bushpc report RUN` writes it.",
         affects="nothing",
         since=2,
     )

@@ -146,7 +146,8 @@ def _choose_way(profiles: Mapping[str, ClusterConfig], first: ClusterConfig, sta
     """
     packs = packs_by_profile(profiles)
     if not all(cluster_for(profile.executor).takes_turns for profile in packs):
-        return Way(jobs={profile: len(some) for profile, some in packs.items()})
+        report = "login" if first.report == "login" else "job"
+        return Way(jobs={profile: len(some) for profile, some in packs.items()}, report=report)
     limits = [cluster_for(profile.executor).limits(profile) for profile in packs]
     if never := next((each.never for each in limits if each.never), None):
         raise ConfigError(f"nothing was submitted, as such a job would never start: {never}")
@@ -204,7 +205,8 @@ def _see_to_report(
         return []
     later = f"the report is written by `bushpc report {run_dir}` when the cells have ended"
     live = queued or any(cell.live for cell in before.cells)
-    if profile.report != "job" and cluster_for(profile.executor).takes_turns:
+    # On one machine no cell knows that it is the last: the report job, which waits for them, costs nothing there.
+    if profile.report == "login" or (profile.report == "last_cell" and cluster_for(profile.executor).takes_turns):
         if live:
             return [f"cluster.report={profile.report}: {later}"]
         from bushpc.report.page import build_report

@@ -19,7 +19,7 @@ import pytest
 from bushpc.cli import main
 from bushpc.cluster import local
 from bushpc.config import compose
-from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.process import process_start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,24 @@ def test_a_run_from_submission_to_report_and_again(cv, tmp_path):
     # The code that ran is that of the run folder, not the clone's, which may be edited meanwhile.
     job = json.loads((run_dir / "cells" / "fold1" / "job.json").read_text())
     assert f"code {run_dir / 'code' / job['code'] / 'bushpc'}\n" in Path(job["log"]).read_text()
+
+
+def test_on_one_machine_the_report_is_written_by_whom_the_profile_names(cv, tmp_path):
+    quick = ("train.iterations=2", f"cluster.setup=['export PYTHONPATH={ROOT}/tests/stand_in']")
+    run_dir = tmp_path / "my runs" / "tiny"
+    page = run_dir / "report" / "index.html"
+    code, _, errors = cv(*quick, "cluster.report=login", "fold=0")
+    assert code == 0
+    assert f"the report is written by `bushpc report {run_dir}` when the cells have ended" in errors
+    wait_until_still(run_dir)
+    assert not page.exists(), "nothing waits for the cells"
+    assert "already done: fold0" in cv(*quick, "cluster.report=login", "fold=0")[1]
+    assert page.exists(), "given again, the command writes it"
+
+    cv(*quick, "cluster.report=last_cell", "fold=1")
+    wait_until_still(run_dir)
+    assert states(run_dir)["fold1"] == "done"
+    assert report_is_current(run_dir), "written again, after the second cell"
 
 
 def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_path):

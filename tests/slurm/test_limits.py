@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from bushpc.cli import main
 from bushpc.dispatch.status import read_status
+from bushpc.runs.goodput import read_attempts
 from bushpc.runs.layout import RunDir
 from tests.slurm.conftest import Sandbox
 from tests.slurm.sites import shares
@@ -197,6 +198,15 @@ def test_a_whole_node_of_four_gpus_runs_four_cells_each_on_its_own(like, words, 
     assert {name: share["gpus"] for name, share in had.items()} == {f"fold{k}": str(k) for k in range(4)}
     assert len({share["job"] for share in had.values()}) == 1
 
+    # The job is preempted: all four come back where they were, each to a GPU of its own.
+    at = {cell.name: cell.step for cell in read_status(run_dir).cells if cell.name in had}
+    sandbox.wait(sandbox.sbatch("sleep 1", "--partition=high", "--exclusive"))
+    sandbox.until(lambda: all(cell.restarts == 1 for cell in read_status(run_dir).cells if cell.name in had))
+    again = {name: share for name, share in shares(run_dir).items() if name in had}
+    assert again == had, "the same job, GPUs and cores"
+    starts = {name: read_attempts(run_dir / "cells" / name)[-1].from_step for name in had}
+    assert all(starts[name] >= at[name] > 0 for name in had), (starts, at)
+
     # One of the four is cancelled; the others go on.
     assert main(["cancel", str(run_dir), "fold1"]) == 0
     sandbox.until(lambda: read_status(run_dir).cells[1].state == "stopped")
@@ -207,6 +217,17 @@ def test_a_whole_node_of_four_gpus_runs_four_cells_each_on_its_own(like, words, 
     assert main(["retry", str(run_dir), "fold1"]) == 0
     until_still(sandbox, run_dir)
     assert summary(run_dir)["complete"] is True
+
+
+def test_a_site_without_gpu_options_and_with_small_arrays_takes_all_folds(like, words, tmp_path, capsys):
+    sandbox = like("refuses-gpu-options", "array-limit=2")  # so three tasks, numbered 0 to 2
+    assert main(words("cv", "cluster.gpus=1")) == 2
+    assert "choose a GPU queue" in capsys.readouterr().err
+    assert main(words("cv", "cluster.gpus=1", "cluster.gpus_by=none")) == 0
+    arrays = [cell.job_id.partition("_")[0] for cell in read_status(tmp_path / "run").cells]
+    assert sorted(map(arrays.count, set(arrays))) == [2, 3]
+    until_still(sandbox, tmp_path / "run")
+    assert summary(tmp_path / "run")["complete"] is True
 
 
 def test_jobs_that_would_never_start_or_wait_for_long_are_said_at_submission(like, words, tmp_path, capsys):

@@ -85,6 +85,22 @@ def test_of_a_refused_run_nothing_is_queued(strict: Sandbox, refusals: dict[str,
     assert not list(home(strict).glob("runs/wrong*/cells/*/job.json"))
 
 
+def test_a_job_in_a_hidden_partition_is_still_in_the_queue(strict: Sandbox) -> None:
+    """Ordinary users see a hidden partition's jobs, even their own, only with --all."""
+    cv, folder = words(strict, "cv", "hidden", *GPU_JOBS, *CPU_JOBS, "fold=0"), str(run_folder(strict, "hidden"))
+    strict.run(["scontrol", "update", "PartitionName=gpu", "State=DOWN"])
+    try:
+        assert strict.bushpc(cv)[0].status == 0
+        strict.run(["scontrol", "update", "PartitionName=gpu", "Hidden=yes"])
+        status, again, cancelled = strict.bushpc(["status", folder], cv, ["cancel", folder])
+    finally:
+        strict.run(["scontrol", "update", "PartitionName=gpu", "State=UP", "Hidden=no"])
+    assert "1 queued" in status.said
+    assert "already running: fold0" in again.said
+    assert "submitted" not in again.said
+    assert "cancelled: fold0" in cancelled.said
+
+
 def test_a_rank_has_the_cores_that_were_asked_for_where_tasks_are_bound(strict: Sandbox) -> None:
     [answer] = strict.bushpc(words(strict, "cv", "cores", *GPU_JOBS, *CPU_JOBS, "fold=0", "cluster.cpus_per_rank=2"))
     assert answer.status == 0, answer.said
