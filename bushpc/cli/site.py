@@ -32,7 +32,8 @@ def _survey(given: Arguments) -> int:
     from bushpc.config import compose
     from bushpc.files import write_atomically
     from bushpc.ops.doctor import check_cluster
-    from bushpc.ops.survey import completed, profile_path, profile_text, survey
+    from bushpc.ops.survey import survey
+    from bushpc.ops.survey_profile import completed, profile_path, profile_text
 
     config = compose(given.typed)
     if config.cluster.executor != "slurm":
@@ -81,6 +82,7 @@ def drill(given: Arguments) -> int:
 
     from bushpc.config import compose
     from bushpc.ops import drill as room
+    from bushpc.ops.drill_found import drill_table, plain_lines
 
     command = ["bushpc", "drill", *given.typed]
     try:
@@ -92,9 +94,9 @@ def drill(given: Arguments) -> int:
     if given.json:
         print(found.to_json())
     elif console.is_terminal:
-        console.print(room.drill_table(found))
+        console.print(drill_table(found))
     else:
-        print(room.plain_lines(found))
+        print(plain_lines(found))
     if not given.json:
         print(f"written: {found.folder / 'drill.md'}")
     return 0 if found.ok else 1

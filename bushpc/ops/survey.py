@@ -14,50 +14,46 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import itertools
 import json
-import math
-import re
 import shlex
-import textwrap
 import time
 import types
 import typing as t
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from bushpc.cluster.base import Job, JobRequest, JobState, cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import shell_lines
-from bushpc.cluster.slurm_site import NOT_NEEDED, ONLY_AFTER_RESTART, how_jobs_end, longest_minutes
-from bushpc.config import CellConfig, ClusterConfig, Settings, as_word, compose, places
-from bushpc.config.fields import fields_of
-from bushpc.config.read import plain
+from bushpc.cluster.slurm_site import how_jobs_end, longest_minutes
+from bushpc.config import CellConfig, ClusterConfig
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import snapshot
-from bushpc.errors import ConfigError, DispatchError
+from bushpc.errors import DispatchError
 from bushpc.files import write_atomically
-from bushpc.ops.gpu_build import Build, judge_trial
 from bushpc.ops.probe import BEAT_S, FAREWELL, Probe, batch_lines
+from bushpc.ops.survey_story import (
+    LIMIT_LEAD_S,
+    LIMIT_MIN,
+    WAYS,
+    Logs,
+    Story,
+    clock_check,
+    judge,
+    node_checks,
+    read_events,
+    story_of,
+)
 from bushpc.runs.layout import RunDir
 
 Say = Callable[[str], None]
-Event = dict[str, t.Any]
-# Source (`batch`, `rank0`, `child0` …) → its events in order.
-Logs = dict[str, list[Event]]
 
 POLL_S = 0.5
 QUEUE_S = 5.0
 SAY_S = 20.0
 # Long enough for a busy site's requeue delay; a job that is forgotten ends by the probe's own silence long before.
 PROBE_MIN = 15
-# Slurm may send a signal up to a minute before the time that was asked for: at a limit of one minute that is before
-# the probe listens.
-LIMIT_MIN, LIMIT_LEAD_S = 2, 20
 # A running probe that writes nothing for so long will not.
 START_S = 300.0
 # Time for a signal to arrive; Slurm sends within a second.
@@ -65,45 +61,7 @@ ARRIVAL_S = 3.0
 PREEMPT_S = 300.0
 END_S = 120.0
 COMPETITOR_S = 5
-# Signals closer together than this are one act of Slurm's.
-BURST_S = 0.5
-# A process that the same KILL ended cannot have beaten on for longer.
-SAME_KILL_S = 1.0
-# Killed at once is measured as 0.0, and a cluster's grace_s has to be more than that.
-LEAST_GRACE_S = 0.1
-COMMENT_WIDTH = 118
 CLEARED = "cleared up"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """What one way of being stopped did to one attempt of the probe.
-
-    how: requeue, signal, preempt or time_limit.
-    heard: source → its signals, each with the seconds after the first one on its node.
-    kill_s: seconds from a rank's first signal to its end, the shortest of all ranks; None if it was not killed.
-    outlived_s: longest time that a child lived on after its rank.
-    """
-
-    how: str
-    heard: dict[str, list[tuple[float, str]]]
-    kill_s: float | None
-    outlived_s: float
-
-    @property
-    def reached_ranks(self) -> bool:
-        """Whether every rank heard a signal that asks it to stop; CONT alone does not."""
-        ranks = [signals for source, signals in self.heard.items() if source.startswith("rank")]
-        return bool(ranks) and all(any(name != "CONT" for _, name in signals) for signals in ranks)
-
-    def told(self, kind: str) -> str:
-        """`CONT+TERM at 0.0 s, TERM at 10.0 s` for batch, rank or child; ranks that heard others are told apart."""
-        by_source = {source: signals for source, signals in self.heard.items() if source.rstrip("0123456789") == kind}
-        phrases = {source: _bursts(signals) for source, signals in by_source.items()}
-        names = {source: tuple(sorted(name for _, name in signals)) for source, signals in by_source.items()}
-        if len(set(names.values())) <= 1:
-            return next(iter(phrases.values()), "no log")
-        return "; ".join(f"{source}: {phrase}" for source, phrase in phrases.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +117,8 @@ def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, sa
         *(check for story in stories for check in judge(story)),
         *checks,
         how_jobs_end(config.cluster),
-        _clock_check(clock),
-        *_node_checks(facts, config),
+        clock_check(clock),
+        *node_checks(facts, config),
         _left_check(desk),
     ]
     killed = [story.kill_s for story in stories if story.how in ("requeue", "preempt") and story.kill_s is not None]
@@ -391,221 +349,8 @@ class Desk:
         return str(logs[0]) if logs else "none was written"
 
 
-# --- what the logs say ---------------------------------------------------------------------------------------------
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """The events of one log; a line that is still being written is left for the next time."""
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def story_of(how: str, logs: Logs) -> Story:
-    """Judge the logs of one attempt. Seconds count from the first stop signal that the same node's processes heard."""
-    heard: dict[str, list[tuple[float, str]]] = {}
-    lived, outlived = [], [0.0]
-    for source, events in logs.items():
-        first = _first_signal(source, logs)
-        signals = [(event["time"], event["name"]) for event in events if event["kind"] == "signal"]
-        heard[source] = [(round(at - first, 2), name) for at, name in signals if first is not None]
-        if source.startswith("rank"):
-            killed = how != "signal" and not any(event["kind"] == "left" for event in events)
-            if killed and first is not None:
-                lived.append(events[-1]["time"] - first)
-            child = logs.get(f"child{source.removeprefix('rank')}", [])
-            if killed and child:
-                outlived.append(child[-1]["time"] - events[-1]["time"])
-    return Story(how=how, heard=heard, kill_s=min(lived, default=None), outlived_s=round(max(outlived), 2))
-
-
-def _first_signal(source: str, logs: Logs) -> float | None:
-    """When the first stop signal came to a process on this one's node; the batch shell is on rank 0's."""
-    number = source.removeprefix("rank").removeprefix("child").replace("batch", "0")
-    together = [f"rank{number}", f"child{number}", *(["batch"] if number == "0" else [])]
-    events = (event for name in together for event in logs.get(name, []) if event["kind"] == "signal")
-    times = [event["time"] for event in events if event["name"] != "CONT"]  # CONT may come any time: gang scheduling
-    return min(times, default=None)
-
-
-def _bursts(signals: Sequence[tuple[float, str]]) -> str:
-    bursts: list[tuple[float, list[str]]] = []
-    for at, name in signals:
-        if bursts and at - bursts[-1][0] <= BURST_S:
-            bursts[-1][1].append(name)
-        else:
-            bursts.append((at, [name]))
-    return ", ".join(f"{'+'.join(sorted(set(names)))} at {round(at, 1) + 0.0} s" for at, names in bursts) or "nothing"
-
-
-WAYS = {
-    "requeue": "requeue",
-    "signal": "TERM to the ranks",
-    "preempt": "preemption",
-    "time_limit": f"time limit, USR2 {LIMIT_LEAD_S} s before it",
-}
-
-
-def judge(story: Story) -> Iterator[Check]:
-    """One story in words, and what follows from it for a run."""
-    found = f"rank: {story.told('rank')}; its child: {story.told('child')}; batch shell: {story.told('batch')}"
-    if story.kill_s is not None:
-        found += f"; KILL after {story.kill_s:.1f} s"
-    silent = "ranks are not told: only periodic saves count. Lower train.save_every, and ask the site"
-    yield Check(
-        name=WAYS[story.how],
-        verdict=OK if story.reached_ranks else BROKEN,
-        found=found,
-        advice="" if story.reached_ranks else silent,
-    )
-    if story.outlived_s > SAME_KILL_S:
-        yield Check(
-            name="orphans",
-            verdict=WARNING,
-            found=f"a rank's child lived on for {story.outlived_s:.1f} s after its rank at {WAYS[story.how]}",
-            advice="tell the site: Slurm does not track all processes of a job (ProctrackType)",
-        )
-
-
-def _clock_check(clock: tuple[float, float] | None) -> Check:
-    if clock is None:
-        return Check(name="clock of the node", verdict=WARNING, found="not compared: the probe did not answer in time")
-    ahead, unsure = clock
-    bad = abs(ahead) - unsure > 2
-    advice = "times in logs of several nodes cannot be compared: ask the site to mend its NTP" if bad else ""
-    found = f"{ahead:+.1f} s against this one (give or take {unsure:.1f} s)"
-    return Check(name="clock of the node", verdict=WARNING if bad else OK, found=found, advice=advice)
-
-
-def _node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> Iterator[Check]:
-    first = facts["rank0"]
-    hosts = sorted({fact["node"] or fact["host"] for fact in facts.values()})
-    yield Check(name="nodes seen", verdict=OK, found=", ".join(hosts))
-    environment = [name for name, value in first["environment"].items() if value is not None]
-    missing = [name for name in first["environment"] if name not in (*environment, *ONLY_AFTER_RESTART)]
-    found = f"has {', '.join(environment)}" + (f"; not {', '.join(missing)}" if missing else "")
-    yield Check(name="rank's environment", verdict=OK, found=found)
-    for name, why in first["commands"].items():
-        # A container need not have them: the batch shell outside asks.
-        needed = name not in NOT_NEEDED and not config.cluster.container.used
-        yield Check(
-            name=f"{name} on the node",
-            verdict=WARNING if why else OK,
-            found=why or "works",
-            advice="a stopped cell cannot requeue itself there: submit it again" if why and needed else "",
-        )
-    unknown = sorted({f"{name} ({why})" for fact in facts.values() for name, why in fact["names"].items() if why})
-    if len(hosts) > 1 or unknown:
-        bad = bool(unknown) and config.cluster.nodes > 1
-        found = f"not from every node: {'; '.join(unknown)}" if unknown else "resolve from every node"
-        advice = "ranks then meet by the host's own name; if that fails too, ask the site" if bad else ""
-        yield Check(name="node names", verdict=WARNING if bad else OK, found=found, advice=advice)
-    gpus, needed_gpus = first["gpus"], config.cluster.gpu_count
-    found = f"{len(gpus)} seen by rank 0 ({', '.join(sorted(set(gpus))) or 'no driver'}); NCCL {first['nccl'] or 'no'}"
-    verdict = BROKEN if needed_gpus > len(gpus) else OK
-    yield Check(
-        name="GPUs on the node", verdict=verdict, found=found, advice="" if verdict == OK else "lower cluster.gpus"
-    )
-    if gpus and (trial := first.get("gpu_trial")):
-        build = Build.of(trial["build"]) if trial["build"] else Build.installed()
-        yield from judge_trial(gpus, trial["failed"], build, precision=config.engine.precision)
-    if staging := first.get("staging"):
-        found = staging["why"] or f"{staging['folder']}, {staging['free'] / 1e9:.1f} GB free"
-        advice = "cells read the shared folders; set cluster.staging to a folder of the node" if staging["why"] else ""
-        verdict = WARNING if staging["why"] else OK
-        yield Check(name=f"staging {config.cluster.staging}", verdict=verdict, found=found, advice=advice)
-    found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
-    found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
-    yield Check(name="room on the node", verdict=OK, found=found)
-    if first["cpus"] < config.cluster.cpus_per_rank:
-        found = (
-            f"rank 0 may use {first['cpus']} of the cluster.cpus_per_rank={config.cluster.cpus_per_rank} it asked for"
-        )
-        launcher = cluster_for(config.cluster.executor).launcher
-        advice = f"ask the site how ranks are bound to cores; cluster.{launcher}.cpu-bind=none lifts it"
-        yield Check(name="cores of a rank", verdict=BROKEN, found=found, advice=advice)
-
-
 def _left_check(desk: Desk) -> Check:
     if desk.left:
         found, advice = f"jobs {', '.join(desk.left)} are still in the queue", "end them by hand"
         return Check(name=CLEARED, verdict=BROKEN, found=found, advice=advice)
     return Check(name=CLEARED, verdict=OK, found="nothing of the probe is in the queue any more")
-
-
-# --- the site's profile --------------------------------------------------------------------------------------------
-
-
-def profile_path(name: str, force: bool) -> Path:
-    """Where the profile goes. Raises: ConfigError for a name that cannot be one, or is taken (without `force`)."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ConfigError(f"--write {name!r}: a name of letters, digits, '_' and '-' is needed, then used as cluster=")
-    path = places.new_config_folder() / "cluster" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not force:
-        raise ConfigError(f"--write {name}: {path} exists; choose another name, or overwrite it with --force")
-    return path
-
-
-def completed(config: CellConfig, typed: Sequence[str], *, say: Say) -> CellConfig:
-    """The config with what the site has for settings of its profile that are left open. typed: words, which win.
-
-    Raises: ConfigError; DispatchError where the cluster does not answer.
-    """
-    given = {word.partition("=")[0] for word in typed}
-    found = cluster_for(config.cluster.executor).suggest(config.cluster)
-    if config.engine.device == "cpu" and given & {"engine", "engine.device"}:
-        found = {key: value for key, value in found.items() if key not in ("gpus", "cells_per_job", "cpus_per_rank")}
-    words = [f"cluster.{key}={as_word(value)}" for key, value in found.items() if f"cluster.{key}" not in given]
-    if words:
-        say(f"from the site: {' '.join(words)}")
-    return compose([*words, *typed])
-
-
-def profile_text(config: CellConfig, found: Survey, date: datetime.date) -> str:
-    """A yaml with what differs from the defaults: composed values, the measured grace time, a comment per finding."""
-    cluster = config.cluster
-    if found.grace_s is not None:
-        cluster = dataclasses.replace(cluster, grace_s=max(found.grace_s, LEAST_GRACE_S))
-    if found.time_limit_min < cluster.time_min:
-        cluster = dataclasses.replace(cluster, time_min=int(found.time_limit_min))
-    template = places.config_file(f"cluster/{config.choices['cluster']}")
-    stated = template.read_text(encoding="utf-8").splitlines() if template else []
-    about = itertools.takewhile(lambda line: line.startswith("#"), stated)
-    # Its first paragraph; where the template was measured itself, its findings are of another day.
-    header = list(itertools.takewhile(lambda line: line != "#" and not line.startswith("# Measured "), about))
-    if config.choices["cluster"] == cluster.executor:  # the file of its defaults, which says nothing of a site
-        header = ["# This site's Slurm."]
-    lines = []
-    for field in dataclasses.fields(ClusterConfig):
-        value = getattr(cluster, field.name)
-        if field.name == "executor" or value != ClusterConfig.default(field.name):
-            value = _what_differs(value)
-            sentence = ClusterConfig.about(field.name).sentence
-            lines += textwrap.wrap(sentence, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
-            lines.append(f"{field.name}: {_yaml(value)}")
-    measured = [f"# Measured {date.isoformat()} by `bushpc doctor --slurm`, from cluster={config.choices['cluster']}:"]
-    there: list[Check] = []
-    with contextlib.suppress(DispatchError):
-        there += cluster_for(cluster.executor).describe()
-        limits = cluster_for(cluster.executor).limits(cluster)
-        there.append(Check(name="limits", verdict=OK, found=limits.why or "the site tells of none on jobs"))
-    for check in (*there, *found.checks):
-        if check.name != CLEARED:
-            text = f"- {check.name}: {check.found}"
-            measured += textwrap.wrap(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="#   ")
-    return "\n".join([*header, *measured, "", *lines]) + "\n"
-
-
-def _what_differs(value: t.Any) -> t.Any:
-    """Of a group of settings those that differ from their defaults, as plain data; anything else as it is."""
-    if isinstance(value, Settings):
-        own = {name: getattr(value, name) for name in fields_of(type(value))}
-        return {name: plain(item) for name, item in own.items() if item != type(value).default(name)}
-    return plain(value)
-
-
-def _yaml(value: t.Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).removesuffix("...\n").strip()

@@ -20,7 +20,7 @@ from bushpc.cluster import slurm_site
 from bushpc.cluster.checks import Check, run_check
 from bushpc.cluster.slurm_ask import minutes_of
 from bushpc.config import compose
-from bushpc.ops import doctor, survey
+from bushpc.ops import doctor, survey, survey_profile, survey_story
 from bushpc.ops.doctor import check_cluster, check_config, examine, expected_checkpoint_bytes
 from bushpc.ops.gpu_build import Build
 
@@ -351,14 +351,14 @@ def test_a_story_tells_who_heard_what_when_and_how_long_the_grace_was():
         "rank1": events((100.0, "start"), (150.0, "USR2"), (160.0, "TERM"), (166.0, "beat")),
         "child1": events((150.0, "USR2"), (166.0, "beat")),
     }
-    story = survey.story_of("preempt", logs)
+    story = survey_story.story_of("preempt", logs)
     assert story.reached_ranks
     assert story.kill_s == pytest.approx(14.9)
     assert story.outlived_s == pytest.approx(3.1)
     assert story.told("batch") == "TERM at 10.0 s"
     assert story.told("child") == "USR2 at 0.0 s"
     assert story.told("rank") == "rank0: CONT+USR2 at 0.0 s, TERM at 10.0 s; rank1: USR2 at 0.0 s, TERM at 10.0 s"
-    [signals, orphans] = survey.judge(story)
+    [signals, orphans] = survey_story.judge(story)
     assert signals.verdict == "ok"
     assert "KILL after 14.9 s" in signals.found
     assert "lived on for 3.1 s" in orphans.found
@@ -366,9 +366,9 @@ def test_a_story_tells_who_heard_what_when_and_how_long_the_grace_was():
 
 def test_ranks_that_are_killed_without_a_word_are_broken():
     logs = {"batch": [], "rank0": events((0.0, "start"), (50.0, "CONT"), (55.0, "beat")), "child0": []}
-    story = survey.story_of("requeue", logs)
+    story = survey_story.story_of("requeue", logs)
     assert story.kill_s is None
-    [check] = survey.judge(story)
+    [check] = survey_story.judge(story)
     assert check.verdict == "broken"
     assert "train.save_every" in check.advice
 
@@ -376,7 +376,7 @@ def test_ranks_that_are_killed_without_a_word_are_broken():
 def test_a_line_that_is_still_being_written_is_left_for_the_next_time(tmp_path):
     log = tmp_path / "0-rank0.jsonl"
     log.write_text('{"time": 1.0, "kind": "start"}\n{"time": 2.0, "ki')
-    assert list(survey.read_events(log)) == [{"time": 1.0, "kind": "start"}]
+    assert list(survey_story.read_events(log)) == [{"time": 1.0, "kind": "start"}]
 
 
 def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tmp_path, monkeypatch):
@@ -393,8 +393,8 @@ def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tm
         grace_s=14.9,
         time_limit_min=720.0,
     )
-    path = survey.profile_path("mysite", force=False)
-    path.write_text(survey.profile_text(config, found, datetime.date(2026, 11, 20)))
+    path = survey_profile.profile_path("mysite", force=False)
+    path.write_text(survey_profile.profile_text(config, found, datetime.date(2026, 11, 20)))
     cluster = compose([*words, "cluster=mysite"]).cluster
     assert (cluster.grace_s, cluster.time_min, cluster.partition) == (14.9, 720, "night")
     assert cluster.setup == ("module load cuda",)
@@ -406,12 +406,12 @@ def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tm
     text = path.read_text()
     assert "# Measured 2026-11-20 by `bushpc doctor --slurm`, from cluster=slurm:\n# - requeue: rank: TERM" in text
     # No grace at all is the shortest, not an unknown one.
-    none = survey.profile_text(config, dataclasses.replace(found, grace_s=0.0), datetime.date(2026, 11, 20))
+    none = survey_profile.profile_text(config, dataclasses.replace(found, grace_s=0.0), datetime.date(2026, 11, 20))
     assert "\ngrace_s: 0.1\n" in none
     # Only what differs from the defaults is set, and each field has its sentence.
     stated = {"executor", "grace_s", "time_min", "partition", "setup", "cpu_jobs", "sbatch", "gres"}
     assert set(yaml.safe_load(text)) == stated
     assert "# Slurm partition; null uses the cluster's default.\npartition: night\n" in text
     # Measured again, from the profile itself: the old findings go.
-    later = survey.profile_text(compose([*words, "cluster=mysite"]), found, datetime.date(2027, 1, 2))
+    later = survey_profile.profile_text(compose([*words, "cluster=mysite"]), found, datetime.date(2027, 1, 2))
     assert "2026-11-20" not in later
