@@ -418,6 +418,8 @@ class Trial:
             if again < due:
                 self.faults.append(f"{cell_dir.name}: {again} starts after the first, {due} are due")
         self._cancel_report()
+        if self.case.lane:  # the job writes the report after its last cell
+            self._wait(lambda: self.job_id not in self.cluster.queue(), "the lane's job to end")
         self._wait(lambda: not processes_of(self.run_dir), "the run's processes to end")
         if self.case.lane and not RunDir(self.run_dir).report_page.exists():
             self.faults.append("the last cell's job wrote no report")

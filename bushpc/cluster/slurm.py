@@ -13,7 +13,6 @@ import functools
 import math
 import os
 import re
-import shlex
 import shutil
 import time
 import typing as t
@@ -36,9 +35,9 @@ from bushpc.cluster.base import (
     submit_all,
 )
 from bushpc.cluster.checks import Check
-from bushpc.cluster.profile import stop_lead_s
 from bushpc.cluster.slurm_ask import minutes_of, site_settings
-from bushpc.cluster.slurm_options import parameters, require_known
+from bushpc.cluster.slurm_options import require_known
+from bushpc.cluster.slurm_script import LATER_TURN, executor_of
 from bushpc.errors import ConfigError, DispatchError
 
 if t.TYPE_CHECKING:
@@ -46,8 +45,6 @@ if t.TYPE_CHECKING:
 
 # Why Slurm lets a job wait that will start by itself; any other reason may need someone to do something.
 PLAIN_REASONS = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "JobArrayTaskLimit", "Cleaning")
-# Set for ranks that are not the first of their job's start: what came before was not theirs.
-LATER_TURN = "BUSHPC_LATER_TURN"
 # Limits on how many jobs run at the same time: when others end, the job starts.
 OTHERS_FIRST = re.compile(r"(?:Assoc|QOS)?(?:Max|Grp)Jobs\w*")
 # A stop signal leaves seconds, so a rank or batch shell waits no longer than this for an answer.
@@ -82,7 +79,8 @@ class SlurmCluster(Cluster):
             )
         request.folder.mkdir(parents=True, exist_ok=True)
         try:
-            jobs = submit_all(_executor(request), request.work, self.executor, "the cluster refused the job")
+            executor = executor_of(request, self.scratch)
+            jobs = submit_all(executor, request.work, self.executor, "the cluster refused the job")
         except DispatchError as error:
             from bushpc.cluster.slurm_limits import explain_refusal
 
@@ -107,7 +105,7 @@ class SlurmCluster(Cluster):
             return []
 
     def script(self, request: JobRequest) -> str:
-        executor = _executor(request)
+        executor = executor_of(request, self.scratch)
         if len(request.work) > 1:
             executor.parameters["map_count"] = len(request.work)  # as submitit does for an array
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
@@ -133,7 +131,8 @@ class SlurmCluster(Cluster):
     def states(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """squeue is asked once, by user: colleagues look at each other's runs.
 
-        A job of the same number that has another name or owner is not the one meant: Slurm's numbers begin again.
+        A job of the same number that has another name or owner is not the one meant: Slurm's numbers begin again. The
+        submit time tells nothing more: a requeue renews it, and each submission has a name that no other one has.
         """
         self.require_here(job.cluster for job in jobs)
         wanted = {job.id: job for job in jobs}
@@ -328,47 +327,6 @@ class SlurmCluster(Cluster):
             raise DispatchError(f"job {job.id} of this run is not in the queue any more")
 
 
-def trap_lines(at_end: Sequence[str]) -> list[str]:
-    """Lines of a batch script before its srun: `at_end` runs when that has ended; `{status}` becomes its status."""
-    command = " ".join('"$?"' if word == "{status}" else shlex.quote(word) for word in at_end)
-    return [
-        "# A shell that has a handler waits for srun to end before it minds the signal.",
-        "trap : TERM USR2",
-        f"trap {shlex.quote(command)} EXIT",
-    ]
-
-
-def _container_lines(request: JobRequest) -> list[str]:
-    """Before ranks in a container: what it mounts, and what they could not ask Slurm for themselves."""
-    if not request.profile.container.used:
-        return []
-    asked = 'SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format="%A %e"'
-    return [
-        *container.setup_lines(request.profile, request.folder.parent.parent, SlurmCluster.scratch),
-        'if [ -z "${SLURM_JOB_END_TIME:-}" ]; then',
-        # The last task of an array has the array's number, so asking for it may name its neighbours, too.
-        f"""  ends=$({asked} | awk -v id="$SLURM_JOB_ID" '$1 == id {{ print $2 }}')""",
-        '  [ -n "$ends" ] && ends=$(date -d "$ends" +%s) && export SLURM_JOB_END_TIME="$ends"',
-        "fi",
-    ]
-
-
-def turn_lines(turns: Sequence[str]) -> list[str]:
-    """Lines of a batch script that make its srun start once for each turn that the command prints."""
-    return [
-        "trap : TERM USR2",
-        "srun() {",
-        "  local ended=none status=0 turn",
-        # Signals that reach the shell's children, too, must not end the question.
-        f"""  while turn=$(trap '' TERM USR2; exec {shlex.join(turns)} "$ended"); do""",
-        '    BUSHPC_TURN=$turn command srun "$@" && ended=0 || { ended=$?; status=$ended; }',
-        f"    export {LATER_TURN}=1",
-        "  done",
-        "  return $status",
-        "}",
-    ]
-
-
 @functools.cache
 def _cluster_name(conf: str | None) -> str:
     """ClusterName of the Slurm that this configuration leads to. Raises: DispatchError."""
@@ -396,42 +354,6 @@ def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:
         # `scontrol requeue` takes the id of an array's last task for the whole array, and stops the other tasks.
         requeue_as=f"{words['ArrayJobId']}_{words['ArrayTaskId']}" if in_array else job_id,
     )
-
-
-def _executor(request: JobRequest) -> t.Any:
-    """submitit's executor with the profile's resources."""
-    import submitit
-
-    class Anywhere(submitit.SlurmExecutor):
-        """Also writes scripts where Slurm's commands are not installed."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 1
-
-    profile = slurm_variables.in_force(request.profile)
-    executor = Anywhere(folder=request.folder / "%j", python=container.python_command(profile))
-    executor.update_parameters(
-        **parameters(profile),
-        job_name=request.name,
-        setup=[
-            # Set where sbatch was given --export=NONE; srun would then give its tasks nothing of this script's.
-            "unset SLURM_EXPORT_ENV",
-            *request.setup,
-            *_container_lines(request),
-            *(trap_lines(request.at_end) if request.at_end else []),
-            *(turn_lines(request.turns) if request.turns else []),
-        ],
-        array_parallelism=profile.parallel or len(request.work),
-        # Slurm itself tells the ranks, to the minute.
-        signal_delay_s=stop_lead_s(profile) if request.lead_s is None else request.lead_s,
-    )
-    if request.after:
-        # Jobs and whole arrays: a dependency on a thousand tasks one by one is more than sbatch takes.
-        # In a dry run a job's name stands for its id.
-        ids = dict.fromkeys(re.sub(r"(?<=\d)_\d+$", "", job_id) for job_id in request.after)
-        executor.update_parameters(dependency="afterany:" + ":".join(ids))
-    return executor
 
 
 def _why_held(job_id: str, reason: str) -> str:

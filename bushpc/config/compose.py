@@ -22,7 +22,7 @@ from bushpc.config.fields import About, Options, Settings, allowed, as_word, fie
 from bushpc.config.gpus import capability_of, without_bf16
 from bushpc.config.read import Scalar, build, flat, plain
 from bushpc.config.schema import TOOLS, CellConfig, Precision, field_of, kinds, model_class_of
-from bushpc.config.source import hydra_compose, interpolates, read_config
+from bushpc.config.source import hydra_compose, interpolates, read_config, read_main_config
 from bushpc.errors import ConfigError, unknown_name
 
 GROUPS = ("data", "model", "engine", "cluster")
@@ -354,7 +354,7 @@ def _main_choices() -> dict[str, str]:
     """What config.yaml chooses of each group."""
     path = places.config_file("config")
     assert path is not None, "bushpc ships one"
-    entries = read_config(path)[1].get("defaults", [])
+    entries = read_main_config(path)[1]["defaults"]
     return {group: str(name) for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
 
 

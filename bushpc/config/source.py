@@ -16,6 +16,7 @@ from bushpc.config import freeze, places
 from bushpc.config.read import YAML_FAILS, Scalar
 from bushpc.errors import ConfigError
 
+MAIN = "config.yaml"
 INTERPOLATION = re.compile(r"\$\{([^{}]*)")
 
 
@@ -79,6 +80,21 @@ def read_config(path: Path) -> tuple[str, dict[str, t.Any]]:
     return text, content
 
 
+def read_main_config(path: Path) -> tuple[str, dict[str, t.Any]]:
+    """As `read_config`, of a config.yaml. A user's own may state a few settings and choose a few groups: the others are
+    chosen as the shipped one does. What a chosen yaml states wins over it. Raises: ConfigError.
+    """
+    text, content = read_config(path)
+    own, shipped = content.get("defaults", []), read_config(places.shipped_configs() / MAIN)[1]["defaults"]
+    if not isinstance(own, list):
+        raise ConfigError(f"{path}: `defaults` is a list of groups, such as `- model: xbusnet`")
+    own = _unmarked(own)
+    chosen = {group for entry in own if isinstance(entry, dict) for group in entry}
+    others = [entry for entry in _unmarked(shipped) if isinstance(entry, dict) and not chosen & entry.keys()]
+    content["defaults"] = [*(entry for entry in ["_self_"] if entry not in own), *own, *others]
+    return text, content
+
+
 def shown_path(path: Path) -> str:
     """A config file's path as messages name it: from the current folder or the clone where it lies below."""
     for folder in (Path.cwd(), places.CLONE):
@@ -129,7 +145,7 @@ def _register() -> None:
         def load_config(self, config_path: str) -> ConfigResult:
             path = places.config_file(config_path.removesuffix(".yaml"))
             assert path is not None, config_path
-            text, content = read_config(path)
+            text, content = read_main_config(path) if path.name == MAIN else read_config(path)
             if "defaults" in content:
                 content["defaults"] = _unmarked(content["defaults"])
             header = self._get_header_dict(text)

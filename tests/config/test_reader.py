@@ -111,6 +111,19 @@ def test_a_model_of_ones_own_builds_on_a_shipped_one(configs):
     assert (mine.train.lr, mine.model, mine.train.warmup) == (3e-4, shipped.model, shipped.train.warmup)
 
 
+def test_a_config_yaml_of_ones_own_gives_every_run_its_defaults_and_models_papers_win(configs):
+    (configs / "config.yaml").write_text("defaults: [data: phantom]\ntrain: {lr: 0.003}\ncluster: {time_min: 77}\n")
+    ours = compose(["model=unet"])
+    assert (ours.choices["data"], ours.choices["engine"], ours.choices["cluster"]) == ("phantom", "ddp", "local")
+    assert (ours.train.lr, ours.cluster.time_min) == (0.003, 77)
+    assert compose(["model=vit_diffusion"]).train.lr == 5e-5, "its yaml states the paper's"
+    assert compose(["model=xbusnet"]).train.lr == 0.003, "its yaml leaves 1e-4 to the defaults"
+    assert compose(["model=vit_diffusion", "train.lr=1"]).train.lr == 1
+    (configs / "config.yaml").write_text("defaults: phantom\n")
+    with pytest.raises(ConfigError, match="`defaults` is a list of groups"):
+        compose(["model=unet_small"])
+
+
 def test_a_commands_own_settings_are_read_alike(configs):
     (configs / "generate.yaml").write_text("n: 7\npriors: {sizes_mm: {small: [4, 9]}}\n")
     config = compose_command(GenerateConfig, "generate", ["priors.malignant_share=1", "priors.sizes_mm.large=[21,22]"])

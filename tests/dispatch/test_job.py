@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bushpc.cluster.base import JobRequest, cluster_for
-from bushpc.cluster.slurm import job_facts, trap_lines
+from bushpc.cluster.slurm import job_facts
+from bushpc.cluster.slurm_script import trap_lines
 from bushpc.config import compose
 from bushpc.dispatch import requeue
 from bushpc.dispatch.job import lost_peer

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from bushpc.cluster.base import Limits, ThisJob
-from bushpc.cluster.slurm import turn_lines
 from bushpc.cluster.slurm_limits import explain_refusal
+from bushpc.cluster.slurm_script import turn_lines
 from bushpc.config import ClusterConfig
 from bushpc.dispatch.lanes import choose, deal, share_out
 from bushpc.dispatch.share import take_share
