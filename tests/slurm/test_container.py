@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status import CellStatus, read_status
 
 RUNTIME = Path(__file__).with_name("sandboxed_root.sh")
+STAND_IN = Path(__file__).resolve().parents[1] / "stand_in"
 # Of the image: bubblewrap's command and Python's libraries need no more.
 PROGRAMS = ("sh", "bash", "ls", "tr")
 pytestmark = pytest.mark.real
@@ -99,6 +100,28 @@ def test_ranks_in_a_container_train_stop_come_back_and_are_reported(slurm, words
     # The batch shell outside told the ranks, which have no squeue.
     assert "is not known here" not in said
     slurm.wait(json.loads((run_dir / "jobs" / "report.json").read_text())["job_id"])
+    assert json.loads((run_dir / "report" / "summary.json").read_text())["complete"] is True
+
+
+def test_one_job_works_through_all_cells_in_a_container_and_comes_back(slurm, words, tmp_path):
+    """The batch shell outside asks for each turn and requeues; what trains inside is tests/stand_in's."""
+    run_dir, [binds] = tmp_path / "runs" / "cv", [word for word in words if "container.binds" in word]
+    quick = ["train.iterations=30", "train.save_every=5", f"cluster.setup=['export PYTHONPATH={STAND_IN}']"]
+    assert main(["cv", *words, *quick, "cluster.submit_window=1", f"{binds[:-1]},{STAND_IN}:{STAND_IN}:ro]"]) == 0
+
+    def cells() -> list[CellStatus]:
+        return read_status(run_dir).cells
+
+    def logs() -> str:
+        return "\n".join(path.read_text() for path in (run_dir / "jobs").rglob("*_log.out"))
+
+    slurm.until(lambda: cells()[1].phase == "training" and 0 < cells()[1].step < 20, what=logs)
+    slurm.run(["scancel", "--signal=TERM", cells()[1].job_id])
+    slurm.until((run_dir / "report" / "summary.json").exists, what=logs)
+    assert {cell.state for cell in cells()} == {"done"}
+    assert len({cell.job_id for cell in cells()}) == 1
+    assert [cell.restarts for cell in cells()] == [0, 1, 0, 0, 0]
+    assert logs().count("in the container:") == 7, "five cells, one of them twice, and the report"
     assert json.loads((run_dir / "report" / "summary.json").read_text())["complete"] is True
 
 
