@@ -8,7 +8,6 @@ no model, so it takes about as long as reading the ledgers, and works while the 
 
 from __future__ import annotations
 
-import csv
 import json
 import typing as t
 from collections import Counter
@@ -16,16 +15,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bushpc.config.frozen import FrozenSettings
-from bushpc.data.members import fold_members
-from bushpc.data.mixture import open_synthetic
-from bushpc.errors import ConfigError, DataError
-from bushpc.files import sha256_of
+from bushpc.ops.expected import Expected, Scan, expected_of, read_scans
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import DoneRecord, RunRecord
-from bushpc.shards.manifest import Manifest
-from bushpc.shards.split import Folds
 from bushpc.train.ledger import LedgerLine, read_ledger, why_none
 
 if t.TYPE_CHECKING:
@@ -36,7 +29,6 @@ MOST_KEPT = 20
 MOST_SHOWN = 3
 MOST_SAMPLES = 6
 NOT_IN_FOLDS = "not of this dataset's folds"
-IN_NO_FOLD = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +86,7 @@ def audit_run(run_dir: Path) -> RunAudit:
     """
     run = RunDir(run_dir)
     record = RunRecord.open(run)
-    scans = _folds(run, record)
+    scans = read_scans(run, record)
     cells = [audit_cell(run.cell(cell.name), scans, cell.fold) for cell in record.cells]
     return RunAudit(run_dir=run_dir, cells=cells)
 
@@ -104,13 +96,13 @@ def audit_cell(cell_dir: CellDir, scans: list[Scan], fold: int) -> CellAudit:
     if unproved := why_none(cell_dir):
         return CellAudit(name=cell_dir.name, unproved=unproved)
     findings = _Findings()
-    parts, batch_size = _parts(cell_dir, scans, fold)
+    expected = expected_of(cell_dir, scans, fold)
     # Before the ledger is read, because a running cell may seal another checkpoint meanwhile.
     owed = _steps_owed(cell_dir)
     attempts = _attempts(read_ledger(cell_dir), findings)
     steps = _effective_steps(attempts, owed, findings)
     replayed = _check_replays(attempts, steps, findings)
-    epochs = _check_epochs(steps, batch_size, parts, findings) if steps else 0
+    epochs = _check_epochs(steps, expected, findings) if steps else 0
     return CellAudit(
         name=cell_dir.name,
         steps=len(steps),
@@ -287,9 +279,9 @@ def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Find
     return replayed
 
 
-def _check_epochs(steps: list[_Step], batch_size: int, parts: _Parts, findings: _Findings) -> int:
+def _check_epochs(steps: list[_Step], expected: Expected, findings: _Findings) -> int:
     """Walk through all samples; returns the number of complete epochs."""
-    draws = parts.train.total()
+    draws, batch_size = expected.draws.total(), expected.batch_size
     seen: dict[int, Counter[str]] = {}  # of the epochs that are not complete yet
     complete: set[int] = set()
     for step in steps:
@@ -297,9 +289,9 @@ def _check_epochs(steps: list[_Step], batch_size: int, parts: _Parts, findings: 
             findings.add(f"step {step.number} has {len(step.samples)} samples; the global batch is {batch_size}")
         for sample in step.samples:
             number, _, key = sample.partition(":")
-            epoch, times = int(number), parts.train[key]
+            epoch, times = int(number), expected.draws[key]
             if not times:
-                findings.add(f"step {step.number}: {key} is {parts.others.get(key, NOT_IN_FOLDS)}")
+                findings.add(f"step {step.number}: {key} is {expected.others.get(key, NOT_IN_FOLDS)}")
             elif epoch in complete or seen.setdefault(epoch, Counter())[key] == times:
                 often = "for the second time" if times == 1 else f"more than {times} times"
                 findings.add(f"step {step.number}: {key} is there {often} in epoch {epoch}")
@@ -312,7 +304,7 @@ def _check_epochs(steps: list[_Step], batch_size: int, parts: _Parts, findings: 
     over, rest = divmod(sum(len(step.samples) for step in steps), draws) if draws else (0, 0)
     for epoch in range(over):
         if epoch not in complete:
-            missing = parts.train - seen.get(epoch, Counter())
+            missing = expected.draws - seen.get(epoch, Counter())
             findings.add(f"epoch {epoch} lacks {missing.total()} of {draws} samples: {_some(missing)}")
     for epoch in sorted(seen.keys() | complete):
         if epoch >= over + bool(rest):
@@ -323,61 +315,6 @@ def _check_epochs(steps: list[_Step], batch_size: int, parts: _Parts, findings: 
 def _some(samples: t.Collection[str]) -> str:
     shown = ", ".join(sorted(samples)[:MOST_SAMPLES]) or "nothing"
     return shown + (f" and {len(samples) - MOST_SAMPLES} more" if len(samples) > MOST_SAMPLES else "")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A row of folds.csv."""
-
-    key: str
-    patient: str
-    label: str
-    fold: int
-
-
-class _Parts(t.NamedTuple):
-    """train: how often an epoch draws each key. others: what the other keys are, in words."""
-
-    train: Counter[str]
-    others: dict[str, str]
-
-
-def _folds(run: RunDir, record: RunRecord) -> list[Scan]:
-    """The rows of the run's folds, of the samples that are packed."""
-    path = run.folds
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            scans = [Scan(row["key"], row["patient"], row["label"], int(row["fold"])) for row in rows]
-        if sha256_of(path) != record.folds.sha256:
-            raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); restore it to audit the run") from error
-    if not record.excerpt:
-        return scans
-    packed = {scan.key for scan in Manifest.load(Path(record.shards)).records}
-    return [scan for scan in scans if scan.key in packed]
-
-
-def _parts(cell_dir: CellDir, scans: list[Scan], fold: int) -> tuple[_Parts, int]:
-    """What a cell's settings make of the folds, and its global batch."""
-    try:
-        cell = FrozenSettings.load(cell_dir.config)
-    except ConfigError as error:
-        raise DataError(f"{error}: restore {cell_dir.config} to audit the run") from error
-    synthetic: list[Scan] = []
-    if cell.data.mixed:
-        records = open_synthetic(str(cell.data.synthetic), fold, cell.data.synthetic_sha256).records(cell.data.normals)
-        synthetic = [Scan(record.key, record.patient, record.label, IN_NO_FOLD) for record in records]
-    folds = Folds(fold_by_key={scan.key: scan.fold for scan in scans})
-    members = fold_members(scans, folds, fold, cell, synthetic)
-    wanted = [scan for scan in scans if cell.data.normals or scan.label != "normal"]
-    others = {scan.key: "a normal scan, which data.normals=false leaves out" for scan in scans}
-    others |= {scan.key: "a real scan, which data.real=false leaves out" for scan in wanted}
-    others |= {scan.key: "of the validation part" for scan in members.validation}
-    others |= {scan.key: "held out of training for the schedule" for scan in members.holdout}
-    others |= {scan.key: "a synthetic scan beyond data.synthetic_ratio" for scan in synthetic}
-    return _Parts(members.draws, others), cell.train.batch_size
 
 
 def _steps_owed(cell_dir: CellDir) -> int:

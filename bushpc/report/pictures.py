@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import typing as t
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Cases(t.NamedTuple):
     @property
     def deviation(self) -> bool:
         """Whether there are maps of the standard deviation."""
-        return any(picture.deviation for case in self.cases for picture in case.pictures)
+        return _have_deviation(self.cases)
 
 
 class ImageRow(t.NamedTuple):
@@ -93,7 +94,11 @@ class ImageRows(t.NamedTuple):
     @property
     def deviation(self) -> bool:
         """Whether there are maps of the standard deviation."""
-        return any(picture.deviation for row in self.rows for picture in row.pictures)
+        return _have_deviation(self.rows)
+
+
+def _have_deviation(images: Iterable[Case | ImageRow]) -> bool:
+    return any(picture.deviation for image in images for picture in image.pictures)
 
 
 class Shards(t.NamedTuple):

@@ -1,6 +1,6 @@
 """Folds: which samples train and which validate, frozen in a file before any training.
 
-    records ─make_folds→ folds.csv ─load_folds→ Folds → the loader        (or imported from published CSVs)
+    records ─make_folds→ folds.csv ─load_folds→ Folds → the loader
     records ─duplicates.tie_patients, make_folds→ folds_grouped.csv, where copies share a fold
 
 A fold file has the columns key, patient, label, fold: `fold` is the one fold that validates on the sample; the
@@ -266,41 +266,6 @@ def read_fold_numbers(path: str | Path) -> dict[str, int]:
     """Key → fold, without checking it against the records. Raises: DataError if it is not a fold file."""
     path = Path(path)
     return {cells["key"]: _fold_number(path, row, cells["fold"]) for row, cells in _read_csv(path, ("key", "fold"))}
-
-
-def import_published(folder: str | Path, records: Sequence[Record]) -> dict[str, int]:
-    """Folds from XBusNet's published train_fold<N>.csv and val_fold<N>.csv, whose first column is `Image Name`.
-
-    Raises: DataError if training and validation overlap, the validation parts are not a partition of the lesions, or
-    a training part does not contain all other lesions.
-    """
-    folder = Path(folder)
-    count = len(list(folder.glob("val_fold*.csv")))
-    if not count:
-        raise DataError(f"{folder} has no val_fold0.csv: give the folder with the published fold CSVs.")
-    lesions = [record for record in records if record.label != "normal"]
-    problems: dict[str, list[str]] = defaultdict(list)
-    fold_by_key: dict[str, int] = {}
-    for fold in range(count):
-        parts = {name: _image_keys(folder / f"{name}_fold{fold}.csv") for name in ("train", "val")}
-        leaking = sorted(set(parts["train"]) & set(parts["val"]))
-        problems["in training and validation of one fold"] += [f"{key} (fold {fold})" for key in leaking]
-        for key in parts["val"]:
-            if fold_by_key.setdefault(key, fold) != fold:
-                problems["in two validation parts"].append(f"{key} (folds {fold_by_key[key]} and {fold})")
-        for record in lesions:
-            if record.key not in parts["train"] and record.key not in parts["val"]:
-                problems["in neither part of a fold"].append(f"{record.key} (fold {fold})")
-    known = {record.key: record for record in lesions}
-    problems["keys that no packed lesion has"] = [key for key in fold_by_key if key not in known]
-    problems["lesions in no validation part"] = [key for key in known if key not in fold_by_key]
-    problems["patients in more than one fold"] = _patients_in_several_folds(known, fold_by_key)
-    _raise_if_any(folder, problems)
-    return {record.key: fold_by_key[record.key] for record in lesions}
-
-
-def _image_keys(path: Path) -> list[str]:
-    return [cells["Image Name"].removesuffix(".png") for _, cells in _read_csv(path, ("Image Name",))]
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, str]]]:

@@ -17,7 +17,6 @@ from bushpc.shards.split import (
     Folds,
     ensure_folds,
     find_folds,
-    import_published,
     load_folds,
     make_folds,
     write_folds,
@@ -207,34 +206,6 @@ def test_an_excerpt_uses_its_part_of_the_frozen_folds(tmp_path):
     assert part.fold_by_key == {record.key: whole.fold_by_key[record.key] for record in records[:15]}
 
 
-def published(folder, train, validation):
-    for fold, parts in enumerate(zip(train, validation, strict=True)):
-        for name, keys in zip(("train", "val"), parts, strict=True):
-            rows = [f'{key}.png,"a sentence, with a comma",more' for key in keys]
-            (folder / f"{name}_fold{fold}.csv").write_text("\n".join(["Image Name,Sentence,AGM_Prompt", *rows]) + "\n")
-
-
-def test_published_folds_are_taken_as_they_are(tmp_path):
-    published(tmp_path, [["b1"], ["a1", "a2"]], [["a1", "a2"], ["b1"]])
-    assert import_published(tmp_path, RECORDS) == {"a1": 0, "a2": 0, "b1": 1}
-
-
-@pytest.mark.parametrize(
-    ("train", "validation", "message"),
-    [
-        ([["b1", "a1"], ["a1", "a2"]], [["a1", "a2"], ["b1"]], r"training and validation of one fold: a1 \(fold 0\)"),
-        ([["b1"], ["a1", "a2"]], [["a1", "a2"], ["b1", "a2"]], r"two validation parts: a2 \(folds 0 and 1\)"),
-        ([["b1"], ["a2"]], [["a1", "a2"], ["b1"]], r"neither part of a fold: a1 \(fold 1\)"),
-        ([["b1", "a2"], ["a1", "a2"]], [["a1"], ["b1"]], "lesions in no validation part: a2"),
-        ([["b1", "a2"], ["a1"]], [["a1"], ["b1", "a2"]], r"patients in more than one fold: ann \(folds 0, 1\)"),
-    ],
-)
-def test_published_folds_that_leak_are_refused_by_name(tmp_path, train, validation, message):
-    published(tmp_path, train, validation)
-    with pytest.raises(DataError, match=message):
-        import_published(tmp_path, RECORDS)
-
-
 def phantom(folder, records):
     manifest = Manifest(dataset="phantom", packer_version=1, excerpt=False, records=records)
     manifest.save(folder)
@@ -304,4 +275,3 @@ def test_the_published_folds_in_the_tree_are_xbusnets_own(real_data):
         for name, keys in (("train", folds.train(fold)), ("val", folds.validation(fold))):
             with (real_data / "xbusnet_folds" / f"{name}_fold{fold}.csv").open(newline="", encoding="utf-8") as stream:
                 assert {f"{key}.png" for key in keys} == {row["Image Name"] for row in csv.DictReader(stream)}
-    assert import_published(real_data / "xbusnet_folds", records) == folds.fold_by_key
