@@ -6,7 +6,7 @@
     → weights, optimizer, predictions and ledger against an undisturbed run, orphans, ports, seconds → table
 
 To hit a phase for certain, the ranks are frozen (SIGSTOP) in it, and thawed when what stops them has arrived. Cases run
-side by side, each on two emulated nodes of its own, so that a competing job or a dead node meets nobody else.
+side by side, each on two emulated nodes that no other case uses, so a competing job or a dead node affects one case.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def run_python(tree: Path, *words: str) -> None:
 def to_markdown(found: dict[str, dict[str, object]], trees: dict[str, Path]) -> str:
     commits = {name: commit(tree) for name, tree in trees.items()}
     lines = [
-        f"# Weights of {commits['other']} beside {commits['base']}",
+        f"# Weights of {commits['other']} compared with {commits['base']}",
         "",
         f"{time.strftime('%Y-%m-%d')}, {cpu()}, one thread, by `tools/same_weights`. Cells on the phantom, as long as",
         "the settings in same_weights.json say; compared bit for bit: all tensors of the last checkpoint (weights,",

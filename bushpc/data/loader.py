@@ -115,12 +115,12 @@ def _order(samples: int, seed: int, epoch: int) -> list[int]:
 
 
 def draw_from(seed: int) -> Draw:
-    """Generators that depend on the run's seed and the words they are asked with."""
+    """Random generators, each seeded by the run's seed and the given words."""
     return lambda *words: np.random.default_rng(keyed_seed(seed, *words))
 
 
 class Preparation:
-    """Decoded pixels → Batch. Augmentation and conditions depend on (seed, sample, turn), on nothing else.
+    """Decoded pixels → Batch. Augmentation and conditions depend only on (seed, sample, turn).
 
     conditions: fitted kinds whose training values the batch gets. mask_classes: planes that a mask's bits are laid out
     in. augment: None leaves the pixels as they are.
@@ -135,7 +135,7 @@ class Preparation:
         seed: int = 0,
     ) -> None:
         self.conditions, self.mask_classes, self.augment, self.seed = conditions, mask_classes, augment, seed
-        # What every epoch would find again: values that augmentation does not change, by kind and sample.
+        # Values that augmentation does not change, by kind and sample: computed once for all epochs.
         self._values: dict[tuple[str, str], t.Any] = {}
 
     def __call__(
@@ -179,19 +179,19 @@ class Preparation:
 
 
 def united(mask_BKHW: torch.Tensor) -> np.ndarray:
-    """Where any class of a mask is: B x H x W booleans."""
+    """Pixels of any mask class: B x H x W booleans."""
     return mask_BKHW.amax(dim=1).numpy() > 0
 
 
 def mask_planes(mask_BHW: torch.Tensor, classes: int) -> torch.Tensor:
-    """uint8 masks with a bit a class (B, H, W) → a plane of 0 and 1 a class (B, K, H, W)."""
+    """uint8 masks with one bit per class (B, H, W) → one 0/1 plane per class (B, K, H, W)."""
     if classes == 1:
         return mask_BHW[:, None]
     return mask_BHW[:, None] >> torch.arange(classes, dtype=torch.uint8)[:, None, None] & 1
 
 
 class Samples(Dataset[Batch]):
-    """Batches of some records from the cache; each is asked for as the draws of its samples."""
+    """A dataset of batches from the cache, indexed by lists of draws."""
 
     def __init__(
         self, records: list[Record], cache: Cache, prepare: Preparation, features: FeatureStore | None = None
@@ -227,11 +227,11 @@ def cached_training_batches(cell: CellConfig, data: FoldData, world: World, star
     if prepare.augment and cell.loader.workers:
         yield from in_workers(samples, cell.loader.workers, sampler)
     else:
-        yield from map(samples.__getitem__, sampler)  # a plain copy is faster than what it takes to hand it over
+        yield from map(samples.__getitem__, sampler)  # copying is faster than sharing the memory
 
 
 def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
-    """What training does to decoded pixels."""
+    """The preparation that training uses: augmentation and the training values of all conditions."""
     return Preparation(
         data.conditions,
         mask_classes=len(data.manifest.mask_classes),
@@ -246,7 +246,7 @@ def plain_preparation(data: FoldData) -> Preparation:
 
 
 def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
-    """What `batches` gives, made by `workers` processes; they end with this one, however it ends.
+    """Yield the items of `batches`, made by `workers` processes, which end with this process even if it is killed.
 
     Slurm sends its stop signals to every process of a step. Workers ignore them, as the training process saves first
     and needs its batches until then; torch's own handler would end them, and the training process with them.
@@ -266,7 +266,7 @@ def _start_worker(parent: int, worker: int) -> None:
 
 
 def _leave_at_parents_word(parent: int) -> None:
-    """multiprocessing ends a worker that is left over with TERM; only waiting for a signal tells who sent it."""
+    """End this worker when its parent sends TERM; only sigwaitinfo tells who sent a signal."""
     while signal.sigwaitinfo(STOP_SIGNALS).si_pid != parent:
         pass
     os._exit(0)

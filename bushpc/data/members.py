@@ -29,7 +29,7 @@ AnyScan = t.TypeVar("AnyScan", bound=LabelledScan)
 
 
 class CellSettings(t.Protocol):
-    """What is read of a cell: a CellConfig has it, and so have FrozenSettings."""
+    """The settings of a cell that are read here; CellConfig and FrozenSettings both have them."""
 
     @property
     def seed(self) -> int: ...
@@ -89,10 +89,10 @@ def hold_out(scans: Sequence[AnyScan], share: float, seed: int) -> tuple[list[An
 
 
 def mix(real: Sequence[AnyScan], synthetic: Sequence[AnyScan], ratio: float, keep_real: bool) -> list[AnyScan]:
-    """What trains: the real scans, if they are kept, and the first `ratio` synthetic ones for each of them.
+    """The training scans: the real ones, unless data.real=false, and `ratio` synthetic ones for each real one.
 
-    The same number of synthetic scans whether or not the real ones are kept. Raises: DataError where there are not so
-    many, and for a ratio that comes to none.
+    The number of synthetic scans is the same with and without the real ones. Raises: DataError if there are too few of
+    them, or the ratio selects none.
     """
     wanted = round(ratio * len(real))
     if not 1 <= wanted <= len(synthetic):
@@ -105,9 +105,9 @@ def mix(real: Sequence[AnyScan], synthetic: Sequence[AnyScan], ratio: float, kee
 
 
 def repeats(scans: Sequence[LabelledScan], balance: bool) -> list[int]:
-    """How often each scan is drawn in an epoch: once, or with `balance` so often that labels come equally often.
+    """How often each scan is drawn in an epoch: once, or with `balance` so often that all labels are equally frequent.
 
-    As nearly as whole numbers allow: the most frequent label once, another one n times where it is n times as rare.
+    Counts are whole numbers: scans of the most frequent label once, those of a label that is n times rarer n times.
     """
     counts = Counter(scan.label for scan in scans)
     most = max(counts.values(), default=0)

@@ -6,10 +6,10 @@
         users                  locked (shared) by every process that reads the copy, until it ends
       cache/                   decoded images (bushpc.data.cache)
 
-Nothing is lost where it cannot be: a place that does not exist, or has no room, is said in one line, and the run reads
-the shared folders as it would without. Node-local folders are not always emptied after a job, so each job deletes
-copies that earlier ones left: those of an earlier boot (a disk may then have names without their content), those that
-nobody has used for a day, and unused ones where room is needed. Only folders of this user with such names are touched.
+A place that does not exist or has no room is reported in one line, and the run then reads the shared folders.
+Node-local folders are not always emptied after a job, so each job deletes copies that earlier ones left: those of an
+earlier boot (a disk may then have names without their content), those that nobody has used for a day, and unused ones
+where room is needed. Only folders of this user with such names are touched.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stage:
         return self.home / "cache"
 
     def copy(self, name: str, sources: Sequence[Source]) -> Path | None:
-        """The folder with a copy of these files; None where there is no room for one, which is said.
+        """The folder with a copy of these files; None, with a line in the log, if there is no room.
 
         Raises: DecodingStopped if `keep_going` returned False; DataError for a file that is not what it must be.
         """
@@ -91,7 +91,7 @@ class Stage:
         if free < needed:
             raise Unusable(f"{self.home} has room for {free / GB:.2f} GB, {needed / GB:.2f} GB are needed")
         aside = self.home / f".{target.name}"
-        shutil.rmtree(target, ignore_errors=True)  # a cleaner of temporary folders has been here
+        shutil.rmtree(target, ignore_errors=True)  # a cleaner of temporary folders deleted some of it
         shutil.rmtree(aside, ignore_errors=True)
         began = time.monotonic()
         try:
@@ -123,7 +123,7 @@ class Stage:
 
     def _reclaim(self, target: Path, needed: int) -> None:
         """Delete what earlier jobs left here, under the lock: no copy can come into use meanwhile."""
-        for aside in self.home.glob(f".*_{_host()}_*"):  # whoever made it held the lock, and is dead
+        for aside in self.home.glob(f".*_{_host()}_*"):  # its maker held the lock, so it has died
             _delete(aside)
         idle = []
         for copy in self.home.glob(f"[!.]*_{_host()}_*"):
@@ -156,7 +156,7 @@ def open_stage(
     say: Callable[[str], None] = print,
     environment: Mapping[str, str] = os.environ,
 ) -> Stage | None:
-    """Our folder in the place that `cluster.staging` names; None where there is none, which is said.
+    """Our folder in the place that `cluster.staging` names; None, with a line in the log, if there is no such place.
 
     scratch: as in `place`.
     """
@@ -185,7 +185,7 @@ def stage_shards(cell: CellConfig, data: FoldData, stage: Stage | None) -> tuple
         return cell, data
     loader = dataclasses.replace(
         cell.loader,
-        # The first that has room. One that the user named is not second-guessed.
+        # The first one with room. A folder that the user named is used as it is.
         cache_dir=cell.loader.cache_dir or os.pathsep.join(map(str, (stage.cache, *places(cell.loader)))),
         features_dir=cell.loader.features_dir or str(data.folder / "features"),
     )

@@ -1,4 +1,4 @@
-"""The contract between a model and everything else. Trainer, evaluator and grid know this page and no model.
+"""The contract between a model and everything else. Trainer, evaluator and grid use only this interface.
 
 A model is one file here and one yaml in `configs/model/`. The yaml's `_target_` names the class; its other
 keys override defaults of the class's `Config`. See CONTRIBUTING.md, "Add a model".

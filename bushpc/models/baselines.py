@@ -16,7 +16,7 @@ from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_STRIDE = 32  # of the U-Net's deepest stage to the image
-# Encoders of the shipped configs: they need no look into the library, which takes seconds to import.
+# Encoders of the shipped configs, listed here because importing the library takes seconds.
 SHIPPED = ("resnet18", "resnet34")
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet that tells labels apart: the classifier by which synthetic images are judged.
+"""EfficientNet classifier of the scan's label, used to judge synthetic images.
 
 Pan et al., "Clinical Prior-Guided Tumor Generation for Breast Ultrasound with Cross Domain Adaptation", section 3.4, on
 Tan and Le's EfficientNet-B0 (ICML 2019), from timm. It makes no mask.
@@ -20,7 +20,7 @@ from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
 STRIDE = 32  # of the last features to the image
-# Networks of the shipped configs: they need no look into timm, which takes seconds to import.
+# Networks of the shipped configs, listed here because importing timm takes seconds.
 SHIPPED = ("efficientnet_b0", "test_efficientnet")
 
 
@@ -78,7 +78,7 @@ class EfficientNetConfig(ModelConfig):
 
 
 class EfficientNet(Model):
-    """One label an image, of LABELS. Where no scan of a label trains, as without normal scans, it learns to give none.
+    """Predicts one of LABELS per image. It learns not to predict a label without training scans, such as normal.
 
     A dataset's mask classes do not matter to it.
     """
@@ -97,7 +97,7 @@ class EfficientNet(Model):
         for file in config.weight_files():
             staged = weights.load_staged(EfficientNet, file, weights_dir)
             own = {name: value for name, value in self.net.state_dict().items() if name.startswith("classifier.")}
-            self.net.load_state_dict(staged | own)  # ImageNet's thousand labels are none of ours
+            self.net.load_state_dict(staged | own)  # ImageNet's classifier has other labels
 
     def cam_layer(self) -> nn.Module:
         """The last features, whose mean the label follows from."""

@@ -202,7 +202,7 @@ class SFEB(nn.Module):
     (8) and (9) are global, so P_o has no extent, and of the 3 x 3 convolution (11) only the centre meets anything
     but padding, as in Keras with padding="same". Pooling over channels instead, as CBAM does, would keep the extent
     but has 18 c weights where Table 2 counts 18 c². So F_em is one number per image and channel, added to I at
-    every position: what the whole image says about the channel moves its threshold in the ReLU that follows.
+    every position: a global bias per channel, which shifts the threshold of the ReLU that follows.
     """
 
     def __init__(self, channels: int, stride: int) -> None:

@@ -24,10 +24,10 @@ from bushpc.sample import Batch, Prediction
 if t.TYPE_CHECKING:
     from bushpc.config import CellConfig
 
-# What nnU-Net's reader of natural images says of each; it knows no millimetres.
+# The properties that nnU-Net's reader of natural images reports; it has no pixel size.
 SPACING = (999, 1, 1)
 LESION = 1  # its label
-# Settings of a run for which nnU-Net has its own ways. They can be left out, that is, have their defaults.
+# Settings that nnU-Net decides itself. They must keep their defaults.
 ITS_OWN: dict[str, t.Any] = {
     **{"engine.kind": "ddp", "engine.recompute": False, "engine.channels_last": False, "loader.features": False},
     **{"data.stream": None, "train.epochs": None, "train.batch_size": 1, "train.accumulate": 1},
@@ -67,7 +67,7 @@ class NnUNetConfig(ModelConfig):
             raise ConfigError("model.pretrained=true: nnU-Net trains from scratch; set model.pretrained=false")
 
     def check_run(self, cell: CellConfig) -> None:
-        """Refuse what nnU-Net cannot be told, and a machine without it. Raises: ConfigError."""
+        """Refuse settings that nnU-Net does not have, and machines without nnunetv2. Raises: ConfigError."""
         if cell.cluster.world_size > 1:
             raise ConfigError(
                 f"model=nnunet with {cell.cluster.world_size} ranks (cluster.nodes x cluster.ranks_per_node): nnU-Net "
@@ -97,7 +97,7 @@ class NnUNetConfig(ModelConfig):
 
 
 class Blueprint(t.TypedDict):
-    """What a network is built and used by, as nnU-Net writes it. mirroring: axes of its test-time augmentation."""
+    """The plan of a network, as nnU-Net writes it. mirroring: axes of its test-time augmentation."""
 
     plans: dict[str, t.Any]
     configuration: str
@@ -132,7 +132,7 @@ class NnUNet(Model):
         self.network, self._predictor = network or self._architecture(), None
 
     def state_dict(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:  # type: ignore[override]
-        """As every module's, each tensor once: nnU-Net's modules hold some under several names."""
+        """Like any module's, with each tensor once: nnU-Net's modules hold some under several names."""
         names = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in names}
 

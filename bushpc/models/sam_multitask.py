@@ -340,7 +340,7 @@ def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> Vision
 def _on_its_grid(state: dict[str, torch.Tensor], encoder: VisionTransformerSAM) -> dict[str, torch.Tensor]:
     """SAM's positions, which are those of 1024 x 1024 pixels, interpolated as timm would in every step.
 
-    So that the shapes follow from the settings alone, and an export can be read without SAM's own file.
+    The shapes then follow from the settings alone, and an export loads without SAM's own file.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 
@@ -450,7 +450,7 @@ class UNetDecoder(nn.Module):
 class UNetStage(nn.Module):
     """One doubling: a transposed convolution, and where there is a skip, its concatenation and a convolution of both.
 
-    A plain ViT has one resolution: its blocks' outputs are reduced there, and enlarged to what this stage makes.
+    A plain ViT has one resolution: its blocks' outputs are reduced to fewer channels and enlarged to this stage's size.
     """
 
     def __init__(self, given: int, made: int, width: int, block: int | None) -> None:

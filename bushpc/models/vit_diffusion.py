@@ -34,12 +34,12 @@ from bushpc.models.base import Model
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
-if t.TYPE_CHECKING:  # timm takes seconds to import, and the login node does without
+if t.TYPE_CHECKING:  # importing timm takes seconds, which the login node need not spend
     from timm.models.vision_transformer import VisionTransformer
 
 GROUPS = 8  # of GroupNorm
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
-# Patch edges of the ViTs of the shipped configs: they need no look into timm.
+# Patch edges of the shipped configs' ViTs, listed here because importing timm takes seconds.
 PATCHES = {"vit_tiny_patch16_224.augreg_in21k_ft_in1k": 16, "test_vit": 16}
 
 
@@ -361,8 +361,8 @@ class VitDiffusion(Model):
     def predict(self, batch: Batch) -> Prediction:
         """Probabilities by the mode of the config, the mean over `samples`; with several of them their deviation too.
 
-        Noise is drawn for each sample by its key and `sampling_seed`, so that it depends neither on the batch nor on
-        the rank that it falls to, nor on where a run went on. `Batch.mask_BKHW` is not read.
+        Each sample's noise is drawn from its key and `sampling_seed`, so it is the same in any batch, on any rank and
+        after a resume. `Batch.mask_BKHW` is not read.
         """
         config = self.config
         condition = self.condition(batch.image_BCHW).repeated(config.samples)
@@ -379,7 +379,7 @@ class VitDiffusion(Model):
         return Prediction(prob_BKHW=prob_BnKHW.mean(dim=1), uncertainty_BKHW=prob_BnKHW.std(dim=1, correction=0))
 
     def condition(self, image_BCHW: torch.Tensor) -> Condition:
-        """What the image alone decides: computed once, however many steps and samples follow."""
+        """Everything that depends on the image alone, computed once for all steps and samples."""
         tokens_BND = None
         if self.vit is not None:
             tokens_BND = self.vit.forward_features(self.normalize(image_BCHW, self.vit))
@@ -481,7 +481,7 @@ def make_scheduler(config: VitDiffusionConfig) -> t.Any:
 
 
 def _prob(x_0: torch.Tensor) -> torch.Tensor:
-    """x_0 or x'_0 as probability. Beyond the bounds there is no gradient: more certain than certain teaches nothing."""
+    """x_0 or x'_0 as probability. Values beyond the bounds get no gradient."""
     return ((x_0 + 1) / 2).clamp(0, 1)
 
 
@@ -489,7 +489,7 @@ def _prob(x_0: torch.Tensor) -> torch.Tensor:
 
 
 class Condition(t.NamedTuple):
-    """What the image alone decides. stem_BChw: its share of the UNet's first map. enhanced: c' of each bridge."""
+    """What depends on the image alone. stem_BChw: its share of the UNet's first map. enhanced: c' of each bridge."""
 
     stem_BChw: torch.Tensor
     enhanced: tuple[torch.Tensor, ...]

@@ -247,13 +247,13 @@ class XBusNet(Model):
         )
 
     def outside_state(self) -> dict[str, nn.Module]:
-        """CLIP's text tower, which `TextEncoder` says why no checkpoint holds."""
+        """CLIP's text tower; `TextEncoder` says why it is not in checkpoints."""
         return {"text": self.text.tower} if self.config.reads_text else {}
 
     def cam_layer(self) -> nn.Module:
-        """The first block of (17), where both branches become one; a later one would but repeat the mask.
+        """The first block of (17), where both branches meet. Maps of later blocks would only repeat the mask.
 
-        Behind the second block there is a 1 x 1 convolution alone, and the map would be the logits themselves.
+        Only a 1 x 1 convolution follows the second block, so its map would be the logits.
         """
         return self.fusion[0]
 
@@ -283,7 +283,7 @@ class XBusNet(Model):
         return Prediction(prob_BKHW=prob_BKHW, conditions={"spatial_prompts": prompts})
 
     def _prompt_free(self, batch: Batch) -> _PromptFree:
-        """Everything that p_c cannot change, so that a second pass costs only what it must."""
+        """Everything that does not depend on p_c, so that the second pass need not repeat it."""
         image_BCHW = batch.image_BCHW
         A_BNR = self.gfe.tokens(image_BCHW) if self.config.gfe else None
         F_l = None

@@ -260,7 +260,7 @@ def _from_to(first: int, stop: int) -> str:
 
 
 def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Findings) -> int:
-    """How many steps were done and done again; the second time must have consumed what the first did."""
+    """The number of steps that were repeated. A repeated step must consume the same samples as before."""
     counts = {step.number: step for step in steps}
     replayed = 0
     for attempt in attempts:
@@ -270,7 +270,7 @@ def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Find
                 continue
             replayed += 1
             then, now = Counter(attempt.samples(number)), Counter(again.samples)
-            # What a kill kept from the disk cannot be compared.
+            # Lines that a kill kept from the disk cannot be compared.
             if then - now or (attempt.whole(number) and now - then):
                 findings.add(
                     f"step {number} was done again with other samples: attempt {attempt.number} had "
@@ -280,7 +280,7 @@ def _check_replays(attempts: list[_Attempt], steps: list[_Step], findings: _Find
 
 
 def _check_epochs(steps: list[_Step], expected: Expected, findings: _Findings) -> int:
-    """Walk through all samples; returns the number of complete epochs."""
+    """Check every sample of every step. Returns the number of complete epochs."""
     draws, batch_size = expected.draws.total(), expected.batch_size
     seen: dict[int, Counter[str]] = {}  # of the epochs that are not complete yet
     complete: set[int] = set()
@@ -318,5 +318,5 @@ def _some(samples: t.Collection[str]) -> str:
 
 
 def _steps_owed(cell_dir: CellDir) -> int:
-    """How many steps the cell says that it has done and saved, by its DONE and the names of its checkpoints."""
+    """The number of steps that the cell claims to have done and saved, by its DONE and its checkpoints' names."""
     return max(cell_dir.newest_step(), DoneRecord.read_valid(cell_dir.done).step or 0)

@@ -1,9 +1,9 @@
-"""`bushpc doctor`: will it work here? Looks on the login node at all that a run will need, and changes nothing.
+"""`bushpc doctor`: will it work here? Checks on the login node everything that a run needs, and changes nothing.
 
     overrides → installation → configuration → data, weights → folders → cluster → a table of checks
 
-Every check is a function of the composed config that yields what it found. `bushpc.ops.survey` asks a
-compute node, by a short job, what cannot be known from here.
+Every check is a function of the composed config that yields its results. `bushpc.ops.survey` checks on a compute
+node, in a short job, what the login node cannot know.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLOCK_S = 2.0
 OPEN_FILES = 1024
 GB = 1e9
 MB = 1e6
-# Bytes of one float32, and how many of them AdamW keeps per trained parameter beside it.
+# Bytes of a float32, and how many more of them AdamW keeps per trained parameter.
 FLOAT, ADAM_MOMENTS = 4, 2
 # Batches that torch's DataLoader keeps ready per worker.
 PREFETCH = 2
@@ -216,13 +216,13 @@ def _gpu_build(config: CellConfig) -> Iterator[Check]:
         return
     cluster = cluster_for(config.cluster.executor)
     names: list[str] = []
-    with contextlib.suppress(DispatchError):  # a site that does not answer is told of by its own checks
+    with contextlib.suppress(DispatchError):  # the cluster's own checks report a site that does not answer
         names = cluster.gpu_names(config.cluster)
     yield from judge_profile(Build.installed(), names, here=cluster.one_machine, precision=config.engine.precision)
 
 
 def _deepspeed(config: CellConfig) -> Iterator[Check]:
-    """In a process of its own: it prints, starts threads, and chooses its accelerator once and for all."""
+    """Run in a separate process, because DeepSpeed prints, starts threads and fixes its accelerator at import."""
     zero = config.engine.kind.startswith("zero")
     env = environment.for_process(environment.WORKER)
     env |= {"DS_ACCELERATOR": "cpu"} if config.engine.device == "cpu" else {}
@@ -343,7 +343,7 @@ def _whole_writes(folder: Path, where: str) -> Check:
 
 
 def _locks(folder: Path) -> Check:
-    """Whether a second process notices a lock that this one holds."""
+    """Whether another process sees a lock that this one holds."""
     from bushpc.files import exclusive
 
     code = (

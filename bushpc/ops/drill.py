@@ -1,7 +1,7 @@
 """`bushpc drill`: does a run survive here? Two short runs of the user's own configuration, one of them disturbed.
 
     config → undisturbed run → the same, disturbed: TERM, USR2, requeue, KILL of a rank, a competing job
-           → what each of them cost, and whether weights and ledger ended as if nothing had been
+           → the cost of each disturbance, and whether weights and ledger equal those of the undisturbed run
 
 runs/drill-<time>/
   undisturbed/, disturbed/   run folders as `bushpc cv` writes them, of one cell each
@@ -34,16 +34,16 @@ from bushpc.runs.goodput import goodput, read_attempts
 if t.TYPE_CHECKING:
     import torch
 
-# Steps that training is given per disturbance: to save, to be disturbed, and to hear of it in time.
+# Training steps per disturbance: enough to save, to be disturbed and to react before training ends.
 STEPS_EACH, SAVES_EACH = 12, 3
-# Less than so many seconds for them, and training may be over before the signal is there.
+# If these steps take fewer seconds, training may end before the signal arrives.
 SECONDS_EACH = 2.5
 # A process's start is known to a clock tick, and the next start may follow at once.
 TICK_S = 0.05
 
 
 def drill(config: CellConfig, *, command: Sequence[str], preempt_with: str | None, say: Say) -> Drill:
-    """Run the drill: two short trainings with their evaluations, and the waits in the queue that each return takes.
+    """Run the drill: two short trainings with their evaluations, plus the queue's wait after each disturbance.
 
     command: what the user typed, for run.json. preempt_with: the cluster's options for a competing job that may preempt
     this one. say: takes a line of progress. Leaves no job behind, however it ends.
@@ -90,12 +90,12 @@ def _undisturbed(cell: CellConfig, folder: Path, command: Sequence[str], site: S
 def shorten(cell: CellConfig, folder: Path, name: str, each: int, ways: int) -> CellConfig:
     """The cell with `each` training steps per disturbance and as many at the end; it saves often, and logs each step.
 
-    Its evaluation stays whole. On the way its batch shell notes when it starts, and when its ranks have ended.
+    The evaluation is not shortened. The batch shell notes when it starts and when its ranks have ended.
     """
     train = dataclasses.replace(
         cell.train,
         iterations=each * (ways + 1),
-        # Both runs get to their last step; what an early stop remembers is at stake all the same.
+        # Both runs reach their last step, but the state of the early stop is saved and compared as well.
         stop_patience=cell.train.stop_patience and each * (ways + 1) + 1,
         save_every=max(1, each // SAVES_EACH),
         keep=max(2, cell.train.keep),
@@ -158,7 +158,7 @@ def _broken_promises(outcome: Outcome, run: Run) -> list[str]:
         faults.append(f"lost {outcome.lost} steps, at most {allowed} are promised")
     if outcome.orphans:
         faults.append(f"outlived the ranks: {', '.join(outcome.orphans)}")
-    # What kills a rank may be the run's own doing, so nobody promises to start it again.
+    # A rank may be killed by a fault of the run itself, so coming back by itself is not promised.
     if run.site.cluster.requeues and not outcome.by_itself and outcome.how != KILL:
         faults.append("did not come back by itself")
     grace_s = run.cell.cluster.grace_s
@@ -168,7 +168,7 @@ def _broken_promises(outcome: Outcome, run: Run) -> list[str]:
 
 
 def judge(quiet: Run, hurt: Run, outcomes: list[Outcome], orphans: list[RunProcess], site: Site) -> Drill:
-    """Hold the disturbed run against the undisturbed one."""
+    """Compare the disturbed run with the undisturbed one."""
     notes, faults = list(site.notes), list(site.faults)
     tensors, differing = compare_checkpoints(quiet.last_checkpoint, hurt.last_checkpoint)
     if differing and quiet.cell.engine.deterministic:

@@ -78,7 +78,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether training is."""
+        """Whether training is over."""
         return Heartbeat.read_valid(self.cell_dir.heartbeat).phase in ("evaluating", "done")
 
     @property
@@ -170,10 +170,10 @@ class Site:
 
     def close(self) -> None:
         """End every job that was submitted."""
-        with contextlib.suppress(DispatchError):  # whatever ended the drill is the better error
+        with contextlib.suppress(DispatchError):  # must not hide the error that ended the drill
             if self.jobs:
                 self.cluster.cancel(self.jobs, now=self.cluster.one_machine)
-            if self.cluster.one_machine:  # also what lost its controller
+            if self.cluster.one_machine:  # also processes whose controller has died
                 for process in processes_of(self.folder):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process.pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ class Site:
             self._compete(run)
 
     def job_state(self, run: Run, fresh: bool = False) -> JobState | None:
-        """Of its job, None once it is over; the cluster is asked seldom, unless `fresh`."""
+        """The state of its job, None once it has ended; cached for QUEUE_S seconds unless `fresh`."""
         if fresh or self.cluster.one_machine or time.monotonic() - self._asked > QUEUE_S:
             self._states = self.cluster.states(self.jobs)
             self._asked = time.monotonic()
@@ -206,7 +206,7 @@ class Site:
         return self.job_state(run) is None and self.job_state(run, fresh=True) is None
 
     def state(self, run: Run) -> str:
-        """Of its job, in words."""
+        """The state of its job in words."""
         state = self.job_state(run)
         return f"job {run.job.id} {state.word if state else 'has ended'}"
 
@@ -217,7 +217,7 @@ class Site:
             return time.time()
         before = run.attempt_number
 
-        def ended() -> bool | None:  # a batch shell that was killed left no word
+        def ended() -> bool | None:  # a batch shell that was killed noted nothing
             return self._noted("end", since) is not None or run.attempt_number > before or self.gone(run) or None
 
         run.until(ended, "the ranks to end")
@@ -317,7 +317,7 @@ class Site:
 
 
 def _settled(search: Callable[[], list[RunProcess]]) -> list[RunProcess]:
-    """What is still there after a while."""
+    """The processes that remain after SETTLE_S seconds."""
     deadline = time.monotonic() + SETTLE_S
     while (found := search()) and time.monotonic() < deadline:
         time.sleep(POLL_S)

@@ -84,7 +84,7 @@ def version_of(driver: str) -> Version | None:
 
 
 def judge(build: Build, gpus: Sequence[str], driver: str | None, *, precision: str = "") -> Iterator[Check]:
-    """What is known to fail, or that nothing speaks against it.
+    """The check of the build: known failures, or OK.
 
     gpus: names of those that a job may get; [] if nobody knows. driver: of NVIDIA; None if it is not known here.
     """
@@ -133,7 +133,7 @@ def _without_code(build: Build, known: dict[str, Capability], driver: str | None
 
 
 def _older_build(driver: Version | None, known: dict[str, Capability]) -> str:
-    """What to install instead, if there is something."""
+    """Advice on what to install instead; empty if nothing fits."""
     if driver is not None and driver < LEAST_DRIVER[12]:
         return "ask the site for a newer driver, or load its module of one; no supported torch runs on this one"
     if any(capability > CU126_UP_TO for capability in known.values()):
@@ -202,7 +202,7 @@ assert float((x @ x).sum()) == 64**3
 
 
 def try_gpu() -> Trial:
-    """In a process of its own, as torch may end it."""
+    """In a separate process, because torch may abort it."""
     command, env = [sys.executable, "-c", TRIAL], environment.for_process(environment.WORKER)
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TRIAL_S, check=False)
@@ -219,7 +219,7 @@ def _build_of(text: str) -> Build | None:
 
 
 def judge_trial(lines: Sequence[str], failed: str, build: Build, *, precision: str = "") -> list[Check]:
-    """On a node: what a product on its GPU showed counts more than what the tables say.
+    """On a node, where a trial product on the GPU counts more than the tables.
 
     lines: of the driver. failed: as in Trial. build: of the ranks, which may be that of a container.
     """

@@ -3,7 +3,7 @@
     batch shell ─launcher→ one rank per task ─Popen→ one child per rank
     each ─→ <folder>/<attempt>-<batch | rank0 | child0>.jsonl, one event a line, read by bushpc.ops.survey
 
-A rank ignores what it is told and writes a line every tenth of a second, so the last line says when KILL came. It
+A rank ignores signals and writes a line every tenth of a second, so the last line says when KILL came. It
 leaves by itself when the command that submitted it has been silent for two minutes. Importable without torch.
 """
 
@@ -119,7 +119,7 @@ def beat(log: EventLog, pulse: Path, parent: int | None = None) -> None:
         said = pulse.read_text() if pulse.exists() else FAREWELL
         if said == FAREWELL:
             break
-        if said and said != last:  # empty for the moment in which it is written anew
+        if said and said != last:  # empty while it is being rewritten
             last, spoke = said, time.monotonic()
             log.write("pong", pulse=said)
         else:

@@ -1,4 +1,4 @@
-"""What is left of a run on one node: its processes, whoever their parents are now. No torch: it is asked often.
+"""The processes of a run on one node, also those whose parents have died. Imports no torch, because it runs often.
 
     python -m bushpc.ops.processes RUN            one JSON object per process
     python -m bushpc.ops.processes RUN --kill 1   SIGKILL for rank 1, if it is on this node
@@ -92,7 +92,7 @@ class _Stat(t.NamedTuple):
 
 
 def _stat(pid: int) -> _Stat | None:
-    """From /proc/<pid>/stat; None if it has ended, be it reaped or not."""
+    """From /proc/<pid>/stat; None if the process has ended, also as a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""The login node's side of `bushpc doctor --slurm`: submit the probe, do to it what clusters do to jobs, read its logs.
+"""The login node's part of `bushpc doctor --slurm`: submit the probe, stop it as clusters stop jobs, read its logs.
 
     config → probe job (bushpc.ops.probe, in the form of a cell's job) → requeue, signal, a competitor, the time limit
     → logs → one story per way of being stopped → checks, and the site's configs/cluster/<name>.yaml
@@ -91,7 +91,7 @@ class Survey:
 
 
 def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, say: Say) -> Survey:
-    """Submit probes, stop them in every way that is asked for, and judge what they wrote: minutes beside the queue.
+    """Submit probes, stop them in every requested way, and judge their logs. Takes minutes plus the wait in the queue.
 
     time_limit: also let one run into a limit of two minutes. preempt_with: the cluster's options for a competing job
     that may preempt this one. say: takes a line of progress. Leaves no job behind, however it ends.
@@ -135,7 +135,7 @@ def survey(config: CellConfig, *, time_limit: bool, preempt_with: str | None, sa
 
 
 def _provoke(desk: Desk, job: ProbeJob, preempt_with: str | None) -> tuple[list[Story], list[Check]]:
-    """Stop the probe's attempts one after the other: each story has an attempt of its own."""
+    """Stop the probe's attempts one after the other, one attempt per story."""
     stories: list[Story] = []
     checks: list[Check] = []
     attempt = 0
@@ -195,7 +195,7 @@ class ProbeJob:
 
 
 class Desk:
-    """Submits probes, watches them, and clears the table: whatever happens, its jobs end with the `with` block."""
+    """Submits probes and watches them; all its jobs end with the `with` block, even after an error."""
 
     def __init__(self, profile: ClusterConfig, folder: Path, say: Say) -> None:
         self.profile, self.cluster = profile, cluster_for(profile.executor)
@@ -256,14 +256,14 @@ class Desk:
         return self._states.get(job.id)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, with a pulse now and then."""
+        """Sleep, and keep the pulse going meanwhile."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._beat()
             time.sleep(POLL_S)
 
     def until(self, answer: Callable[[], bool], what: str, job: ProbeJob) -> None:
-        """Wait for something of a job, however long the queue. Raises: DispatchError when it can no longer come."""
+        """Wait for an answer that is true, however long the queue. Raises: DispatchError if it can no longer come."""
         began = said = time.monotonic()
         running_since: float | None = None
         while not answer():

@@ -24,7 +24,7 @@ Logs = dict[str, list[Event]]
 # Slurm may send a signal up to a minute before the time that was asked for: at a limit of one minute that is before
 # the probe listens.
 LIMIT_MIN, LIMIT_LEAD_S = 2, 20
-# Signals closer together than this are one act of Slurm's.
+# Signals closer together than this were sent together.
 BURST_S = 0.5
 # A process that the same KILL ended cannot have beaten on for longer.
 SAME_KILL_S = 1.0
@@ -116,7 +116,7 @@ WAYS = {
 
 
 def judge(story: Story) -> Iterator[Check]:
-    """One story in words, and what follows from it for a run."""
+    """The check of one story: what happened, and the advice that follows for a run."""
     found = f"rank: {story.told('rank')}; its child: {story.told('child')}; batch shell: {story.told('batch')}"
     if story.kill_s is not None:
         found += f"; KILL after {story.kill_s:.1f} s"

@@ -1,4 +1,4 @@
-"""How long a save holds up the training loop, beside torch.save and Accelerate's save_state of the same state.
+"""How long a save holds up the training loop, compared with torch.save and Accelerate's save_state of the same state.
 
     python tools/bench/checkpoint.py [--model xbusnet] [--repeats 7] [--out benchmarks/<date>_checkpoint]
 

@@ -1,4 +1,4 @@
-"""Sampling with ViT-conditioned diffusion beside diffusers' own pipelines over the same network, the ViT in every step.
+"""Sampling with ViT-conditioned diffusion, compared with diffusers' own pipelines, which run the ViT in every step.
 
     python tools/bench/diffusion.py [--steps 20] [--images 1] [--repeats 3] [--out benchmarks/<date>_diffusion_sampling]
         [KEY=VALUE ...]

@@ -1,4 +1,4 @@
-"""A training step of ViT-conditioned diffusion beside the same with a UNet of diffusers in place of ours.
+"""A training step of ViT-conditioned diffusion, compared with the same step with a UNet of diffusers.
 
     python tools/bench/diffusion_step.py [--batch 2] [--repeats 5] [--out benchmarks/<date>_diffusion_step]
 

@@ -1,4 +1,4 @@
-"""What keeping the features of a frozen encoder saves: an epoch with them beside one that runs the encoder.
+"""What cached features of a frozen encoder save: an epoch with them, compared with one that runs the encoder.
 
     python tools/bench/features.py [--images 4] [--epochs 3] [--out benchmarks/<date>_sam_features] [KEY=VALUE ...]
 

@@ -1,4 +1,4 @@
-"""A training step of the tumor generator's LoRA, and generation, beside what diffusers' own scripts and pipeline do.
+"""A training step of the tumor generator's LoRA, and generation, compared with diffusers' own scripts and pipeline.
 
     python tools/bench/generator.py [--scale 4] [--size 256] [--batch 4] [--steps 10] [--repeats 5]
         [--out benchmarks/<date>_generator]

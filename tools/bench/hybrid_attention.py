@@ -1,4 +1,4 @@
-"""Training speed of the hybrid attention network beside segmentation-models-pytorch's U-Net with the same encoder.
+"""Training speed of the hybrid attention network, compared with segmentation-models-pytorch's U-Net of that encoder.
 
     python tools/bench/hybrid_attention.py [--repeats 7] [--batch 10] [--out benchmarks/<date>_hybrid_attention]
 

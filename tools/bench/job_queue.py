@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def one_run(folder: Path, cells: int, settings: list[str]) -> dict[str, t.Any]:
-    """Every step on a sandbox of its own."""
+    """Every step, on a new sandbox."""
     where = ["--dir", f"{folder}/slurm"]
     subprocess.run([*SANDBOX, "up", *where, "--nodes", "8", "--like", "job-count=50000"], check=True)
     try:

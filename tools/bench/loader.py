@@ -1,10 +1,10 @@
-"""Images per second of the first and of later epochs: bushpc's loader beside three others and beside plain copying.
+"""Images per second of the first and of later epochs: bushpc's loader, three other loaders, and plain copying.
 
     python tools/bench/loader.py [--streaming-python PYTHON] [--out benchmarks/<date>_loader]
 
 The data are BrEaST's lesions where BUSHPC_DATA is set, else the phantom's, packed into a temporary folder. Every
-way runs in a process of its own, in turn, several times over; ratios are those of the same turn, and their median
-counts, so that other load on the machine weighs on both sides. What a way has to start
+method runs in a separate process, in turns; the median of the ratios within each turn counts, so that other load
+on the machine affects both sides. What a method has to start
 (cache, worker processes) counts to its first epoch; files are in the page cache for all of them. How to get a Python
 with mosaicml-streaming: tools/bench/README.md.
 """
@@ -45,7 +45,7 @@ Rates = dict[str, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to the same images. delivers: what a consumer gets. measure: its rates, started anew."""
+    """One way to load the same images. delivers: what a consumer gets. measure: its rates, from a fresh start."""
 
     delivers: str
     measure: Callable[[], Rates]

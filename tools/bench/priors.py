@@ -1,4 +1,4 @@
-"""Lesion masks of the clinical prior beside the plain way: one scipy warp of the whole frame for each.
+"""Lesion masks of the clinical prior, compared with the plain way: one scipy warp of the whole frame per mask.
 
     OMP_NUM_THREADS=1 python tools/bench/priors.py [--size 512] [--masks 10000] [--out benchmarks/<date>_priors]
 

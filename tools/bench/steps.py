@@ -1,4 +1,4 @@
-"""What bushpc adds to a training step: its whole loop beside a bare one of plain torch, on one rank and on two.
+"""What bushpc adds to a training step: its whole loop compared with a bare torch loop, on one rank and on two.
 
     python tools/bench/steps.py [--iterations 60] [--repeats 3] [--out benchmarks/<date>_steps]
 

@@ -1,4 +1,4 @@
-"""The topological loss beside the plain way: gudhi's complexes, cofaces and Wasserstein distance, one after another.
+"""The topological loss, compared with the plain way: gudhi's complexes, cofaces and Wasserstein distance in turn.
 
     python tools/bench/topology.py [--batch 16] [--size 256] [--repeats 3] [--out benchmarks/<date>_topology]
 

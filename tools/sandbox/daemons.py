@@ -55,7 +55,7 @@ def daemon_env(layout: Layout, node: str = "") -> dict[str, str]:
 
 
 def start(layout: Layout, record: Record, name: str, *command: str, node: str = "") -> subprocess.Popen[bytes]:
-    """Start a daemon in the foreground of a session of its own, so that its pid is the one recorded."""
+    """Start a daemon in the foreground of a new session, so that its pid is the one recorded."""
     with layout.output(name).open("ab") as log:
         daemon = subprocess.Popen(
             command,
@@ -143,7 +143,7 @@ def start_munged(layout: Layout, record: Record) -> None:
 def start_accounting(layout: Layout, record: Record, draft: Draft) -> None:
     owner, data = getpass.getuser(), layout.root / "mysql" / "data"
     common = ["--no-defaults", f"--datadir={data}", f"--user={owner}", f"--tmpdir={layout.root}/tmp"]
-    # Small, and never waiting for the disk: after a crash the sandbox starts anew anyway.
+    # Small, and never waiting for the disk: after a crash the sandbox is rebuilt anyway.
     quick = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=64M", "--innodb-flush-method=nosync"]
     with layout.output("mariadb-install-db").open("wb") as log:
         # The database knows its only user by the socket's credentials: there is no password to keep.

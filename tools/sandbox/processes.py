@@ -43,7 +43,7 @@ class Stat(t.NamedTuple):
 
 def read_stat(pid: int) -> Stat | None:
     try:
-        # The command's name is in brackets and may hold spaces and brackets of its own.
+        # The command's name is in brackets and may itself contain spaces and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -68,7 +68,7 @@ def everything_of(layout: Layout, node: str | None = None) -> list[Process]:
     """All live processes of this sandbox: daemons, slurmstepd, and whatever jobs started; of one node if given.
 
     Daemons and their slurmstepd carry our mark. A job's processes have the environment of whoever submitted it, so
-    they are known by this sandbox's SLURM_CONF beside a SLURM_JOB_ID, or by their parents. A shell that merely
+    they are recognised by this sandbox's SLURM_CONF with a SLURM_JOB_ID, or by their parents. A shell that merely
     evaluated `env` has no SLURM_JOB_ID and is left alone, and so are this process and those above it.
     """
     stats = {int(p.name): stat for p in Path("/proc").glob("[0-9]*") if (stat := read_stat(int(p.name)))}
