@@ -32,7 +32,7 @@ Item = t.TypeVar("Item")
 
 
 class ClusterStep(t.Protocol):
-    """What this module has to know of a parallel step (bushpc.cluster.base.Step)."""
+    """What this module has to know of a parallel step (bushpc.cluster.records.Step)."""
 
     @property
     def variables(self) -> tuple[str, str, str]: ...

@@ -24,9 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bushpc import environment
-from bushpc.cluster.base import Cluster, Job, JobRequest, JobState, submit_all
+from bushpc.cluster.base import Cluster, submit_all
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import resources, tasks_per_node
+from bushpc.cluster.records import Job, JobRequest, JobState
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import is_own_folder
 from bushpc.process import children, process_start

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import re
 import shutil
@@ -21,21 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bushpc.cluster import container, slurm_variables
-from bushpc.cluster.base import (
-    Cluster,
-    Job,
-    JobFacts,
-    JobRequest,
-    JobState,
-    Limits,
-    Step,
-    ThisJob,
-    TooManyJobs,
-    ask,
-    submit_all,
-)
+from bushpc.cluster.base import Cluster, TooManyJobs, ask, submit_all
 from bushpc.cluster.checks import Check
-from bushpc.cluster.slurm_ask import minutes_of, site_settings
+from bushpc.cluster.records import Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob
+from bushpc.cluster.slurm_ask import NOT_OURS, job_facts, site_settings
 from bushpc.cluster.slurm_options import require_known
 from bushpc.cluster.slurm_script import LATER_TURN, executor_of
 from bushpc.errors import ConfigError, DispatchError
@@ -55,7 +43,6 @@ IDS_AT_ONCE = 200
 # A job that only looks for processes waits this long for nodes that others may have by now.
 SEARCH_WAIT_S = 300
 # In answers of a controller that is well: asking again would change nothing.
-NOT_OURS = "is not ours"
 REFUSALS = (NOT_OURS, "Invalid job id", "denied", "disabled", "already completing or completed")
 
 
@@ -331,29 +318,6 @@ class SlurmCluster(Cluster):
 def _cluster_name(conf: str | None) -> str:
     """ClusterName of the Slurm that this configuration leads to. Raises: DispatchError."""
     return site_settings().get("ClusterName", "")
-
-
-def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:
-    """From `scontrol --oneliner show job`, which has a line for every task when asked for an array's last one.
-
-    Raises: DispatchError if the job of that number has another name.
-    """
-    lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines())
-    words = next((words for words in lines if words.get("JobId") == job_id), {})
-    if name and words.get("JobName", name) != name.split(" ")[0]:  # the line is taken apart at blanks
-        raise DispatchError(f"job {job_id} {NOT_OURS}: here it is '{words['JobName']}', and ours is '{name}'")
-    in_array = words.get("ArrayTaskId", "").isdecimal()
-    state, reason = words.get("JobState", ""), words.get("Reason", "")
-    limit = minutes_of(words.get("TimeLimit", ""))
-    return JobFacts(
-        # A job that was cancelled, or that Slurm requeues itself, is COMPLETING by now, as is one that ran out of time.
-        ours_to_requeue=state == "RUNNING" or (state == "COMPLETING" and reason == "TimeLimit"),
-        preempted=words.get("PreemptTime", "None") != "None",
-        restarts=int(words.get("Restarts", 0)),
-        limit_min=None if limit == math.inf else math.ceil(limit),
-        # `scontrol requeue` takes the id of an array's last task for the whole array, and stops the other tasks.
-        requeue_as=f"{words['ArrayJobId']}_{words['ArrayTaskId']}" if in_array else job_id,
-    )
 
 
 def _why_held(job_id: str, reason: str) -> str:

@@ -1,4 +1,4 @@
-"""What every part that asks Slurm needs: its configuration, partitions, and its way to write time limits."""
+"""What every part that asks Slurm needs: its configuration, partitions, what it says of a job, how it writes times."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import typing as t
 
 from bushpc.cluster.base import ask
+from bushpc.cluster.records import JobFacts
 from bushpc.errors import DispatchError, unknown_name
 
 if t.TYPE_CHECKING:
@@ -14,6 +15,8 @@ if t.TYPE_CHECKING:
 
 # Jobs of one array, where Slurm does not say what it allows; its own default.
 MAX_ARRAY_SIZE = 1001
+# In the error about a job of the same number with another name.
+NOT_OURS = "is not ours"
 
 
 def site_settings() -> dict[str, str]:
@@ -63,3 +66,26 @@ def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
         if name not in by_name:
             raise DispatchError(unknown_name("cluster.partition", name, by_name))
     return [by_name[name] for name in names]
+
+
+def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:
+    """From `scontrol --oneliner show job`, which has a line for every task when asked for an array's last one.
+
+    Raises: DispatchError if the job of that number has another name.
+    """
+    lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines())
+    words = next((words for words in lines if words.get("JobId") == job_id), {})
+    if name and words.get("JobName", name) != name.split(" ")[0]:  # the line is taken apart at blanks
+        raise DispatchError(f"job {job_id} {NOT_OURS}: here it is '{words['JobName']}', and ours is '{name}'")
+    in_array = words.get("ArrayTaskId", "").isdecimal()
+    state, reason = words.get("JobState", ""), words.get("Reason", "")
+    limit = minutes_of(words.get("TimeLimit", ""))
+    return JobFacts(
+        # A job that was cancelled, or that Slurm requeues itself, is COMPLETING by now, as is one that ran out of time.
+        ours_to_requeue=state == "RUNNING" or (state == "COMPLETING" and reason == "TimeLimit"),
+        preempted=words.get("PreemptTime", "None") != "None",
+        restarts=int(words.get("Restarts", 0)),
+        limit_min=None if limit == math.inf else math.ceil(limit),
+        # `scontrol requeue` takes the id of an array's last task for the whole array, and stops the other tasks.
+        requeue_as=f"{words['ArrayJobId']}_{words['ArrayTaskId']}" if in_array else job_id,
+    )

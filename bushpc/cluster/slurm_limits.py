@@ -16,9 +16,10 @@ import re
 import typing as t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bushpc.cluster.base import Limits, ask
+from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import tasks_per_node
+from bushpc.cluster.records import Limits
 from bushpc.cluster.slurm_ask import MAX_ARRAY_SIZE, minutes_of, partition_facts, site_settings
 from bushpc.cluster.slurm_variables import in_force
 from bushpc.errors import DispatchError

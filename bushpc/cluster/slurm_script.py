@@ -8,8 +8,8 @@ import typing as t
 from collections.abc import Sequence
 
 from bushpc.cluster import container, slurm_variables
-from bushpc.cluster.base import JobRequest
 from bushpc.cluster.profile import stop_lead_s
+from bushpc.cluster.records import JobRequest
 from bushpc.cluster.slurm_options import parameters
 
 # Set for ranks that are not the first of their job's start: what came before was not theirs.

@@ -12,9 +12,10 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
-from bushpc.cluster.base import JobRequest, ask, cluster_for
+from bushpc.cluster.base import ask, cluster_for
 from bushpc.cluster.checks import BROKEN, OK, Check
 from bushpc.cluster.profile import report_profile
+from bushpc.cluster.records import JobRequest
 from bushpc.cluster.slurm_limits import explain_refusal
 from bushpc.errors import DispatchError
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import Job, cluster_for
+from bushpc.cluster.base import cluster_for
+from bushpc.cluster.records import Job
 from bushpc.config import reconfigure
 from bushpc.dispatch.jobs import adopt
 from bushpc.dispatch.plan import Plan

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import bushpc
 from bushpc import environment
-from bushpc.cluster.base import JobRequest
 from bushpc.cluster.profile import cpu_profile, shell_lines
+from bushpc.cluster.records import JobRequest
 from bushpc.config import ClusterConfig
 from bushpc.config.cluster import ContainerConfig
 from bushpc.runs.layout import RunDir

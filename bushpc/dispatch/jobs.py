@@ -19,8 +19,9 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import Job, JobRequest, TooManyJobs, cluster_for
+from bushpc.cluster.base import TooManyJobs, cluster_for
 from bushpc.cluster.profile import packs_by_profile, shell_lines, stop_lead_s
+from bushpc.cluster.records import Job, JobRequest
 from bushpc.config import ClusterConfig
 from bushpc.dispatch.job import CellJob
 from bushpc.dispatch.lanes import Pack, Way, counted, deal

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bushpc.errors import DispatchError
 
 if t.TYPE_CHECKING:
-    from bushpc.cluster.base import Limits
+    from bushpc.cluster.records import Limits
     from bushpc.config import ClusterConfig
 
 Pack = Sequence[str]

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import JobFacts, NoClient, ThisJob, cluster_for, this_job
+from bushpc.cluster.base import NoClient, cluster_for, this_job
+from bushpc.cluster.records import JobFacts, ThisJob
 from bushpc.errors import DispatchError
 from bushpc.files import write_atomically
 from bushpc.runs.layout import CellDir, RunDir

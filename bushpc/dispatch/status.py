@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bushpc.cluster.base import Job, JobState, cluster_for, job_states
+from bushpc.cluster.base import cluster_for, job_states
+from bushpc.cluster.records import Job, JobState
 from bushpc.errors import ConfigError
 from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
 from bushpc.runs.layout import BEFORE_ITS_START, DONE_FILE, FAILED_FILE, TAKEN_OVER_FILE, CellDir, RunDir

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.cluster.base import Job, JobRequest, TooManyJobs, cluster_for, job_states
+from bushpc.cluster.base import TooManyJobs, cluster_for, job_states
 from bushpc.cluster.profile import packs_by_profile, report_profile, shell_lines
+from bushpc.cluster.records import Job, JobRequest
 from bushpc.config import ClusterConfig
 from bushpc.dispatch.job import ReportJob
 from bushpc.dispatch.jobs import adopt, note_of, parts_of, queue_cells

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import ThisJob, this_job, this_step, time_limit
+from bushpc.cluster.base import this_job, this_step, time_limit
+from bushpc.cluster.records import ThisJob
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.job import end_quickly, lost_peer, note_failure, wait_for_the_reason
 from bushpc.dispatch.plan import cv_plan

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.cluster.base import ThisJob, cluster_for, this_job, time_limit
+from bushpc.cluster.base import cluster_for, this_job, time_limit
+from bushpc.cluster.records import ThisJob
 from bushpc.dispatch.requeue import requeue
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DataError, DispatchError

@@ -17,7 +17,8 @@ import typing as t
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bushpc.cluster.base import Cluster, Job, JobState
+from bushpc.cluster.base import Cluster
+from bushpc.cluster.records import Job, JobState
 from bushpc.config import CellConfig
 from bushpc.dispatch.jobs import queue_cells
 from bushpc.dispatch.plan import Plan

@@ -23,9 +23,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bushpc.cluster.base import Job, JobRequest, JobState, cluster_for
+from bushpc.cluster.base import cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import shell_lines
+from bushpc.cluster.records import Job, JobRequest, JobState
 from bushpc.cluster.slurm_site import how_jobs_end, longest_minutes
 from bushpc.config import CellConfig, ClusterConfig
 from bushpc.dispatch.requeue import command_at_end

@@ -35,7 +35,7 @@ NAME = re.compile(r"lease\.(\d+)\.json")
 
 
 class ClusterJob(t.Protocol):
-    """What a lease has to know of the job that its process runs in (bushpc.cluster.base.ThisJob)."""
+    """What a lease has to know of the job that its process runs in (bushpc.cluster.records.ThisJob)."""
 
     @property
     def id(self) -> str: ...

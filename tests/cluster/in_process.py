@@ -8,7 +8,8 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Callable, Sequence
 
-from bushpc.cluster.base import Cluster, Job, JobRequest, JobState
+from bushpc.cluster.base import Cluster
+from bushpc.cluster.records import Job, JobRequest, JobState
 from bushpc.dispatch.job import CellJob, Task
 from bushpc.errors import DispatchError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bushpc.cluster import base
-from bushpc.cluster.base import Job, cluster_for, cluster_names, this_job
+from bushpc.cluster.base import cluster_for, cluster_names, this_job
+from bushpc.cluster.records import Job
 from bushpc.config import CellConfig, compose
 from bushpc.dispatch.control import cancel, resume
 from bushpc.dispatch.plan import Plan, cv_plan

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.cluster.base import JobRequest, cluster_for
+from bushpc.cluster.base import cluster_for
 from bushpc.cluster.profile import report_profile
+from bushpc.cluster.records import JobRequest
 from bushpc.cluster.slurm_nodes import NodeKind, gpus_in, why_none_fits
 from bushpc.config import ClusterConfig
 from bushpc.config.cluster import CpuJobsConfig

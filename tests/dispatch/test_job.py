@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.cluster.base import JobRequest, cluster_for
-from bushpc.cluster.slurm import job_facts
+from bushpc.cluster.base import cluster_for
+from bushpc.cluster.records import JobRequest
+from bushpc.cluster.slurm_ask import job_facts
 from bushpc.cluster.slurm_script import trap_lines
 from bushpc.config import compose
 from bushpc.dispatch import requeue

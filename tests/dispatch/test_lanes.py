@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from bushpc.cluster.base import Limits, ThisJob
+from bushpc.cluster.records import Limits, ThisJob
 from bushpc.cluster.slurm_limits import explain_refusal
 from bushpc.cluster.slurm_script import turn_lines
 from bushpc.config import ClusterConfig

@@ -10,7 +10,8 @@ import os
 
 import pytest
 
-from bushpc.cluster.base import Job, cluster_for
+from bushpc.cluster.base import cluster_for
+from bushpc.cluster.records import Job
 from bushpc.errors import DispatchError
 
 pytestmark = pytest.mark.real

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.cluster.base import Limits
+from bushpc.cluster.records import Limits
 from bushpc.cluster.slurm import SlurmCluster
 from bushpc.dispatch.status import read_status
 from bushpc.runs.goodput import read_attempts
