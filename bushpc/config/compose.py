@@ -95,6 +95,8 @@ def explain(overrides: t.Sequence[str]) -> list[Origin]:
     values = flat(cell.to_dict())
     abouts = kinds(CellConfig) | kinds(type(cell.model))
     sources = {key: f"{key}={text}" for key, text in composer.words.items()}
+    if iterations := sources.get("train.iterations"):  # which a model's epochs give way to
+        sources.setdefault("train.epochs", iterations)
     found = []
     for key, (about, default) in abouts.items():
         if isinstance(default, Options):

@@ -187,5 +187,7 @@ def test_each_value_is_explained_by_where_it_comes_from(configs):
     assert found["cluster.time_min"].source == f"{configs}/cluster/site.yaml:3"
     assert found["cluster.executor"].source.startswith("configs/cluster/slurm.yaml:")
     assert found["loader.workers"].about.sentence
+    counted = explain(["model=vit_diffusion", "data=phantom", "train.iterations=10"])
+    assert next(each.source for each in counted if each.key == "train.epochs") == "train.iterations=10"
     frozen = compose([*SMALL, "cluster=site", "train.lr=3e-4"])
     assert CellConfig.from_dict(frozen.to_dict()) == frozen
