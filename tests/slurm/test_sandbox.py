@@ -106,6 +106,7 @@ def test_work_on_a_killed_node_is_requeued_and_the_node_comes_back(slurm: Sandbo
     assert started.returncode == 0, started.stderr
     slurm.until(lambda: words(slurm.root / "moved") == ["0", "n2", "1", "n2"], what=lambda: str(slurm.squeue()))
     slurm.run(["scancel", job])
+    slurm.wait(job)
 
 
 def test_a_sandbox_is_ready_within_30_seconds_and_up_again_is_a_no_op(slurm: Sandbox) -> None:

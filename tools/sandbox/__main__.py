@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import sites
 from configuration import bound_to_loopback, choose_ports, host_name
-from daemons import bring_up, clear, client_env, node_state, start_slurmd, take_down, wait_until
+from daemons import bring_up, clear, client_env, node_started, node_state, start_slurmd, take_down, wait_until
 from install import ensure_installed
 from layout import Layout, SandboxError, dir_option, locked, sandbox_root, say
 from processes import DAEMON_MARK, boot_id, end, everything_of, read_environ
@@ -174,9 +174,16 @@ def command_start_node(layout: Layout, args: argparse.Namespace) -> int:
         if record.daemons[name].alive():
             say(f"{args.node} already runs")
             return 0
+        before = node_started(layout, args.node)
         slurmd = start_slurmd(layout, record, args.node)
-        wait_until(lambda: node_state(layout, args.node) == "idle", f"{args.node} to be idle", layout, {name: slurmd})
-    say(f"{args.node} is idle again")
+
+        def back() -> bool:
+            """A job that waits for the node may take it at once, so it need not be idle for long enough to be seen."""
+            state = node_state(layout, args.node)
+            return node_started(layout, args.node) != before and not state.startswith("down") and "*" not in state
+
+        wait_until(back, f"{args.node} to be back", layout, {name: slurmd})
+    say(f"{args.node} is back")
     return 0
 
 

@@ -177,6 +177,12 @@ def node_state(layout: Layout, node: str) -> str:
     return ask(layout, "sinfo", "-h", "-N", "-p", "low", "-n", node, "-o", "%T").stdout.strip()
 
 
+def node_started(layout: Layout, node: str) -> str:
+    """When the node's slurmd started that slurmctld knows of; empty while it knows of none or does not answer."""
+    facts = ask(layout, "scontrol", "--oneliner", "show", "node", node).stdout.split()
+    return next((fact for fact in facts if fact.startswith("SlurmdStartTime=")), "")
+
+
 def take_down(layout: Layout, record: Record, keep: bool) -> None:
     """End jobs first, while Slurm still stands to tell them; then everything in the order of dependence."""
     daemon = {name: p for name, p in record.daemons.items() if p.alive()}
