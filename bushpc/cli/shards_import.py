@@ -125,6 +125,8 @@ def _settings(given: Arguments) -> tuple[ImportSettings, dict[str, str]]:
     about: dict[str, str] = {}
     if given.card is not None:
         folder = given.card if given.card.is_dir() else given.card.parent
+        if not (folder / "card.yaml").is_file():
+            raise ConfigError(f"card={given.card}: there is no card.yaml. A dry run writes one.")
         card = Card.load(folder)
         values = ImportSettings.of_card(card.imported, folder / "card.yaml").to_card()
         about = {name: getattr(card, name) for name in ABOUT}
@@ -156,10 +158,13 @@ def _dry_run(given: Arguments, examined: Examined) -> int:
     """The page and the card, beside the runs. Exit status 1: there are problems."""
     from bushpc.config.places import home
     from bushpc.report.import_page import write_page
+    from bushpc.shards import readers, write
 
     folder = given.out or home() / "runs" / f"import-{given.data}"
-    page = write_page(examined, folder, ["bushpc", "shards", "import", *given.typed])
-    examined.card.save(folder)
+    readers.raise_if_any(given.src, examined.problems if not examined.looks else [])  # there is nothing to show
+    with write.typed_errors(folder):
+        page = write_page(examined, folder, ["bushpc", "shards", "import", *given.typed])
+        examined.card.save(folder)
     counts = ", ".join(f"{count} {label}" for label, count in examined.labels.items()) or "no scans"
     patients = "patients not known" if examined.patients is None else f"{examined.patients} patients"
     print(f"dry run: {counts}; {patients}; {len(examined.problems)} problems. Nothing was packed.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from bushpc.report.gallery import Note, Row, write_gallery
 from bushpc.shards.exchange.take_in import Examined, Look
 
-MOST_SCANS = 240  # with pictures: all with problems first, then evenly spread
+MOST_SCANS = 1000  # with pictures: all with problems first, then evenly spread
 MOST_PROBLEMS = 200
 
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from bushpc.errors import DataError, unknown_name
-from bushpc.files import decoded, delimiter_of
 from bushpc.sample import UNLABELLED, pixel_size
-from bushpc.shards import readers
+from bushpc.shards import tree
 from bushpc.shards.exchange.scans import Cohort, Found
 from bushpc.shards.exchange.settings import ALL, ALL_LABELS, FOLDER, NAME, NONE, ImportSettings, pattern
+from bushpc.shards.exchange.tables import Row, Table, read_table
 
 # Columns that are taken unless the user says otherwise: other columns of a hospital's table may identify a patient.
 DESCRIPTORS = (
@@ -40,55 +40,6 @@ class Facts(t.NamedTuple):
     pixel_mm: float | None
     fold: int | None
     attributes: dict[str, str | float | None]
-
-
-class Row(t.NamedTuple):
-    number: int
-    cells: dict[str, str]
-
-
-class Table(t.NamedTuple):
-    """A table that states facts of images. columns: its header."""
-
-    name: str
-    columns: list[str]
-    rows: list[Row]
-
-
-def read_table(folder: Path, name: str) -> Table:
-    """A CSV or a workbook's first sheet as texts. Raises: DataError."""
-    path = folder / name
-    if path.suffix.lower() in (".xlsx", ".xlsm"):
-        rows = [
-            Row(number, {column: _text(value) for column, value in cells.items() if column})
-            for number, cells in readers.spreadsheet_rows(path, ())
-        ]
-        columns = list(rows[0].cells) if rows else []
-        return Table(name, columns, rows)
-    header = _header(path)
-    return Table(name, header, [Row(*row) for row in readers.csv_rows(path, header)])
-
-
-def _header(path: Path) -> list[str]:
-    """Names of the columns; a column without a name, such as pandas' index, is left out."""
-    try:
-        text = decoded(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"table={path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"table={path} cannot be read as CSV ({error}): save it as UTF-8 CSV or .xlsx.") from error
-    first = text.partition("\n")[0]
-    names = [name.strip().strip('"') for name in first.split(delimiter_of(text))]
-    named = [name for name in names if name]
-    if twice := [name for name, count in Counter(named).items() if count > 1]:
-        raise DataError(f"table={path} has two columns {', '.join(twice)}: rename one of each.")
-    return named
-
-
-def _text(value: t.Any) -> str:
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def gather(cohort: Cohort, settings: ImportSettings, folder: Path) -> list[Facts | None]:
@@ -122,7 +73,7 @@ def gather(cohort: Cohort, settings: ImportSettings, folder: Path) -> list[Facts
         found.append(Facts(str(patient or ""), label, *numbers, attributes.of(scan, row)))
     places = empty["patient"]
     if settings.patients is None and len(places) == len([each for each in found if each]) > 0:
-        cohort.problems.append(_no_patients(table))
+        cohort.problems.append(_no_patients(folder, table))
     elif places:
         cohort.problems.append(
             f"the patient is not stated for {_some(places)}: fill it in; or, if no patient is known, say patients=none"
@@ -132,8 +83,10 @@ def gather(cohort: Cohort, settings: ImportSettings, folder: Path) -> list[Facts
     return found
 
 
-def _no_patients(table: Table | None) -> str:
+def _no_patients(folder: Path, table: Table | None) -> str:
+    lying = [path.name for pattern in ("*.csv", "*.xlsx") for path in tree.glob(folder, pattern)]
     columns = f" (one of {', '.join(table.columns)})" if table else ""
+    columns = columns or (f" (table={lying[0]} lies in the folder)" if lying else "")
     return (
         "patients= is missing. Scans of one patient must not train and validate at once, so say where the patient is: "
         f"patients=COLUMN of the table{columns}, patients=folder, or patients='name:^(P[0-9]+)_' for a part of the "
@@ -247,7 +200,7 @@ class _Attributes:
         self.numeric = {
             column
             for column, name in self.names.items()
-            if table and name not in CATEGORIES and _all_numbers([_cell(row, column) for row in table.rows])
+            if table and name not in CATEGORIES and _all_numbers([_cell(row, column) for row in table.rows], own)
         }
 
     def of(self, scan: Found, row: Row | None) -> dict[str, str | float | None]:
@@ -263,9 +216,11 @@ def _plain(name: str) -> str:
     return "birads" if name.replace("_", "") == "birads" else name
 
 
-def _all_numbers(texts: Sequence[str]) -> bool:
+def _all_numbers(texts: Sequence[str], own: bool) -> bool:
+    """own: the table is an export's, in which numbers have a decimal point and categories may be digits."""
     given = [text for text in texts if text]
-    return bool(given) and all(re.fullmatch(r"-?\d+(\.\d+)?", text) for text in given)
+    number = r"-?\d+\.\d+(e[-+]\d+)?" if own else r"-?\d+(\.\d+)?"
+    return bool(given) and all(re.fullmatch(number, text) for text in given)
 
 
 def _check_columns(settings: ImportSettings, table: Table) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from bushpc.errors import DataError
 from bushpc.shards import tree
-from bushpc.shards.exchange import facts
 from bushpc.shards.exchange.scans import Cohort, Found, LabelMap, Mask, MaskFiles, stem
 from bushpc.shards.exchange.settings import ImportSettings
+from bushpc.shards.exchange.tables import read_table
 
 FORMATS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "original", "scans")
@@ -168,7 +168,7 @@ def _masks_of_table(folder: Path, settings: ImportSettings, every: list[str]) ->
     for path in every:
         for form in {path, PurePosixPath(path).name, stem(path), PurePosixPath(stem(path)).name}:
             names[form].append(path)
-    table = facts.read_table(folder, settings.table)
+    table = read_table(folder, settings.table)
     masks: dict[str, list[str]] = {}
     problems = []
     for row in table.rows:

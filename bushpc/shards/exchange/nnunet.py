@@ -41,10 +41,15 @@ def find(folder: Path, settings: ImportSettings) -> Cohort:
         )
     levels = _levels(path, described)
     channels = [str(name) for _, name in sorted((described.get("channel_names") or {}).items())]
-    labels = image_label(levels, settings)
+    order = [
+        str(name) for name in described.get("mask_classes") or ()
+    ]  # `bushpc shards export` states that of the bits
+    is_own = sorted(order) == sorted(levels)
+    levels = {name: levels[name] for name in order} if is_own else levels
+    labels = None if is_own else image_label(levels, settings)
     cohort = Cohort(
         scans=[],
-        mask_classes=["lesion"] if labels else class_names(list(levels)),
+        mask_classes=["lesion"] if labels else list(levels) if is_own else class_names(list(levels)),
         table=TABLE if (folder / TABLE).is_file() else None,
         files=[FILE],
     )

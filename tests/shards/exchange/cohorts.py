@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZE = (20, 30)  # rows, columns; rows x columns is no multiple of 8, as bits of DICOM SEG are packed
+SIZE = (20, 31)  # rows, columns; rows x columns is no multiple of 8, as bits of DICOM SEG are packed
 LABELS = {"s1": "B", "s2": "M", "s3": "B", "s4": "M", "s5": "B", "s6": "N"}
 PATIENTS = {"s1": "P1", "s2": "P1", "s3": "P2", "s4": "P3", "s5": "P4", "s6": "P5"}
 MEANINGS = "labels=B:benign,M:malignant,N:normal"

@@ -111,7 +111,7 @@ def change(part, number, **keys):
 BAD = {
     "runs that are too short": (
         change("annotations", 0, segmentation={"size": list(SIZE), "counts": [5, 5]}),
-        "its run lengths cover 10 pixels, the image has 600",
+        "its run lengths cover 10 pixels, the image has 620",
     ),
     "runs of another size": (
         change("annotations", 0, segmentation={"size": [9, 9], "counts": [81]}),
@@ -122,7 +122,7 @@ BAD = {
     "nonsense": (change("annotations", 0, segmentation={"size": 3}), "neither polygons nor run lengths"),
     "an unknown image": (change("annotations", 0, image_id=77), "annotations[0] is of image 77"),
     "an unknown category": (change("annotations", 0, category_id=77), "annotations[0] is of category 77"),
-    "another size": (change("images", 5, height=9), "images/s6.png has 30x20 pixels"),
+    "another size": (change("images", 5, height=9), "images/s6.png has 31x20 pixels"),
     "a missing image": (change("images", 0, file_name="zz.png"), "lists zz.png, which does not exist"),
     "an image twice": (change("images", 0, file_name="s2.png"), "lists s2.png twice, as images 1 and 2"),
     "an id twice": (change("images", 0, id=2), "two images have the id 2"),

@@ -72,7 +72,7 @@ def test_who_and_when_is_noted_beside_the_shards_and_in_the_tar(packed):
 
 BAD = {
     "no such scan": ("zz.png", lambda: mask_of("s1"), "mine has no scan 'zz'"),
-    "another size": ("s1.png", lambda: np.full((3, 4), 255, np.uint8), "s1 has 30x20 pixels, its mask s1.png has 4x3"),
+    "another size": ("s1.png", lambda: np.full((3, 4), 255, np.uint8), "s1 has 31x20 pixels, its mask s1.png has 4x3"),
     "a lesion without mask": ("s1.png", lambda: mask_of("s6"), "s1 has a lesion, and its corrected mask is empty"),
     "a normal scan with one": ("s6.png", lambda: mask_of("s1"), "s6 is normal, and its corrected mask has lesion"),
     "two masks of a key": ("a/s2.png", lambda: mask_of("s2"), "are both masks of s2"),

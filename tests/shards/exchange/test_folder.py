@@ -71,7 +71,7 @@ def test_a_dry_run_shows_problems_beside_the_sound_scans(importing, tmp_path):
     page = tmp_path / "page"
     assert main(["shards", "import", "data=mine", f"src={importing.src}", f"out={page}", "dry_run=true", *words]) == 1
     printed = importing.capsys.readouterr().out
-    assert "frames/s1.png has 30x20 pixels, its mask contours/s1_roi.png has 9x7" in printed
+    assert "frames/s1.png has 31x20 pixels, its mask contours/s1_roi.png has 9x7" in printed
     assert "has 9x7" in (page / "index.html").read_text()
 
 
@@ -168,7 +168,7 @@ def change_table(old, new):
 
 
 BAD = {
-    "a mask of another size": (break_size, ["frames/s1.png has 30x20 pixels, its mask contours/s1_roi.png has 9x7"]),
+    "a mask of another size": (break_size, ["frames/s1.png has 31x20 pixels, its mask contours/s1_roi.png has 9x7"]),
     "a missing mask": (break_mask, ["frames/s2.png is malignant and has no mask"]),
     "a mask without image": (add_orphan, ["contours/zz.png is the mask of no image"]),
     "two images of one name": (two_of_one_name, ["s1.bmp", "s1.png"]),
