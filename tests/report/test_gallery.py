@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from urllib.parse import unquote
 
 import numpy as np
@@ -202,3 +203,50 @@ def test_a_grid_has_a_dice_and_an_outline_for_each_row(realistic_grid, tmp_path)
     assert len(data["classes"]) == 1 + 4
     assert sum(name.startswith("Dice of ") for name in data["fields"]) == 4
     assert all(all(scan["outlines"]) for scan in data["scans"])
+
+
+@pytest.fixture(scope="module")
+def opened(phantom_folder, tmp_path_factory):
+    """opened("#label=benign") → the page as a browser shows it at this link, once its script has run."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    folder = tmp_path_factory.mktemp("shown")
+    assert main(["shards", "show", f"data={phantom_folder}", f"out={folder}"]) == 0
+
+    def open_(link):
+        command = [browser, "--headless", "--no-sandbox", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+        page = f"file://{folder / 'index.html'}{link}"
+        return subprocess.run([*command, page], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    return open_
+
+
+def cards(shown):
+    return re.findall(r'class="card" href="#scan=([^"]+)"', shown)
+
+
+def text_of(shown, id_):
+    return re.search(rf'id="{id_}"[^>]*>([^<]*)<', shown)[1]
+
+
+def test_a_link_filters_and_sorts_as_the_folds_and_labels_say(phantom_folder, opened):
+    with (phantom_folder / "folds.csv").open() as file:
+        wanted = [row for row in csv.DictReader(file) if row["label"] == "benign" and row["fold"] in ("1",)]
+    shown = opened("#label=benign&fold=1&sort=lesion%2C+%25+of+image&order=down")
+    records = {record.key: record for record in Manifest.load(phantom_folder).records}
+    shares = [records[key].lesion_pixels / (records[key].height * records[key].width) for key in cards(shown)]
+    assert set(cards(shown)) == {row["key"] for row in wanted}
+    assert np.all(np.diff(np.round(shares, 4)) <= 0)
+    assert text_of(shown, "count").startswith(f"{len(wanted)} of {len(records)} scans")
+
+
+def test_a_link_to_a_scan_opens_it_and_one_that_fits_nothing_says_what_there_is(phantom_folder, opened):
+    keys = [record.key for record in Manifest.load(phantom_folder).records]
+    shown = opened(f"#scan={keys[2]}")
+    assert re.search(r'<dialog id="large"[^>]* open', shown)
+    assert (text_of(shown, "large-key"), text_of(shown, "large-place")) == (keys[2], f"3 of {len(keys)}")
+    shown = opened("#fold=99&scan=nobody&foo=1")
+    assert len(cards(shown)) == len(keys)
+    for part in ("fold 99", "0, 1, 2, 3, 4", "no scan nobody", "unknown filter foo"):
+        assert part in text_of(shown, "message")
