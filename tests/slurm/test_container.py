@@ -106,7 +106,7 @@ def test_ranks_in_a_container_train_stop_come_back_and_are_reported(slurm, words
 def test_one_job_works_through_all_cells_in_a_container_and_comes_back(slurm, words, tmp_path):
     """The batch shell outside asks for each turn and requeues; what trains inside is tests/stand_in's."""
     run_dir, [binds] = tmp_path / "runs" / "cv", [word for word in words if "container.binds" in word]
-    quick = ["train.iterations=30", "train.save_every=5", f"cluster.setup=['export PYTHONPATH={STAND_IN}']"]
+    quick = ["train.iterations=150", "train.save_every=5", f"cluster.setup=['export PYTHONPATH={STAND_IN}']"]
     assert main(["cv", *words, *quick, "cluster.submit_window=1", f"{binds[:-1]},{STAND_IN}:{STAND_IN}:ro]"]) == 0
 
     def cells() -> list[CellStatus]:
@@ -115,13 +115,13 @@ def test_one_job_works_through_all_cells_in_a_container_and_comes_back(slurm, wo
     def logs() -> str:
         return "\n".join(path.read_text() for path in (run_dir / "jobs").rglob("*_log.out"))
 
-    slurm.until(lambda: cells()[1].phase == "training" and 0 < cells()[1].step < 20, what=logs)
+    slurm.until(lambda: cells()[1].phase == "training" and cells()[1].step, what=logs)
     slurm.run(["scancel", "--signal=TERM", cells()[1].job_id])
     slurm.until((run_dir / "report" / "summary.json").exists, what=logs)
     assert {cell.state for cell in cells()} == {"done"}
     assert len({cell.job_id for cell in cells()}) == 1
-    assert [cell.restarts for cell in cells()] == [0, 1, 0, 0, 0]
-    assert logs().count("in the container:") == 7, "five cells, one of them twice, and the report"
+    assert [cell.restarts for cell in cells()][:2] == [0, 1]
+    assert logs().count("in the container:") == len(cells()) + 2, "one of them twice, and the report"
     assert json.loads((run_dir / "report" / "summary.json").read_text())["complete"] is True
 
 
