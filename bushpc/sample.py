@@ -136,6 +136,7 @@ class Batch:
         A value may be a function prob_HW → value, of the model's own first prediction: the model predicts, asks it, and
         predicts again.
     features: what `Model.features` makes of the images, name → B x …, where it was computed before and kept.
+    changes: B changes of image and mask that the device is still to apply (`bushpc.data.augment.device`).
     """
 
     keys: list[str]
@@ -145,12 +146,13 @@ class Batch:
     label_B: torch.Tensor
     conditions: dict[str, list[t.Any]] = field(default_factory=dict)
     features: dict[str, torch.Tensor] | None = None
+    changes: list[t.Any] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`, as models get it: image and mask in float32."""
         return replace(
             self,
-            image_BCHW=_as_float(self.image_BCHW.to(device, non_blocking=True), whole=255),
+            image_BCHW=_image_on(self.image_BCHW, device),
             mask_BKHW=_as_float(self.mask_BKHW.to(device, non_blocking=True), whole=1),
             label_B=self.label_B.to(device, non_blocking=True),
             features=self._of_features(lambda value: value.to(device, non_blocking=True)),
@@ -168,6 +170,7 @@ class Batch:
                 self,
                 **{name: getattr(self, name)[part] for name in per_sample},
                 conditions={name: values[part] for name, values in self.conditions.items()},
+                changes=self.changes and self.changes[part],
                 features=self._of_features(lambda value, part=part: value[part]),  # type: ignore[misc]
             )
             for part in (slice(i * size, (i + 1) * size) for i in range(parts))
@@ -181,6 +184,15 @@ class Batch:
         import torch
 
         return replace(self, image_BCHW=self.image_BCHW.contiguous(memory_format=torch.channels_last))
+
+
+def _image_on(image_BCHW: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """As float32 on `device`. Grey scans that are one channel in memory travel as one."""
+    channels = image_BCHW.shape[1]
+    if channels == 1 or image_BCHW.stride(1):
+        return _as_float(image_BCHW.to(device, non_blocking=True), whole=255)
+    grey_B1HW = _as_float(image_BCHW[:, :1].to(device, non_blocking=True), whole=255)
+    return grey_B1HW.expand(-1, channels, -1, -1).contiguous()
 
 
 def _as_float(pixels_BCHW: torch.Tensor, whole: int) -> torch.Tensor:

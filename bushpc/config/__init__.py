@@ -1,12 +1,14 @@
 """Every setting of a run, and how yaml files and words of the command line become one.
 
-schema.py   every field (cluster.py: those of profiles): default, unit, sentence, bounds, what it affects
+schema.py   every field: default, unit, sentence, bounds, what it affects
+            (cluster.py: those of profiles; augment.py: those of augmentation)
 fields.py   how a field is declared (`setting`)
 compose.py  the one reader: Hydra's groups, site yamls, grids, the command line → a checked `CellConfig`
 read.py     plain data → config classes, and back
 places.py   where configs, shards, runs and weights lie
 """
 
+from bushpc.config.augment import AugmentConfig, StrengthConfig
 from bushpc.config.cluster import ClusterConfig
 from bushpc.config.compose import (
     GROUPS,
@@ -26,7 +28,6 @@ from bushpc.config.compose import (
 from bushpc.config.fields import About, Settings, as_word, config_class, group, setting
 from bushpc.config.read import YAML_FAILS, flat
 from bushpc.config.schema import (
-    AugmentConfig,
     CellConfig,
     DataConfig,
     Device,
@@ -36,7 +37,6 @@ from bushpc.config.schema import (
     ModelConfig,
     Precision,
     PromptingConfig,
-    StrengthConfig,
     TrainConfig,
     WeightFile,
     differences,

@@ -2,9 +2,9 @@
 
     compose(["model=unet", "cluster=mysite", "train.lr=3e-4"])
 
-Later wins: a field's default, `config.yaml`, the chosen `data/`, `model/`, `engine/` and `cluster/` yamls, words of the
-command line, the row of a grid. Whatever cannot work is refused here, on the login node, before anything is queued. A
-text is taken as it is typed; other values are read by Hydra's grammar.
+Later wins: a field's default, `config.yaml`, the chosen `data/`, `augment/`, `model/`, `engine/` and `cluster/` yamls,
+words of the command line, the row of a grid. Whatever cannot work is refused here, on the login node, before anything
+is queued. A text is taken as it is typed; other values are read by Hydra's grammar.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from bushpc.config.fields import About, Options, Settings, allowed, as_word, fie
 from bushpc.config.gpus import capability_of, without_bf16
 from bushpc.config.read import Scalar, build, flat, plain
 from bushpc.config.schema import TOOLS, CellConfig, Precision, field_of, kinds, model_class_of
-from bushpc.config.source import hydra_compose, interpolates, read_config, read_main_config
+from bushpc.config.source import hydra_choices, hydra_compose, interpolates, read_config, read_main_config
 from bushpc.errors import ConfigError, unknown_name
 
-GROUPS = ("data", "model", "engine", "cluster")
+GROUPS = ("data", "augment", "model", "engine", "cluster")
+# What a model's yaml may choose; an explicit word or row wins over it.
+LEFT_TO_THE_MODEL = ("augment",)
+NEWEST_METHOD = Scalar("one_warp", quoted=True, where="default")
 S = t.TypeVar("S", bound=Settings)
 
 
@@ -63,7 +66,8 @@ class Composer:
 
     def __init__(self, overrides: t.Sequence[str]) -> None:
         self.words = _words(overrides)
-        self.chosen = {group: _group_choice(self.words, group) for group in GROUPS}
+        left = [group for group in LEFT_TO_THE_MODEL if group not in self.words]
+        self.chosen = {group: _group_choice(self.words, group) for group in GROUPS if group not in left}
         self._composed: dict[tuple[str, ...], _Content] = {}
 
     def __call__(self, settings: t.Mapping[str, t.Any]) -> CellConfig:
@@ -75,16 +79,23 @@ class Composer:
         chosen = self.chosen | groups
         composed = self.content(chosen)
         values = {key: composed.of_row(value) for key, value in settings.items() if key not in GROUPS}
-        return _resolve(CellConfig.from_dict({**composed.with_values(values), "choices": chosen}))
+        content = composed.with_values(values)
+        stated = "augment.method" in (values.keys() | self.words.keys())
+        if not stated and composed.source("augment.method") == "default":
+            # Not the field's default, which is what runs did before there was this field.
+            content["augment"] = {**content["augment"], "method": NEWEST_METHOD}
+        return _resolve(CellConfig.from_dict({**content, "choices": {**composed.choices, **chosen}}))
 
     def content(self, chosen: t.Mapping[str, str]) -> _Content:
         """The settings under this choice of groups, words included."""
         groups = tuple(f"{group}={choice}" for group, choice in chosen.items())
         if groups not in self._composed:
-            yaml = hydra_compose("config", groups)
+            yaml, choices = hydra_choices("config", groups)
             model = model_class_of(str(yaml.get("model", {}).get("_target_"))).Config
             words = {key: text for key, text in self.words.items() if key not in GROUPS}
-            self._composed[groups] = _Content(CellConfig, _defaults(CellConfig, model), yaml, words, model)
+            content = _Content(CellConfig, _defaults(CellConfig, model), yaml, words, model)
+            content.choices = {group: choices[group] for group in GROUPS}
+            self._composed[groups] = content
         return self._composed[groups]
 
 
@@ -199,6 +210,7 @@ class _Content:
         from omegaconf.errors import OmegaConfBaseException
 
         self.cls, self.model, self._yaml = cls, model, yaml
+        self.choices: dict[str, str] = {}
         self.valid = set(kinds(cls) | (kinds(model) if model else {}))
         values = {key: self._of_word(key, text) for key, text in words.items()}
         tree = OmegaConf.create(base, flags={"allow_objects": True})

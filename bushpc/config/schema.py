@@ -22,6 +22,7 @@ import yaml
 
 from bushpc.conditions import NO_PROMPTS, VARIANTS, Condition, Variant
 from bushpc.config import freeze, places
+from bushpc.config.augment import AugmentConfig
 from bushpc.config.cluster import ClusterConfig
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
@@ -188,46 +189,6 @@ class PromptingConfig(Settings):
                 f"prompting.size_quantiles={list(low_high)}: must be two rising numbers between 0 and 1, for example "
                 "prompting.size_quantiles=[0.3333,0.6667]"
             )
-
-
-@config_class
-class StrengthConfig(Settings):
-    """Share of the augmentation that scans of each label get."""
-
-    prefix: t.ClassVar[str] = "augment.strength."
-
-    benign: float = setting(1.0, "For benign scans and scans without a label; 0 leaves them unchanged.", ge=0, le=1)
-    malignant: float = setting(1.0, "For malignant scans; 0 leaves them unchanged.", ge=0, le=1)
-    normal: float = setting(1.0, "For normal scans; 0 leaves them unchanged.", ge=0, le=1)
-
-
-@config_class
-class AugmentConfig(Settings):
-    """Random changes of training scans."""
-
-    prefix: t.ClassVar[str] = "augment."
-
-    hflip: float = setting(0.0, "Probability of a left-right flip.", ge=0, le=1)
-    rotate: float = setting(0.0, "Largest rotation in either direction.", unit="degrees", ge=0, le=180)
-    zoom: float = setting(0.0, "Largest relative zoom in either direction.", ge=0, lt=1)
-    brightness: float = setting(0.0, "Largest relative change of brightness.", ge=0, le=1)
-    contrast: float = setting(0.0, "Largest relative change of contrast.", ge=0, le=1)
-    strength: StrengthConfig = group(
-        StrengthConfig,
-        "Share of all these changes per label, so that rare labels can be changed more than common ones.",
-    )
-    variants: int = setting(
-        0,
-        "Number of fixed changes per sample, used in turn, so that a frozen encoder's outputs can be stored; 0 draws a "
-        "new change every time.",
-        ge=0,
-    )
-
-    @property
-    def changes(self) -> bool:
-        """Whether scans of any label are changed at all."""
-        strongest = max(self.strength.benign, self.strength.malignant, self.strength.normal)
-        return bool(strongest * max(self.hflip, self.rotate, self.zoom, self.brightness, self.contrast))
 
 
 @config_class
@@ -709,6 +670,11 @@ class CellConfig(Settings):
                 f"outputs of {name}'s frozen part cannot be kept. Set augment.variants to a number of fixed changes "
                 "per sample, such as 4, or switch augment off, or set loader.features=false"
             )
+        if self.augment.changes and self.augment.where == "device":
+            raise ConfigError(
+                f"loader.features=true with augment.where=device: the outputs of {name}'s frozen part are computed of "
+                "scans that the loader has changed; set augment.where=workers"
+            )
 
     def _check_lanes(self) -> None:
         """A lane belongs to one rank, and gives equally many samples to every step."""
@@ -767,6 +733,8 @@ class CellConfig(Settings):
         if not self.data.mixed:
             hashed |= {"data.synthetic_sha256": None, "data.synthetic_ratio": None}
         hashed["evaluate.external"] = self.evaluate.external_names  # wherever they lie
+        if not self.augment.changes:  # a cell without augmentation is what it was before there were two methods
+            hashed.pop("augment.method", None)
         # Where epochs are counted, each fold's number of steps follows from them.
         return hashed | ({"train.iterations": None} if self.train.epochs else {})
 

@@ -91,7 +91,10 @@ def read_main_config(path: Path) -> tuple[str, dict[str, t.Any]]:
     own = _unmarked(own)
     chosen = {group for entry in own if isinstance(entry, dict) for group in entry}
     others = [entry for entry in _unmarked(shipped) if isinstance(entry, dict) and not chosen & entry.keys()]
-    content["defaults"] = [*(entry for entry in ["_self_"] if entry not in own), *own, *others]
+    # The user's after the others, but augment before model: a yaml may choose only of groups that stand before its own.
+    first = [entry for entry in others if "augment" in entry]
+    others = [entry for entry in others if entry not in first]
+    content["defaults"] = [*(entry for entry in ["_self_"] if entry not in own), *first, *own, *others]
     return text, content
 
 
@@ -108,16 +111,27 @@ def hydra_compose(name: str, groups: t.Sequence[str]) -> t.Any:
 
     Raises: ConfigError.
     """
+    return hydra_choices(name, groups)[0]
+
+
+def hydra_choices(name: str, groups: t.Sequence[str]) -> tuple[t.Any, dict[str, str]]:
+    """As `hydra_compose`, and what is chosen of every group: by `groups`, by a yaml's `override /group`, by `name`."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     _register()
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize(config_path=None, version_base="1.3"):
-            return hydra.compose(name, overrides=list(groups))
+            composed = hydra.compose(name, overrides=list(groups), return_hydra_config=True)
+            choices = dict(composed.hydra.runtime.choices)
+            OmegaConf.set_struct(composed, False)
+            OmegaConf.set_readonly(composed, False)
+            del composed["hydra"]
+            return composed, choices
     except (HydraException, OmegaConfBaseException) as error:
         reason = re.sub(r"\n\s*(provider=|Config search path:).*", "", str(error))
         raise ConfigError(f"{' '.join([f'{name}.yaml', *groups])} cannot be composed: {reason.strip()}") from error

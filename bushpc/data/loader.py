@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bushpc.conditions import Condition, Draw
 from bushpc.config import CellConfig
-from bushpc.data.augment import Augment
+from bushpc.data.augment import Augment, mask_planes
+from bushpc.data.augment.change import Change
 from bushpc.data.cache import Cache, open_cache
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.members import fold_members
@@ -32,6 +33,8 @@ from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import Batch, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds, refuse_synthetic
+
+Arrays = np.ndarray | Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,20 +146,17 @@ class Preparation:
         epochs: list[int],
         turns: list[int],
         records: Sequence[Record],
-        image_BSSC: np.ndarray,
-        mask_BSS: np.ndarray,
+        image_BSSC: Arrays,
+        mask_BSS: Arrays,
     ) -> Batch:
         """image_BSSC, mask_BSS: uint8, as the cache has them; the batch keeps them if nothing changes them."""
-        image_BCHW = torch.from_numpy(image_BSSC).permute(0, 3, 1, 2)
-        mask_BKHW = mask_planes(torch.from_numpy(mask_BSS), self.mask_classes)
         if self.augment:
-            changed = [
-                self.augment(image_CHW.contiguous(), mask_KHW, record, self.seed, turn)
-                for turn, record, image_CHW, mask_KHW in zip(turns, records, image_BCHW, mask_BKHW, strict=True)
-            ]
-            image_BCHW = torch.stack([image_CHW for image_CHW, _ in changed])
-            mask_BKHW = torch.stack([mask_KHW for _, mask_KHW in changed])
-        masks_BHW = united(mask_BKHW) if any(kind.from_mask for kind in self.conditions) else mask_BKHW[:, 0].numpy()
+            drawn = self.augment.batch(image_BSSC, mask_BSS, records, self.seed, turns, self.mask_classes)
+            image_BCHW, mask_BKHW, changes = drawn
+        else:
+            image_BCHW = torch.from_numpy(np.asarray(image_BSSC)).permute(0, 3, 1, 2)
+            mask_BKHW, changes = mask_planes(torch.from_numpy(np.asarray(mask_BSS)), self.mask_classes), None
+        masks_BHW = self._shown_masks(mask_BKHW, mask_BSS, changes)
         samples = list(zip(turns, records, masks_BHW, strict=True))
         return Batch(
             keys=[record.key for record in records],
@@ -165,7 +165,18 @@ class Preparation:
             mask_BKHW=mask_BKHW,
             label_B=torch.tensor([label_index(record.label) for record in records]),
             conditions={kind.name: [self._value(kind, *sample) for sample in samples] for kind in self.conditions},
+            changes=changes,
         )
+
+    def _shown_masks(self, mask_BKHW: torch.Tensor, mask_BSS: Arrays, changes: list[Change] | None) -> np.ndarray:
+        """B x H x W masks for the conditions that read them, moved even where the device is to move the batch's."""
+        if not any(kind.from_mask for kind in self.conditions):
+            return mask_BKHW[:, 0].numpy()
+        if changes is None:
+            return united(mask_BKHW)
+        from bushpc.data.augment.pixels import mask_moved
+
+        return np.stack([mask_moved(*of) for of in zip(changes, mask_BSS, strict=True)]) > 0
 
     def _value(self, kind: Condition, turn: int, record: Record, mask_HW: np.ndarray) -> t.Any:
         if kind.left_out(draw_from(self.seed), turn, record.key):
@@ -183,13 +194,6 @@ def united(mask_BKHW: torch.Tensor) -> np.ndarray:
     return mask_BKHW.amax(dim=1).numpy() > 0
 
 
-def mask_planes(mask_BHW: torch.Tensor, classes: int) -> torch.Tensor:
-    """uint8 masks with one bit per class (B, H, W) → one 0/1 plane per class (B, K, H, W)."""
-    if classes == 1:
-        return mask_BHW[:, None]
-    return mask_BHW[:, None] >> torch.arange(classes, dtype=torch.uint8)[:, None, None] & 1
-
-
 class Samples(Dataset[Batch]):
     """A dataset of batches from the cache, indexed by lists of draws."""
 
@@ -204,12 +208,15 @@ class Samples(Dataset[Batch]):
 
     def __getitem__(self, draws: list[Place]) -> Batch:
         rows = self.rows[[draw.place for draw in draws]]
+        images, masks = self.cache.images_NSSC, self.cache.masks_NSS
+        # What is changed is copied then; until then the cache's pages do.
+        whole = self.prepare.augment is None
         batch = self.prepare(
             [draw.epoch for draw in draws],
             [draw.turn for draw in draws],
             [self.records[draw.place] for draw in draws],
-            self.cache.images_NSSC[rows],
-            self.cache.masks_NSS[rows],
+            images[rows] if whole else [images[row] for row in rows],
+            masks[rows] if whole else [masks[row] for row in rows],
         )
         if self.features is None:
             return batch

@@ -26,6 +26,7 @@ from torch import nn
 
 from bushpc.config import CellConfig
 from bushpc.config.gpus import Capability, has_bf16
+from bushpc.data.augment.device import changed
 from bushpc.dist import World, join, share_buffers
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.models.base import Model
@@ -107,7 +108,7 @@ class Engine:
                 f"{self.cell.train.accumulate} micro-batch(es) of {len(batch.keys)} samples on each of "
                 f"{self.facts.ranks} rank(s) do not add up to train.batch_size={self.cell.train.batch_size}"
             )
-        batch = batch.to(self.device)
+        batch = changed(batch, self.device).to(self.device)
         if self.config.channels_last:
             batch = batch.channels_last()
         with self._ranks.micro_batch(last):
