@@ -145,7 +145,7 @@ class AugmentConfig(Settings):
         "rotation, brightness, contrast, sharpness, posterise, solarise, autocontrast, equalise; not colour.",
     )
     speckle: float = _p(0.0, "Probability of more speckle: multiplicative noise with grains wider than high.")
-    speckle_range: tuple[float, ...] = _range(0.05, 0.25, "Standard deviation of the speckle's factor.")
+    speckle_range: tuple[float, ...] = _range(0.03, 0.15, "Standard deviation of the speckle's factor.")
     time_gain: float = _p(0.0, "Probability of a time-gain curve: gain that varies smoothly with depth.")
     time_gain_range: tuple[float, ...] = _range(1.0, 6.0, "Largest gain of the curve; 60 dB are all levels.", "dB")
     lateral_gain: float = _p(0.0, "Probability of a gain that varies smoothly from left to right.")

@@ -1,46 +1,58 @@
-"""What a policy does, as a picture: the scan, then draws of it, each with the outline of its lesion."""
+"""What a policy does to a scan: draws of it as arrays, and several policies as one picture."""
 
 from __future__ import annotations
 
+import typing as t
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from bushpc.config import AugmentConfig
+from bushpc.config import AugmentConfig, config_names, places
+from bushpc.data.augment import Augment
 from bushpc.files import write_atomically
+from bushpc.shards.manifest import Record
 
 OUTLINE = (255, 196, 0)
 GAP = 4  # pixels between scans
+BITS = 8  # of a mask
+TITLE = 120  # pixels for a policy's name
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def policies() -> dict[str, str]:
+    """The names that `augment=` takes, each with the first line of its yaml."""
+    found = {}
+    for name in config_names("augment"):
+        path = places.config_file(f"augment/{name}")
+        assert path is not None, name
+        first = path.read_text().partition("\n")[0]
+        found[name] = first.lstrip("# ") if first.startswith("#") else ""
+    return found
 
 
 def draws_of(
-    config: AugmentConfig,
-    image_HWC: np.ndarray,
-    mask_HW: np.ndarray,
-    *,
-    draws: int,
-    label: str = "benign",
-    seed: int = 0,
-) -> list[np.ndarray]:
-    """The scan and `draws` changes of it, RGB with the outlined lesion. image_HWC: uint8, square; mask_HW: bits."""
-    from bushpc.data.augment import Augment
-
+    image_HWC: np.ndarray, mask_HW: np.ndarray, config: AugmentConfig, draws: int = 6, seed: int = 0
+) -> list[Pair]:
+    """Changes of a square scan, uint8, and its mask's bits, as training draws them for a benign scan."""
     augment = Augment(config)
-    turns = list(range(draws))
-    records = [SimpleNamespace(key="picture", label=label)] * draws
-    images, masks = [image_HWC] * draws, [mask_HW] * draws
-    image_BCHW, mask_BKHW, changes = augment.batch(images, masks, records, seed, turns)  # type: ignore[arg-type]
-    if changes is not None:
-        from bushpc.data.augment import device
+    record = t.cast(Record, SimpleNamespace(key="picture", label="benign"))
+    found = []
+    for turn in range(draws):
+        image = np.ascontiguousarray(image_HWC)
+        images, masks, changes = augment.batch([image], [mask_HW], [record], seed, [turn], BITS)
+        if changes is not None:
+            from bushpc.data.augment import device
 
-        image_BCHW, mask_BKHW = device.apply(changes, image_BCHW, mask_BKHW)
-    drawn = zip(image_BCHW.permute(0, 2, 3, 1).numpy(), mask_BKHW[:, 0].numpy(), strict=True)
-    return [_outlined(*pair) for pair in ((image_HWC, mask_HW), *drawn)]
+            images, masks = device.apply(changes, images, masks)
+        bits = (masks[0].numpy() << np.arange(BITS, dtype=np.uint8)[:, None, None]).sum(axis=0, dtype=np.uint8)
+        found.append((images[0].permute(1, 2, 0).numpy(), bits))
+    return found
 
 
 def draw_policies(
-    policies: dict[str, AugmentConfig],
+    configs: dict[str, AugmentConfig],
     image_HWC: np.ndarray,
     mask_HW: np.ndarray,
     out: Path,
@@ -52,13 +64,12 @@ def draw_policies(
     import cv2
 
     rows = []
-    for name, config in policies.items():
-        tiles = draws_of(config, image_HWC, mask_HW, draws=draws, seed=seed)
-        edge = tiles[0].shape[0]
-        title = np.zeros((edge, 120, 3), np.uint8)
+    for name, config in configs.items():
+        pairs = [(image_HWC, mask_HW), *draws_of(image_HWC, mask_HW, config, draws, seed)]
+        edge = len(mask_HW)
+        title, gap = np.zeros((edge, TITLE, 3), np.uint8), np.zeros((edge, GAP, 3), np.uint8)
         cv2.putText(title, name, (8, edge // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
-        gap = np.zeros((edge, GAP, 3), np.uint8)
-        rows.append(np.hstack([title, *(part for tile in tiles for part in (gap, tile))]))
+        rows.append(np.hstack([title, *(part for pair in pairs for part in (gap, _outlined(*pair)))]))
         rows.append(np.zeros((GAP, rows[-1].shape[1], 3), np.uint8))
     written, png = cv2.imencode(".png", np.vstack(rows)[..., ::-1])
     assert written
@@ -67,7 +78,7 @@ def draw_policies(
 
 
 def _outlined(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-    """The edge lies on the lesion's own pixels, so that a shift by one shows."""
+    """The outline lies on the lesion's own pixels, so that a shift by one shows."""
     import cv2
 
     picture = np.ascontiguousarray(image_HWC[..., :3] if image_HWC.shape[2] >= 3 else image_HWC[..., [0, 0, 0]])
