@@ -72,7 +72,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2)
 LISTENS = "0A"  # in /proc/net/tcp
 CI = (
     *("plain-user_signal-evaluation-1", "array-usr2-save-1", "plain-time_limit-step-1", "plain-requeue-evaluation-1"),
-    *("plain-kill-save-2", "plain-node_down-step-2", "engine-zero3-term", "in-a-row-3", "lane-2"),
+    *("plain-kill-save-2", "plain-node_down-step-2", "engine-zero3-term", "in-a-row-3", "lane-kill-2"),
 )
 
 
@@ -146,7 +146,7 @@ def all_cases() -> list[Case]:
     ]
     rows = [Case(name=f"in-a-row-{times}", action=TERM, phase=STEP, times=times) for times in (3, 20)]
     shared = [
-        Case(name=f"lane-{ranks}", action=TERM, phase=STEP, times=3, then=KILL, ranks=ranks, cells=2, lane=True)
+        Case(name=f"lane-{KILL}-{ranks}", action=TERM, phase=STEP, times=3, then=KILL, ranks=ranks, cells=2, lane=True)
         for ranks in (1, 2)
     ]
     shared += [
