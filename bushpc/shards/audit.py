@@ -28,6 +28,7 @@ from bushpc.errors import ConfigError, DataError
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards import duplicates
+from bushpc.shards.card import FILE_NAME, Card
 from bushpc.shards.duplicates import LEAST_CORRELATION, MOST_BITS, Fingerprint, find_pairs, fingerprint_of, group
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 from bushpc.shards.progress import Show
@@ -72,6 +73,11 @@ KINDS = {
     "empty_mask": Kind("Empty masks", "The mask of a lesion has no pixels: its Dice is 0 or undefined.", True),
     "normal_with_mask": Kind("Normal scans with a mask", "A scan without a lesion has lesion pixels.", True),
     "unknown_label": Kind("Unknown labels", f"Neither {', '.join(LABELS)} nor {UNLABELLED}.", True),
+    "patients_unknown": Kind(
+        "Patients that are not known",
+        "Scans of one patient may train and validate at once, so results may be too good.",
+        False,
+    ),
     "patient_labels": Kind("Patients with several labels", "The patient has two lesions, or a label is wrong.", False),
     "tiny_mask": Kind("Tiny lesions", f"Below {TINY_SHARE:.1%} of the image.", False),
     "parts": Kind("Masks in several parts", "Several lesions, or specks left by an annotation tool.", False),
@@ -481,6 +487,9 @@ def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list
 
 
 def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
+    if (packed.folder / FILE_NAME).exists() and Card.load(packed.folder).imported.get("patients") == "none":
+        said = "imported with patients=none: every scan counts as a patient"
+        yield Finding(kind="patients_unknown", dataset=packed.name, key="", said=said)
     folds: dict[str, set[int]] = {}
     labels: dict[str, set[str]] = {}
     for record in packed.manifest.records:

@@ -12,6 +12,7 @@ import yaml
 
 from bushpc.cli import main
 from bushpc.config import compose, shards_folder
+from bushpc.shards.audit import audit
 from bushpc.shards.listing import list_datasets
 from bushpc.shards.manifest import read_image, read_mask
 from bushpc.shards.split import load_folds
@@ -83,6 +84,8 @@ def test_patients_are_required_or_declared_absent(importing):
     card = yaml.safe_load((importing.out / "card.yaml").read_text())
     assert card["imported"]["patients"] == "none"
     assert "may be too good" in card["notes"][0]
+    [finding] = [each for each in audit([importing.out]).findings if each.kind == "patients_unknown"]
+    assert "patients=none" in finding.said
 
 
 def test_patients_and_labels_come_from_folders_and_names(importing):
