@@ -60,11 +60,12 @@ def pair(folder: Path, place: str, names: Names) -> tuple[dict[str, Pair], list[
     images: dict[str, list[str]] = defaultdict(list)
     masks: dict[str, list[str]] = defaultdict(list)
     problems = []
-    place = tree.part(folder, place) if place else ""
     for path in tree.glob(folder, f"{place}/**/*" if place else "**/*"):
         if path.suffix.lower() not in PICTURES:
             continue
         name, file = path.relative_to(folder / place).as_posix(), path.relative_to(folder).as_posix()
+        while place and name.startswith(f"{place}/"):  # archives double their folders
+            name = name.removeprefix(f"{place}/")
         for pattern, found in ((names.mask, masks), (names.image, images)):
             if match := re.fullmatch(pattern, name, re.IGNORECASE):
                 found[_scan(match)].append(file)

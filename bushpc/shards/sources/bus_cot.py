@@ -13,13 +13,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from bushpc.errors import DataError
-from bushpc.sample import LABELS, UNLABELLED
+from bushpc.sample import UNLABELLED
 from bushpc.shards import readers, tree
 from bushpc.shards.sources import Item, Plan
 
 if t.TYPE_CHECKING:
     from bushpc.shards.card import Card
 
+RAW = "@raw.png"
 load = readers.load_scan
 
 
@@ -29,23 +30,20 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
     Raises: DataError naming the JSON file, every missing file, every image without a record, and invalid records.
     """
     assert folder is not None, "the packer refuses a missing src for a dataset that is downloaded"
-    table, part = card.layout["records"], tree.part(folder, card.layout["images"])
-    images, masks = _pictures(folder, part)
+    table = card.layout["records"]
+    images, masks = _pictures(folder, card.layout["images"])
     items, problems, files = [], [], [table]
     for name, record in _records(folder / table).items():
-        image = f"{part}/{_text(record, 'image_file', 'raw_image') or f'{name}/{name}@raw.png'}"
-        own_masks = masks.pop(image.rsplit("@", 1)[0], [])
+        raw = Path(_text(record, "image_file", "raw_image") or f"{name}{RAW}").name
+        image, own_masks = images.pop(raw, None), masks.pop(raw.removesuffix(RAW), [])
         patient = _text(record, "patient_id")
-        if excerpt and (image not in images or not own_masks):
-            images.discard(image)
+        if excerpt and not (image and own_masks):
             continue
-        if image not in images:
-            problems.append(f"{table}, record {name}: {image} is missing")
-        if not own_masks:
-            problems.append(f"{table}, record {name}: {image} has no mask")
-        if not patient:
-            problems.append(f"{table}, record {name} has no patient_id")
-        images.discard(image)
+        faults = [] if patient else ["it has no patient_id"]
+        faults += [f"{raw} is missing"] if not image else [f"{raw} has no mask"] if not own_masks else []
+        problems += [f"{table}, record {name}: {fault}" for fault in faults]
+        if not image:
+            continue
         pathology = _text(record, "pathology_histology", "pathology")
         label = (pathology or "").lower()
         attributes = {
@@ -56,23 +54,23 @@ def plan(folder: Path | None, card: Card, *, excerpt: bool = False) -> Plan:
         scan = readers.ScanFiles(
             folder=folder, image=image, masks=tuple(own_masks), patient=f"bus_cot_{patient}", attributes=attributes
         )
-        items.append(Item(key=f"bus_cot_{name}", label=label if label in LABELS else UNLABELLED, recipe=scan))
+        items.append(Item(key=f"bus_cot_{name}", label=label if label in card.counts else UNLABELLED, recipe=scan))
         files += [image, *own_masks]
-    problems += [f"{image} has no record in {table}" for image in sorted(images)]
+    unknown = [*images.values(), *(file for own_masks in masks.values() for file in own_masks)]
+    problems += [f"{file} has no record in {table}" for file in unknown]
     readers.raise_if_any(folder, problems)
     return Plan(items, readers.hash_files(folder, files))
 
 
-def _pictures(folder: Path, part: str) -> tuple[set[str], dict[str, list[str]]]:
-    """All images, and the masks by what stands before the @."""
-    images, masks = set(), defaultdict(list)
-    for path in tree.glob(folder, f"{part}/*/*@*.png"):
+def _pictures(folder: Path, part: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """All images by name, and the masks by what stands before the @."""
+    images, masks = {}, defaultdict(list)
+    for path in tree.glob(folder, f"{part}/**/*@*.png"):
         file = path.relative_to(folder).as_posix()
-        start, kind = file.rsplit("@", 1)
-        if kind == "raw.png":
-            images.add(file)
-        elif kind.startswith("mask"):
-            masks[start].append(file)
+        if path.name.endswith(RAW):
+            images[path.name] = file
+        elif (start_kind := path.stem.split("@"))[1].startswith("mask"):
+            masks[start_kind[0]].append(file)
     return images, masks
 
 

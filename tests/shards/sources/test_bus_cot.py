@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -75,7 +76,7 @@ def changed(**more):
         (lambda raw: (raw.folder / "BUS-Expert/000001/000001@raw.png").unlink(), "000001@raw.png is missing"),
         (lambda raw: (raw.folder / "BUS-Expert/000002/000002@mask0.png").unlink(), "000002@raw.png has no mask"),
         (lambda raw: raw.image("BUS-Expert/000003/000003@raw.png"), "000003@raw.png has no record in"),
-        (changed(patient_id=None), "record 000002 has no patient_id"),
+        (changed(patient_id=None), "record 000002: it has no patient_id"),
         (lambda raw: (raw.folder / RECORDS).write_text("[1"), "cannot be read as JSON"),
         (lambda raw: (raw.folder / RECORDS).write_text("[1]"), "must hold an object with one record for each image"),
     ],
@@ -91,6 +92,12 @@ def test_an_excerpt_leaves_images_without_masks_out(bus_cot):
     (bus_cot.folder / "BUS-Expert/000002/000002@mask0.png").unlink()
     manifest = bus_cot.pack({}, excerpt=True)
     assert [record.key for record in manifest.records] == ["bus_cot_000000", "bus_cot_000001"]
+
+
+def test_one_image_is_an_excerpt_too(bus_cot):
+    for name in ("000001", "000002"):
+        shutil.rmtree(bus_cot.folder / "BUS-Expert" / name)
+    assert [record.key for record in bus_cot.pack({}, excerpt=True).records] == ["bus_cot_000000"]
 
 
 def test_the_cards_counts_are_the_publications(card_of):

@@ -42,6 +42,18 @@ def test_a_mask_of_one_pixel_more_or_less_is_fitted_at_the_right_and_bottom(bus_
     assert mask_HW.sum() == 77
 
 
+def test_a_doubled_class_folder_is_read_and_missing_masks_are_said_to_be_missing(bus_uc):
+    (bus_uc.folder / "Benign").rename(bus_uc.folder / "inner")
+    (bus_uc.folder / "Benign").mkdir()
+    (bus_uc.folder / "inner").rename(bus_uc.folder / "Benign/Benign")
+    assert len(bus_uc.pack({}, excerpt=True).records) == 3
+    for path in (bus_uc.folder / "Benign/Benign/masks").iterdir():
+        path.unlink()
+    (bus_uc.folder / "Benign/Benign/masks").rmdir()
+    with pytest.raises(DataError, match=r"(?s)images/0001\.png has no mask.*0002\.png has no mask$"):
+        bus_uc.pack({}, excerpt=True)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
