@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from bushpc.cli.command import Arguments, Command
+from bushpc.cli.command import Arguments, Command, option
 from bushpc.cli.words import PATH, SHARDS, TEXT, WHOLE, Word, Words
 
 if t.TYPE_CHECKING:
@@ -28,10 +28,12 @@ WORDS = Words(
 )
 
 
+AUGMENT = "bushpc shards show data=breast --augment"
 LEAST_EDGE, MOST_EDGE = 32, 4096
 
 
 def show(given: Arguments) -> None:
+    from bushpc.cli.shards_show_augment import write_augment_page
     from bushpc.config.places import home
     from bushpc.errors import ConfigError
     from bushpc.files import why_not_writable
@@ -39,19 +41,17 @@ def show(given: Arguments) -> None:
     from bushpc.shards.audit import audit
     from bushpc.shards.progress import progress
 
-    if bool(given.data) == bool(given.run):
-        raise ConfigError(f"give either data= (a dataset) or run= (a run folder). Example: {WORDS.example}")
-    if given.run and given.folds:
-        raise ConfigError(f"folds={given.folds}: a run has its own folds. Leave folds= out")
-    if runs := [folder for folder in given.data if (folder / "run.json").exists()]:
-        raise ConfigError(f"data={runs[0]} is a run folder. Write run={runs[0]} to see its scans and predictions")
+    _check(given)
     folders = given.data
     names = "-".join(folder.name for folder in folders) or given.run.resolve().name
-    out = given.out or home() / "runs" / f"show-{names}"
-    if given.edge is not None and not LEAST_EDGE <= given.edge <= MOST_EDGE:
-        raise ConfigError(f"edge={given.edge}: it must be a whole number of pixels from {LEAST_EDGE} to {MOST_EDGE}")
+    out = given.out or home() / "runs" / f"{'augment' if given.augment else 'show'}-{names}"
     if reason := why_not_writable(out):
         raise ConfigError(f"{reason}. Choose another folder: out=FOLDER")
+    if given.augment:
+        with progress(f"augment {names}") as step:
+            command = ["bushpc", "shards", "show", *given.typed, "--augment"]
+            print(f"page: {write_augment_page(folders[0], out / 'index.html', command, step)}")
+        return
     results, folds = None, given.folds or "frozen"
     if given.run:
         results, folder, folds = _results(given.run)
@@ -62,6 +62,22 @@ def show(given: Arguments) -> None:
         command = ["bushpc", "shards", "show", *given.typed]
         page = write_scans(found, out / "index.html", command, results=results, edge=given.edge, progress=step)
     print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _check(given: Arguments) -> None:
+    """Raises: ConfigError for words that don't go together."""
+    from bushpc.errors import ConfigError
+
+    if bool(given.data) == bool(given.run):
+        raise ConfigError(f"give either data= (a dataset) or run= (a run folder). Example: {WORDS.example}")
+    if given.run and given.folds:
+        raise ConfigError(f"folds={given.folds}: a run has its own folds. Leave folds= out")
+    if given.augment and (given.run or given.folds or given.edge or len(given.data) > 1):
+        raise ConfigError(f"--augment shows one dataset: give data= once, and out= if you like. Example: {AUGMENT}")
+    if runs := [folder for folder in given.data if (folder / "run.json").exists()]:
+        raise ConfigError(f"data={runs[0]} is a run folder. Write run={runs[0]} to see its scans and predictions")
+    if given.edge is not None and not LEAST_EDGE <= given.edge <= MOST_EDGE:
+        raise ConfigError(f"edge={given.edge}: it must be a whole number of pixels from {LEAST_EDGE} to {MOST_EDGE}")
 
 
 def _results(path: Path) -> tuple[RunResults, Path, str]:
@@ -84,5 +100,6 @@ COMMAND = Command(
     run=show,
     example=WORDS.example,
     words=WORDS,
+    options=(option("--augment", action="store_true", help="show what each policy of augment= does to a few scans"),),
     notes=("The page is one file: it opens in any browser, without a server and without internet.",),
 )

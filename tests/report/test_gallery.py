@@ -250,3 +250,22 @@ def test_a_link_to_a_scan_opens_it_and_one_that_fits_nothing_says_what_there_is(
     assert len(cards(shown)) == len(keys)
     for part in ("fold 99", "0, 1, 2, 3, 4", "no scan nobody", "unknown filter foo"):
         assert part in text_of(shown, "message")
+
+
+def test_augment_shows_each_policy_and_the_scan_beside_its_draws(phantom_folder, tmp_path, capsys):
+    command = ["shards", "show", f"data={phantom_folder}", "--augment", f"out={tmp_path}"]
+    assert main(command) == 0
+    data = data_of(tmp_path / "index.html")
+    scans = {scan["id"]: scan for scan in data["scans"]}
+    policies = {scan["values"][0] for scan in data["scans"]}
+    assert {"none", "light", "nnunet", "trivial", "ultrasound"} <= policies
+    keys = {scan["values"][1] for scan in data["scans"]}
+    assert len(keys) == 3
+    for key in keys:
+        assert f"none/{key}/1" not in scans
+        for policy in policies - {"none"}:
+            shown = [scans[f"{policy}/{key}/{draw}"]["picture"] for draw in range(8)]
+            assert shown[0] == scans[f"none/{key}/0"]["picture"]
+            assert len(set(shown)) > 4  # some draws of a policy change nothing
+    assert main([*command, "folds=frozen"]) == 2
+    assert "--augment shows one dataset" in capsys.readouterr().err

@@ -143,6 +143,8 @@ function picture(scan, alt) {
 function card(scan) {
   const values = DATA.filters.map((name) => [name, valueOf(scan, name)]).filter(([, value]) => value !== null && value !== scan.key);
   const about = values.map(([name, value]) => (/^[\d.]/.test(text(value)) ? `${name.replaceAll("_", " ")} ${text(value)}` : text(value)));
+  const sort = get("sort").value;
+  if (DATA.fields.includes(sort) && !DATA.filters.includes(sort)) about.push(`${sort.replaceAll("_", " ")} ${text(valueOf(scan, sort))}`);
   const tags = make("span", { class: "tags" });
   for (const kind of new Set(scan.notes.map((note) => note.kind))) {
     const grave = scan.notes.some((note) => note.kind === kind && note.grave);
