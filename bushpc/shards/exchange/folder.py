@@ -100,24 +100,32 @@ def _is_mask(path: str, masks_in: str) -> bool:
 
 
 def _by_pattern(images: list[str], every: list[str], masks_in: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Masks by the user's pattern, in which {name} is the image's name or, where that fits none, its last part."""
-    masks: dict[str, list[str]] = {}
+    """Masks by the user's pattern, in which {name} is the last part of the image's name, or all of it."""
+    owners: dict[str, list[str]] = defaultdict(list)
     for image in images:
-        if fnmatch.fnmatchcase(image, masks_in.replace(NAME, "*")):
-            continue
-        forms = dict.fromkeys((PurePosixPath(stem(image)).name, stem(image)))
-        for form in forms:
-            wanted = masks_in.replace(NAME, _escaped(form))
-            if found := [path for path in every if path != image and fnmatch.fnmatchcase(path, wanted)]:
-                masks[image] = found
-                break
-    taken = {mask for found in masks.values() for mask in found}
-    unused = [path for path in every if fnmatch.fnmatchcase(path, masks_in.replace(NAME, "*")) and path not in taken]
-    return masks, unused
+        for form in {PurePosixPath(stem(image)).name, stem(image)}:
+            owners[form].append(image)
+    before, _, after = masks_in.partition(NAME)
+    ends = [_regex(before), _regex(after.replace(NAME, "*"))]
+    patterns = [re.compile(name.join(ends)) for name in ("(.+)", "(.+?)")]  # `a_s1_s2` can be of a_s1 or of a
+    masks: dict[str, list[str]] = defaultdict(list)
+    unused: list[str] = []
+    for path in every:
+        matches = [match for pattern in patterns if (match := pattern.fullmatch(path))]
+        found = next((owners[match[1]] for match in matches if match[1] in owners), [])
+        found = [image for image in found if image != path]
+        if len(found) > 1:
+            raise DataError(f"{path} can be the mask of two images: {' and '.join(found[:2])}. Rename one.")
+        if found:
+            masks[found[0]].append(path)
+        elif matches:
+            unused.append(path)
+    return dict(masks), unused
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+def _regex(pattern: str) -> str:
+    """A file pattern as a regular expression without its end."""
+    return fnmatch.translate(pattern).removesuffix(r"\Z")
 
 
 def _by_name(

@@ -18,7 +18,7 @@ from bushpc.shards.manifest import read_image, read_mask
 from bushpc.shards.split import load_folds
 from bushpc.shards.write import pack
 
-from .cohorts import LABELS, MEANINGS, PATIENTS, image_of, mask_of, save, table, write_folder
+from .cohorts import LABELS, MEANINGS, PACKED, PATIENTS, image_of, mask_of, save, table, write_folder
 
 
 def test_a_cohort_is_packed_with_its_pixels_labels_patients_and_folds(importing):
@@ -111,6 +111,25 @@ def test_masks_beside_their_images_are_found_by_their_names(importing):
         assert np.array_equal(read_image(importing.out, record), image_of(record.key))
         assert np.array_equal(read_mask(importing.out, record), mask_of(record.key))
     assert [record.label for record in importing.manifest.records] == ["unlabelled"] * 5 + ["normal"]
+
+
+@pytest.mark.parametrize("words", [(), ("masks={name}_mask*.png",)])
+def test_class_folders_with_several_masks_per_image_are_read(importing, words):
+    """As BUSI names its files; the pattern says the same as what is found without."""
+    for name in LABELS:
+        label = PACKED[LABELS[name]]
+        place = importing.src / label
+        save(place / f"{label} ({name[1]}).png", image_of(name))
+        top, bottom = mask_of(name) * 255, mask_of(name) * 255
+        top[4:], bottom[:4] = 0, 0
+        save(place / f"{label} ({name[1]})_mask.png", top)
+        save(place / f"{label} ({name[1]})_mask_1.png", bottom)
+    importing("label=folder", "patients=none", *words)
+    for name in LABELS:
+        label = PACKED[LABELS[name]]
+        record = importing.manifest.record(f"{label}-{label}_({name[1]})")
+        assert record.label == label
+        assert np.array_equal(read_mask(importing.out, record), mask_of(name))
 
 
 def test_levels_of_a_mask_can_be_classes(importing):
