@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.cli import shards_import, shards_show
+from bushpc.cli import shards_export, shards_import, shards_show
 from bushpc.cli.command import JSON, Arguments, Command, Group, option
 from bushpc.cli.show import print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
@@ -238,5 +238,6 @@ GROUP = Group(
             words=FOLDS,
         ),
         shards_show.COMMAND,
+        shards_export.COMMAND,
     ),
 )

@@ -22,20 +22,11 @@ from bushpc.data.cache import Cache, DecodingStopped
 from bushpc.data.loader import FoldData
 from bushpc.data.mixture import PREFIX
 from bushpc.files import write_atomically
+from bushpc.shards.exchange.to_nnunet import ENDING, dataset_name, describe
+from bushpc.shards.exchange.packed import case_of
 from bushpc.shards.manifest import Record
 
-ENDING = ".png"
 FAST = 1  # zlib level: the files are read a few times and then deleted
-
-
-def dataset_name(data: FoldData) -> str:
-    """The folder's name; nnU-Net requires a number in it."""
-    return f"Dataset001_{data.manifest.dataset}"
-
-
-def case_of(key: str) -> str:
-    """A sample's name in nnU-Net's files. Only keys of synthetic scans have a slash."""
-    return key.replace("/", "__")
 
 
 def real_training_part(data: FoldData, normals: bool) -> list[Record]:
@@ -57,7 +48,7 @@ def export(
     planned: the scans that nnU-Net plans on. keep_going: called before each scan. Raises: DecodingStopped if it returns
     False.
     """
-    name = dataset_name(data)
+    name = dataset_name(data.manifest.dataset)
     raw = folder / "raw" / name
     for part in ("imagesTr", "labelsTr"):
         (raw / part).mkdir(parents=True)
@@ -85,15 +76,7 @@ def split(data: FoldData) -> dict[str, list[str]]:
 def list_scans(dataset: Path, data: FoldData, records: Sequence[Record]) -> None:
     """Write a dataset.json to `dataset` (raw or preprocessed) that lists only these scans for nnU-Net."""
     cases = [case_of(record.key) for record in records]
-    described = {
-        "channel_names": {str(i): channel for i, channel in enumerate(data.manifest.channels)},
-        "labels": {"background": 0, data.manifest.mask_classes[0]: 1},
-        "numTraining": len(cases),
-        "file_ending": ENDING,
-        "overwrite_image_reader_writer": "NaturalImage2DIO",
-        # List the files; otherwise nnU-Net finds them with processes that it ends by a signal, which ours ignore.
-        "dataset": {
-            case: {"images": [f"imagesTr/{case}_0000{ENDING}"], "label": f"labelsTr/{case}{ENDING}"} for case in cases
-        },
-    }
-    write_atomically(dataset / "dataset.json", json.dumps(described, indent=1))
+    # List the files; otherwise nnU-Net finds them with processes that it ends by a signal, which ours ignore.
+    files = {case: {"images": [f"imagesTr/{case}_0000{ENDING}"], "label": f"labelsTr/{case}{ENDING}"} for case in cases}
+    text = describe(data.manifest.channels, {data.manifest.mask_classes[0]: 1}, len(cases), {"dataset": files})
+    write_atomically(dataset / "dataset.json", text)

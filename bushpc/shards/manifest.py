@@ -166,8 +166,12 @@ class Manifest:
 
 def read_image(folder: str | Path, record: Record) -> np.ndarray:
     """The image of `record`: uint8, (height, width, channels), RGB if three. Raises: DataError naming tar and key."""
-    path = Path(folder) / record.shard
-    return decode_image(_read(path, record, "image", record.image_offset, record.image_bytes), record, path)
+    return decode_image(read_image_png(folder, record), record, Path(folder) / record.shard)
+
+
+def read_image_png(folder: str | Path, record: Record) -> bytes:
+    """The image of `record` as it was packed: one channel if its three are equal. Raises: DataError."""
+    return _read(Path(folder) / record.shard, record, "image", record.image_offset, record.image_bytes)
 
 
 def read_mask(folder: str | Path, record: Record) -> np.ndarray:

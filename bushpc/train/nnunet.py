@@ -35,12 +35,13 @@ import torch
 from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
-from bushpc.data.nnunet_layout import dataset_name, export, list_scans, real_training_part, split
+from bushpc.data.nnunet_layout import export, list_scans, real_training_part, split
 from bushpc.dist import keyed_seed, seed_everything
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
 from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.runs.checkpoint import Checkpoint, Saver
+from bushpc.shards.exchange.to_nnunet import dataset_name
 from bushpc.train.context import CellContext
 from bushpc.train.ledger import keep_none
 from bushpc.train.loop import Stopped
@@ -234,7 +235,7 @@ def _trainer(cell: CellConfig, data: FoldData, folder: Path) -> t.Any:
     """nnU-Net's trainer with what this run tells it, and its network. Raises: TrainingError if it has another split."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    preprocessed = folder / "preprocessed" / dataset_name(data)
+    preprocessed = folder / "preprocessed" / dataset_name(data.manifest.dataset)
     trainer = nnUNetTrainer(
         plans=json.loads((preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False},
         configuration=CONFIGURATION,
