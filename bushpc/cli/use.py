@@ -22,6 +22,7 @@ def predict(given: Arguments) -> int:
         pixel_mm=given.pixel_mm,
         batch_size=given.batch,
         grey_max=given.grey_max,
+        formats=tuple(sorted(set(given.formats))),
     )
     predictor = load(given.model, fold=given.fold, row=given.row, device=given.device, tta=given.tta, say=warn)
     try:
@@ -62,6 +63,15 @@ GROUP = Group(
                 option("--prob", action="store_true", help="also write probability maps"),
                 option("--uncertainty", action="store_true", help="also write the SD over folds and samples as maps"),
                 option("--overlay", action="store_true", help="also write the images with the masks' contours"),
+                option(
+                    "--as",
+                    dest="formats",
+                    nargs="+",
+                    default=[],
+                    choices=("coco", "dicom-seg", "nifti"),
+                    metavar="FORMAT",
+                    help="also write the masks as coco, dicom-seg or nifti",
+                ),
                 option(
                     "--prompts", type=Path, metavar="CSV", help="sentences or attributes of the images, by file name"
                 ),

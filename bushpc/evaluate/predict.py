@@ -4,6 +4,7 @@
     OUT/masks/…            0 and 255, at original size, in the input's own folder structure
     OUT/probabilities/…    with prob: 8 bits, 255 = certain lesion, as in a run's predictions/
     OUT/overlays/…         with overlay: the mask's contour on the image
+    OUT/…                  with --as: the masks as DICOM SEG, NIfTI or COCO (`bushpc.evaluate.predict_output`)
     OUT/predict.json       what it was asked for: nothing else may go on in this folder
 
 The pictures of `a.png` are called `a.png`, those of `a.jpg` are called `a.jpg.png`, those of a file with several frames
@@ -25,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
 from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
 from bushpc.conditions import Known, kinds_for, read_table
 from bushpc.errors import ConfigError, DataError
+from bushpc.evaluate import dicom_seg, predict_output
+from bushpc.evaluate.predict_output import MASKS, OVERLAYS, PROBABILITIES, UNCERTAINTY, Frame, Writer, picture
 from bushpc.evaluate.predictor import Predictor, Result
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.sample import LABELS, pixel_size
@@ -45,9 +46,6 @@ COLUMNS = (
     *("class", *(f"prob_{label}" for label in LABELS), *CONDITION_COLUMNS, "sha256"),
 )
 OK, REJECTED = "ok", "rejected"
-MASKS, PROBABILITIES, OVERLAYS, UNCERTAINTY = "masks", "probabilities", "overlays", "uncertainty"
-CONTOUR_RGB = (255, 196, 0)
-CONTOUR_SHARE = 300  # the contour's width is the image's shorter side divided by this
 
 LONGEST_NAME = 200  # bytes; what is written aside has a longer one, and 255 is the end
 
@@ -62,6 +60,7 @@ class Wanted:
 
     prompts: a CSV, see `bushpc.conditions.known`. pixel_mm: of images that neither the CSV nor the file itself knows.
     batch_size: images per forward pass; None takes the model's own.
+    formats: of the masks, besides PNG.
     grey_max: value of white in 16-bit and float pictures; None finds it (`bushpc.shards.pictures`).
     """
 
@@ -72,6 +71,7 @@ class Wanted:
     pixel_mm: float | None = None
     batch_size: int | None = None
     grey_max: float | None = None
+    formats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises: ConfigError for a number that cannot be."""
@@ -96,9 +96,7 @@ class Summary:
 
 
 class _Job(t.NamedTuple):
-    file: PurePosixPath
-    frame: int
-    frames: int
+    of: Frame
     sha256: str
     image_HWC: np.ndarray
     known: Known
@@ -115,6 +113,7 @@ def predict_files(predictor: Predictor, source: Path, out: Path, wanted: Wanted,
     """
     files = _find(source, out)
     _refuse_collisions(files)
+    predict_output.require(wanted.formats, files.values())
     kinds = kinds_for(predictor.members[0].conditions)
     table = read_table(wanted.prompts, files, kinds) if wanted.prompts else {}
     for kind in kinds:
@@ -176,13 +175,17 @@ class _Done:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
 
+    def rows(self) -> Iterator[Row]:
+        """In rising order."""
+        for _, rows in sorted(self._rows.items()):
+            yield from (row for _, row in sorted(rows.items()))
+
     def save(self) -> None:
         """The file anew, in rising order."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for _, rows in sorted(self._rows.items()):
-            writer.writerows(row for _, row in sorted(rows.items()))
+        writer.writerows(self.rows())
         write_atomically(self.path, text.getvalue())
 
 
@@ -196,6 +199,7 @@ def _predict(
     show: Show,
 ) -> Summary:
     done = _Done(out / CSV_FILE)
+    writer = Writer(out, wanted.kinds, wanted.formats, predictor)
     rejected: list[tuple[str, str]] = []
     predicted = kept = 0
 
@@ -204,45 +208,50 @@ def _predict(
         for number, (name, path) in enumerate(files.items()):
             show(number, len(files), "")
             try:
-                picture = open_picture(path, ranges)
-                there = done.frames(name, picture.sha256)
+                opened = open_picture(path, ranges)
+                if predict_output.DICOM_SEG in wanted.formats:
+                    dicom_seg.check_source(path)
+                there = done.frames(name, opened.sha256)
                 missing = [
                     frame
-                    for frame in range(picture.frames)
-                    if frame not in there or not all(path.exists() for path in places(name, frame, picture.frames))
+                    for frame in range(opened.frames)
+                    if frame not in there or not all(p.exists() for p in writer.places(name, frame, opened.frames))
                 ]
                 kept += not missing
                 known = table.get(name, Known())
-                known = dataclasses.replace(known, pixel_mm=known.pixel_mm or picture.scale or of_all)
+                known = dataclasses.replace(known, pixel_mm=known.pixel_mm or opened.scale or of_all)
             except DataError as error:
                 reject(number, name, 0, error)
                 continue
-            for note in picture.notes if missing else ():
+            for note in opened.notes if missing else ():
                 show(number, len(files), f"{name} {note}")
             for frame in missing:
                 try:
-                    image_HWC = picture.read(frame)
+                    image_HWC = opened.read(frame)
                 except DataError as error:  # the other frames of a clip may be whole
                     reject(number, name, frame, error)
                     continue
-                yield _Job(name, frame, picture.frames, picture.sha256, image_HWC, known, picture.notes)
+                of = Frame(file=name, path=path, frame=frame, frames=opened.frames)
+                yield _Job(of, opened.sha256, image_HWC, known, opened.notes)
 
     def reject(number: int, name: PurePosixPath, frame: int, error: DataError) -> None:
         rejected.append((str(name), str(error)))
         done.note(_row_of_reject(name, frame, str(error)))
         show(number, len(files), f"{name} rejected: {error}")
 
-    def places(name: PurePosixPath, frame: int, frames: int) -> list[Path]:
-        return [out / kind / _picture(name, frame, frames) for kind in wanted.kinds]
-
     of_all = pixel_size(wanted.pixel_mm) if wanted.pixel_mm is not None else None
     for batch in _batches(jobs(), wanted.batch_size or predictor.recipe.batch_size):
         results = predictor.predict([job.image_HWC for job in batch], [job.known for job in batch])
         for job, result in zip(batch, results, strict=True):
-            _write_pictures(out, job, result, wanted)
+            try:
+                writer.write(job.of, job.image_HWC, result)
+            except DataError as error:  # no DICOM SEG for this one
+                reject(predicted, job.of.file, job.of.frame, error)
+                continue
             done.note(_row(job, result))
-        predicted += len(batch)
+            predicted += 1
     done.save()
+    writer.finish(done.rows())
     show(len(files), len(files), "")
     return Summary(predicted=predicted, kept=kept, rejected=rejected)
 
@@ -281,9 +290,9 @@ def _refuse_collisions(files: Iterable[PurePosixPath]) -> None:
                 f"{str(file)!a}: no output can be called after it; rename it (allowed are {LONGEST_NAME} bytes, "
                 "without control characters)"
             )
-        other = pictures.setdefault(_picture(file), file)
+        other = pictures.setdefault(picture(file), file)
         if other != file:
-            raise DataError(f"the mask of both {other} and {file} would be {_picture(file)}: rename one of them")
+            raise DataError(f"the mask of both {other} and {file} would be {picture(file)}: rename one of them")
 
 
 def _settings(
@@ -300,6 +309,7 @@ def _settings(
         "uncertainty": wanted.uncertainty,
         "overlay": wanted.overlay,
         "pixel_mm": wanted.pixel_mm,
+        "as": " ".join(wanted.formats) or None,
         "grey range": "; ".join(f"{kind} {range_}" for kind, range_ in sorted(ranges.items())) or None,
         "prompts": hashlib.sha256(json.dumps(known).encode()).hexdigest() if table else None,
     }
@@ -319,43 +329,6 @@ def _hold_to_settings(out: Path, now: dict[str, t.Any]) -> None:
 # --- output -----------------------------------------------------------------------------------------------------
 
 
-def _picture(file: PurePosixPath, frame: int = 0, frames: int = 1) -> PurePosixPath:
-    """Where the pictures of an input lie, below masks/ and the like; no two inputs that are there share one."""
-    if frames > 1:
-        return file / f"{frame:0{len(str(frames - 1))}d}.png"
-    return file if file.suffix.lower() == ".png" else file.with_name(f"{file.name}.png")
-
-
-def _write_pictures(out: Path, job: _Job, result: Result, wanted: Wanted) -> None:
-    drawn: dict[str, Callable[[], np.ndarray]] = {
-        MASKS: lambda: result.mask_HW * np.uint8(255),
-        PROBABILITIES: lambda: np.round(result.prob_HW * 255).astype(np.uint8),
-        UNCERTAINTY: lambda: _deviation_png(result),
-        OVERLAYS: lambda: overlay(job.image_HWC, result.mask_HW),
-    }
-    for kind in wanted.kinds:
-        path = out / kind / _picture(job.file, job.frame, job.frames)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(drawn[kind]()).save(buffer, format="PNG")
-        write_atomically(path, buffer.getvalue())
-
-
-def _deviation_png(result: Result) -> np.ndarray:
-    """8-bit gray, 255 = 0.5, the most that probabilities can deviate; as the evaluator writes it."""
-    assert result.uncertainty_HW is not None, "asked before anything was predicted"
-    return np.round(result.uncertainty_HW * 2 * 255).astype(np.uint8)
-
-
-def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-    """The image with the mask's contour, drawn inside the mask: what it encloses is what was found."""
-    width = max(1, round(min(mask_HW.shape) / CONTOUR_SHARE))
-    inside = ndimage.binary_erosion(mask_HW, np.ones((3, 3)), iterations=width)
-    drawn = image_HWC.copy()
-    drawn[(mask_HW > 0) & ~inside] = CONTOUR_RGB
-    return drawn
-
-
 def _row(job: _Job, result: Result) -> Row:
     x, y = result.centroid_px or (None, None)
     x_mm, y_mm = result.centroid_mm or (None, None)
@@ -371,7 +344,7 @@ def _row(job: _Job, result: Result) -> Row:
     height, width = result.mask_HW.shape
     return {
         **dict.fromkeys(COLUMNS, ""),
-        **{"file": str(job.file), "frame": str(job.frame), "frames": str(job.frames), "status": OK},
+        **{"file": str(job.of.file), "frame": str(job.of.frame), "frames": str(job.of.frames), "status": OK},
         **{"reason": "; ".join(job.notes)},
         **{"height": str(height), "width": str(width)},
         **{"components": str(result.components), "area_px": str(result.area_px)},

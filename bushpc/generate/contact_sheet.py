@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bushpc.evaluate.predict import overlay
+from bushpc.evaluate.predict_output import overlay
 from bushpc.files import write_atomically
 
 COLUMNS, MOST = 6, 24

@@ -20,7 +20,7 @@ from bushpc.cli import main
 from bushpc.conditions import Known
 from bushpc.config import ModelConfig
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError
-from bushpc.evaluate import predict
+from bushpc.evaluate.predict_output import Writer, overlay
 from bushpc.evaluate.predictor import Member, Predictor, load
 from bushpc.models.base import Model
 from bushpc.sample import Prediction
@@ -253,7 +253,7 @@ def test_an_overlay_changes_the_contour_alone():
     image = np.full((40, 50, 3), 90, np.uint8)
     mask = np.zeros((40, 50), np.uint8)
     mask[10:20, 15:35] = 1
-    drawn = (predict.overlay(image, mask) != image).any(axis=2)
+    drawn = (overlay(image, mask) != image).any(axis=2)
     assert drawn[mask == 0].sum() == 0
     assert drawn.sum() == 2 * 20 + 2 * 8
 
@@ -273,7 +273,7 @@ def test_a_bad_image_is_listed_skipped_and_tried_again(run, folder, tmp_path, im
 
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(run, folder, tmp_path, monkeypatch, one):
     assert run(folder, tmp_path / "whole", "--batch", "1")[0] == 0
-    write, calls = predict._write_pictures, []
+    write, calls = Writer.write, []
 
     def dies_at_the_third(*args):
         calls.append(args)
@@ -281,10 +281,10 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(run, folder, tmp_path
             raise MemoryError("as when the machine is full")
         write(*args)
 
-    monkeypatch.setattr(predict, "_write_pictures", dies_at_the_third)
+    monkeypatch.setattr(Writer, "write", dies_at_the_third)
     with pytest.raises(MemoryError):
         run(folder, tmp_path / "out", "--batch", "1")
-    monkeypatch.setattr(predict, "_write_pictures", write)
+    monkeypatch.setattr(Writer, "write", write)
     with (tmp_path / "out" / "predictions.csv").open("a") as file:
         file.write('sub/b.png,0,1,ok,"torn in the mid')
     status, said = run(folder, tmp_path / "out", "--batch", "1")
