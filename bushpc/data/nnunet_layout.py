@@ -22,8 +22,8 @@ from bushpc.data.cache import Cache, DecodingStopped
 from bushpc.data.loader import FoldData
 from bushpc.data.mixture import PREFIX
 from bushpc.files import write_atomically
-from bushpc.shards.exchange.to_nnunet import ENDING, dataset_name, describe
 from bushpc.shards.exchange.packed import case_of
+from bushpc.shards.exchange.to_nnunet import ENDING, dataset_name, describe
 from bushpc.shards.manifest import Record
 
 FAST = 1  # zlib level: the files are read a few times and then deleted

@@ -86,11 +86,6 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
     return sorted(found)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is read as DICOM."""
-    return _format(path) == "DICOM"
-
-
 def open_picture(path: Path, ranges: pictures.Ranges | None = None) -> Picture:
     """Open an image file. Raises: DataError if it is not an image, or damaged.
 

@@ -38,6 +38,10 @@ class Scans:
             yield record, read_image_png(self.folder, record), read_mask(self.folder, record)
         self.show(total, total)
 
+    def patient(self, record: Record) -> str | None:
+        """None in a cohort whose user declared that patients aren't known: the manifest then has the key for one."""
+        return None if self.card.imported.get("patients") == "none" else record.patient
+
     def masks(self) -> Iterator[np.ndarray]:
         return (read_mask(self.folder, record) for record in self.manifest.records)
 

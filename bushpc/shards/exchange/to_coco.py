@@ -84,7 +84,7 @@ def write(scans: Scans, folder: Path) -> None:
         images.append(
             {
                 **{"id": number, "file_name": file, "width": record.width, "height": record.height, "license": 1},
-                **{"key": record.key, "patient": record.patient, "label": record.label},
+                **{"key": record.key, "patient": scans.patient(record), "label": record.label},
                 "fold": scans.folds.get(record.key),
                 **{"pixel_mm": record.pixel_mm, "attributes": record.attributes},
             }

@@ -148,7 +148,7 @@ def _table(scans: Scans) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, *attributes])
     for record in records:
-        row = [record.key, record.patient, record.label, record.pixel_mm, scans.folds.get(record.key)]
+        row = [record.key, scans.patient(record), record.label, record.pixel_mm, scans.folds.get(record.key)]
         writer.writerow(["" if cell is None else cell for cell in [*row, *map(record.attributes.get, attributes)]])
     return stream.getvalue()
 
