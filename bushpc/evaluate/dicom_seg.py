@@ -2,6 +2,7 @@
 
 Ultrasound images have no Frame of Reference, so only the referenced frame says where a mask belongs: every frame of a
 clip has its own SEG. UIDs follow from the source, the model and its settings: the same prediction is the same object.
+The standard has pixel sizes of a SEG only within a Frame of Reference; those of the image it refers to hold.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.predictor import Predictor
-from bushpc.sample import PixelSize
 from bushpc.shards.images import is_dicom
 
 if t.TYPE_CHECKING:
@@ -92,14 +92,12 @@ def check_source(path: Path) -> None:
         )
 
 
-def segment(
-    path: Path, frame: int, frames: int, mask_HW: np.ndarray, pixel_mm: PixelSize | None, algorithm: Algorithm
-) -> bytes:
+def segment(path: Path, frame: int, frames: int, mask_HW: np.ndarray, algorithm: Algorithm) -> bytes:
     """The DICOM file of one frame's mask. Raises: DataError where highdicom cannot write one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about patients' names that have one part
-            dataset = _segmentation(_header(path), frame, frames, mask_HW, pixel_mm, algorithm)
+            dataset = _segmentation(_header(path), frame, frames, mask_HW, algorithm)
         buffer = io.BytesIO()
         dataset.save_as(buffer)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -113,9 +111,7 @@ def _header(path: Path) -> Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True)
 
 
-def _segmentation(
-    source: Dataset, frame: int, frames: int, mask_HW: np.ndarray, pixel_mm: PixelSize | None, algorithm: Algorithm
-) -> Dataset:
+def _segmentation(source: Dataset, frame: int, frames: int, mask_HW: np.ndarray, algorithm: Algorithm) -> Dataset:
     import highdicom as hd
     from pydicom.sr.codedict import codes
     from pydicom.uid import UltrasoundImageStorage, generate_uid
@@ -157,7 +153,6 @@ def _segmentation(
         device_serial_number=algorithm.weights,
         content_label="LESION",
         content_description="Lesion",
-        pixel_measures=hd.PixelMeasuresSequence((pixel_mm.y, pixel_mm.x), None) if pixel_mm else None,
         omit_empty_frames=False,
     )
     # DICOM requires both, empty if unknown, and highdicom leaves them out.

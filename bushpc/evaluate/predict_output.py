@@ -74,9 +74,7 @@ class Writer:
             UNCERTAINTY: lambda: _png(_deviation(result)),
             OVERLAYS: lambda: _png(overlay(image_HWC, result.mask_HW)),
             NIFTI: lambda: nifti(result.mask_HW, result.pixel_mm),
-            DICOM_SEG: lambda: dicom_seg.segment(
-                of.path, of.frame, of.frames, result.mask_HW, result.pixel_mm, self.algorithm
-            ),
+            DICOM_SEG: lambda: dicom_seg.segment(of.path, of.frame, of.frames, result.mask_HW, self.algorithm),
         }
         for path in self.places(of.file, of.frame, of.frames):
             content = made[path.relative_to(self.out).parts[0]]()

@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from bushpc.cli import main
+from bushpc.evaluate.dicom_seg import Algorithm, segment
 from bushpc.evaluate.predictor import Member, Predictor, Recipe
 from bushpc.models.baselines import UNet, UNetConfig
 from tests.evaluate.dicom_standard import standard
@@ -154,24 +155,14 @@ def test_dcmqi_parses_them_up_to_the_place_that_ultrasound_has_not(predicted, tm
     assert "Plane Orientation (Patient) is missing" in done.stdout + done.stderr
 
 
-def test_an_empty_mask_is_a_seg_without_a_pixel_and_millimetres_are_its_spacing(scans, one):
-    from bushpc.evaluate.dicom_seg import Algorithm, segment
-    from bushpc.sample import PixelSize
-
-    path = scans / PALETTE
-    empty = np.zeros((350, 800), np.uint8)
-    content = segment(path, 0, 1, empty, PixelSize(0.1, 0.2), Algorithm.of(one))
-    seg = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
-    assert not seg.pixel_array.any()
-    [measures] = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
-    assert measures.PixelSpacing == [0.2, 0.1]  # rows, then columns
+def test_an_empty_mask_is_a_seg_without_a_pixel(scans, one, tmp_path):
+    (tmp_path / "empty.dcm").write_bytes(segment(scans / PALETTE, 0, 1, np.zeros((350, 800)), Algorithm.of(one)))
+    assert not highdicom.seg.segread(tmp_path / "empty.dcm").pixel_array.any()
 
 
 def test_the_same_prediction_is_the_same_object_and_another_models_is_not(scans, one):
-    from bushpc.evaluate.dicom_seg import Algorithm, segment
-
     def uids(frame: int, algorithm: Algorithm) -> tuple[str, str]:
-        content = segment(scans / CLIP, frame, FRAMES, np.ones((240, 320), np.uint8), None, algorithm)
+        content = segment(scans / CLIP, frame, FRAMES, np.ones((240, 320), np.uint8), algorithm)
         seg = pydicom.dcmread(pydicom.filebase.DicomBytesIO(content))
         return seg.SeriesInstanceUID, seg.SOPInstanceUID
 
