@@ -298,7 +298,8 @@ class Trial:
                     if self.case.then and number == self.case.times - 1:
                         self.action = self.case.then
                     self._disturb()
-            self._until(lambda: all((cell / "DONE").exists() for cell in self.cell_dirs), "all cells to be done")
+            done = [cell_dir / "DONE" for cell_dir in self.cell_dirs]
+            self._until(lambda: all(map(Path.exists, done)), "all cells to be done", any_job=True)
             self._check()
             account = goodput(read_attempts(self.cell_dir))
             share = account.share if account else None
@@ -321,7 +322,8 @@ class Trial:
         self.run_dir = self.bench.submit(cells, self.cluster)
         self.cell_dirs = [self.run_dir / "cells" / name for name in cells]
         self.cell_dir = self.cell_dirs[0]
-        self.job_id = str((read_json(self.cell_dir / "job.json") or {})["job_id"])
+        self.job_ids = [str((read_json(cell_dir / "job.json") or {})["job_id"]) for cell_dir in self.cell_dirs]
+        self.job_id = self.job_ids[0]
 
     def _disturb(self) -> None:
         ranks = self._freeze_in_phase()
@@ -452,9 +454,12 @@ class Trial:
         if (cell_dir / "per_image.csv").read_bytes() != (reference / "per_image.csv").read_bytes():
             self.faults.append(f"{name}: per_image.csv differs")
 
-    def _until(self, question: Callable[[], t.Any], what: str) -> None:
-        """Wait for something that the job does. Raises: CaseError when it does not, or is gone for good."""
-        asked = time.monotonic()
+    def _until(self, question: Callable[[], t.Any], what: str, any_job: bool = False) -> None:
+        """Wait for something that the disturbed cell's job does, or with `any_job` the jobs of all cells.
+
+        Raises: CaseError when it does not, or is gone for good.
+        """
+        asked, jobs = time.monotonic(), self.job_ids if any_job else [self.job_id]
 
         def answer_or_gone() -> t.Any:
             nonlocal asked
@@ -462,8 +467,8 @@ class Trial:
                 return answer
             if time.monotonic() - asked > ASK_S:
                 asked = time.monotonic()
-                if self.job_id not in self.cluster.queue() and not question():
-                    raise CaseError(f"waiting for {what}: job {self.job_id} is gone: {self._log()}")
+                if not self.cluster.queue().keys() & set(jobs) and not question():
+                    raise CaseError(f"waiting for {what}: job {', '.join(jobs)} is gone: {self._log()}")
             return None
 
         self._wait(answer_or_gone, what)
