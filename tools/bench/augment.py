@@ -4,8 +4,8 @@ albumentations doing the same changes.
     python tools/bench/augment.py [--albumentations-python PYTHON] [--out benchmarks/<date>_augment]
 
 The same changes everywhere: left-right flip, rotation by up to 15 degrees, zoom by up to 10 %, brightness and contrast
-by up to 20 %, of a grey scan of three equal channels and its mask. Every way runs in a process of its own on one
-thread, in turn, several times over; ratios are those of the same turn, and their median counts, so that other load
+by up to 20 %, of a grey scan of three equal channels and its mask. All ways run on one thread, in turn, several
+times over; ratios are those of the same turn, and their median counts, so that other load
 weighs on all. PYTHON has albumentations and opencv-python-headless: it is no dependency of bushpc.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -44,49 +43,60 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--albumentations-python", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None, help="folder for augment.md and augment.json")
-    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        print(json.dumps(measure(asked.child, asked.size, asked.scans)))
+        for line in sys.stdin:
+            print(json.dumps(measure(line.strip(), asked.size, asked.scans)), flush=True)
         return
-    names = [*WAYS, *([PEER, PEER_GREY] if asked.albumentations_python else [])]
-    found: dict[str, list[dict[str, t.Any]]] = {name: [] for name in names}
+    here = child(sys.executable, asked)
+    measurers = dict.fromkeys(WAYS, here)
+    if asked.albumentations_python:
+        measurers |= dict.fromkeys((PEER, PEER_GREY), child(asked.albumentations_python, asked))
+    found: dict[str, list[dict[str, t.Any]]] = {name: [] for name in measurers}
     for _ in range(asked.repeats):
-        for name in names:
-            python = asked.albumentations_python if name.startswith(PEER) else sys.executable
-            found[name].append(in_child(python, name, asked))
-    result = {"machine": machine(), "size": asked.size, "ways": found}
+        for name, process in measurers.items():
+            found[name].append(ask(process, name))
+    for process in {id(process): process for process in measurers.values()}.values():
+        process.communicate()
+    result = {"machine": machine(), "size": asked.size, "scans": asked.scans, "ways": found}
     report = table(result)
     print(report)
     if asked.out:
         write_result(asked.out, "augment", report, result)
 
 
-def in_child(python: Path | str, name: str, asked: argparse.Namespace) -> dict[str, t.Any]:
-    words = ["--child", name, "--size", str(asked.size), "--scans", str(asked.scans)]
+def child(python: Path | str, asked: argparse.Namespace) -> subprocess.Popen[str]:
+    """A process on one thread that measures the ways that it is asked for."""
+    words = ["--child", "--size", str(asked.size), "--scans", str(asked.scans)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
-    done = subprocess.run([str(python), __file__, *words], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    made: dict[str, t.Any] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(
+        [str(python), __file__, *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def ask(process: subprocess.Popen[str], name: str) -> dict[str, t.Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(name + "\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name} could not be measured, see above")
+    made: dict[str, t.Any] = json.loads(line)
     return made
 
 
 def measure(name: str, size: int, scans: int) -> dict[str, t.Any]:
-    """ms of processor time a scan, and the process' largest memory in MB above what it had before the first scan."""
+    """ms of processor time a scan."""
     change, versions = albumentations(size, name == PEER_GREY) if name.startswith(PEER) else ours(name, size)
     for i in range(40):
         change(i)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    began = time.process_time()
     for i in range(scans):
         change(i)
-    return {
-        "ms": (time.process_time() - began) / scans * 1e3,
-        "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "grown_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-        "versions": versions,
-    }
+    return {"ms": (time.process_time() - began) / scans * 1e3, "versions": versions}
 
 
 def picture(size: int) -> tuple[t.Any, t.Any]:
@@ -158,13 +168,13 @@ def table(result: dict[str, t.Any]) -> str:
         "",
         ", ".join(f"{name} {value}" for name, value in result["machine"].items()),
         "",
-        "| way | ms a scan | scans a second and core | times faster than before | process, MB | versions |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| way | ms a scan | scans a second and core | times faster than before | versions |",
+        "| --- | ---: | ---: | ---: | --- |",
     ]
     for name, runs in ways.items():
-        ms, mb = (statistics.median(run[key] for run in runs) for key in ("ms", "mb"))
+        ms = statistics.median(run["ms"] for run in runs)
         versions = ", ".join(f"{each} {number}" for each, number in runs[0]["versions"].items())
-        lines.append(f"| {name} | {ms:.2f} | {1000 / ms:.0f} | {ratio(BEFORE, name):.1f} | {mb:.0f} | {versions} |")
+        lines.append(f"| {name} | {ms:.2f} | {1000 / ms:.0f} | {ratio(BEFORE, name):.1f} | {versions} |")
     lines += ["", f"- Before / bushpc, light: {ratio(BEFORE, NOW):.1f} (wanted: 10 or more)"]
     if PEER in ways:
         lines.append(f"- albumentations / bushpc, light: {ratio(PEER, NOW):.1f} (wanted: 1.5 or more)")
