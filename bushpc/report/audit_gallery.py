@@ -12,7 +12,7 @@ import numpy as np
 from bushpc.errors import DataError
 from bushpc.report.gallery import Note, Row, Value, write_gallery
 from bushpc.report.run_gallery import RunResults
-from bushpc.shards.audit import KINDS, Audit, Packed
+from bushpc.shards.audit import KINDS, Audit, AuditedDataset
 from bushpc.shards.manifest import Record, read_image, read_mask
 from bushpc.shards.progress import Show
 
@@ -91,7 +91,7 @@ def _classes(audit: Audit) -> list[str]:
     return [" or ".join(classes[k]) for k in sorted(classes)]
 
 
-def _fields(audit: Audit, packed: Packed, record: Record) -> dict[str, Value]:
+def _fields(audit: Audit, packed: AuditedDataset, record: Record) -> dict[str, Value]:
     facts = audit.facts.get((packed.name, record.key))
     return {
         "label": record.label,
@@ -126,7 +126,7 @@ def _notes(audit: Audit) -> dict[_ScanId, list[Note]]:
     return notes
 
 
-def _load(packed: Packed, record: Record, results: RunResults | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _load(packed: AuditedDataset, record: Record, results: RunResults | None) -> tuple[np.ndarray, np.ndarray | None]:
     """A damaged mask is among the findings; the image is worth looking at all the same."""
     image_HWC = read_image(packed.folder, record)
     try:

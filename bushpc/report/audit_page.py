@@ -16,7 +16,7 @@ from bushpc.report.audit_gallery import SAME_PICTURE, scan_id
 from bushpc.report.drawing import contour_of
 from bushpc.report.standalone import EDGE, Histogram, ScanPicture, histograms, labels_with
 from bushpc.report.table import Column, RowData, Table, Value
-from bushpc.shards.audit import KINDS, Audit, Packed, Twins, balance
+from bushpc.shards.audit import KINDS, Audit, AuditedDataset, CopyPair, balance
 from bushpc.shards.manifest import Record, read_image, read_mask
 
 MOST_PAIRS = 60  # with pictures: a page stays one that a phone can open
@@ -81,7 +81,7 @@ def _of_kind(audit: Audit, kind: str) -> FindingsOfKind:
     )
 
 
-def _other(audit: Audit, pair: Twins) -> ScanPicture:
+def _other(audit: Audit, pair: CopyPair) -> ScanPicture:
     return _view(audit, pair.other_dataset, pair.other_key)
 
 
@@ -94,7 +94,7 @@ def _view(audit: Audit, dataset: str, key: str, caption: str = "") -> ScanPictur
         return ScanPicture(dataset, key, caption or record.label, None)
 
 
-def _picture(packed: Packed, record: Record) -> str:
+def _picture(packed: AuditedDataset, record: Record) -> str:
     """The image with the outline of its mask; of four channels that are no colours, the first."""
     image_HWC = read_image(packed.folder, record)
     if image_HWC.shape[2] != 3:

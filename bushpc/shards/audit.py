@@ -108,7 +108,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twins:
+class CopyPair:
     """Two scans that are the same picture.
 
     correlation: of their local contrast, 1 if identical. group: number of the group of copies they belong to.
@@ -163,7 +163,7 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class AuditedDataset:
     """An audited dataset. name: of the dataset; followed by its folder if two datasets have the same name.
 
     folds: name of the fold file, or "" if there is none. fold_by_key: the file's content, even if it doesn't fit.
@@ -198,9 +198,9 @@ class ScanStats:
 class Audit:
     """facts: statistics by dataset and key, of every scan that could be read."""
 
-    datasets: list[Packed]
+    datasets: list[AuditedDataset]
     findings: list[Finding]
-    twins: list[Twins]
+    twins: list[CopyPair]
     facts: dict[tuple[str, str], ScanStats]
     most_bits: int
     least_correlation: float
@@ -277,7 +277,7 @@ def audit(
     datasets = _open(folders, folds, findings)
     scans = [(packed, record) for packed in datasets for record in packed.manifest.records]
     facts: dict[tuple[str, str], ScanStats] = {}
-    readable: list[tuple[Packed, Record]] = []
+    readable: list[tuple[AuditedDataset, Record]] = []
     fingerprints: list[Fingerprint] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding and filters release the GIL
         for done, ((packed, record), seen) in enumerate(zip(scans, pool.map(_inspect, scans), strict=True), 1):
@@ -352,7 +352,7 @@ def write(audit: Audit, folder: Path) -> None:
     """Write `folder`/findings.csv, pairs.csv and audit.json, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "findings.csv", _csv(Finding, audit.findings))
-    write_atomically(folder / "pairs.csv", _csv(Twins, audit.twins))
+    write_atomically(folder / "pairs.csv", _csv(CopyPair, audit.twins))
     write_atomically(folder / "audit.json", audit.to_json())
 
 
@@ -383,7 +383,7 @@ def summary(audit: Audit) -> rich.console.Group:
 # --- one scan ---------------------------------------------------------------------------------------------------
 
 
-def _inspect(scan: tuple[Packed, Record]) -> tuple[Fingerprint, ScanStats] | DataError:
+def _inspect(scan: tuple[AuditedDataset, Record]) -> tuple[Fingerprint, ScanStats] | DataError:
     packed, record = scan
     try:
         image_HWC, mask_HW = read_image(packed.folder, record), read_mask(packed.folder, record)
@@ -429,7 +429,7 @@ def _marks(brightest_HW: np.ndarray, coloured_HW: np.ndarray, inside_HW: np.ndar
     return count
 
 
-def _findings_of(packed: Packed, record: Record, facts: ScanStats) -> t.Iterator[Finding]:
+def _findings_of(packed: AuditedDataset, record: Record, facts: ScanStats) -> t.Iterator[Finding]:
     def found(kind: str, said: str) -> Finding:
         return _finding(kind, packed, record, said)
 
@@ -456,14 +456,14 @@ def _findings_of(packed: Packed, record: Record, facts: ScanStats) -> t.Iterator
         yield found("small", f"{record.width}x{record.height} pixels")
 
 
-def _finding(kind: str, packed: Packed, record: Record, said: str) -> Finding:
+def _finding(kind: str, packed: AuditedDataset, record: Record, said: str) -> Finding:
     return Finding(kind=kind, dataset=packed.name, key=record.key, said=said)
 
 
 # --- datasets and pairs -----------------------------------------------------------------------------------------
 
 
-def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list[Packed]:
+def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list[AuditedDataset]:
     """Open the datasets and their folds; faults of folds and patients are added to `findings`."""
     again = [folder for number, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:number])]
     if again:
@@ -480,13 +480,13 @@ def _open(folders: Sequence[Path], source: str, findings: list[Finding]) -> list
             load_folds(path, manifest.records, manifest.excerpt)
         except DataError as error:
             findings.append(Finding(kind="folds", dataset=name, key="", said=str(error)))
-        packed = Packed(name=name, folder=folder, manifest=manifest, folds=file, fold_by_key=fold_by_key)
+        packed = AuditedDataset(name=name, folder=folder, manifest=manifest, folds=file, fold_by_key=fold_by_key)
         findings += _findings_of_patients(packed)
         datasets.append(packed)
     return datasets
 
 
-def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
+def _findings_of_patients(packed: AuditedDataset) -> t.Iterator[Finding]:
     if (packed.folder / FILE_NAME).exists() and Card.load(packed.folder).imported.get("patients") == "none":
         said = "imported with patients=none: every scan counts as a patient"
         yield Finding(kind="patients_unknown", dataset=packed.name, key="", said=said)
@@ -503,7 +503,7 @@ def _findings_of_patients(packed: Packed) -> t.Iterator[Finding]:
                 yield Finding(kind=kind, dataset=packed.name, key="", said=said, patient=patient)
 
 
-def _twins(scans: list[tuple[Packed, Record]], pairs: list[duplicates.Pair]) -> list[Twins]:
+def _twins(scans: list[tuple[AuditedDataset, Record]], pairs: list[duplicates.Pair]) -> list[CopyPair]:
     """The pairs with their datasets' keys, labels and folds; the grave ones first."""
     groups = group(len(scans), pairs)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups[pair.first] for pair in pairs))}
@@ -512,7 +512,7 @@ def _twins(scans: list[tuple[Packed, Record]], pairs: list[duplicates.Pair]) -> 
         (packed, record), (other_packed, other) = scans[pair.first], scans[pair.second]
         same = packed is other_packed
         twins.append(
-            Twins(
+            CopyPair(
                 dataset=packed.name,
                 key=record.key,
                 other_dataset=other_packed.name,
