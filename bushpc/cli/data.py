@@ -134,7 +134,13 @@ AUDIT = Words(
         "Two images count as the same picture from this correlation on. Unrelated images lie below 0.85, copies above.",
         shown="0.85",
     ),
-    Word("gallery", SWITCH, "Also write gallery.html with all scans, to which the page links.", True),
+    Word(
+        "gallery",
+        TEXT,
+        "Scans of gallery.html, to which the page links. All scans nearly double the time.",
+        "findings",
+        choices=("findings", "all", "none"),
+    ),
     command="bushpc shards audit",
     example="bushpc shards audit data=breast data=bus_bra",
 )
@@ -155,10 +161,13 @@ def audit_shards(given: Arguments) -> int:
         found = audit(given.data, folds=given.folds, least_correlation=least, progress=show)
     write(found, out)
     command, gallery = ["bushpc", "shards", "audit", *given.typed], ""
-    if given.gallery:
+    some = any(finding.key or finding.patient for finding in found.findings) or bool(found.twins)
+    if given.gallery == "all" or (given.gallery == "findings" and some):
         with progress(f"show {names}") as show:
             links = {f"Audit of {' and '.join(packed.name for packed in found.datasets)}": "index.html"}
-            gallery = write_scans(found, out / "gallery.html", command, links=links, progress=show).name
+            only = given.gallery == "findings"
+            page = out / "gallery.html"
+            gallery = write_scans(found, page, command, only_findings=only, links=links, progress=show).name
     page = write_page(found, out, command, gallery)
     wide_console().print(summary(found))
     print(f"page: {page}")

@@ -26,21 +26,25 @@ def write_scans(
     page: Path,
     command: Sequence[str],
     *,
+    only_findings: bool = False,
     results: RunResults | None = None,
     links: Mapping[str, str] | None = None,
     edge: int | None = None,
     progress: Show | None = None,
 ) -> Path:
-    """Write `page` with every scan of the audited datasets. Raises: OSError.
+    """Write `page` with every scan of the audited datasets. Raises: ConfigError if there is none; OSError.
 
-    results: of a run on the only one of them. links, edge: as in `write_gallery`.
+    only_findings: leave out scans without a finding, as pictures are most of the work. results: of a run on the
+    only one of the datasets. links, edge: as in `write_gallery`.
     """
+    notes = _notes(audit)
     scans = [(packed, record) for packed in audit.datasets for record in packed.manifest.records]
+    if only_findings:
+        scans = [(packed, record) for packed, record in scans if notes[packed.name, record.key]]
     several = len(audit.datasets) > 1
     classes = _classes(audit)
     more = results.fields if results else {}
     attributes = list(dict.fromkeys(name for _, record in scans for name in record.attributes))
-    notes = _notes(audit)
     rows = [
         Row(
             id=scan_id(audit, packed.name, record.key),
@@ -60,7 +64,7 @@ def write_scans(
         page,
         rows,
         title=results.name if results else " and ".join(packed.name for packed in audit.datasets),
-        kicker="Scans and predictions" if results else "Scans",
+        kicker="Scans and predictions" if results else "Scans with findings" if only_findings else "Scans",
         command=command,
         filters=[name for name in FILTERS if any(row.fields.get(name) is not None for row in rows)],
         classes=[*classes, *(results.outlines if results else [])],

@@ -162,6 +162,17 @@ def test_a_damaged_mask_leaves_the_image_and_a_finding(phantom_folder, tmp_path)
     assert found["picture"]
     assert [(note["kind"], note["grave"]) for note in found["notes"]] == [("Unreadable", True)]
 
+    for gallery, scans in (("all", len(Manifest.load(folder).records)), ("findings", None), ("none", 0)):
+        out = tmp_path / gallery
+        assert main(["shards", "audit", f"data={folder}", f"out={out}", f"gallery={gallery}"]) == 1
+        page = out / "gallery.html"
+        shown = data_of(page)["scans"] if page.exists() else []
+        if gallery == "findings":
+            assert record.key in {scan["key"] for scan in shown}
+            assert all(scan["notes"] for scan in shown)
+        else:
+            assert len(shown) == scans
+
 
 def test_data_and_run_exclude_each_other_and_a_run_in_data_is_told(phantom_folder, tmp_path, capsys):
     (tmp_path / "run").mkdir()
