@@ -141,7 +141,6 @@ def _problem(file: WeightFile, folder: Path) -> str | None:
 def _download(file: WeightFile, folder: Path) -> str:
     """Download one file to its final name; returns its commit."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     assert file.name.endswith(".safetensors"), file.name
     try:
@@ -151,12 +150,21 @@ def _download(file: WeightFile, folder: Path) -> str:
             downloaded = huggingface_hub.hf_hub_download(file.hub_repo, file.hub_file, revision=commit, local_dir=aside)
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             Path(downloaded).replace(folder / file.name)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         raise WeightsError(
             f"could not pull {file.hub_repo}/{file.hub_file} at {file.revision}: {error}. "
             "Pull on a machine with internet access, and copy the weights folder including its lock file."
         ) from error
     return str(commit)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's library raises when the Hub, the network or the disk fails."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # A refused connection is neither of them and no OSError either, but of the HTTP library: httpx, or its successor.
+    http_error = next(each for each in HfHubHTTPError.__bases__ if each is not OSError)
+    return (HfHubHTTPError, LocalEntryNotFoundError, http_error, OSError)
 
 
 def _record(folder: Path, file: WeightFile, commit: str) -> None:

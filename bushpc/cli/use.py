@@ -38,10 +38,27 @@ def predict(given: Arguments) -> int:
 
 def export(given: Arguments) -> None:
     from bushpc.evaluate import export as exports
+    from bushpc.evaluate import hub
 
-    content = exports.export(given.run_dir, given.out, fold=given.fold, row=given.row, formats=given.format, say=warn)
+    if given.push is not None:
+        hub.check_push(given.push, given.licence)
+    content = exports.export(
+        given.run_dir,
+        given.out,
+        fold=given.fold,
+        row=given.row,
+        formats=given.format,
+        licence=given.licence,
+        to_share=given.push is not None,
+        say=warn,
+    )
     names = ", ".join(fold["name"] for fold in content["folds"])
     print(f"{given.out}: {names}; use it with `bushpc predict {given.out} INPUT OUT`, or bushpc.load in Python")
+    if given.push is not None:
+        address = hub.push(given.out, given.push)
+        print(
+            f"{address}: pushed (a new repository is private); use it with `bushpc predict hub:{given.push} INPUT OUT`"
+        )
 
 
 GROUP = Group(
@@ -54,7 +71,7 @@ GROUP = Group(
             run=predict,
             example="bushpc predict runs/table4 scans/ out/ --row full --overlay",
             options=(
-                run_folder("model", help="run folder, or a folder that `bushpc export` wrote"),
+                run_folder("model", help="run folder, exported folder, or hub:OWNER/NAME[@REVISION]"),
                 option("input", type=Path, metavar="INPUT", help="an image (PNG, JPEG, TIFF, BMP, DICOM) or a folder"),
                 option("out", type=Path, metavar="OUT", help="folder for masks and predictions.csv"),
                 FOLD,
@@ -105,6 +122,8 @@ GROUP = Group(
                     metavar="FORMAT",
                     help="also write torch (torch.export) or onnx; safetensors is always written",
                 ),
+                option("--licence", metavar="ID", help="licence of the model, such as cc-by-4.0, for its card"),
+                option("--push", metavar="OWNER/NAME", help="also upload it to this repository of the Hub"),
             ),
         ),
     ),

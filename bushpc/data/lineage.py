@@ -16,6 +16,7 @@ from bushpc.errors import DataError
 from bushpc.files import EXPORT_FILE, read_json
 from bushpc.runs.records import RunRecord
 from bushpc.shards.card import Card
+from bushpc.shards.licences import DataLicence, of_card, of_name
 from bushpc.shards.manifest import Manifest
 
 # Written by `bushpc generate` next to its shards.
@@ -87,6 +88,35 @@ def of_generated(folder: Path) -> list[Training]:
         )
     found: list[Training] = noted["trained_on"]
     return found
+
+
+def licences(cell: CellConfig, trainings: Iterable[Training]) -> list[DataLicence]:
+    """The licences of all data behind a cell's weights, each dataset once.
+
+    That is: its own data, its synthetic scans, what trained their generator, and what trained its base model.
+    """
+    data = cell.data
+    found = of_card(Card.find(data.name, data.folder), "trained on" if data.real else "validated on")
+    if data.mixed:
+        found += _of_synthetic_card(Path(str(data.synthetic)))
+    if cell.model.starts_from:
+        recorded = (read_json(cell.model.starts_from.parent / EXPORT_FILE) or {}).get("licences", [])
+        found += [DataLicence(**each)._replace(role="trained the model that it started from") for each in recorded]
+    for each in trainings:
+        if each["data"] is not None:
+            found += of_name(each["data"], data.folder.parent, "trained an earlier model: its base or a generator")
+    by_name: dict[str, DataLicence] = {}
+    for licence in found:
+        by_name.setdefault(licence.data, licence)
+    return list(by_name.values())
+
+
+def _of_synthetic_card(folder: Path) -> list[DataLicence]:
+    role = "synthetic scans, trained on"
+    try:
+        return of_card(Card.load(folder), role)
+    except DataError:
+        return [DataLicence("synthetic", "Synthetic scans", "not known here: their folder is gone", "", role)]
 
 
 def distinct(trainings: Iterable[Training]) -> list[Training]:

@@ -32,6 +32,7 @@ from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
 from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
+from bushpc.evaluate import hub
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import Model
@@ -298,15 +299,15 @@ def load(
     tta: bool = False,
     say: Callable[[str], None] = _warn,
 ) -> Predictor:
-    """The trained model in a run folder, or in a folder that `bushpc export` wrote.
+    """The trained model in a run folder, in a folder that `bushpc export` wrote, or on the Hub (`hub:OWNER/NAME`).
 
     fold: one of them; None takes all as an ensemble, and says which are missing. row: of a grid. device: auto, cpu or
     cuda. tta: see `Predictor`. say: told what the user should know.
     Raises: DataError for a folder that is neither, or damaged; ConfigError for a name that does not exist; ResumeError
     for a fold that is not done, or no longer whole.
     """
-    path = Path(path)
     choose_device(device)  # before gigabytes are read
+    path = hub.fetch(str(path), fold) if str(path).startswith(hub.PREFIX) else Path(path)
     if (path / EXPORT_FILE).exists():
         if row is not None:
             raise ConfigError(f"{path} is an exported model and has no rows; leave row={row} out")

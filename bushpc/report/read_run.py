@@ -32,11 +32,15 @@ _RUN_KEYS = (
 )  # fmt: skip
 
 
-def read_run(run_dir: Path) -> Run:
-    """Read a run folder. Raises: DataError, naming the file and row, if what is there contradicts itself."""
+def read_run(run_dir: Path, only: str | None = None) -> Run:
+    """Read a run folder. only: the row of a grid to read, None for all.
+
+    Raises: DataError, naming the file and row, if what is there contradicts itself.
+    """
     folder = RunDir(run_dir)
     run = _read_run(folder)
-    arms = [_read_arm(folder, run, row, entries) for row, entries in _rows(folder.file, run)]
+    rows = [(row, entries) for row, entries in _rows(folder.file, run) if only in (None, row.name)]
+    arms = [_read_arm(folder, run, row, entries) for row, entries in rows]
     wanted = run.grid.baseline if run.grid else None
     baseline = next((arm for arm in arms if arm.name == wanted), arms[0])
     return Run(path=run_dir, record=run, arms=arms, baseline=baseline)
