@@ -18,7 +18,12 @@
 # This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
 # Submit it again to run only what is missing.
 set -euo pipefail
-# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then where sbatch was called, or above.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -e slurm/ablate_vit_diffusion.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
+[ -e slurm/ablate_vit_diffusion.sh ] || cd "${SLURM_SUBMIT_DIR:-.}"
+until [ -e slurm/ablate_vit_diffusion.sh ]; do
+  [ "$PWD" != / ] || { echo "slurm/ablate_vit_diffusion.sh: not called from a clone of bushpc; first: cd <the clone>" >&2 && exit 2; }
+  cd ..
+done
+[ -x .venv/bin/bushpc ] || { echo "$PWD has no .venv/bin/bushpc: install it there, see README.md" >&2 && exit 2; }
 exec .venv/bin/bushpc grid grid=vit_diffusion_components data=busi cluster=a100 "$@"

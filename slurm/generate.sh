@@ -23,9 +23,14 @@
 set -euo pipefail
 # Set where sbatch was given --export=NONE; srun would then give the ranks nothing of this script's environment.
 unset SLURM_EXPORT_ENV
-# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then where sbatch was called, or above.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -e slurm/generate.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
+[ -e slurm/generate.sh ] || cd "${SLURM_SUBMIT_DIR:-.}"
+until [ -e slurm/generate.sh ]; do
+  [ "$PWD" != / ] || { echo "slurm/generate.sh: not called from a clone of bushpc; first: cd <the clone>" >&2 && exit 2; }
+  cd ..
+done
+[ -x .venv/bin/bushpc ] || { echo "$PWD has no .venv/bin/bushpc: install it there, see README.md" >&2 && exit 2; }
 # Your site's modules go here, e.g. `module load cuda`.
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then

@@ -24,7 +24,12 @@ if [ $# -gt 0 ] && [[ $1 != *=* || -d $1 ]]; then
   words+=("src=$(realpath -m -- "$1")")
   shift
 fi
-# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then where sbatch was called, or above.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -e slurm/pack.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
+[ -e slurm/pack.sh ] || cd "${SLURM_SUBMIT_DIR:-.}"
+until [ -e slurm/pack.sh ]; do
+  [ "$PWD" != / ] || { echo "slurm/pack.sh: not called from a clone of bushpc; first: cd <the clone>" >&2 && exit 2; }
+  cd ..
+done
+[ -x .venv/bin/bushpc ] || { echo "$PWD has no .venv/bin/bushpc: install it there, see README.md" >&2 && exit 2; }
 exec .venv/bin/bushpc pack "${words[@]}" "$@"

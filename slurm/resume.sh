@@ -13,9 +13,14 @@
 set -euo pipefail
 # The run's path is relative to where sbatch was called, which need not be the clone's root.
 here=$PWD
-# Slurm runs a copy of this script from its spool folder; the clone is then the folder where sbatch was called.
+# Slurm runs a copy of this script from its spool folder; the clone is then where sbatch was called, or above.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -e slurm/resume.sh ] || cd "$(git -C "$SLURM_SUBMIT_DIR" rev-parse --show-toplevel)"
+[ -e slurm/resume.sh ] || cd "${SLURM_SUBMIT_DIR:-.}"
+until [ -e slurm/resume.sh ]; do
+  [ "$PWD" != / ] || { echo "slurm/resume.sh: not called from a clone of bushpc; first: cd <the clone>" >&2 && exit 2; }
+  cd ..
+done
+[ -x .venv/bin/bushpc ] || { echo "$PWD has no .venv/bin/bushpc: install it there, see README.md" >&2 && exit 2; }
 bushpc=$PWD/.venv/bin/bushpc
 cd "$here"
 exec "$bushpc" resume "$@"

@@ -167,9 +167,9 @@ def _licences(content: Mapping[str, t.Any]) -> str:
 def _figure_tables(figures: Iterable[Mapping[str, t.Any]]) -> str:
     own = [figure for figure in figures if figure["dataset"] is None]
     others = [figure for figure in figures if figure["dataset"] is not None]
-    text = (
-        f"{INTERVAL}; for metrics of pixels, of the mean over images.\n\n{_figure_table('prompts', own)}" if own else ""
-    )
+    text = ""
+    if own:
+        text += f"{INTERVAL}; for metrics of pixels, of the mean over images.\n\n{_figure_table('prompts', own)}"
     if others:
         text += f"\nOn other datasets, which it was not trained on:\n\n{_figure_table('dataset', others)}"
     return text

@@ -50,7 +50,7 @@ def test_a_synthetic_dataset_needs_no_folder(clone, tmp_path):
 
 def test_under_slurm_the_clone_is_where_it_was_submitted(clone, tmp_path):
     (clone / "raw").mkdir()
-    shutil.move(clone / "slurm" / "pack.sh", tmp_path / "slurm_script")  # Slurm runs a copy from its spool
+    shutil.copy(clone / "slurm" / "pack.sh", tmp_path / "slurm_script")  # Slurm runs a copy from its spool
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(clone / "slurm")}
     subprocess.run(
         ["bash", tmp_path / "slurm_script", "breast", "../raw"], cwd=clone / "slurm", env=environment, check=True
