@@ -201,6 +201,18 @@ def is_own_folder(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
+def size_text(count: float) -> str:
+    """A number of bytes in the unit that shows it best.
+
+    >>> size_text(0), size_text(56_600), size_text(3_400_000), size_text(1_250_000_000)
+    ('0 bytes', '57 kB', '3.4 MB', '1.25 GB')
+    """
+    for unit, size, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 0)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bushpc: {reason}. Choose another folder (runs_dir=FOLDER, out=FOLDER)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; submitted jobs continue (`bushpc status RUN`)", file=sys.stderr)
+        command, _ = _named(words)
+        then = command.after_interrupt if command else ""
+        print(f"interrupted; {then}" if then else "interrupted", file=sys.stderr)
         return 130
 
 
@@ -66,9 +68,9 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(groups()))
         return 0 if words else 2
-    for name in (" ".join(words[:2]), words[0]):
-        if name in valid:
-            return int(valid[name].run(valid[name].parse(words[len(name.split()) :])) or 0)
+    command, rest = _named(words)
+    if command:
+        return int(command.run(command.parse(rest)) or 0)
     family = {name: command for name, command in valid.items() if name.startswith(f"{words[0]} ")}
     if family and (len(words) == 1 or words[1] in ("-h", "--help")):
         print(_overview([Group(f"bushpc {words[0]}", 0, tuple(family.values()))]))
@@ -77,6 +79,15 @@ def _run(words: list[str]) -> int:
     given = " ".join(words[:2]) if family else words[0]
     print(f"bushpc: {unknown_name('command', given, family or valid, then)}", file=sys.stderr)
     return 2
+
+
+def _named(words: list[str]) -> tuple[Command | None, list[str]]:
+    """The command that the words begin with, and the other words."""
+    valid = commands()
+    for name in (" ".join(words[:2]), *words[:1]):
+        if name in valid:
+            return valid[name], words[len(name.split()) :]
+    return None, words
 
 
 def _without_local_rank(words: list[str]) -> list[str]:

@@ -37,6 +37,10 @@ FOLD = option("--fold", type=int, metavar="K", help="use the model of one fold (
 ROW = option("--row", metavar="NAME", help="use this row of a grid")
 
 
+JOBS_CONTINUE = "submitted jobs continue (`bushpc status RUN`)"
+CONTINUE = "run the same command again to continue"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """One command.
@@ -47,6 +51,7 @@ class Command:
     example: a line that works, given a dataset or run of that name.
     notes: further help, one paragraph each.
     words: the `key=value` words; `run` finds each as an attribute of its arguments, and all as typed in `typed`.
+    after_interrupt: what to know or to do after Ctrl-C.
     settings: the command takes settings (`model=…`, `train.lr=…`); `run` finds them in `typed`.
     """
 
@@ -57,6 +62,7 @@ class Command:
     notes: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     words: Words | None = None
+    after_interrupt: str = ""
     settings: bool = False
 
     def parse(self, argv: Sequence[str]) -> Arguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bushpc.cli.command import Arguments, Command, Group, option, run_folder
+from bushpc.cli.command import JOBS_CONTINUE, Arguments, Command, Group, option, run_folder
 from bushpc.cli.follow import print_submission
 from bushpc.cli.show import some
 
@@ -41,6 +41,7 @@ GROUP = Group(
         Command(
             name="resume",
             summary="Submit what is missing of any run, from its own frozen settings.",
+            after_interrupt=JOBS_CONTINUE,
             run=resume,
             example="bushpc resume runs/table4 --only failed cluster.mem_gb=128",
             options=(
@@ -53,6 +54,7 @@ GROUP = Group(
         Command(
             name="retry",
             summary="Submit some cells again, from their newest checkpoint or from step 0.",
+            after_interrupt=JOBS_CONTINUE,
             run=retry,
             example="bushpc retry runs/table4 full-fold2 --fresh",
             options=(

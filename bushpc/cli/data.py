@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bushpc.cli import shards_export, shards_import, shards_show
-from bushpc.cli.command import JSON, Arguments, Command, Group, option
+from bushpc.cli.command import CONTINUE, JSON, Arguments, Command, Group, option
 from bushpc.cli.show import print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
 
@@ -210,6 +210,7 @@ GROUP = Group(
         Command(
             name="pack",
             summary="Pack a raw dataset folder into shards.",
+            after_interrupt=CONTINUE,
             run=pack,
             example=PACK.example,
             words=PACK,

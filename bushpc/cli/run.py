@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from bushpc.cli.command import Arguments, Command, Group, option
+from bushpc.cli.command import JOBS_CONTINUE, Arguments, Command, Group, option
 from bushpc.cli.follow import print_submission
 from bushpc.errors import ConfigError
 
@@ -110,6 +110,7 @@ GROUP = Group(
         Command(
             name="cv",
             summary="Cross-validate a model: one job per fold, then a report.",
+            after_interrupt=JOBS_CONTINUE,
             run=cv,
             example="bushpc cv model=xbusnet_small data=phantom cluster=local --wait",
             options=(DRY_RUN, WAIT),
@@ -119,6 +120,7 @@ GROUP = Group(
         Command(
             name="grid",
             summary="Run an ablation: every row of a grid over all folds, then a report.",
+            after_interrupt=JOBS_CONTINUE,
             run=grid,
             example="bushpc grid grid=xbusnet_components data=breast cluster=slurm",
             options=(
@@ -132,6 +134,7 @@ GROUP = Group(
         Command(
             name="job",
             summary="Run another command, such as pack, as a job without a GPU (cluster.cpu_jobs).",
+            after_interrupt=JOBS_CONTINUE,
             run=job,
             example='bushpc job cluster=slurm --cores 4 --minutes 60 --run "pack data=phantom"',
             options=(

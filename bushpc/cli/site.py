@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import typing as t
 
-from bushpc.cli.command import JSON, Arguments, Command, Group, option
+from bushpc.cli.command import CONTINUE, JSON, Arguments, Command, Group, option
 from bushpc.cli.show import log
 from bushpc.cli.words import PATH, TEXT, Word, Words
 from bushpc.errors import ConfigError
@@ -199,6 +199,7 @@ GROUP = Group(
         Command(
             name="weights pull",
             summary="Download a model's pretrained weights, on a machine with internet.",
+            after_interrupt=CONTINUE,
             run=pull,
             example="bushpc weights pull model=xbusnet",
             settings=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bushpc.cli.command import FOLD, ROW, Arguments, Command, Group, option, run_folder
+from bushpc.cli.command import CONTINUE, FOLD, ROW, Arguments, Command, Group, option, run_folder
 from bushpc.cli.show import warn
 
 
@@ -107,6 +107,7 @@ GROUP = Group(
         Command(
             name="export",
             summary="Write a trained model as a folder that needs neither run, shards nor network.",
+            after_interrupt=CONTINUE,
             run=export,
             example="bushpc export runs/table4 model/ --row full",
             options=(

@@ -39,7 +39,7 @@ import torch
 
 from bushpc.config import LoaderConfig
 from bushpc.errors import DataError
-from bushpc.files import is_own_folder
+from bushpc.files import is_own_folder, size_text
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
 
 # Part of a cache's name: increase it when `resize` produces different pixels or the file format changes.
@@ -357,7 +357,7 @@ def _create(usable: list[Path], refused: list[str], files: _Files, keep_going: C
     for place in usable:
         available = room(place)
         if available < files.bytes:
-            refused.append(f"{place} has space for {available / GB:.2f} GB")
+            refused.append(f"{place} has space for {size_text(available)}")
             continue
         aside = place / f".{files.name}"
         try:
@@ -374,7 +374,7 @@ def _create(usable: list[Path], refused: list[str], files: _Files, keep_going: C
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     raise DataError(
-        f"there is no space for the decoded images ({files.bytes / GB:.2f} GB): {'; '.join(refused)}. "
+        f"there is no space for the decoded images ({size_text(files.bytes)}): {'; '.join(refused)}. "
         "Set loader.cache_dir to a folder on a disk of the node, request more memory (cluster.mem_gb) to use "
         "/dev/shm, or lower loader.cache_gb so that unused caches are deleted"
     )
@@ -423,7 +423,7 @@ def _reclaim(usable: list[Path], wanted: _Files, limit_gb: float, log: Callable[
         shutil.rmtree(home, ignore_errors=True)
     if gone:
         names = ", ".join(home.name for home in gone)
-        log(f"reclaimed {freed / GB:.2f} GB of unused decoded images: {names}")
+        log(f"reclaimed {size_text(freed)} of unused decoded images: {names}")
 
 
 def is_idle(home: Path) -> bool:

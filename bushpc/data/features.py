@@ -33,7 +33,7 @@ from bushpc.data.feature_files import FeatureStore, checksum, is_whole
 from bushpc.data.loader import FoldData, Preparation, plain_preparation, training_preparation
 from bushpc.data.staging import Stage, stage_features
 from bushpc.errors import DataError
-from bushpc.files import exclusive, write_atomically
+from bushpc.files import exclusive, size_text, write_atomically
 from bushpc.models.base import Model
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Record
@@ -42,7 +42,6 @@ from bushpc.shards.manifest import Record
 VERSION = 1
 POLL_S = 0.5
 PROGRESS_S = 30.0
-GB = 1e9
 
 
 def compute_features(
@@ -135,7 +134,7 @@ def compute_features(
             if time.monotonic() - reported > PROGRESS_S:
                 reported, existing = time.monotonic(), [size for file in files if (size := _size(file))]
                 expected = sum(existing) / len(existing) * len(files)
-                sizes = f"{sum(existing) / GB:.2f} of about {expected / GB:.2f} GB"
+                sizes = f"{size_text(sum(existing))} of about {size_text(expected)}"
                 say(f"{len(existing)} of {len(files)} feature files, {sizes}")
         missing = [path for path in missing if not is_whole(path)]
         # Other processes have the rest: wait for their files, or for their locks if they die.
@@ -145,7 +144,7 @@ def compute_features(
             time.sleep(POLL_S)
     for module in model.outside_state().values():
         module.cpu()
-    say(f"features: {len(files)} files, {sum(map(_size, files)) / GB:.2f} GB in {features.plain.parent}")
+    say(f"features: {len(files)} files, {size_text(sum(map(_size, files)))} in {features.plain.parent}")
     return stage_features(features, list(files), stage)
 
 

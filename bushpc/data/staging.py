@@ -29,11 +29,11 @@ from pathlib import Path
 
 from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
-from bushpc.data.cache import GB, DecodingStopped, boot, is_idle, places, room, try_lock
+from bushpc.data.cache import DecodingStopped, boot, is_idle, places, room, try_lock
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.loader import FoldData
 from bushpc.errors import DataError
-from bushpc.files import is_own_folder, sha256_of
+from bushpc.files import is_own_folder, sha256_of, size_text
 
 BLOCK = 1 << 22
 POLL_S = 0.2
@@ -89,7 +89,7 @@ class Stage:
         self._reclaim(target, needed)
         free = room(self.home)
         if free < needed:
-            raise Unusable(f"{self.home} has room for {free / GB:.2f} GB, {needed / GB:.2f} GB are needed")
+            raise Unusable(f"{self.home} has room for {size_text(free)}, {size_text(needed)} are needed")
         aside = self.home / f".{target.name}"
         shutil.rmtree(target, ignore_errors=True)  # a cleaner of temporary folders deleted some of it
         shutil.rmtree(aside, ignore_errors=True)
@@ -102,7 +102,7 @@ class Stage:
             aside.rename(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        self.say(f"copied {needed / GB:.2f} GB to {target} in {time.monotonic() - began:.1f} s")
+        self.say(f"copied {size_text(needed)} to {target} in {time.monotonic() - began:.1f} s")
 
     def _copy_file(self, source: Source, target: Path) -> None:
         digest = hashlib.sha256()

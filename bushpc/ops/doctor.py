@@ -31,6 +31,7 @@ from bushpc.data.cache import places, room
 from bushpc.data.external import open_external
 from bushpc.data.mixture import open_synthetic
 from bushpc.errors import BushpcError, ConfigError, DispatchError
+from bushpc.files import size_text
 from bushpc.ops.gpu_build import Build, gpus_and_driver, judge_profile
 from bushpc.shards.manifest import Manifest, verify
 from bushpc.shards.split import find_folds, load_folds
@@ -43,8 +44,6 @@ ANSWERS_S = 60
 IMPORTS_S = 180
 CLOCK_S = 2.0
 OPEN_FILES = 1024
-GB = 1e9
-MB = 1e6
 # Bytes of a float32, and how many more of them AdamW keeps per trained parameter.
 FLOAT, ADAM_MOMENTS = 4, 2
 # Batches that torch's DataLoader keeps ready per worker.
@@ -387,12 +386,12 @@ def _disk_room(config: CellConfig) -> Iterator[Check]:
     try:
         needed, trained, total = expected_checkpoint_bytes(config, cells)
     except Exception as error:  # not every model can be built without memory
-        found = f"{free / GB:.0f} GB free; the checkpoints' size is not known ({one_line(error)})"
+        found = f"{size_text(free)} free; the checkpoints' size is not known ({one_line(error)})"
         yield Check(name="disk room", verdict=WARNING, found=found, advice="look at the first checkpoint's size")
         return
     found = (
-        f"about {needed / GB:.1f} GB of checkpoints for {cells} cell(s) ({trained:,} of {total:,} parameters trained); "
-        f"{free / GB:.0f} GB free, a quota not counted"
+        f"about {size_text(needed)} of checkpoints for {cells} cell(s) ({trained:,} of {total:,} parameters trained); "
+        f"{size_text(free)} free, a quota not counted"
     )
     verdict = BROKEN if needed > free else WARNING if 2 * needed > free else OK
     advice = "" if verdict == OK else "make room, lower train.keep, or use another disk with runs_dir=FOLDER"
@@ -406,7 +405,7 @@ def _shared_memory(config: CellConfig) -> Iterator[Check]:
         return
     per_node = config.train.batch_size / config.cluster.nodes * 4 * FLOAT * config.model.image_size**2
     needed, free = per_node * config.loader.workers * PREFETCH, shutil.disk_usage(shm).free
-    found = f"{free / GB:.1f} GB free, loader workers hold up to {needed / MB:.0f} MB"
+    found = f"{size_text(free)} free, loader workers hold up to {size_text(needed)}"
     verdict = OK if free > 2 * needed else WARNING
     advice = "" if verdict == OK else "lower loader.workers, or start the container with more shared memory"
     yield Check(name="shared memory", verdict=verdict, found=found, advice=advice)
@@ -425,7 +424,7 @@ def _image_cache(config: CellConfig) -> Iterator[Check]:
     needed = samples * 4 * config.model.image_size**2
     folder = next((folder for folder in folders if room(folder) > needed), folders[-1])
     free = room(folder)
-    found = f"{folder}: room for {free / GB:.1f} GB, decoded images take {needed / MB:.0f} MB"
+    found = f"{folder}: room for {size_text(free)}, decoded images take {size_text(needed)}"
     advice = "" if free > needed else "choose another with loader.cache_dir=FOLDER, or make room"
     yield Check(name="image cache", verdict=OK if free > needed else WARNING, found=found, advice=advice)
 

@@ -287,7 +287,7 @@ def test_shared_memory_comes_first_and_the_temporary_folder_where_it_has_no_room
 
 def test_no_room_anywhere_says_how_much_is_needed_and_what_to_set(node, monkeypatch):
     monkeypatch.setattr(cache, "room", lambda place: 10_000_000)
-    with pytest.raises(DataError, match=r"\(1\.\d\d GB\).*caches has space for 0\.01 GB.*loader\.cache_dir"):
+    with pytest.raises(DataError, match=r"\(1\.\d\d GB\).*caches has space for 10\.0 MB.*loader\.cache_dir"):
         node.open(4096)
 
 

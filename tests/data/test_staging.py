@@ -71,7 +71,7 @@ def test_the_copy_is_the_same_bytes_in_a_folder_that_is_ours_alone(node):
     assert {path.name: path.read_bytes() for path in copy.glob("*.tar")} == {
         source.path.name: source.path.read_bytes() for source in sources
     }
-    assert node.said[0].startswith("copied 0.00 GB to")
+    assert node.said[0].startswith("copied 3 kB to")
 
 
 def test_processes_of_a_node_copy_once_and_the_others_wait_for_it(node):
@@ -128,7 +128,7 @@ def test_without_room_the_shared_folder_is_used_with_one_line(node, monkeypatch)
     monkeypatch.setattr(staging, "room", lambda folder: 2999)
     assert node.open().copy("data", sources) is None
     [line] = node.said
-    assert "has room for 0.00 GB" in line
+    assert "has room for 3 kB, 3 kB are needed" in line
     assert f"data is read from {node.shared}" in line
 
 

@@ -196,7 +196,7 @@ def test_too_small_a_disk_is_broken(words, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**9))
     [check] = run_check("disk room", doctor._disk_room, compose([*words, "cluster=local"]))
     assert check.verdict == "broken"
-    assert "1 GB free" in check.found
+    assert "1.00 GB free" in check.found
 
 
 @pytest.mark.parametrize(
