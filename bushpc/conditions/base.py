@@ -99,7 +99,10 @@ class Condition(abc.ABC):
         return (self.column,) if self.column else ()
 
     def from_user(self, given: Mapping[str, str]) -> t.Any | None:
-        """The value of a new image from what a user states, column → text; None if that says nothing of this kind."""
+        """The value of a new image from what a user states, column → text; None if that says nothing of this kind.
+
+        Raises: DataError for what cannot be.
+        """
         return (given.get(self.column) or None) if self.column else None
 
     def when_unknown(self) -> t.Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import typing as t
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,11 +68,13 @@ def read_table(
     by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
     naming = next(name for name in NAMING if name in rows[0][1])
     for file in files:
-        by_name[str(file if naming == "file" else file.with_suffix(""))].append(file)
+        by_name[_composed(str(file if naming == "file" else file.with_suffix("")))].append(file)
     table: dict[PurePosixPath, Known] = {}
     problems = []
     for line, row in rows:
-        found = by_name.get(row[naming], [])
+        found = by_name.get(_composed(row[naming]), [])
+        if len(found) > 1:  # names that differ in their Unicode form alone
+            found = [file for file in found if row[naming] in (str(file), str(file.with_suffix("")))] or found
         if len(found) != 1:
             why = f"is one of {', '.join(map(str, found))}: use a column `file`" if found else "is not in the input"
             problems.append(f"line {line}: {naming} '{row[naming]}' {why}")
@@ -80,8 +83,8 @@ def read_table(
         else:
             try:
                 table[found[0]] = _known(row, kinds)
-            except (DataError, ValueError) as error:
-                problems.append(f"line {line}: pixel_mm '{row['pixel_mm']}': {error}")
+            except DataError as error:
+                problems.append(f"line {line}: {naming} '{row[naming]}': {error}")
     if problems:
         more = [f"… and {len(problems) - MOST_SHOWN} more"] if len(problems) > MOST_SHOWN else []
         raise DataError(
@@ -115,5 +118,17 @@ def _read(path: Path, telling: Sequence[str]) -> list[tuple[int, dict[str, str]]
     return rows
 
 
+def _composed(name: str) -> str:
+    """A file name in one Unicode form: macOS writes ü as u and two dots, most programs as one letter."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _known(row: dict[str, str], kinds: Sequence[Condition]) -> Known:
-    return Known.of(row, pixel_size(float(row[PIXEL_MM])) if row.get(PIXEL_MM) else None, kinds)
+    return Known.of(row, _pixel_mm(row[PIXEL_MM]) if row.get(PIXEL_MM) else None, kinds)
+
+
+def _pixel_mm(text: str) -> PixelSize:
+    try:
+        return pixel_size(float(text))
+    except (DataError, ValueError) as error:
+        raise DataError(f"pixel_mm '{text}': {error}") from error

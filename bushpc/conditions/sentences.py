@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bushpc.conditions.base import Condition, Draw, Scan, Shown
+from bushpc.conditions.words import descriptor, refuse_long
 from bushpc.errors import DataError
 
 NO_PROMPT = ""
@@ -185,6 +186,11 @@ class SpatialPrompt(Condition):
         """From the first pass."""
         return FirstPass(bins=self._bins, tau=self.tau)
 
+    def from_user(self, given: t.Mapping[str, str]) -> str | None:
+        """The sentence. Raises: DataError."""
+        sentence = super().from_user(given)
+        return refuse_long(sentence, self.column) if sentence else None
+
     def mirrored(self, value: t.Any) -> t.Any:
         """Inner and outer change places; the first pass sees the mirrored image anyway."""
         return re.sub(r"\b(inner|outer)\b", lambda word: OPPOSITE[word[0]], value) if isinstance(value, str) else value
@@ -231,8 +237,10 @@ class AttributePrompt(Condition):
         return (self.column, *ATTRIBUTES)
 
     def from_user(self, given: t.Mapping[str, str]) -> str | None:
-        """The sentence, or the attributes shape, margin and birads, worded as in training."""
-        return super().from_user(given) or attribute_prompt({name: given.get(name) for name in ATTRIBUTES}) or None
+        """The sentence, or the attributes shape, margin and birads, worded as in training. Raises: DataError."""
+        if sentence := super().from_user(given):
+            return refuse_long(sentence, self.column)
+        return attribute_prompt({name: descriptor(name, given.get(name) or "") for name in ATTRIBUTES}) or None
 
 
 def _attributes_of_another(part: t.Sequence[Scan], draw: Draw) -> t.Callable[[str], str]:

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.conditions import Caption, Condition
+from bushpc.conditions.words import refuse_long
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError
@@ -615,9 +616,8 @@ class TextEncoder(Frozen):
         # One caption at a time: in a batch its last digits would depend on its neighbours. Not in inference mode: the
         # tensor is kept, and training saves it for the backward pass.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            ids = clip_tokenizer()(
-                caption, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-            ).input_ids
+            refuse_long(caption, "a caption")
+            ids = clip_tokenizer()(caption, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
             e_1ND: torch.Tensor = self.on(device)(ids.to(device)).last_hidden_state
             return e_1ND[0].float().cpu()
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from bushpc import weights
 from bushpc.conditions import AttributePrompt, Condition, SpatialPrompt, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES, SPATIAL
+from bushpc.conditions.words import refuse_long
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
@@ -365,7 +366,7 @@ class TextEncoder:
         from open_clip.tokenizer import tokenize
 
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            e_1E: torch.Tensor = self.tower.to(device)(tokenize([prompt]).to(device))
+            e_1E: torch.Tensor = self.tower.to(device)(tokenize([refuse_long(prompt, "a prompt")]).to(device))
             return e_1E[0].cpu()
 
 
