@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bushpc import environment
+from bushpc.cluster import setup
 from bushpc.cluster.base import Cluster, submit_all
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import resources, tasks_per_node
@@ -38,7 +39,7 @@ if t.TYPE_CHECKING:
 # A job of another machine counts as ended when its log has been silent for this long.
 FOREIGN_HOST_S = 600.0
 # Set in a job: the process id of its controller, whose children the ranks are.
-CONTROLLER = "BUSHPC_LOCAL_CONTROLLER"
+CONTROLLER = setup.LOCAL_JOB
 
 
 class LocalCluster(Cluster):
@@ -95,7 +96,7 @@ class LocalCluster(Cluster):
         return int(number) if number.isdecimal() else None
 
     def checks(self) -> Sequence[tuple[str, Callable[[ClusterConfig], Iterable[Check]]]]:
-        return (("this machine", self.check),)
+        return (("this machine", self.check), ("setup lines", setup.check))
 
     def check(self, profile: ClusterConfig) -> Iterator[Check]:
         cores = len(os.sched_getaffinity(0))
@@ -202,7 +203,7 @@ def _executor(request: JobRequest, lines: Sequence[str]) -> t.Any:
                 "SUBMITIT_LOCAL_WITH_SHELL": "",  # the controller's own process id names the job
                 "CUDA_VISIBLE_DEVICES": "",
             }
-            process = subprocess.Popen(["/bin/sh", "-c", job_script(lines, Path(self.folder))], env=words)
+            process = subprocess.Popen([setup.bash(), "-c", job_script(lines, Path(self.folder))], env=words)
             return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(ranks)))
 
     jobs = request.folder

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bushpc import environment
+from bushpc.cluster import setup
 
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
@@ -36,7 +37,7 @@ def resources(profile: ClusterConfig) -> dict[str, t.Any]:
 def shell_lines(profile: ClusterConfig, run_dir: Path, code: Path) -> list[str]:
     """Shell lines before the ranks. Paths are quoted; of what a user typed only `cluster.setup` is meant to run."""
     return [
-        *profile.setup,
+        *setup.guarded(profile.setup, run_dir / "jobs"),
         *environment.shell_lines(),
         # `python -m` looks into the current folder first, and users submit from the clone: its package would win.
         f"cd {shlex.quote(str(run_dir))}",

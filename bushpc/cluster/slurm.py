@@ -249,14 +249,15 @@ class SlurmCluster(Cluster):
     # --- for doctor and drill
 
     def checks(self) -> Sequence[tuple[str, Callable[[ClusterConfig], Iterable[Check]]]]:
-        from bushpc.cluster import slurm_site
+        from bushpc.cluster import setup, slurm_site
 
         def as_submitted(
             check: Callable[[ClusterConfig], Iterable[Check]],
         ) -> Callable[[ClusterConfig], Iterable[Check]]:
             return lambda profile: check(slurm_variables.in_force(profile))
 
-        return [(name, as_submitted(check)) for name, check in slurm_site.CHECKS]
+        every = (*slurm_site.CHECKS, ("setup lines", setup.check))
+        return [(name, as_submitted(check)) for name, check in every]
 
     def suggest(self, profile: ClusterConfig) -> dict[str, t.Any]:
         from bushpc.cluster import slurm_suggest

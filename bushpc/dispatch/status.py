@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bushpc.cluster.base import cluster_for, job_states
 from bushpc.cluster.records import Job, JobState
+from bushpc.cluster.setup import failure_file
 from bushpc.errors import ConfigError
 from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
 from bushpc.runs.layout import BEFORE_ITS_START, DONE_FILE, FAILED_FILE, TAKEN_OVER_FILE, CellDir, RunDir
@@ -290,11 +291,19 @@ def _state(
         return "failed", "", _first_line(cell.failed)
     if job and job.cancelled:
         return "stopped", "", f"{'it' if queued else f'job {job.job_id}'} was cancelled; `bushpc resume` goes on"
+    if job and not queued and (failure := _setup_failure(job, cell.run)):
+        return "failed", "", failure
     if job:
         log = f" (log: {job.log})" if job.log else ""
         end = "goes on without it" if queued else "ended early"
         return "stopped", "", f"job {job.job_id} {end}; submit again to go on{log}"
     return "missing", "", ""
+
+
+def _setup_failure(job: JobNote, run: RunDir) -> str:
+    """Which line of cluster.setup ended the job; "" for none."""
+    path = failure_file(run.jobs, job.job_id)
+    return f"{_first_line(path)} (output: {path})" if path.exists() else ""
 
 
 def _is_left(job: JobNote, lane: LaneNote | None, failed: bool, heartbeat: Heartbeat) -> bool:

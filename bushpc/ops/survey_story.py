@@ -179,11 +179,11 @@ def node_checks(facts: Mapping[str, dict[str, t.Any]], config: CellConfig) -> It
         build = Build.of(trial["build"]) if trial["build"] else Build.installed()
         yield from judge_trial(gpus, trial["failed"], build, precision=config.engine.precision)
     if staging := first.get("staging"):
-        found = staging["why"] or f"{staging['folder']}, {staging['free'] / 1e9:.1f} GB free"
+        found = staging["why"] or f"{staging['folder']}, {size_text(staging['free'])} free"
         advice = "cells read the shared folders; set cluster.staging to a folder of the node" if staging["why"] else ""
         verdict = WARNING if staging["why"] else OK
         yield Check(name=f"staging {config.cluster.staging}", verdict=verdict, found=found, advice=advice)
-    found = f"/dev/shm {first['shm_bytes'] / 1e9:.1f} GB, {first['scratch_free'] / 1e9:.1f} GB free in "
+    found = f"/dev/shm {size_text(first['shm_bytes'])}, {size_text(first['scratch_free'])} free in "
     found += f"{first['scratch']}, {first['cpus']} cores, {first['open_files']} open files"
     yield Check(name="room on the node", verdict=OK, found=found)
     if first["cpus"] < config.cluster.cpus_per_rank:

@@ -224,9 +224,26 @@ def test_a_job_that_dies_before_it_starts_is_not_taken_for_a_running_one(cv, tmp
     run_dir = tmp_path / "my runs" / "tiny"
     code, _, errors = cv("fold=0", "cluster.setup=[exit 3]", "--wait")
     assert code == 1
-    assert "fold0 stopped" in errors
+    assert "fold0 failed" in errors
     assert cv("fold=0", "--wait")[0] == 0
     assert states(run_dir)["fold0"] == "done"
+
+
+def test_a_failing_setup_line_ends_the_job_and_status_names_line_and_output(cv, tmp_path):
+    """bash, as on Slurm: `source` exists there alone."""
+    run_dir = tmp_path / "my runs" / "tiny"
+    (tmp_path / "good.sh").write_text("export SAID=hello; false; true")
+    lines = f"[source {tmp_path}/good.sh,echo $SAID # said,source /nonexistent/activate,touch {tmp_path}/after]"
+    code, _, errors = cv("fold=0", f"cluster.setup={lines}", "--wait")
+    assert code == 1
+    cell = read_status(run_dir).cells[0]
+    assert cell.state == "failed"
+    assert "setup line 'source /nonexistent/activate' ended with status 1: " in cell.reason
+    assert "No such file" in cell.reason
+    assert cell.reason in errors
+    assert not (tmp_path / "after").exists()
+    assert "hello" in (run_dir / "jobs" / "local_controller.log").read_text()
+    assert not (run_dir / "cells" / "fold0" / "metrics.jsonl").exists(), "it trained without the line"
 
 
 def test_a_failing_cell_says_why_in_one_line(cv, tmp_path):
