@@ -31,7 +31,7 @@ def status(given: Arguments) -> int:
     if given.watch:
         found = watch(given.run_dir, until_report=False)
     else:
-        found = read_status(given.run_dir)
+        found = read_status(given.run_dir, only_show=True)
         if given.json:
             print(found.to_json())
         else:

@@ -10,10 +10,12 @@ A backend is one file in this folder: a subclass of Cluster that names its `exec
 from __future__ import annotations
 
 import abc
+import functools
 import importlib
 import os
 import pkgutil
 import subprocess
+import sys
 import time
 import typing as t
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +33,9 @@ if t.TYPE_CHECKING:
 
 # A busy controller of a large site may take this long to answer.
 ANSWERS_S = 60
+# How long a controller that does not answer is asked again, and the pause in between.
+PATIENCE_S, PAUSE_S = 120.0, 5.0
+T = t.TypeVar("T")
 NOT_BACKENDS = ("base", "checks", "container", "profile", "records", "scratch")
 
 
@@ -259,14 +264,38 @@ def all_clusters() -> list[Cluster]:
     return [_BACKENDS[name] for name in cluster_names()]
 
 
-def job_states(jobs: Iterable[Job]) -> dict[str, JobState]:
-    """Job id → its state, for every job that still exists, whichever cluster it is on. Raises: DispatchError."""
+class NoAnswer(DispatchError):
+    """The cluster's controller does not answer at present: it is being restarted, or has too much to do."""
+
+
+def patiently(question: Callable[[], T], wait_s: float | None = None) -> T:
+    """The answer, asked for again for `wait_s` seconds while the controller does not answer. Raises: NoAnswer, then."""
+    deadline = time.monotonic() + (PATIENCE_S if wait_s is None else wait_s)
+    told = False
+    while True:
+        try:
+            return question()
+        except NoAnswer as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                print(f"{error}; asking again for {left:.0f} s", file=sys.stderr)
+            told = True
+            time.sleep(min(PAUSE_S, left))
+
+
+def job_states(jobs: Iterable[Job], wait_s: float | None = None) -> dict[str, JobState]:
+    """Job id → its state, for every job that still exists, whichever cluster it is on.
+
+    wait_s: see `patiently`. Raises: DispatchError; NoAnswer.
+    """
     by_executor: dict[str, list[Job]] = {}
     for job in jobs:
         by_executor.setdefault(job.executor, []).append(job)
     states: dict[str, JobState] = {}
     for executor, group in by_executor.items():
-        states |= cluster_for(executor).states(group)
+        states |= patiently(functools.partial(cluster_for(executor).states, group), wait_s)
     return states
 
 

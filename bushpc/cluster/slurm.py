@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bushpc.cluster import container, slurm_variables
-from bushpc.cluster.base import Cluster, TooManyJobs, ask, submit_all
+from bushpc.cluster.base import Cluster, NoAnswer, TooManyJobs, ask, patiently, submit_all
 from bushpc.cluster.checks import Check
 from bushpc.cluster.records import Job, JobFacts, JobRequest, JobState, Limits, Step, ThisJob
-from bushpc.cluster.slurm_ask import NOT_OURS, job_facts, site_settings
+from bushpc.cluster.slurm_ask import NOT_OURS, ask_controller, is_away, job_facts, site_settings
 from bushpc.cluster.slurm_options import require_known
 from bushpc.cluster.slurm_script import LATER_TURN, executor_of
 from bushpc.errors import ConfigError, DispatchError
@@ -130,7 +130,8 @@ class SlurmCluster(Cluster):
         try:
             out = ask(*command)
         except DispatchError as error:
-            raise DispatchError(f"Slurm does not tell its queue: {error}") from error
+            kind = NoAnswer if is_away(error) else DispatchError
+            raise kind(f"Slurm does not tell its queue: {error}") from error
         states = {}
         for line in out.splitlines():
             if line.count("|") < 5:  # not to be taken for a job that has ended
@@ -150,15 +151,17 @@ class SlurmCluster(Cluster):
     def cancel(self, jobs: Sequence[Job], *, now: bool = False, waiting_only: bool = False) -> None:
         """The queue is asked first which of them are there and ours. scancel's own filters, such as --name and --state,
         would not do: with any of them the id of one waiting task stands for all waiting tasks of its array."""
-        ids = sorted(job_id for job_id, state in self.states(jobs).items() if state.waiting or not waiting_only)
+        found = patiently(functools.partial(self.states, jobs))
+        ids = sorted(job_id for job_id, state in found.items() if state.waiting or not waiting_only)
         waiting_only &= not any("_" in job_id for job_id in ids)
         for i in range(0, len(ids), IDS_AT_ONCE):
             some = ids[i : i + IDS_AT_ONCE]
             if now:  # before a plain scancel, which would leave a job that ignores TERM its KillWait
                 with contextlib.suppress(DispatchError):
                     ask("scancel", "--signal=KILL", "--full", *some)
+            command = ("scancel", *(["--state=PENDING"] if waiting_only else []), *some)
             try:
-                ask("scancel", *(["--state=PENDING"] if waiting_only else []), *some)
+                patiently(functools.partial(ask_controller, *command))
             except DispatchError as error:
                 if not (now or waiting_only):
                     raise DispatchError(f"Slurm did not cancel {', '.join(some[:3])} … ({error}); try again") from error
@@ -174,7 +177,7 @@ class SlurmCluster(Cluster):
     def find(self, name: str) -> list[str]:
         command = ["squeue", "--noheader", "--array", "--all", "--me", f"--name={name}", "--format=%i"]
         try:
-            return ask(*command).split()
+            return patiently(functools.partial(ask_controller, *command)).split()
         except DispatchError as error:
             raise DispatchError(
                 "a submission was killed, and Slurm does not tell which of its jobs it has accepted "

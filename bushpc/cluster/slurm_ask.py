@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
 import typing as t
 
-from bushpc.cluster.base import ask
+from bushpc.cluster.base import NoAnswer, ask
 from bushpc.cluster.records import JobFacts
 from bushpc.errors import DispatchError, unknown_name
 
@@ -17,6 +18,30 @@ if t.TYPE_CHECKING:
 MAX_ARRAY_SIZE = 1001
 # In the error about a job of the same number with another name.
 NOT_OURS = "is not ours"
+
+
+# Of a controller that is away or has too much to do: the same question may be answered in a minute.
+AWAY = re.compile(
+    r"unable to contact slurm controller|socket timed out|connection (refused|reset|timed out)|transport endpoint|"
+    r"zero bytes were transmitted|slurm backup controller|communication connection failure|temporarily unable|"
+    r"slurmctld is (busy|not responding)|unexpected message received",
+    re.IGNORECASE,
+)
+
+
+def is_away(error: DispatchError) -> bool:
+    """Whether the controller did not answer, rather than refuse."""
+    return isinstance(error.__cause__, subprocess.TimeoutExpired) or bool(AWAY.search(str(error)))
+
+
+def ask_controller(*command: str) -> str:
+    """As `ask`. Raises: NoAnswer where the controller is away; DispatchError."""
+    try:
+        return ask(*command)
+    except DispatchError as error:
+        if is_away(error):
+            raise NoAnswer(str(error)) from error
+        raise
 
 
 def site_settings() -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bushpc.cluster.base import cluster_for, job_states
+from bushpc.cluster.base import NoAnswer, cluster_for, job_states
 from bushpc.cluster.records import Job, JobState
 from bushpc.cluster.setup import failure_file
 from bushpc.errors import ConfigError
@@ -82,7 +82,8 @@ class RunStatus:
 
     report_live: a job that writes the report exists. report_due: all cells are done, and nobody is about to write their
     report. report_failed: a sentence, where the report's job has ended without writing it; "" otherwise. queued: jobs
-    of the run that exist.
+    of the run that exist. silent: why the queue is not known, and the cells' states are those of their heartbeats; ""
+    where it answered.
     """
 
     run_dir: Path
@@ -91,6 +92,7 @@ class RunStatus:
     report_due: bool = False
     report_failed: str = ""
     queued: int = 0
+    silent: str = ""
 
     @property
     def complete(self) -> bool:
@@ -122,13 +124,15 @@ class RunStatus:
             {**vars(cell), "live": cell.live, "goodput": cell.goodput and cell.goodput.to_dict()} for cell in self.cells
         ]
         whole = {"run": str(self.run_dir), "complete": self.complete, "totals": self.totals}
-        whole |= {"report_live": self.report_live, "report_failed": self.report_failed, "cells": cells}
+        whole |= {"report_live": self.report_live, "report_failed": self.report_failed}
+        whole |= {"silent": self.silent, "cells": cells}
         return json.dumps(whole, indent=1)
 
 
-def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
-    """record: the run's, where the caller has read it. Raises: DataError if `run_dir` is not a run, or a note in it is
-    damaged.
+def read_status(run_dir: Path, record: RunRecord | None = None, *, only_show: bool = False) -> RunStatus:
+    """record: the run's, where the caller has read it. only_show: where the queue does not answer, every job counts as
+    there, and `RunStatus.silent` says so; otherwise it is waited for (`bushpc.cluster.base.patiently`).
+    Raises: DataError if `run_dir` is not a run, or a note in it is damaged; DispatchError.
     """
     run = RunDir(run_dir)
     record = record or RunRecord.open(run)
@@ -142,7 +146,7 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
         open_jobs += [report_job, *(note for note in jobs.values() if note and note.lane)]
     # Many cells may share a job.
     distinct = {(note.executor, note.job_id, note.name): note for note in open_jobs if note and not note.ended}
-    queue = job_states(map(job_of, distinct.values()))
+    queue, silent = _ask_queue([job_of(note) for note in distinct.values()], only_show)
     lanes = _Lanes()
     cells = [_cell_status(folders[entry.name], entry, jobs[entry.name], queue, lanes) for entry in record.cells]
     writers = [report_job, *(note for note in jobs.values() if note and note.lane and not current)]
@@ -157,7 +161,18 @@ def read_status(run_dir: Path, record: RunRecord | None = None) -> RunStatus:
         report_due=not current and not report_live and all(cell.state == "done" for cell in cells),
         report_failed=failed,
         queued=len(queue),
+        silent=silent,
     )
+
+
+def _ask_queue(jobs: list[Job], only_show: bool) -> tuple[dict[str, JobState], str]:
+    """The jobs' states, and why they are not known."""
+    try:
+        return job_states(jobs, 0 if only_show else None), ""
+    except NoAnswer as error:
+        if not only_show:
+            raise
+        return {job.id: JobState(waiting=False) for job in jobs}, str(error)
 
 
 def report_is_current(run_dir: Path) -> bool:

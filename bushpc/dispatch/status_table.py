@@ -46,6 +46,10 @@ def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
     if len(shown) < len(status.cells):
         rest = len(status.cells) - len(shown)
         lines.append(Text(f"{rest} cells that are done, queued or missing are not listed; --all lists them", "dim"))
+    if status.silent:
+        lines.append(
+            Text(f"{status.silent}. States are from the cells' own heartbeats; jobs go on meanwhile", "yellow")
+        )
     if status.report_failed:
         lines.append(Text(f"{status.report_failed}; to write it: bushpc report {status.run_dir}", "red"))
     elif status.report_due:

@@ -15,6 +15,7 @@ from bushpc.cluster.base import cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.slurm_site import NOT_NEEDED, ONLY_AFTER_RESTART
 from bushpc.config import CellConfig
+from bushpc.files import size_text
 from bushpc.ops.gpu_build import Build, judge_trial
 
 Event = dict[str, t.Any]

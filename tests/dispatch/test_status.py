@@ -200,3 +200,54 @@ def test_a_report_job_that_ended_without_a_report_is_told(run_dir, capsys):
 def test_following_a_run_and_json_exclude_each_other(run_dir, capsys):
     assert main(["status", str(run_dir), "--watch", "--json"]) == 2
     assert "--watch with --json" in capsys.readouterr().err
+
+
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.fixture
+def away(squeue, tmp_path):
+    """away(n): the first n questions to squeue fail, as while slurmctld is restarted; the job is RUNNING."""
+
+    def make(times: int) -> Path:
+        squeue("9|RUNNING|None")
+        real, count = tmp_path / "bin" / "squeue", tmp_path / "count"
+        real.rename(tmp_path / "bin" / "answers")
+        real.write_text(
+            f"#!/bin/sh\necho >>'{count}'\n"
+            f"[ $(wc -l <'{count}') -gt {times} ] || {{ echo '{AWAY}' >&2; exit 1; }}\n"
+            f"exec '{tmp_path}/bin/answers' \"$@\"\n"
+        )
+        real.chmod(0o755)
+        return count
+
+    return make
+
+
+def test_while_the_controller_is_away_status_shows_the_heartbeats_and_says_so(run_dir, away, capsys):
+    away(99)
+    heartbeat = {"time": 2000.0, "step": 7, "total": 10, "phase": "training", "node": "node3"}
+    (run_dir / "cells" / "fold1" / "state.json").write_text(json.dumps(heartbeat))
+    found = read_status(run_dir, only_show=True)
+    assert [(cell.state, cell.step) for cell in found.cells][1] == ("running", 7)
+    assert "Unable to contact slurm controller" in found.silent
+    assert main(["status", str(run_dir)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "States are from the cells' own heartbeats" in said
+    assert "7/10" in said
+
+
+def test_what_acts_on_the_queue_waits_for_the_controller(run_dir, away, monkeypatch, capsys):
+    monkeypatch.setattr("bushpc.cluster.base.PAUSE_S", 0.01)
+    count = away(3)
+    assert read_status(run_dir).cells[1].state == "queued"
+    assert len(count.read_text().splitlines()) == 4
+    assert capsys.readouterr().err.count("asking again for 120 s") == 1
+
+
+def test_it_gives_up_after_the_stated_time(run_dir, away, monkeypatch):
+    monkeypatch.setattr("bushpc.cluster.base.PAUSE_S", 0.01)
+    monkeypatch.setattr("bushpc.cluster.base.PATIENCE_S", 0.1)
+    away(10_000)
+    with pytest.raises(DispatchError, match="Unable to contact"):
+        read_status(run_dir)

@@ -81,7 +81,7 @@ def test_the_cards_figures_are_those_of_the_report_with_interval_grid_and_folds(
     by_source = {
         result["dataset"]["config"]: result["metrics"] for result in results if "seg" in result["task"]["type"]
     }
-    assert by_source.keys() == {source for source in arm.sources if not arm.uses_ground_truth(source)}
+    assert by_source.keys() == {name for name, source in arm.sources.items() if not source.uses_ground_truth}
     for source, metrics in by_source.items():
         (dice,) = [metric for metric in metrics if metric["type"] == "dice"]
         reported = arm.metrics[source]["dice"]
