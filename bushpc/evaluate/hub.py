@@ -8,6 +8,7 @@ Only safetensors and JSON are fetched, because other formats can run code. What 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bushpc.files import EXPORT_FILE, read_json
 from bushpc.weights import hub_errors
 
 PREFIX = "hub:"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
@@ -89,22 +91,19 @@ def push(folder: Path, repo: str) -> str:
 
 
 def _check_name(repo: str, given: str) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    owner, slash, name = repo.partition("/")
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"{given}: {error}") from error
-    if not (owner and slash and name):
-        raise ConfigError(f"{given}: must be OWNER/NAME, as in {PREFIX}my-lab/xbusnet-breast")
+    if not NAME.fullmatch(repo):
+        raise ConfigError(
+            f"{given}: must be OWNER/NAME of letters, digits, '-', '_' and '.', as in {PREFIX}my-lab/xbusnet-breast"
+        )
 
 
 @contextlib.contextmanager
 def _told(what: str, advice: str) -> Iterator[None]:
     """Errors of the Hub and of the network as a DataError with advice."""
+    # ValueError: names that the library rejects, and model cards that the Hub does.
+    expected: tuple[type[Exception], ...] = (*hub_errors(), ValueError)
     try:
         yield
-    except (*hub_errors(), ValueError) as error:  # the latter for a model card that the Hub rejects
+    except expected as error:
         lines = str(error).strip().splitlines()
         raise DataError(f"{what} ({lines[0] if lines else type(error).__name__}). {advice}") from error
