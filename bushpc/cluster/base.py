@@ -36,7 +36,7 @@ ANSWERS_S = 60
 # How long a controller that does not answer is asked again, and the pause in between.
 PATIENCE_S, PAUSE_S = 120.0, 5.0
 T = t.TypeVar("T")
-NOT_BACKENDS = ("base", "checks", "container", "profile", "records", "scratch")
+NOT_BACKENDS = ("base", "checks", "container", "profile", "records", "scratch", "setup")
 
 
 class Cluster(abc.ABC):

@@ -170,7 +170,10 @@ class ClusterConfig(Settings):
         Options(), "Any other option of the srun that starts the ranks, as in sbatch.", affects="nothing", since=2
     )
     setup: tuple[str, ...] = setting(
-        (), "Shell lines to run before the ranks start, on any executor, e.g. `module load cuda`.", affects="nothing"
+        (),
+        "Shell lines (bash) to run before the ranks start, on any executor, e.g. `module load cuda`. The first one that "
+        "fails ends the job.",
+        affects="nothing",
     )
     staging: str | None = setting(
         None,
