@@ -171,8 +171,8 @@ class ClusterConfig(Settings):
     )
     setup: tuple[str, ...] = setting(
         (),
-        "Shell lines (bash) to run before the ranks start, on any executor, e.g. `module load cuda`. The first one that "
-        "fails ends the job.",
+        "Shell lines (bash) to run before the ranks start, on any executor, e.g. `module load cuda`. The first one "
+        "that fails ends the job.",
         affects="nothing",
     )
     staging: str | None = setting(

@@ -485,6 +485,11 @@ class ModelConfig(Settings):
         """The `Batch` fields that `forward` and `predict` read."""
         return frozenset({"image_BCHW", "mask_BKHW"})
 
+    @property
+    def least_images(self) -> int:
+        """The fewest images of a forward pass in training: 2 where one alone gives a BatchNorm a single value."""
+        return 1
+
     def weight_files(self) -> list[WeightFile]:
         """The pretrained files that the model loads; empty with `pretrained=false`. Raises: ConfigError."""
         return []
@@ -625,6 +630,15 @@ class CellConfig(Settings):
                 f"train.batch_size={self.train.batch_size} cannot be shared by {self.cluster.world_size} ranks "
                 f"(cluster.nodes x cluster.ranks_per_node) in train.accumulate={self.train.accumulate} parts each: "
                 f"make it a multiple of {shares}"
+            )
+        part, least = self.train.batch_size // shares, self.model.least_images
+        if part < least:
+            raise ConfigError(
+                f"train.batch_size={self.train.batch_size}, shared by {self.cluster.world_size} rank(s) in "
+                f"train.accumulate={self.train.accumulate} part(s) each, leaves {part} image to a part, and "
+                f"{self.model_class.__name__} with model.image_size={self.model.image_size} has a "
+                f"BatchNorm that needs {least}: set train.batch_size to {least * shares} or more, or use fewer ranks "
+                "or parts"
             )
         self._check_keep_best()
         if self.loader.features:

@@ -69,6 +69,11 @@ class UNetConfig(ModelConfig):
         if self.dice_weight + self.bce_weight == 0:
             raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
 
+    @property
+    def least_images(self) -> int:
+        """2 where the encoder's deepest stage is a single pixel."""
+        return 2 if self.image_size == ENCODER_STRIDE else 1
+
     def weight_files(self) -> list[WeightFile]:
         """The encoder's ImageNet weights. Raises: ConfigError when the library has none."""
         if not self.pretrained:

@@ -24,6 +24,9 @@ STRIDE = 32  # of the last features to the image
 SHIPPED = ("efficientnet_b0", "test_efficientnet")
 
 
+STRIDE = 32  # of the deepest stage to the image
+
+
 @config_class
 class EfficientNetConfig(ModelConfig):
     """EfficientNet-B0. The paper (Pan et al., 3.4) names the network and nothing else."""
@@ -64,6 +67,11 @@ class EfficientNetConfig(ModelConfig):
                 f"{self.title} reads images of three channels; this dataset has {', '.join(channels)}. Choose "
                 "another dataset or model"
             )
+
+    @property
+    def least_images(self) -> int:
+        """2 where the deepest stage is a single pixel."""
+        return 2 if self.image_size <= STRIDE else 1
 
     def weight_files(self) -> list[WeightFile]:
         """timm's ImageNet weights of the network. Raises: ConfigError when there are none."""

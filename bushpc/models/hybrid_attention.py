@@ -97,6 +97,11 @@ class HybridAttentionConfig(ModelConfig):
             raise ConfigError("model.bce_weight=0 and model.jaccard_weight=0 leave no loss: set one of them above 0")
         feature_channels(self.encoder, ENCODER_STRIDES)
 
+    @property
+    def least_images(self) -> int:
+        """2 with SFEB, which normalises pooled features over the images of a batch, (11) and (13)."""
+        return 2 if self.sfeb or self.image_size == ENCODER_STRIDES[-1] else 1
+
     def weight_files(self) -> list[WeightFile]:
         """The encoder's ImageNet weights. Raises: ConfigError when timm has none."""
         return [WeightFile.of_timm(self.encoder)] if self.pretrained else []

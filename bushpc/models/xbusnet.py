@@ -145,6 +145,11 @@ class XBusNetConfig(ModelConfig):
         spatial = SPATIAL if self.gfe else (NO_PROMPTS,)
         return (*spatial, *(SHUFFLED_ATTRIBUTES,) * self.reads("attribute_prompts"))
 
+    @property
+    def least_images(self) -> int:
+        """2 where the encoder's deepest stage is a single pixel."""
+        return 2 if self.image_size == ENCODER_STRIDES[-1] else 1
+
     def weight_files(self) -> list[WeightFile]:
         """CLIP's towers if a sentence or the global branch is used, the encoder if the local branch is."""
         if not self.pretrained:

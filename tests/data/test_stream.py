@@ -232,7 +232,8 @@ def test_a_resumed_stream_asks_only_for_the_shards_that_it_still_needs(opened, s
 
 
 def test_a_lane_reads_one_shard_ahead_and_no_further(opened, server):
-    cell, data = opened(f"data.stream={server.url}", "loader.lanes=1", "train.batch_size=1", "train.iterations=60")
+    one = ("loader.lanes=1", "train.batch_size=1", "train.iterations=60", "model.image_size=64")
+    cell, data = opened(f"data.stream={server.url}", *one)
     with contextlib.closing(training_batches(cell, data, World(), 0)) as batches:
         next(batches)
         wait_for(lambda: len(server.asked) >= 2)
@@ -450,7 +451,8 @@ def test_closing_ends_a_command_that_hangs_and_all_that_it_started(opened, packe
     # The first shard comes; the second one's command waits for ever, in a pipeline of two processes.
     seconds = f"98765{tmp_path.stat().st_ino}{workers}"
     hanging = f"pipe:mkdir {tmp_path}/first 2> /dev/null || sleep {seconds} | cat; cat {packed}/"
-    overrides = (f"data.stream={hanging}", "loader.lanes=1", "train.batch_size=1", f"loader.workers={workers}")
+    overrides = (f"data.stream={hanging}", "loader.lanes=1", "train.batch_size=1", "model.image_size=64")
+    overrides += (f"loader.workers={workers}",)
     before = children()
     batches = training_batches(*opened(*overrides), World(), 0)
     next(batches)
