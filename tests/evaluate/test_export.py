@@ -105,7 +105,7 @@ def test_an_export_is_whole_or_not_there_and_the_same_call_again_finds_it(traine
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("bushpc.evaluate.export._model_card", full)
+        patched.setattr("bushpc.evaluate.export.model_card", full)
         assert main(["export", str(trained.run), str(tmp_path / "out"), "--fold", "0"]) == 2
     assert "No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
