@@ -20,13 +20,14 @@ from pathlib import Path
 import typing_extensions as te
 import yaml
 
+from bushpc import environment
 from bushpc.conditions import NO_PROMPTS, VARIANTS, Condition, Variant
 from bushpc.config import freeze, places
 from bushpc.config.augment import AugmentConfig
 from bushpc.config.cluster import ClusterConfig
 from bushpc.config.fields import About, Settings, cached, config_class, fields_of, group, setting
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, Scalar, build, build_fields, flat, load_yaml, plain
-from bushpc.errors import ConfigError, unknown_name
+from bushpc.errors import BushpcError, ConfigError, unknown_name
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
 
 # Tools that show curves, and how each is installed.
@@ -907,8 +908,15 @@ def model_class_of(target: t.Any) -> type[t.Any]:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError, OSError, MemoryError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if isinstance(error, AttributeError | ValueError) or (missing and module.startswith(missing)):
+            raise ConfigError(f"model._target_={target} cannot be imported: {error}") from error
+        # Not the setting's fault: a library is missing or damaged, or the shell has no room for it.
+        advice = environment.address_space_note() or "`bushpc doctor` checks the installation"
+        raise BushpcError(
+            f"import error while {module} was loaded: {type(error).__name__}: {error}. {advice}"
+        ) from error
     if not isinstance(found, type) or not hasattr(found, "Config"):
         raise ConfigError(f"model._target_={target} is no model, see configs/model")
     return t.cast("type[t.Any]", found)
