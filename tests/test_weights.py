@@ -113,6 +113,13 @@ def test_a_damaged_file_is_named_and_pulled_again(hub, tmp_path):
     assert weights.check(Toy, CONFIG, tmp_path) == []
 
 
+def test_a_hub_that_refuses_connections_is_a_weights_error_and_no_traceback(tmp_path, monkeypatch):
+    """The library then raises its HTTP client's own error, which is no OSError."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match="Pull on a machine with internet access"):
+        weights.pull(Toy, CONFIG, tmp_path / "weights")
+
+
 def test_a_download_that_fails_leaves_nothing_behind(hub, tmp_path):
     hub.error = OSError("connection reset")
     with pytest.raises(WeightsError, match=r"lab/toy.*connection reset.*copy the weights folder"):
