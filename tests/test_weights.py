@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named_and_pulled_again(hub, tmp_path):
 
 def test_a_hub_that_refuses_connections_is_a_weights_error_and_no_traceback(tmp_path, monkeypatch):
     """The library then raises its HTTP client's own error, which is no OSError."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match="Pull on a machine with internet access"):
         weights.pull(Toy, CONFIG, tmp_path / "weights")
 
