@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import multiprocessing.process
 import subprocess
+import typing as t
 
 import pytest
 
 WHY = "quick: {}; `make test` runs it"
 ALLOWED = ("git",)  # ends within milliseconds
+# Why the running test is left out. In a thread pytest.skip ends nothing, and the test fails over what the thread lacks.
+reasons: list[str] = []
+
+
+def leave_out(what: str) -> t.NoReturn:
+    reasons.append(WHY.format(what))
+    pytest.skip(reasons[-1])
 
 
 def leave_out_slow_tests(patch: pytest.MonkeyPatch) -> None:
@@ -23,14 +31,14 @@ def leave_out_slow_tests(patch: pytest.MonkeyPatch) -> None:
     def start(self: subprocess.Popen, args: object, *more: object, **options: object) -> None:
         first = args[0] if isinstance(args, (list, tuple)) and args else args
         if first not in ALLOWED:
-            pytest.skip(WHY.format(f"starts {first}"))
+            leave_out(f"starts {first}")
         popen(self, args, *more, **options)
 
     def fork(self: multiprocessing.process.BaseProcess) -> None:
-        pytest.skip(WHY.format("starts a process"))
+        leave_out("starts a process")
 
     def train(self: Engine, *args: object, **options: object) -> None:
-        pytest.skip(WHY.format("trains"))
+        leave_out("trains")
 
     patch.setattr(subprocess.Popen, "__init__", start)
     patch.setattr(multiprocessing.process.BaseProcess, "start", fork)

@@ -38,8 +38,8 @@ if t.TYPE_CHECKING:
 
 # A job of another machine counts as ended when its log has been silent for this long.
 FOREIGN_HOST_S = 600.0
-# Set in a job: the process id of its controller, whose children the ranks are.
-CONTROLLER = setup.LOCAL_JOB
+# Set in a job: the process id of its shell, later of its controller, whose children the ranks are.
+CONTROLLER = "BUSHPC_LOCAL_CONTROLLER"
 
 
 class LocalCluster(Cluster):
@@ -142,7 +142,7 @@ def visible_gpus() -> list[str]:
 def detach_lines(folder: Path) -> list[str]:
     """A local job survives the command that submitted it and its terminal, and holds none of its pipes open."""
     log = shlex.quote(str(folder / "local_controller.log"))
-    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", f"export {CONTROLLER}=$$"]
+    return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", f"bushpc_job=$$; export {CONTROLLER}=$$"]
 
 
 def _slot_lines(request: JobRequest) -> list[str]:

@@ -22,7 +22,6 @@ from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 if t.TYPE_CHECKING:
     from bushpc.config import ClusterConfig
 
-LOCAL_JOB = "BUSHPC_LOCAL_CONTROLLER"  # process id of a local job's shell
 ANSWERS_S = 60
 
 
@@ -37,15 +36,15 @@ def failure_file(jobs: Path, job_id: str) -> Path:
 
 
 def guarded(lines: Sequence[str], jobs: Path) -> list[str]:
-    """Shell lines that run these, and end the job at the first one that fails. jobs: the folder of `failure_file`."""
+    """Shell lines that run these, and end the job at the first one that fails. jobs: the folder of `failure_file`.
+
+    The backend's script has put the job's number into the shell variable bushpc_job.
+    """
     if not lines:
         return []
     stem = f"{shlex.quote(str(jobs))}/setup-"
     return [
-        # An array's task is known by array and task, a local job by its shell.
-        'bushpc_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}"; '
-        'bushpc_job="${bushpc_job:-${SLURM_JOB_ID:-$$}}"; '
-        f'if [ "${{{LOCAL_JOB}:-}}" = "$$" ]; then bushpc_job=$$; fi',
+        'bushpc_job="${bushpc_job:-$$}"',
         f'mkdir -p {shlex.quote(str(jobs))}; bushpc_out={stem}"$bushpc_job".out; rm -f {stem}"$bushpc_job".txt',
         _ENDED.format(stem=stem),
         "trap bushpc_setup_ended EXIT",

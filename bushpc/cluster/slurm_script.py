@@ -14,6 +14,10 @@ from bushpc.cluster.slurm_options import parameters
 
 # Set for ranks that are not the first of their job's start: what came before was not theirs.
 LATER_TURN = "BUSHPC_LATER_TURN"
+# For the lines of cluster.setup; as submitit calls jobs, so an array's task by its array and number.
+_JOB_NUMBER = (
+    'bushpc_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"; : "${bushpc_job:=$SLURM_JOB_ID}"'
+)
 
 
 def executor_of(request: JobRequest, scratch: Sequence[str]) -> t.Any:
@@ -35,6 +39,7 @@ def executor_of(request: JobRequest, scratch: Sequence[str]) -> t.Any:
         setup=[
             # Set where sbatch was given --export=NONE; srun would then give its tasks nothing of this script's.
             "unset SLURM_EXPORT_ENV",
+            *([_JOB_NUMBER] if profile.setup else []),
             *request.setup,
             *_container_lines(request, scratch),
             *(trap_lines(request.at_end) if request.at_end else []),
