@@ -14,7 +14,7 @@ python3 -m venv "$folder/venv"
 seen=$("$folder/venv/bin/python" -W ignore -c '
 import cv2, numpy as np, torch
 labels = np.arange(96, dtype=np.uint8)[:, None].repeat(96, 1)
-for size in (60, 64):
+for size in (60, 64, 72):
     ours = cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)[:, 0].astype(int)
     theirs = torch.nn.functional.interpolate(torch.tensor(labels)[None, None], (size, size), mode="nearest-exact")
     theirs = theirs[0, 0, :, 0].numpy().astype(int)
