@@ -1,6 +1,6 @@
 """A change → pixels, in a loader's worker: one warp and one table by OpenCV.
 
-OpenCV 5 interpolates at exact coordinates. Earlier ones round them to 1/32 of a pixel: 4.12 is up to six grey levels off.
+OpenCV 5 interpolates at exact coordinates. OpenCV 4 rounds them to 1/32 of a pixel: up to six grey levels off (4.12).
 """
 
 from __future__ import annotations
