@@ -9,6 +9,7 @@ commands may fail and mean no harm.
 
 from __future__ import annotations
 
+import functools
 import shlex
 import shutil
 import subprocess
@@ -48,8 +49,9 @@ def guarded(lines: Sequence[str], jobs: Path) -> list[str]:
         f'mkdir -p {shlex.quote(str(jobs))}; bushpc_out={stem}"$bushpc_job".out; rm -f {stem}"$bushpc_job".txt',
         _ENDED.format(stem=stem),
         "trap bushpc_setup_ended EXIT",
-        *(_one(line) for line in lines),
-        'trap - EXIT; rm -f "$bushpc_out"',
+        *(_one(command) for command in commands(tuple(lines))),
+        # A line may have set a trap of its own, for the end of the job.
+        '[[ "$(trap -p EXIT)" != *bushpc_setup_ended* ]] || trap - EXIT; rm -f "$bushpc_out"',
     ]
 
 
@@ -66,16 +68,45 @@ _ENDED = """bushpc_setup_ended() {{
 }}"""
 
 
+@functools.cache
+def commands(lines: tuple[str, ...]) -> list[str]:
+    """The lines, those of one command together: a function, an `if`, a here-document may take several."""
+    found: list[str] = []
+    begun: list[str] = []
+    for line in lines:
+        if begun or line.strip():
+            begun.append(line)
+        if begun and _is_whole("\n".join(begun)):
+            found.append("\n".join(begun))
+            begun = []
+    return found + begun
+
+
+def _is_whole(text: str) -> bool:
+    if text.endswith("\\"):
+        return False
+    env = environment.for_process(environment.COMMAND)
+    parsed = subprocess.run([bash(), "-n", "-c", text], env=env, capture_output=True, check=False)
+    return parsed.returncode == 0 and not parsed.stderr  # of a here-document without its end bash only warns
+
+
 def _one(line: str) -> str:
     # The line break ends a comment at the line's end.
-    return f'{{ bushpc_line={shlex.quote(line)}; {{ {line}\n}} >"$bushpc_out" 2>&1 || exit; cat "$bushpc_out"; }}'
+    return f'{{ bushpc_line={_name(line)}; {{ :; {line}\n}} >"$bushpc_out" 2>&1 || exit; cat "$bushpc_out"; }}'
+
+
+def _name(command: str) -> str:
+    """What messages call it, quoted for the shell: one line."""
+    first, *more = command.strip().splitlines()
+    return shlex.quote(f"{first} …" if more else command)
 
 
 def check(profile: ClusterConfig) -> Iterator[Check]:
     """Run the lines here, one after the other, as a job would."""
     if not profile.setup:
         return
-    script = "\n".join(f"bushpc_line={shlex.quote(line)}\n{{ {line}\n}} || exit" for line in profile.setup)
+    lines = commands(tuple(profile.setup))
+    script = "\n".join(f"bushpc_line={_name(line)}\n{{ :; {line}\n}} || exit" for line in lines)
     ended = f"trap 'ended=$?; echo; echo \"$ended|$bushpc_line\"' EXIT\n{script}\nbushpc_line="
     env = environment.for_process(environment.JOB)
     try:
