@@ -163,6 +163,22 @@ def cell_maker(folder: Path, shards: Path) -> Callable[..., Path]:
     return make
 
 
+def write_run_record(cell_dir: Path, model: str, data: str = "phantom") -> None:
+    """A run.json beside a cell of `make_cell`, as a cross-validation of this one fold would have written it."""
+    import hashlib
+
+    from bushpc.runs.records import CellRecord, FoldsRecord, RunRecord
+
+    run_dir = cell_dir.parents[1]
+    folds = FoldsRecord(source="frozen", sha256=hashlib.sha256((run_dir / "folds.csv").read_bytes()).hexdigest())
+    record = RunRecord(
+        name=run_dir.name, created="2026-11-20T10:00:00+00:00", command=["bushpc", "cv"], model=model, data=data,
+        prompts="none", shards=str(run_dir), manifest_sha256="0" * 64, folds=folds, versions={"bushpc": "0.1.0"},
+        cells=[CellRecord(name=cell_dir.name, fold=0)],
+    )  # fmt: skip
+    (run_dir / "run.json").write_text(record.to_json())
+
+
 @pytest.fixture
 def make_cell(tmp_path: Path, phantom_folder: Path) -> Callable[..., Path]:
     """See `cell_maker`."""

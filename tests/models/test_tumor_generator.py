@@ -1,7 +1,6 @@
 """Tumor generator: the paper's equations and counts, its stages, and images that plain diffusers makes alike."""
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -32,6 +31,7 @@ from bushpc.models.tumor_generator import (
 from bushpc.nn.recompute import recompute
 from bushpc.train.loop import Stopped
 from bushpc.train.track import Tracker
+from tests.conftest import write_run_record
 
 TINY = {
     **{"image_size": 32, "vae_channels": (8, 16), "mask_channels": (8, 16), "unet_channels": (16, 32), "unet_heads": 2},
@@ -500,8 +500,7 @@ def stage_cell(tmp_path, make_cell):
         training = ["train.iterations=4", "train.batch_size=4", "train.accumulate=2", "train.save_every=1"]
         more = [f"loader.features_dir={tmp_path / 'features'}", "train.log_every=1", "train.track=[]"]
         cell_dir = make_cell(name, *settings, *training, *more, *words)
-        content = {"name": name, "kind": "cv", "cells": [{"name": "fold0", "fold": 0}]}
-        (tmp_path / name / "run.json").write_text(json.dumps(content))
+        write_run_record(cell_dir, "tumor_generator")
         return cell_dir
 
     return make

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import multiprocessing
@@ -36,6 +35,7 @@ from bushpc.sample import Prediction
 from bushpc.train.ledger import why_none
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag
+from tests.conftest import write_run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -313,9 +313,7 @@ def test_nnunet_trains_and_is_scored_and_a_stop_changes_nothing(prepared, monkey
 
     import bushpc
 
-    sha256 = hashlib.sha256((run_dir / "folds.csv").read_bytes()).hexdigest()
-    content = {"name": "whole", "folds": {"sha256": sha256}, "cells": [{"name": "fold0", "fold": 0}]}
-    (run_dir / "run.json").write_text(json.dumps(content))
+    write_run_record(whole, "nnunet")
     predictor = bushpc.load(run_dir, fold=0)
     image = np.asarray(Image.new("RGB", (40, 30), (90, 90, 90)))
     assert predictor(image).prob_HW.shape == (30, 40)
