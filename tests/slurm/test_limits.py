@@ -85,11 +85,14 @@ def test_five_folds_and_a_grid_of_twenty_end_with_their_reports(like, words, tmp
     assert until_still(sandbox, tmp_path / "five") <= limit
     assert summary(tmp_path / "five")["complete"] is True
 
+    # Nothing starts while we look at what waits.
+    sandbox.run(["scontrol", "update", "PartitionName=low", "State=DOWN"])
     assert main(words("grid", "grid=xbusnet_components", "name=grid", "train.iterations=2")) == 0
     waiting = next(cell for cell in reversed(read_status(tmp_path / "grid").cells) if cell.behind)
     assert waiting.state == "queued"
     assert main(["status", str(tmp_path / "grid")]) == 0
     assert f"behind {waiting.behind}" in capsys.readouterr().out
+    sandbox.run(["scontrol", "update", "PartitionName=low", "State=UP"])
     assert until_still(sandbox, tmp_path / "grid") <= limit
     assert {cell.state for cell in read_status(tmp_path / "grid").cells} == {"done"}
     assert summary(tmp_path / "grid")["complete"] is True
