@@ -178,10 +178,14 @@ def _ask_queue(jobs: list[Job], only_show: bool) -> tuple[dict[str, JobState], s
 def report_is_current(run_dir: Path) -> bool:
     """Whether the page is of this run's cells, and younger than everything that it tells of."""
     run = RunDir(run_dir)
-    if run.report_outdated.exists() or not run.report_page.exists():
+    try:
+        written = run.report_page.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):  # none, or another one is just taking its place
+        return False
+    if run.report_outdated.exists():
         return False
     ends = [cell.done.stat().st_mtime for cell in run.cell_dirs() if cell.done.exists()]
-    return run.report_page.stat().st_mtime > max(ends, default=0.0)
+    return written > max(ends, default=0.0)
 
 
 def read_job(path: Path) -> JobNote | None:
