@@ -17,6 +17,10 @@ class Show(t.Protocol):
     def __call__(self, done: int, total: int, message: str = "") -> None: ...
 
 
+def silent(done: int, total: int, message: str = "") -> None:
+    """The `Show` of callers who want none."""
+
+
 @contextlib.contextmanager
 def progress(title: str, console: Console | None = None) -> t.Iterator[Show]:
     """A `Show` for `title`, on standard error by default."""

@@ -82,11 +82,23 @@ def load_scan(item: Item) -> Sample:
     """Decode a `ScanFiles`: the image and the union of its masks. Raises: DataError naming file and sizes."""
     scan: ScanFiles = item.recipe
     image_HWC = read_image(scan.folder, scan.image)
-    mask_HW = np.zeros(image_HWC.shape[:2], np.uint8)
-    for name in scan.masks:
-        one_HW = read_mask(scan.folder, name, lesion=item.label != "normal")
-        check_size(scan.image, image_HWC, name, one_HW)
+    lesion = item.label != "normal"
+    return sample_of(item, image_HWC, union(scan.folder, scan.image, image_HWC.shape[:2], scan.masks, lesion=lesion))
+
+
+def union(folder: Path, image: str, size: tuple[int, ...], masks: Iterable[str], *, lesion: bool) -> np.ndarray:
+    """The union of masks of an image of this size (height, width). Raises: DataError naming file and sizes."""
+    mask_HW = np.zeros(size, np.uint8)
+    for name in masks:
+        one_HW = read_mask(folder, name, lesion=lesion)
+        check_size(image, size, name, one_HW)
         mask_HW |= one_HW
+    return mask_HW
+
+
+def sample_of(item: Item, image_HWC: np.ndarray, mask_HW: np.ndarray) -> Sample:
+    """The sample of a decoded `ScanFiles`."""
+    scan: ScanFiles = item.recipe
     return Sample(
         key=item.key,
         patient=scan.patient,
@@ -180,12 +192,11 @@ def _check_levels(path: Path, levels_HW: np.ndarray, known: Collection[int]) -> 
         )
 
 
-def check_size(image: str, image_HWC: np.ndarray, mask: str, mask_HW: np.ndarray) -> None:
-    """Raises: DataError naming both files if image and mask differ in size."""
-    if image_HWC.shape[:2] != mask_HW.shape[:2]:
+def check_size(image: str, size: tuple[int, ...], mask: str, mask_HW: np.ndarray) -> None:
+    """Raises: DataError naming both files if the mask has not the image's size (height, width)."""
+    if mask_HW.shape[:2] != size:
         raise DataError(
-            f"{image} has {image_HWC.shape[1]}x{image_HWC.shape[0]} pixels, "
-            f"its mask {mask} has {mask_HW.shape[1]}x{mask_HW.shape[0]}."
+            f"{image} has {size[1]}x{size[0]} pixels, its mask {mask} has {mask_HW.shape[1]}x{mask_HW.shape[0]}."
         )
 
 

@@ -42,7 +42,7 @@ from bushpc.shards.card import FILE_NAME, PROJECT_SHARDS, Card
 from bushpc.shards.exchange import cohort
 from bushpc.shards.exchange.settings import ImportSettings
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
-from bushpc.shards.progress import Show
+from bushpc.shards.progress import Show, silent
 from bushpc.shards.split import FILE_BY_SOURCE, write_folds
 
 PACKER_VERSION = 2  # increase it when the same samples would give different bytes; existing datasets are then repacked
@@ -115,7 +115,7 @@ def pack(
     if src is not None:
         if not excerpt:
             _check_counts(src, card, plan)
-        how = how_to_read(plan.items, source.load, how, grey_max, progress or _silent)
+        how = how_to_read(plan.items, source.load, how, grey_max, progress or silent)
         plan = with_reading(plan, card, how)
     return write_shards(
         card,
@@ -156,7 +156,7 @@ def write_shards(
     load: with several workers it must be a module-level function, so that it can be pickled. how: the raw files are
     read; by default 8-bit pictures and masks of 0 and 255.
     """
-    report = progress or _silent
+    report = progress or silent
     shards = _divide(plan.items, shard_samples)
 
     with typed_errors(out), locked_work_folder(out) as work:
@@ -206,10 +206,6 @@ def _imported_card(name: str, out: Path) -> Card | None:
         return None
     card = Card.find(name, out)
     return card if card.imported else None
-
-
-def _silent(done: int, total: int, message: str = "") -> None:
-    pass
 
 
 def _raw_folder(src: str | Path | None, card: Card) -> Path | None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from bushpc.errors import ConfigError, DataError
-from bushpc.shards import tree
+from bushpc.shards import readers, tree
 from bushpc.shards.card import MOST_MASK_CLASSES
-from bushpc.shards.exchange.scans import Cohort, Found, check_size, class_names, image_label, stem
+from bushpc.shards.exchange.scans import Cohort, Found, class_names, image_label, stem
 from bushpc.shards.exchange.settings import ImportSettings
 
 FACTS = ("key", "patient", "label", "pixel_mm", "fold", "attributes")
@@ -38,7 +38,7 @@ class Instances:
 
     def read(self, folder: Path, image: str, height: int, width: int, *, lesion: bool) -> np.ndarray:
         mask_HW = np.zeros((self.height, self.width), np.uint8)
-        check_size(image, (height, width), "in the COCO file", mask_HW)
+        readers.check_size(image, (height, width), "in the COCO file", mask_HW)
         for k, segmentation in self.parts:
             mask_HW |= decode(segmentation, self.height, self.width) << k
         return mask_HW

@@ -28,7 +28,6 @@ from bushpc.files import sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
 from bushpc.shards import manifest as manifests
 from bushpc.shards import readers, tree, write
-from bushpc.shards.exchange import scans
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 
 LOG = write.CORRECTIONS
@@ -135,7 +134,7 @@ def _mask(corrections: Path, file: str, manifest: Manifest, record: Record) -> n
         mask_HW = (levels_HW >= least).astype(np.uint8)
     else:
         mask_HW = readers.read_levels(corrections, file, range(1 << len(manifest.mask_classes)))
-    scans.check_size(record.key, (record.height, record.width), file, mask_HW)
+    readers.check_size(record.key, (record.height, record.width), file, mask_HW)
     if mask_HW.any() == (record.label == "normal"):
         normal = "is normal, and its corrected mask has lesion pixels"
         what = normal if mask_HW.any() else "has a lesion, and its corrected mask is empty"

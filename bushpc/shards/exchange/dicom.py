@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from bushpc.errors import DataError
-from bushpc.shards import images, tree
+from bushpc.shards import images, readers, tree
 from bushpc.shards.card import MOST_MASK_CLASSES
-from bushpc.shards.exchange.scans import Cohort, Found, check_size, class_names, image_label, stem
+from bushpc.shards.exchange.scans import Cohort, Found, class_names, image_label, stem
 from bushpc.shards.exchange.settings import ImportSettings
 
 if t.TYPE_CHECKING:
@@ -48,7 +48,7 @@ class SegMask:
         mask_HW = np.zeros((height, width), np.uint8)
         for plane in self.planes:
             plane_HW = _plane(folder, plane)
-            check_size(image, (height, width), plane.file, plane_HW)
+            readers.check_size(image, (height, width), plane.file, plane_HW)
             mask_HW |= plane_HW << plane.mask_class
         return mask_HW
 

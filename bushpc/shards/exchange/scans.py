@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from bushpc.errors import DataError
 from bushpc.shards import readers
 from bushpc.shards.exchange.settings import ImportSettings
 
@@ -84,12 +83,7 @@ class MaskFiles:
     files: tuple[str, ...]
 
     def read(self, folder: Path, image: str, height: int, width: int, *, lesion: bool) -> np.ndarray:
-        mask_HW = np.zeros((height, width), np.uint8)
-        for name in self.files:
-            one_HW = readers.read_mask(folder, name, lesion=lesion)
-            check_size(image, (height, width), name, one_HW)
-            mask_HW |= one_HW
-        return mask_HW
+        return readers.union(folder, image, (height, width), self.files, lesion=lesion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +98,10 @@ class LabelMap:
         known = {0, *(level for levels in self.levels for level in levels)}
         for name in self.files:
             levels_HW = readers.read_levels(folder, name, known)
-            check_size(image, (height, width), name, levels_HW)
+            readers.check_size(image, (height, width), name, levels_HW)
             for k, levels in enumerate(self.levels):
                 mask_HW[np.isin(levels_HW, levels)] |= 1 << k
         return mask_HW
-
-
-def check_size(image: str, size: tuple[int, int], mask: str, mask_HW: np.ndarray) -> None:
-    """Raises: DataError naming both files if the mask is not (height, width)."""
-    if mask_HW.shape[:2] != size:
-        raise DataError(
-            f"{image} has {size[1]}x{size[0]} pixels, its mask {mask} has {mask_HW.shape[1]}x{mask_HW.shape[0]}."
-        )
 
 
 def stem(path: str) -> str:

@@ -25,7 +25,7 @@ from bushpc.shards.card import FILE_NAME, Card
 from bushpc.shards.exchange import cohort
 from bushpc.shards.exchange.settings import NONE, ImportSettings
 from bushpc.shards.manifest import Manifest
-from bushpc.shards.progress import Show
+from bushpc.shards.progress import Show, silent
 from bushpc.shards.split import FILE_BY_SOURCE
 
 VALID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -103,7 +103,7 @@ def examine(
 
     Raises: DataError for a folder that is not of the layout; ConfigError for a number that cannot be.
     """
-    show = progress or _silent
+    show = progress or silent
     if not src.is_dir():
         raise DataError(f"src={src} is not a folder.")
     threshold = settings.mask_threshold
@@ -197,7 +197,3 @@ def _look_at(item: sources.Item, card: Card) -> Look:
     height, width = sample.mask_HW.shape
     share = float(np.count_nonzero(sample.mask_HW)) / (height * width)
     return Look(item=item, height=height, width=width, lesion_share=share, pixel_mm=sample.pixel_mm)
-
-
-def _silent(done: int, total: int, message: str = "") -> None:
-    pass

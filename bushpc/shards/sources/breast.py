@@ -100,7 +100,7 @@ def load(item: Item) -> Sample:
         if recipe.mask is not None:
             # Masks use opacity, and one has half-transparent edge pixels: at least half counts as lesion.
             mask_HW = readers.read_mask(recipe.folder, recipe.mask)
-            readers.check_size(recipe.image, image_HWC, recipe.mask, mask_HW)
+            readers.check_size(recipe.image, image_HWC.shape[:2], recipe.mask, mask_HW)
     except DataError as error:
         raise DataError(f"Row {recipe.row}: {error}") from error
     return Sample(

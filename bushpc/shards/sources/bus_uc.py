@@ -44,12 +44,5 @@ def load(item: Item) -> Sample:
     height, width = image_HWC.shape[:2]
     if max(abs(mask_HW.shape[0] - height), abs(mask_HW.shape[1] - width)) <= MOST_OFF:
         mask_HW = np.pad(mask_HW, ((0, MOST_OFF), (0, MOST_OFF)))[:height, :width]
-    readers.check_size(scan.image, image_HWC, mask, mask_HW)
-    return Sample(
-        key=item.key,
-        patient=scan.patient,
-        label=item.label,
-        image_HWC=image_HWC,
-        mask_HW=mask_HW,
-        sources=(scan.image, mask),
-    )
+    readers.check_size(scan.image, image_HWC.shape[:2], mask, mask_HW)
+    return readers.sample_of(item, image_HWC, mask_HW)

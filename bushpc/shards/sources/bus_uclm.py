@@ -74,15 +74,8 @@ def load(item: Item) -> Sample:
         except DataError as error:
             raise DataError(f"{error} Or remove such scans from the folder and add excerpt=true.") from None
     image_HWC = readers.read_image(scan.folder, scan.image)
-    return Sample(
-        key=item.key,
-        patient=scan.patient,
-        label=item.label,
-        image_HWC=image_HWC,
-        mask_HW=np.zeros(image_HWC.shape[:2], np.uint8),  # the mask is all black, so its size doesn't matter
-        attributes=dict(scan.attributes),
-        sources=(scan.image, *scan.masks),
-    )
+    # The mask is all black, so its size doesn't matter.
+    return readers.sample_of(item, image_HWC, np.zeros(image_HWC.shape[:2], np.uint8))
 
 
 def _answer(cell: str) -> str | None:

@@ -51,12 +51,5 @@ def load(item: Item) -> Sample:
     [mask] = scan.masks
     image_HWC = readers.read_image(scan.folder, scan.image)
     mask_HW = readers.read_mask(scan.folder, mask, known=(SKIN, LESION))
-    readers.check_size(scan.image, image_HWC, mask, mask_HW)
-    return Sample(
-        key=item.key,
-        patient=scan.patient,
-        label=item.label,
-        image_HWC=image_HWC,
-        mask_HW=mask_HW,
-        sources=(scan.image, mask),
-    )
+    readers.check_size(scan.image, image_HWC.shape[:2], mask, mask_HW)
+    return readers.sample_of(item, image_HWC, mask_HW)

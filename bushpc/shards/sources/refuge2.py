@@ -73,7 +73,7 @@ def load(item: Item) -> Sample:
     [mask] = scan.masks
     image_HWC = readers.read_image(scan.folder, scan.image)
     level_HW = readers.read_levels(scan.folder, mask, (CUP, RIM, BACKGROUND))
-    readers.check_size(scan.image, image_HWC, mask, level_HW)
+    readers.check_size(scan.image, image_HWC.shape[:2], mask, level_HW)
     if level_HW[0, 0] != BACKGROUND:
         raise DataError(
             f"{scan.folder / mask}: its corner has value {level_HW[0, 0]}; it must be background ({BACKGROUND}). "
@@ -85,15 +85,7 @@ def load(item: Item) -> Sample:
             "looks like that, and its disc would be packed as a cup."
         )
     disc_HW, cup_HW = (level_HW != BACKGROUND).astype(np.uint8), (level_HW == CUP).astype(np.uint8)
-    return Sample(
-        key=item.key,
-        patient=scan.patient,
-        label=item.label,
-        image_HWC=image_HWC,
-        mask_HW=disc_HW << DISC_BIT | cup_HW << CUP_BIT,
-        attributes=dict(scan.attributes),
-        sources=(scan.image, mask),
-    )
+    return readers.sample_of(item, image_HWC, disc_HW << DISC_BIT | cup_HW << CUP_BIT)
 
 
 def _splits(folder: Path, card: Card) -> t.Iterator[tuple[Split, dict[str, str], dict[str, str]]]:
