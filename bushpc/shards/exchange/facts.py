@@ -53,7 +53,7 @@ def gather(cohort: Cohort, settings: ImportSettings, folder: Path) -> list[Facts
     rows = _rows_by_scan(cohort, settings, table, names, image) if table and image else {}
     attributes = _Attributes(settings, table, cohort, image)
     labels = _Labels(settings)
-    empty: dict[str, list[str]] = defaultdict(list)
+    unstated: list[str] = []
     found: list[Facts | None] = []
     for number, scan in enumerate(cohort.scans):
         row = rows.get(number)
@@ -66,17 +66,17 @@ def gather(cohort: Cohort, settings: ImportSettings, folder: Path) -> list[Facts
         if settings.patients == NONE:
             patient = ""
         elif not patient:
-            empty["patient"].append(where)
+            unstated.append(where)
         label = labels.of(_said(settings.label, "label", scan, row), where)
         numbers, faults = _numbers(settings, scan, row, where)
         cohort.problems += faults
         found.append(Facts(str(patient or ""), label, *numbers, attributes.of(scan, row)))
-    places = empty["patient"]
-    if settings.patients is None and len(places) == len([each for each in found if each]) > 0:
+    if settings.patients is None and len(unstated) == len([each for each in found if each]) > 0:
         cohort.problems.append(_no_patients(folder, table))
-    elif places:
+    elif unstated:
         cohort.problems.append(
-            f"the patient is not stated for {_some(places)}: fill it in; or, if no patient is known, say patients=none"
+            f"the patient is not stated for {_some(unstated)}: fill it in; or, if no patient is known, say "
+            "patients=none"
         )
     cohort.problems += labels.problems()
     cohort.notes += attributes.notes
