@@ -17,12 +17,16 @@ import typing as t
 from pathlib import Path
 
 from bushpc.config import freeze, places
+from bushpc.config.catalogue import field_of, kinds
+from bushpc.config.cell import CellConfig
 from bushpc.config.cluster import ClusterConfig
+from bushpc.config.engine import Precision
 from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of, is_options, is_text
 from bushpc.config.gpus import capability_of, without_bf16
+from bushpc.config.model import model_class_of
 from bushpc.config.read import Scalar, build, flat, plain
-from bushpc.config.schema import TOOLS, CellConfig, Precision, field_of, kinds, model_class_of
 from bushpc.config.source import hydra_choices, hydra_compose, interpolates, read_config, read_main_config
+from bushpc.config.train import TOOLS
 from bushpc.errors import ConfigError, unknown_name
 
 GROUPS = ("data", "augment", "model", "engine", "cluster")

@@ -1,16 +1,20 @@
-"""A cell's config.yaml without its model, whose class would import torch: for `bushpc report` and `bushpc audit`."""
+"""A run's frozen config.yaml: whole, or without the model, whose class would import torch, for `report` and `audit`."""
 
 from __future__ import annotations
 
 import functools
+import sys
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc.config import freeze
+from bushpc.config.cell import CellConfig
+from bushpc.config.data import DataConfig
+from bushpc.config.evaluate import EvaluateConfig
 from bushpc.config.fields import Settings, fields_of
 from bushpc.config.read import YAML_FAILS, build, flat, load_yaml, plain
-from bushpc.config.schema import CellConfig, DataConfig, EvaluateConfig, TrainConfig
+from bushpc.config.train import TrainConfig
 from bushpc.errors import ConfigError
 
 S = t.TypeVar("S", bound=Settings)
@@ -49,6 +53,23 @@ class FrozenSettings:
             )
         except YAML_FAILS as error:
             raise ConfigError(f"no settings of a cell: {error}") from error
+
+
+def load_frozen(path: Path, run_dir: Path, command: str) -> CellConfig:
+    """A frozen `config.yaml` of a run. command: what else goes on with that run, by the code that lies in it.
+
+    Raises: ConfigError with the command to use where another version of bushpc wrote it.
+    """
+    try:
+        return CellConfig.load(path)
+    except ConfigError as error:
+        codes = sorted((run_dir / "code").glob("*"), key=lambda code: code.stat().st_mtime)
+        # Not by PYTHONPATH: `python -m` looks into the current folder first, which may be a clone.
+        way_on = f"(cd {codes[-1]} && {sys.executable} -m bushpc.cli {command})" if codes else "none"
+        raise ConfigError(
+            f"{path} is no config of this version of bushpc ({error}). The version that wrote it continues the run: "
+            f"{way_on}. Or start again under another name=…"
+        ) from error
 
 
 def flat_settings(text: str, instead: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -16,6 +16,8 @@ PACKAGED = PACKAGE / "packaged"
 CLONE = PACKAGE.parent
 IS_CLONE = (CLONE / "configs" / "config.yaml").is_file()
 VARIABLE = "BUSHPC_CONFIGS"
+# What runs and datasets may be called, as a regular expression.
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def home() -> Path:

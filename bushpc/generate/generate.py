@@ -32,8 +32,8 @@ import yaml
 
 from bushpc.cluster.base import this_step
 from bushpc.config import CellConfig, Device, Precision, flat
+from bushpc.config.catalogue import is_hashed, kinds
 from bushpc.config.read import plain
-from bushpc.config.schema import is_hashed, kinds
 from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError

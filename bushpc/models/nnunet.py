@@ -22,7 +22,7 @@ from bushpc.models.base import Model
 from bushpc.sample import Batch, Prediction
 
 if t.TYPE_CHECKING:
-    from bushpc.config import CellConfig
+    from bushpc.config import CellGroups
 
 # The properties that nnU-Net's reader of natural images reports; it has no pixel size.
 SPACING = (999, 1, 1)
@@ -66,7 +66,7 @@ class NnUNetConfig(ModelConfig):
         if self.pretrained:
             raise ConfigError("model.pretrained=true: nnU-Net trains from scratch; set model.pretrained=false")
 
-    def check_run(self, cell: CellConfig) -> None:
+    def check_run(self, cell: CellGroups) -> None:
         """Refuse settings that nnU-Net does not have, and machines without nnunetv2. Raises: ConfigError."""
         if cell.cluster.world_size > 1:
             raise ConfigError(

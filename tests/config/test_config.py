@@ -7,8 +7,8 @@ import re
 import pytest
 
 from bushpc.config import GROUPS, CellConfig, compose, config_names, differences, explain, places, reconfigure
+from bushpc.config.catalogue import kinds
 from bushpc.config.read import plain
-from bushpc.config.schema import kinds
 from bushpc.config.source import read_config
 from bushpc.errors import ConfigError
 

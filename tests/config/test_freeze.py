@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from bushpc.config import CellConfig, compose, config_class, model_of, setting
-from bushpc.config import schema as schemas
+from bushpc.config.fields import fields_of
+from bushpc.config.fields import group as settings_group
 from bushpc.config.freeze import CONFIG, Format
 from bushpc.errors import ConfigError, DataError
 from bushpc.shards.manifest import Manifest
@@ -89,10 +90,10 @@ def _add_to_model(monkeypatch, model_class, more) -> None:
 
 
 def _with_a_field_more(group: str, more) -> type[CellConfig]:
-    before = schemas.fields_of(CellConfig)[group].annotation
+    before = fields_of(CellConfig)[group].annotation
     body = {"__module__": __name__, "__annotations__": {"added": int}, "added": more}
     inner = config_class(type(before.__name__, (before,), body))
-    outer = {"__module__": __name__, "__annotations__": {group: inner}, group: schemas.group(inner, "Grown.")}
+    outer = {"__module__": __name__, "__annotations__": {group: inner}, group: settings_group(inner, "Grown.")}
     return config_class(type("CellConfig", (CellConfig,), outer))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.config.schema import model_class_of
+from bushpc.config.model import model_class_of
 from bushpc.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
