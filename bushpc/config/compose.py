@@ -88,7 +88,9 @@ class Composer:
         if not stated and composed.source("augment.method") == "default":
             # Not the field's default, which is what runs did before there was this field.
             content["augment"] = {**content["augment"], "method": NEWEST_METHOD}
-        return _resolve(CellConfig.from_dict({**content, "choices": {**composed.choices, **chosen}}))
+        cell = _resolve(CellConfig.from_dict({**content, "choices": {**composed.choices, **chosen}}))
+        # Here alone: a frozen cell keeps what it was trained with.
+        return dataclasses.replace(cell, model=cell.model.follow_network())
 
     def content(self, chosen: t.Mapping[str, str]) -> _Content:
         """The settings under this choice of groups, words included."""

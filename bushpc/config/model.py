@@ -20,7 +20,7 @@ from bushpc.config.fields import Settings, config_class, setting
 from bushpc.config.loader import LoaderConfig
 from bushpc.config.read import Scalar, build
 from bushpc.config.train import TrainConfig
-from bushpc.errors import BushpcError, ConfigError
+from bushpc.errors import BushpcError, ConfigError, unknown_name
 
 
 class WeightFile(t.NamedTuple):
@@ -29,22 +29,32 @@ class WeightFile(t.NamedTuple):
     name: file name below the weights folder, always `.safetensors`.
     hub_repo, hub_file, revision: where `weights pull` gets it on the Hugging Face hub; a commit where one
         is known, else a branch, whose commit of that day the pull records and `weights check` holds to.
+    licence: as the library that knows the file states it; empty where it states none.
     """
 
     name: str
     hub_repo: str
     hub_file: str
     revision: str
+    licence: str = ""
 
     @classmethod
     def of_timm(cls, network: str, revision: str = "main") -> WeightFile:
         """timm's own weights of a network. Raises: ConfigError when there are none."""
         import timm  # takes seconds to import
 
-        config = timm.get_pretrained_cfg(network)
+        try:
+            config = timm.get_pretrained_cfg(network)
+        except RuntimeError as error:  # of a tag that the network lacks
+            tags = timm.list_pretrained(f"{network.partition('.')[0]}.*")
+            raise ConfigError(unknown_name("weights", network, tags)) from error
         if config is None or not config.hf_hub_id:
-            raise ConfigError(f"timm has no pretrained weights of '{network}'; choose another, or pretrained=false.")
-        return cls(f"{network}.safetensors", config.hf_hub_id, "model.safetensors", revision)
+            elsewhere = f" Its file at {config.url} is no safetensors file." if config and config.url else ""
+            raise ConfigError(
+                f"timm has no pretrained weights of '{network}' on the Hugging Face hub.{elsewhere} Choose another "
+                "network, or set model.pretrained=false"
+            )
+        return cls(f"{network}.safetensors", config.hf_hub_id, "model.safetensors", revision, config.license or "")
 
 
 class CellGroups(t.Protocol):
@@ -88,6 +98,10 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
+
+    def follow_network(self) -> te.Self:
+        """With the settings that follow from the chosen network, where none are given. When a command is composed."""
+        return self
 
     @property
     def title(self) -> str:

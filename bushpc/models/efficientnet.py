@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from bushpc import weights
-from bushpc.config import ModelConfig, WeightFile, config_class, setting
+from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
+from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
-from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
-STRIDE = 32  # of the last features to the image
 # Networks of the shipped configs, listed here because importing timm takes seconds.
 SHIPPED = ("efficientnet_b0", "test_efficientnet")
 
@@ -28,7 +27,7 @@ STRIDE = 32  # of the deepest stage to the image
 
 
 @config_class
-class EfficientNetConfig(ModelConfig):
+class EfficientNetConfig(BackboneConfig):
     """EfficientNet-B0. The paper (Pan et al., 3.4) names the network and nothing else."""
 
     image_size: int = setting(
@@ -54,6 +53,11 @@ class EfficientNetConfig(ModelConfig):
             known = timm.list_models("*efficientnet*", module="efficientnet")
             if self.network.partition(".")[0] not in known:
                 raise ConfigError(unknown_name("model.network", self.network, known))
+
+    @property
+    def backbone(self) -> str:
+        """timm's network."""
+        return self.network
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,7 +104,7 @@ class EfficientNet(Model):
         import timm  # takes seconds to import
 
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalize = config.normalize()
         self.net: nn.Module = timm.create_model(config.network, pretrained=False, num_classes=len(LABELS))
         for file in config.weight_files():
             staged = weights.load_staged(EfficientNet, file, weights_dir)

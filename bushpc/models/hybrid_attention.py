@@ -22,19 +22,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
-from bushpc.config import ModelConfig, WeightFile, config_class, setting
+from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import bce_loss, jaccard_loss
+from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.nn.encoder import feature_channels, feature_extractor
-from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_STRIDES = [2, 4, 8, 16]  # of what the encoder gives to the image: three skip connections and the bottleneck
 
 
 @config_class
-class HybridAttentionConfig(ModelConfig):
+class HybridAttentionConfig(BackboneConfig):
     """The paper's values are the defaults. `configs/model/hybrid_attention.yaml` lists what it leaves open."""
 
     image_size: int = setting(256, "Edge of the square input (4.1).", unit="pixels", ge=1)
@@ -98,6 +98,11 @@ class HybridAttentionConfig(ModelConfig):
         feature_channels(self.encoder, ENCODER_STRIDES)
 
     @property
+    def backbone(self) -> str:
+        """The encoder."""
+        return self.encoder
+
+    @property
     def least_images(self) -> int:
         """2 with SFEB, which normalises pooled features over the images of a batch, (11) and (13)."""
         return 2 if self.sfeb or self.image_size == ENCODER_STRIDES[-1] else 1
@@ -125,7 +130,7 @@ class HybridAttention(Model):
 
     def __init__(self, config: HybridAttentionConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalize = config.normalize()
         self.encoder, (*skips, deepest) = feature_extractor(config.encoder, ENCODER_STRIDES)
         for file in config.weight_files():
             _load_encoder(self.encoder, weights.load_staged(HybridAttention, file, weights_dir), file)

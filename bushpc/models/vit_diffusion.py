@@ -25,13 +25,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from bushpc import weights
-from bushpc.config import ModelConfig, WeightFile, config_class, setting
+from bushpc.config import WeightFile, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
+from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
-from bushpc.nn.normalize import Normalize
+from bushpc.nn.backbone import HALF, timm_facts
 from bushpc.sample import Batch, Losses, Prediction
 
 if t.TYPE_CHECKING:  # importing timm takes seconds, which the login node need not spend
@@ -44,8 +45,10 @@ PATCHES = {"vit_tiny_patch16_224.augreg_in21k_ft_in1k": 16, "test_vit": 16}
 
 
 @config_class
-class VitDiffusionConfig(ModelConfig):
+class VitDiffusionConfig(BackboneConfig):
     """The paper's values are the defaults. `configs/model/vit_diffusion.yaml` lists what it leaves open."""
+
+    usual = HALF  # of ViT-tiny
 
     image_size: int = setting(
         256,
@@ -207,6 +210,11 @@ class VitDiffusionConfig(ModelConfig):
         return [WeightFile.of_timm(self.vit)] if self.pretrained and self.acb else []
 
     @property
+    def backbone(self) -> str | None:
+        """The ViT, if there is one."""
+        return self.vit if self.acb else None
+
+    @property
     def blocks(self) -> tuple[type, ...]:
         """The ViT's blocks, the UNet's residual blocks and the bridges."""
         from diffusers.models.resnet import ResnetBlock2D
@@ -249,6 +257,7 @@ class VitDiffusionConfig(ModelConfig):
         if not timm.is_model(self.vit.partition(".")[0]):
             near = ", ".join(timm.list_models("vit_tiny*", include_tags=True))
             raise ConfigError(f"model.vit={self.vit}: timm has no such model; small ones are {near}")
+        timm_facts(self.vit)  # refuses a tag that timm lacks
         with torch.device("meta"):  # shapes without weights
             vit = timm.create_model(self.vit, num_classes=0)
         if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
@@ -290,8 +299,7 @@ class VitDiffusion(Model):
 
     def __init__(self, config: VitDiffusionConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
-        # The ViT's own normalisation, which takes any number of channels.
-        self.normalize = Normalize([0.5] * config.channels, [0.5] * config.channels)
+        self.normalize = config.normalize(config.channels)
         self.vit = build_vit(config, weights_dir) if config.acb else None
         self.unet = DiffusionUNet(config, self.vit.embed_dim if self.vit else 0)
         self.noising = Noising(config)

@@ -27,12 +27,13 @@ from bushpc import weights
 from bushpc.conditions import AttributePrompt, Condition, SpatialPrompt, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES, SPATIAL
 from bushpc.conditions.words import refuse_long
-from bushpc.config import ModelConfig, WeightFile, config_class, setting
+from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import overlap_losses
+from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.nn.encoder import feature_channels, feature_extractor
-from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from bushpc.nn.normalize import Normalize
 from bushpc.nn.uncompiled import not_compiled
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -49,7 +50,7 @@ ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connec
 
 
 @config_class
-class XBusNetConfig(ModelConfig):
+class XBusNetConfig(BackboneConfig):
     """The paper's values are the defaults. `configs/model/xbusnet.yaml` lists what it leaves open.
 
     "Released" is the authors' published code and settings, used where the paper gives no value.
@@ -144,6 +145,11 @@ class XBusNetConfig(ModelConfig):
         """Of each sentence that is read."""
         spatial = SPATIAL if self.gfe else (NO_PROMPTS,)
         return (*spatial, *(SHUFFLED_ATTRIBUTES,) * self.reads("attribute_prompts"))
+
+    @property
+    def backbone(self) -> str | None:
+        """The local branch's encoder; CLIP has its own normalisation."""
+        return self.encoder if self.lfe else None
 
     @property
     def least_images(self) -> int:
@@ -468,7 +474,7 @@ class LocalFeatureExtractor(nn.Module):
 
     def __init__(self, config: XBusNetConfig, encoder_state: dict[str, torch.Tensor] | None) -> None:
         super().__init__()
-        self.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalize = config.normalize()
         self.encoder, channels = feature_extractor(config.encoder, ENCODER_STRIDES)
         if encoder_state is not None:
             features = {k: v for k, v in encoder_state.items() if not k.startswith("fc.")}

@@ -60,7 +60,7 @@ def test_missing_weights_name_the_command_that_stages_them(unet_config, tmp_path
     [
         ({"encoder": "resnet19"}, "unknown encoder 'resnet19'; did you mean 'resnet18'"),
         ({"image_size": 100}, "image_size=100"),
-        ({"decoder_channels": (8, 8)}, "five are needed"),
+        ({"decoder_channels": (8, 8)}, r"decoder_channels=\[8, 8\].*takes 5 numbers"),
         ({"dice_weight": -1.0}, "model.dice_weight=-1.0: must be ≥ 0"),
         ({"dice_weight": 0.0, "bce_weight": 0.0}, "leave no loss"),
     ],

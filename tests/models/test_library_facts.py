@@ -5,7 +5,8 @@ import pytest
 import timm.data.constants
 import torch
 
-from bushpc.models import baselines, efficientnet, vit_diffusion, xbusnet
+from bushpc.models import efficientnet, smp, vit_diffusion, xbusnet
+from bushpc.nn.backbone import WRITTEN_DOWN
 from bushpc.nn.encoder import CHANNELS, feature_channels, feature_extractor
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 
@@ -23,10 +24,16 @@ def test_patches_written_down_are_timms(vit):
     assert config._patch_of_timm() == vit_diffusion.PATCHES[vit]
 
 
+@pytest.mark.parametrize("name", WRITTEN_DOWN)
+def test_normalisation_written_down_is_timms(name):
+    found = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    assert WRITTEN_DOWN[name] == (found["mean"], found["std"])
+
+
 def test_networks_that_are_not_looked_up_are_known():
     from segmentation_models_pytorch.encoders import encoders
 
-    assert set(baselines.SHIPPED) <= set(encoders)
+    assert {encoder for _, encoder in smp.SHIPPED} <= set(encoders)
     assert set(efficientnet.SHIPPED) <= set(timm.list_models("*efficientnet*", module="efficientnet"))
 
 
