@@ -16,6 +16,7 @@ REQUIRE_REAL = os.environ.get("BUSHPC_REQUIRE_REAL") == "1"
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out tests that start processes, train or take long")
+    parser.addoption("--times", metavar="FILE", type=Path, help="write each test's processor seconds (tests/times.py)")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +71,10 @@ def pytest_configure(config):
         import torch
 
         torch.set_num_threads(1)
+    if file := config.getoption("--times"):
+        from tests.times import Times
+
+        config.pluginmanager.register(Times(file))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -130,20 +130,28 @@ def commands_on_node(job_id: str) -> dict[str, tuple[str, ...]]:
 def traced_batch_lines(log_prefix: str, log_suffix: str, signals: Sequence[str]) -> list[str]:
     """Shell lines that make a batch script write down the signals it gets, to <prefix><restart count><suffix>.
 
-    A shell runs traps only when its foreground command has ended, so `srun` becomes a function that waits for it
-    in the background. It sets the traps itself, in the place of those by which a cell's job puts itself back into
-    the queue. The time comes from the shell where it can (bash 5): Slurm signals the script's whole process group,
-    and a `date` would die of the very signal that it should note.
+    A shell runs traps only when its foreground command has ended, so `srun` becomes a function that starts it in the
+    background and looks every tenth of a second whether it still runs. The function sets the traps itself, in the
+    place of those by which a cell's job puts itself back into the queue.
+
+    Two things make bash 5.2 lose signals, as measured: in `wait`, one that comes within a millisecond of another, as
+    TERM comes after CONT; and now and then any whose trap has a `$(...)`. So the time comes from the shell where it
+    can (bash 5); elsewhere from `date`, which may die of the very signal that it should note, as Slurm signals the
+    script's whole process group.
     """
     log = f'{log_prefix}"${{SLURM_RESTART_COUNT:-0}}"{log_suffix}'
     event = """'{"time": %s, "kind": "signal", "name": "%s"}\\n'"""
     return [
-        f'note() {{ local at="${{EPOCHREALTIME:-$(date +%s.%N)}}"; printf {event} "${{at/,/.}}" "$1" >> {log}; }}',
+        f'note() {{ local at="$EPOCHREALTIME"; printf {event} "${{at/,/.}}" "$1" >> {log}; }}',
+        f'[ -n "${{EPOCHREALTIME:-}}" ] || note() {{ printf {event} "$(date +%s.%N)" "$1" >> {log}; }}',
         "srun() {",
         "  trap - EXIT",
         f'  for name in {" ".join(signals)}; do trap "note $name" "$name"; done',
         '  command srun "$@" & step=$!',
-        '  while kill -0 "$step" 2>/dev/null; do wait "$step"; done',
+        # Nothing ever comes from this pipe: a sleep without a process, which Slurm's signals would end.
+        "  local nothing; exec {nothing}<> <(:)",
+        '  while kill -0 "$step" 2>/dev/null; do read -rt 0.1 -u "$nothing" || :; done',
+        '  wait "$step"',
         "}",
     ]
 
