@@ -14,6 +14,7 @@ from torch import nn
 from bushpc.cell import build_model
 from bushpc.conditions.sentences import FirstPass
 from bushpc.config import CellConfig, ModelConfig
+from bushpc.data.batches import validation_batches
 from bushpc.data.loader import FoldData
 from bushpc.dist import World
 from bushpc.evaluate.evaluate import Evaluation, Predicting
@@ -59,6 +60,24 @@ def test_a_map_is_the_closed_form_of_one_convolution(b):
     assert ((expected + b).sigmoid() >= 0.5).any() == (b == -0.4)
     cam = grad_cam(model, model.cam_layer(), batch_of(image), 0.5, contextlib.nullcontext)
     np.testing.assert_allclose(cam, expected / expected.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize("model_name", ["xbusnet_small", "unet_small", "hybrid_attention_small"])
+def test_a_map_is_what_captum_makes_of_the_same_layer_and_target(opened, monkeypatch, model_name):
+    from captum.attr import LayerGradCam
+
+    cell, model, data, _ = opened(f"model={model_name}", "model.image_size=64")
+    [batch] = validation_batches(cell, data, cell.variants[0].name, World(), chosen(data.validation, 1))
+    batch = batch.to(torch.device("cpu"))
+    made = grad_cam(model, model.cam_layer(), batch, 0.5, contextlib.nullcontext)
+
+    def by_captum(target, layer, image_BCHW):
+        return LayerGradCam(target, layer).attribute(image_BCHW, relu_attributions=True).detach()
+
+    monkeypatch.setattr("bushpc.evaluate.explain._layer_cam", by_captum)
+    expected = grad_cam(model, model.cam_layer(), batch, 0.5, contextlib.nullcontext)
+    assert expected.max() == 1
+    np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
 def test_a_map_that_nothing_speaks_for_is_black():
