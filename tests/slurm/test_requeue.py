@@ -147,9 +147,9 @@ def test_a_killed_rank_comes_back_but_not_for_ever_to_the_same_place(slurm, subm
 
 
 def test_a_hung_rank_ends_with_stacks_and_is_not_started_again(slurm, submit):
-    run_dir = submit({"hung": {"hangs_at": 7, "hang_s": 2}})
+    run_dir = submit({"hung": {"hangs_at": 7, "hang_s": 8}})
     assert end_states(slurm, run_dir) == {"hung": "failed"}
-    assert "made no progress for 2 s, last: step 7" in (run_dir / "cells" / "hung" / "FAILED").read_text()
+    assert "made no progress for 8 s, last: step 7" in (run_dir / "cells" / "hung" / "FAILED").read_text()
     for rank in (0, 1):
         assert "in run_cell" in (run_dir / "cells" / "hung" / "hang" / f"rank{rank}.txt").read_text()
     assert starts(run_dir, "hung") == "0"
