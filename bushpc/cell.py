@@ -29,7 +29,7 @@ from bushpc.evaluate.evaluate import Evaluation, Predicting, evaluate, tuning_lo
 from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
-from bushpc.models.base import Model
+from bushpc.models.base import Model, load_imported
 from bushpc.runs import checkpoint
 from bushpc.runs.checkpoint import Checkpoint, frozen_parameters
 from bushpc.runs.layout import CellDir
@@ -37,11 +37,13 @@ from bushpc.runs.lease import Lease, StoppedWaiting
 from bushpc.runs.records import DoneRecord
 from bushpc.train.context import CellContext
 from bushpc.train.engine import Engine, start_ranks
+from bushpc.train.fine_tune import freeze
 from bushpc.train.ledger import Ledger
 from bushpc.train.loop import Services, Stopped, train
 from bushpc.train.mirrors import Mirrors
 from bushpc.train.optim import Schedule
 from bushpc.train.preempt import StopFlag
+from bushpc.train.start import load_start
 from bushpc.train.take_over import take_over
 from bushpc.train.track import Tracker
 from bushpc.train.watchdog import Watchdog
@@ -98,18 +100,24 @@ def run_cell(folder: Path | CellDir, world: World, stop: StopFlag | None = None)
 
 
 def build_model(cell: CellConfig) -> Model:
-    """The cell's model, initialised from its seed, with staged weights where the config says so."""
+    """The cell's model, initialised from its seed, with staged and imported weights where the config says so."""
     seed_everything(cell.seed, "init")
-    return cell.model_class(cell.model, cell.weights_dir)
+    model: Model = cell.model_class(cell.model, cell.weights_dir)
+    load_imported(model)
+    freeze(model, cell.train.freeze)
+    return model
 
 
 def _work(at: CellContext) -> Stopped | None:
     """Train with our loop, then evaluate."""
     cell, data, tracker, main = at.cell, at.data, at.tracker, at.world.is_main
     model = build_model(cell)
+    start_of_training = load_start(cell, model)
     frozen = checkpoint.store_frozen(at.dir.run.frozen, frozen_parameters(model)) if main else None
     barrier()  # a stored file that was damaged is whole again now
     resumed, start = resume(at)
+    if not resumed:
+        start_of_training.require(tracker.say)
     if main and resumed:
         frozen = resumed.meta["frozen"]
     schedule = Schedule(cell.train, sum(data.repeats), resumed.meta.get("schedule") if resumed else None)

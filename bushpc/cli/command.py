@@ -51,6 +51,7 @@ class Command:
     example: a line that works, given a dataset or run of that name.
     notes: further help, one paragraph each.
     words: the `key=value` words; `run` finds each as an attribute of its arguments, and all as typed in `typed`.
+        With `settings`, the other words are settings, and `run` finds them in `settings`.
     after_interrupt: what to know or to do after Ctrl-C.
     settings: the command takes settings (`model=…`, `train.lr=…`); `run` finds them in `typed`.
     """
@@ -75,7 +76,9 @@ class Command:
         elif rest:
             raise ConfigError(self._unexpected(rest))
         if self.words:
-            for name, value in self.words.read(arguments.typed).items():
+            own = [word for word in arguments.typed if not self.settings or self.words.knows(word)]
+            arguments.settings = [word for word in arguments.typed if word not in own]
+            for name, value in self.words.read(own).items():
                 setattr(arguments, name, value)
         return arguments
 

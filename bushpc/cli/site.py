@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import typing as t
 
+from bushpc.cli import weights_import
 from bushpc.cli.command import CONTINUE, JSON, Arguments, Command, Group, option
 from bushpc.cli.show import log
 from bushpc.cli.words import PATH, TEXT, Word, Words
@@ -213,5 +214,6 @@ GROUP = Group(
             settings=True,
             notes=(INCEPTION_NOTE,),
         ),
+        *weights_import.COMMANDS,
     ),
 )

@@ -145,6 +145,11 @@ class Words:
         values["more"] = {key: self._value(table[key], texts) for key, texts in given.items() if key not in known}
         return values
 
+    def knows(self, typed: str) -> bool:
+        """Whether `key=value` is one of the table's words, or is typed instead of one."""
+        key = typed.partition("=")[0]
+        return any(key in (word.name, *word.instead_of) for word in self.table)
+
     def _value(self, word: Word, texts: list[str]) -> t.Any:
         values = [word.value(text, self.example) for text in texts]
         if len(values) > 1 and not word.repeated:

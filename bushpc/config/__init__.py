@@ -1,6 +1,6 @@
 """Every setting of a run, and how yaml files and words of the command line become one.
 
-train, data, augment, evaluate, loader, engine, prompting, cluster
+train, fine_tune, data, augment, evaluate, loader, engine, prompting, cluster
              one file per group: every field with default, unit, sentence, bounds, what it affects
 model.py     the fields that every model has; a model's file extends them
 cell.py      the groups together: what their combinations allow, the hash, the frozen config.yaml

@@ -193,7 +193,8 @@ class CellConfig(Settings):
     def folders(self) -> list[str]:
         """Every folder outside the run's that training and evaluation read or write."""
         stream = self.data.stream if self.data.stream and self.data.stream.startswith("/") else None
-        given = (str(self.data.folder), stream, self.data.synthetic, self.weights_dir, self.train.weights_from)
+        starts = (self.weights_dir, self.model.weights, self.train.weights_from, self.train.start_from)
+        given = (str(self.data.folder), stream, self.data.synthetic, *starts)
         caches = (*(self.loader.cache_dir or "").split(os.pathsep), self.loader.features_dir)
         return [folder for folder in (*given, *caches, *self.evaluate.external) if folder]
 

@@ -23,11 +23,12 @@ from bushpc.config.cluster import ClusterConfig
 from bushpc.config.engine import Precision
 from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of, is_options, is_text
 from bushpc.config.gpus import capability_of, without_bf16
-from bushpc.config.model import model_class_of
+from bushpc.config.model import ModelConfig, model_class_of
 from bushpc.config.read import Scalar, build, flat, plain
 from bushpc.config.source import hydra_choices, hydra_compose, interpolates, read_config, read_main_config
 from bushpc.config.train import TOOLS
 from bushpc.errors import ConfigError, unknown_name
+from bushpc.files import sha256_of_unchanged
 
 GROUPS = ("data", "augment", "model", "engine", "cluster")
 # What a model's yaml may choose; an explicit word or row wins over it.
@@ -404,7 +405,12 @@ def _resolve(cell: CellConfig) -> CellConfig:
     resolved = dataclasses.replace(
         cell,
         engine=engine,
-        train=dataclasses.replace(cell.train, weights_from=_absolute(cell.train.weights_from)),
+        model=_with_weights(cell.model),
+        train=dataclasses.replace(
+            cell.train,
+            weights_from=_absolute(cell.train.weights_from),
+            start_from=_absolute(cell.train.start_from),
+        ),
         data=dataclasses.replace(
             cell.data,
             root=str(cell.data.folder),
@@ -424,6 +430,24 @@ def _resolve(cell: CellConfig) -> CellConfig:
         ),
     )
     return _with_mounts(resolved) if resolved.cluster.container.used else resolved
+
+
+def _with_weights(model: ModelConfig) -> ModelConfig:
+    """The model with the hash of the file that it starts from. Raises: ConfigError for another one than asked for."""
+    if model.weights is None:
+        if model.weights_sha256:
+            raise ConfigError("model.weights_sha256 without model.weights: set that to a file of imported weights")
+        return model
+    path = Path(model.weights).expanduser().resolve()
+    if not path.is_file():  # the plan refuses it, unless the run has checkpoints already
+        return dataclasses.replace(model, weights=str(path))
+    found = sha256_of_unchanged(path)
+    if model.weights_sha256 not in (None, found):
+        raise ConfigError(
+            f"model.weights={model.weights} has sha256 {found}, not model.weights_sha256={model.weights_sha256}: bring "
+            "that file back, or leave model.weights_sha256 out"
+        )
+    return dataclasses.replace(model, weights=str(path), weights_sha256=found)
 
 
 def _with_mounts(cell: CellConfig) -> CellConfig:

@@ -95,6 +95,19 @@ class ModelConfig(Settings):
         256, "Edge of the square images that the loader makes for this model.", unit="pixels", ge=1
     )
     pretrained: bool = setting(True, "Start from staged weights (`bushpc weights pull`); false trains from scratch.")
+    weights: str | None = setting(
+        None,
+        "Start from this file of imported weights (`bushpc weights import`), loaded after those of model.pretrained. "
+        "null loads none.",
+        affects="nothing",
+        since=3,
+    )
+    weights_sha256: str | None = setting(
+        None,
+        "SHA-256 of that file, for a run that requires exactly these weights; null accepts what is there, and the run "
+        "records it.",
+        since=3,
+    )
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
@@ -165,7 +178,7 @@ class ModelConfig(Settings):
 
     def standalone(self) -> te.Self:
         """The settings of a model whose tensors are all given: it needs no staged files and no earlier run."""
-        return dataclasses.replace(self, pretrained=False)
+        return dataclasses.replace(self, pretrained=False, weights=None, weights_sha256=None)
 
     @property
     def starts_from(self) -> Path | None:

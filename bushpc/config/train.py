@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import typing as t
 
-from bushpc.config.fields import Settings, config_class, setting
+from bushpc.config.fields import config_class, setting
+from bushpc.config.fine_tune import FineTuneConfig
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.metrics.registry import METRICS
 
@@ -17,7 +18,7 @@ TOOLS = {"tensorboard": "tensorboard", "wandb": "'bushpc[wandb]'", "mlflow": "'b
 
 
 @config_class
-class TrainConfig(Settings):
+class TrainConfig(FineTuneConfig):
     """How the model is trained: length, batch, optimiser, checkpoints, curves."""
 
     prefix: t.ClassVar[str] = "train."
@@ -120,6 +121,7 @@ class TrainConfig(Settings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tuned != bool(self.holdout):
             raise ConfigError(
                 f"train.holdout={self.holdout} with train.schedule={self.schedule} and train.stop_patience="

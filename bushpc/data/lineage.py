@@ -16,7 +16,7 @@ from bushpc.errors import DataError
 from bushpc.files import EXPORT_FILE, read_json
 from bushpc.runs.records import RunRecord
 from bushpc.shards.card import Card
-from bushpc.shards.licences import DataLicence, of_card, of_name
+from bushpc.shards.licences import STARTED_FROM, DataLicence, of_card, of_name
 from bushpc.shards.manifest import Manifest
 
 # Written by `bushpc generate` next to its shards.
@@ -109,6 +109,15 @@ def licences(cell: CellConfig, trainings: Iterable[Training]) -> list[DataLicenc
     for licence in found:
         by_name.setdefault(licence.data, licence)
     return list(by_name.values())
+
+
+def licences_of_start(note: Mapping[str, t.Any] | None) -> list[DataLicence]:
+    """The licences of imported weights (`CellRecord.started_from`), and of the data that bushpc knows behind them."""
+    if note is None or "imported_sha256" not in note:  # a run: its data are among the trainings
+        return []
+    title = f"{note['name']} {note['version']}".strip()
+    own = DataLicence(note["name"], title, note["licence"] or "none stated", note["where"], STARTED_FROM)
+    return [own, *(DataLicence(**each) for each in note["licences"])]
 
 
 def _of_synthetic_card(folder: Path) -> list[DataLicence]:

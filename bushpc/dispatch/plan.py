@@ -29,10 +29,12 @@ from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import Synthetic, open_synthetic
+from bushpc.data.overlap import Tested
+from bushpc.dispatch.starting import Starting
 from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
 from bushpc.files import sha256_of
 from bushpc.sample import LABELS
-from bushpc.shards.manifest import Manifest, verify
+from bushpc.shards.manifest import Manifest, Record, verify
 from bushpc.shards.split import Folds, find_folds, load_folds
 from bushpc.train.take_over import Donor
 
@@ -124,7 +126,7 @@ def cv_plan(config: CellConfig) -> Plan:
     data = _Data(config)
     weights.require(config.model_class, config.model.for_fold(config.fold or 0), config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
-    digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(config))
+    digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(config), *_start(config))
     # The same settings on the same data always land in the same run folder.
     name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
     named = dataclasses.replace(config, name=name)
@@ -145,7 +147,8 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     composer = Composer([*grid.base, *words])
     base = composer({})
     data = _Data(base)
-    digest = _digest(dataclasses.replace(base, fold=None).hash, data.hash, *data.synthetic_hashes(base))
+    whole = dataclasses.replace(base, fold=None)
+    digest = _digest(whole.hash, data.hash, *data.synthetic_hashes(base), *_start(base))
     name = base.name or f"{grid.name}-{base.data.name}-{digest}"
     rows, problems, staged = {}, [], set()
     for row in grid.rows:
@@ -273,8 +276,13 @@ class _Data:
         if config.fold is not None:
             folds.validation(config.fold)  # refuses a fold that does not exist
         self.count = folds.count
+        self._folder, self._starting = folder, Starting()
+        self._external = []
         for other in map(Path, config.evaluate.external):
-            verify(other, open_external(other, self.manifest), deep=True)
+            manifest = open_external(other, self.manifest)
+            verify(other, manifest, deep=True)
+            title = f"the external test on {other.name}"
+            self._external.append(Tested(title=title, manifest=manifest, folder=other, records=manifest.records))
 
     def cell(self, config: CellConfig, fold: int) -> CellConfig:
         """`config` for one fold: as many steps long as its epochs come to there, with its own synthetic scans, and with
@@ -313,7 +321,19 @@ class _Data:
             model=model,
             train=dataclasses.replace(config.train, iterations=members.steps(config.train)),
         )
-        return self._taking_over(cell) if now else cell
+        if not now:
+            return self._starting.planned(cell)
+        return self._taking_over(self._starting.checked(cell, self._tested(members.validation, fold)))
+
+    def _tested(self, validation: list[Record], fold: int) -> list[Tested]:
+        """What models of a fold are tested on: its validation part, and the external datasets."""
+        own = Tested(
+            title=f"the validation part of fold {fold}",
+            manifest=self.manifest,
+            folder=self._folder,
+            records=validation,
+        )
+        return [own, *self._external]
 
     def _refuse_base(self, model: ModelConfig, fold: int) -> None:
         """Raises: ConfigError for what a model cannot start from; DataError where that has seen the validation part."""
@@ -360,6 +380,11 @@ class _Data:
 def data_facts(manifest: Manifest, source: str, folds_file: Path) -> dict[str, t.Any]:
     """What makes results comparable: the same samples, and the same folds. source: where these are from."""
     return {"manifest_sha256": manifest.hash, "folds": {"source": source, "sha256": sha256_of(folds_file)}}
+
+
+def _start(config: CellConfig) -> list[str]:
+    """What tells runs apart by what they start from; the hashes of the folds are not known before their cells are."""
+    return [f"{config.train.start_from} {config.train.start_row}"] if config.train.start_from else []
 
 
 def _digest(*parts: str) -> str:

@@ -26,8 +26,9 @@ import bushpc
 from bushpc import environment
 from bushpc.config import CellConfig, differences, load_frozen, places, way_on
 from bushpc.data.external import seen_by_generator
-from bushpc.data.lineage import trained_on
+from bushpc.data.lineage import distinct, trained_on
 from bushpc.dispatch.plan import Grid, GridRow, Plan
+from bushpc.dispatch.starting import Behind, behind
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.files import exclusive, sha256_of, why_not_writable, write_all, write_atomically
@@ -313,10 +314,11 @@ def _record(
     run: RunDir, plan: Plan, facts: Mapping[str, t.Any], known: RunRecord | None, command: Sequence[str], code: Path
 ) -> RunRecord:
     first, grid = plan.first, plan.grid
-    trainings: dict[t.Any, list[dict[str, t.Any]]] = {}  # the rows of a grid share them
-    for cell in plan.cells.values():
+    before = {cell.name: cell for cell in known.cells} if known else {}
+    trainings: dict[t.Any, Behind] = {}  # the rows of a grid share them
+    for name, cell in plan.cells.items():
         if (key := _data_of(cell)) not in trainings:
-            trainings[key] = trained_on(cell, plan.data.manifest, facts["folds"]["sha256"])
+            trainings[key] = _behind(cell, plan, facts["folds"]["sha256"], before.get(name))
     now = SubmissionRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         commit=_commit(),
@@ -363,10 +365,23 @@ def _grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
 
 def _data_of(cell: CellConfig) -> t.Any:
     """What decides which data a cell's weights come from."""
-    return cell.fold, cell.data, cell.model.starts_from
+    return cell.fold, cell.data, cell.model.starts_from, cell.model.weights, cell.train.start_from, cell.train.start_row
 
 
-def _cell_record(plan: Plan, name: str, trainings: list[dict[str, t.Any]]) -> CellRecord:
+def _behind(cell: CellConfig, plan: Plan, folds_sha256: str, before: CellRecord | None) -> Behind:
+    """What a cell starts from, and all trainings behind it. before: as the run recorded it, if it did.
+
+    What it started from may be gone by now.
+    """
+    if before and before.hash == cell.hash and before.started_from and before.trained_on:
+        return Behind(before.started_from, tuple(before.trained_on))
+    planned = cell.train.start_from and cell.train.start_sha256 is None  # its start is not there yet
+    found = Behind() if planned else behind(cell)
+    own = trained_on(cell, plan.data.manifest, folds_sha256)
+    return Behind(found.note, tuple(distinct([*own, *found.trainings])))
+
+
+def _cell_record(plan: Plan, name: str, behind_it: Behind) -> CellRecord:
     cell = plan.cells[name]
     assert cell.fold is not None, "the plan gives every cell its fold"
     return CellRecord(
@@ -376,7 +391,8 @@ def _cell_record(plan: Plan, name: str, trainings: list[dict[str, t.Any]]) -> Ce
         iterations=cell.train.iterations,
         row=plan.row_of.get(name),
         generator_saw=seen_by_generator(cell),
-        trained_on=trainings,
+        trained_on=list(behind_it.trainings),
+        started_from=behind_it.note,
     )
 
 

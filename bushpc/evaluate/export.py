@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bushpc.config import CellConfig, freeze
-from bushpc.data.lineage import licences, of_cell
+from bushpc.data.lineage import licences, licences_of_start, of_cell
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.graphs import FILES, refuse_graphs, write_graph
@@ -44,13 +44,13 @@ from bushpc.evaluate.predictor import (
     Recipe,
     TrainedCell,
     TrainedRun,
-    all_tensors,
     load_cell,
     load_export,
     open_run,
 )
 from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.registry import METRICS
+from bushpc.models.base import all_tensors
 from bushpc.report.model_figures import model_figures
 from bushpc.sample import LABELS
 from bushpc.shards.card import Card
@@ -180,6 +180,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str], licence
                 "conditions": {kind.name: kind.state() for kind in member.conditions},
                 "scores": _scores(cell),
                 "trained_on": of_cell(record, cell.name),
+                "started_from": record.cell(cell.name).started_from,
             }
             for cell, member in zip(run.cells, members, strict=True)
         ],
@@ -212,6 +213,7 @@ def _identity(content: Mapping[str, t.Any]) -> list[t.Any]:
 def _licences(run: TrainedRun) -> list[DataLicence]:
     """The licences of the data behind all folds."""
     found = [each for cell in run.cells for each in licences(cell.config, of_cell(run.record, cell.name))]
+    found += [each for cell in run.cells for each in licences_of_start(run.record.cell(cell.name).started_from)]
     return list(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from bushpc.conditions import VARIANTS
 from bushpc.evaluate.graphs import FILES
 from bushpc.metrics.registry import METRICS
 from bushpc.report.model_figures import INTERVAL
-from bushpc.shards.licences import NO_LICENCE, DataLicence, conflicts, fitting, unclear
+from bushpc.shards.licences import NO_LICENCE, STARTED_FROM, DataLicence, conflicts, fitting, unclear
 
 LIBRARY = "bushpc"
 LABELLING: dict[str, t.Any] = {"task_type": "image-classification", "task_name": "Lesion classification"}
@@ -88,7 +88,7 @@ def _front_matter(content: Mapping[str, t.Any]) -> str:
         pipeline_tag=_task(content)["task_type"],
         base_model=content["weights_from"] or None,
         tags=_tags(content),
-        datasets=list(dict.fromkeys(each.data for each in licences)),
+        datasets=list(dict.fromkeys(each.data for each in licences if each.role != STARTED_FROM)),
         metrics=list(dict.fromkeys(figure["metric"] for figure in figures)) or None,
         model_name=_name(content),
         eval_results=[_eval_result(content, figure) for figure in figures] or None,
@@ -156,12 +156,20 @@ def _licences(content: Mapping[str, t.Any]) -> str:
     if content["weights_from"]:
         repositories = ", ".join(f"https://huggingface.co/{name}" for name in content["weights_from"])
         lines += ["", f"It started from these pretrained weights, whose licences stand there: {repositories}."]
+    starts = [(fold["name"], fold["started_from"]) for fold in content["folds"] if fold.get("started_from")]
+    lines += ["", *(f"- {_start(name, note)}" for name, note in starts)] if starts else []
     found, open_questions = conflicts(licence, data), unclear(data)
     if not fits:
         open_questions.append("No common licence keeps what all of these require: ask the publishers")
     lines += ["", *(f"**Conflict:** {each}." for each in found)] if found else []
     lines += ["", *(f"**To be settled:** {each}." for each in open_questions)] if open_questions else []
     return "\n".join(lines) + "\n"
+
+
+def _start(name: str, note: Mapping[str, t.Any]) -> str:
+    """What a fold started from, in a line."""
+    of = f"{note['cell']} of run {note['name']}, trained on {note['data']}" if "cell" in note else note["name"]
+    return f"{name} started from {of} (sha256 {note['sha256']})"
 
 
 def _figure_tables(figures: Iterable[Mapping[str, t.Any]]) -> str:

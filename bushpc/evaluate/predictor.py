@@ -35,7 +35,7 @@ from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, un
 from bushpc.evaluate import hub
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
-from bushpc.models.base import Model
+from bushpc.models.base import OUTSIDE, Model, all_tensors, load_imported
 from bushpc.runs import checkpoint
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
@@ -43,8 +43,6 @@ from bushpc.sample import LABELS, Batch, PixelSize, Prediction, Regions, pixel_s
 from bushpc.shards import pictures
 from bushpc.shards.images import as_rgb, open_picture
 
-# Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
-OUTSIDE = "outside_state/"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -398,6 +396,7 @@ def load_cell(cell: TrainedCell) -> Member:
     config = cell.config
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to draw
         model = config.model_class(config.model, config.weights_dir)
+    load_imported(model, only_outside=True)  # the rest is in the checkpoint
     conditions = config.model.conditions
     if any(kind.is_fitted for kind in conditions):
         conditions = FoldData.open(config, cell.fold, run.folds).conditions
@@ -452,14 +451,6 @@ def _member(
     except RuntimeError as error:
         raise ResumeError(f"{where} does not fit this model: {error}") from error
     return Member(name=name, model=model, conditions=conditions, sha256=_hash(all_tensors(model)))
-
-
-def all_tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Everything that a prediction depends on, on the CPU: the state dict, and what the model keeps out of it."""
-    tensors = dict(model.state_dict())
-    for name, module in model.outside_state().items():
-        tensors |= {f"{OUTSIDE}{name}/{key}": value for key, value in module.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:

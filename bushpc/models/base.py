@@ -7,13 +7,19 @@ keys override defaults of the class's `Config`. See CONTRIBUTING.md, "Add a mode
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from bushpc import weight_file
 from bushpc.config import ModelConfig
+from bushpc.errors import WeightsError
 from bushpc.sample import Batch, Losses, Prediction
+
+# Before the names of tensors that are no part of the model's own state: <OUTSIDE><module>/<tensor>.
+OUTSIDE = "outside_state/"
 
 
 class Model(nn.Module):
@@ -36,6 +42,13 @@ class Model(nn.Module):
     def outside_state(self) -> dict[str, nn.Module]:
         """Frozen modules that are not in `state_dict` or checkpoints; exports contain them."""
         return {}
+
+    def backbone(self) -> nn.Module | None:
+        """The part below decoder and heads, which can start from pretrained weights; None: no part is.
+
+        `train.freeze=[encoder]` and `train.layer_decay` refer to it; `bushpc weights import` looks there first.
+        """
+        return None
 
     def parameter_count(self) -> int:
         """All parameters, trained or frozen, those of `outside_state` included."""
@@ -69,3 +82,53 @@ class Model(nn.Module):
     def predict(self, batch: Batch) -> Prediction:
         """The prediction, however many passes it takes. Called in eval mode without gradients."""
         raise NotImplementedError
+
+
+def all_tensors(model: Model) -> dict[str, torch.Tensor]:
+    """Everything that a prediction depends on, on the CPU: the state dict, and what the model keeps out of it."""
+    tensors = dict(model.state_dict())
+    for name, module in model.outside_state().items():
+        tensors |= {f"{OUTSIDE}{name}/{key}": value for key, value in module.state_dict().items()}
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def set_tensors(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a model some of its tensors, by their names in `all_tensors`. Raises: RuntimeError for one that doesn't fit.
+
+    Tensors that are not named keep their values.
+    """
+    modules: dict[str, nn.Module] = {"": model}
+    modules |= {f"{OUTSIDE}{name}/": module for name, module in model.outside_state().items()}
+    by_module: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        prefix = name[: name.rindex("/") + 1] if name.startswith(OUTSIDE) else ""
+        by_module.setdefault(prefix, {})[name.removeprefix(prefix)] = value
+    for prefix, named in by_module.items():
+        if prefix not in modules:
+            raise RuntimeError(f"the model has no tensors {prefix}…")
+        if unexpected := modules[prefix].load_state_dict(named, strict=False).unexpected_keys:
+            raise RuntimeError(f"the model has no tensor {prefix}{unexpected[0]}")
+
+
+def load_imported(model: Model, *, only_outside: bool = False) -> None:
+    """Give a model the tensors of `model.weights`, if it is set.
+
+    only_outside: those that no checkpoint holds. Raises: WeightsError if the file is missing, changed or of another
+    model.
+    """
+    config = model.config
+    if config.weights is None:
+        return
+    path = Path(config.weights)
+    origin = weight_file.require(path, config.weights_sha256, f"{type(model).__module__}.{type(model).__name__}")
+    if only_outside and not origin.part.startswith(OUTSIDE) and origin.part:
+        return
+    tensors = weight_file.read_tensors(path)
+    wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(OUTSIDE) or not only_outside}
+    try:
+        set_tensors(model, wanted)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} does not fit {type(model).__name__} with these settings: {error}. It was imported for "
+            f"{origin.settings}: import its source again for these settings, or set those"
+        ) from error

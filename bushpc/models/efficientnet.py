@@ -111,6 +111,10 @@ class EfficientNet(Model):
             own = {name: value for name, value in self.net.state_dict().items() if name.startswith("classifier.")}
             self.net.load_state_dict(staged | own)  # ImageNet's classifier has other labels
 
+    def backbone(self) -> nn.Module:
+        """All of timm's network, its classifier included."""
+        return self.net
+
     def cam_layer(self) -> nn.Module:
         """The last features, whose mean the label follows from."""
         return t.cast(nn.Module, self.net.bn2)

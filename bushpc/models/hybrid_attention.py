@@ -152,6 +152,10 @@ class HybridAttention(Model):
         self.last = _conv(stages[-1], last)
         self.head = nn.Conv2d(last, 1, kernel_size=1)
 
+    def backbone(self) -> nn.Module:
+        """timm's network."""
+        return self.encoder
+
     def cam_layer(self) -> nn.Module:
         """The last decoder stage; behind the convolution that follows it, the map would be the logits themselves."""
         return self.decoder[-1]

@@ -204,6 +204,10 @@ class SamMultitask(Model):
         self.decoder = UNetDecoder(config) if config.decoder == "unet" else SimpleDecoder(config)
         self.classifier = Classifier(config)
 
+    def backbone(self) -> nn.Module:
+        """timm's network."""
+        return self.frozen.net if self.config.encoder == "frozen" else self.encoder
+
     def outside_state(self) -> dict[str, nn.Module]:
         """The encoder, if it is frozen; `FrozenEncoder` says why no checkpoint holds it."""
         return {"encoder": self.frozen.net} if self.config.encoder == "frozen" else {}

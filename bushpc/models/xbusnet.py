@@ -262,6 +262,10 @@ class XBusNet(Model):
         """CLIP's text tower; `TextEncoder` says why it is not in checkpoints."""
         return {"text": self.text.tower} if self.config.reads_text else {}
 
+    def backbone(self) -> nn.Module | None:
+        """timm's network."""
+        return self.lfe.encoder if self.config.lfe else None
+
     def cam_layer(self) -> nn.Module:
         """The first block of (17), where both branches meet. Maps of later blocks would only repeat the mask.
 

@@ -330,6 +330,7 @@ class GridRecord(Record, kw_only=True, frozen=True):
 class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     """A cell of a run. hash: of its settings. row: in a grid. generator_saw: datasets of `evaluate.external` on which
     the generator of its synthetic scans trained. trained_on: see `data.lineage`; absent in runs of early versions.
+    started_from: the run or the imported weights that it started from.
     """
 
     name: str
@@ -339,6 +340,7 @@ class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     row: str | None = None
     generator_saw: list[str] = []
     trained_on: list[dict[str, t.Any]] | None = None
+    started_from: dict[str, t.Any] | None = None
 
 
 class VariantRecord(Record, kw_only=True, frozen=True):

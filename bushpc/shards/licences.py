@@ -23,6 +23,7 @@ MODEL_LICENCES = (
     *("gpl-3.0", "agpl-3.0", "eupl-1.1", "eupl-1.2", "etalab-2.0", "odc-by", "odbl", "pddl", "cdla-permissive-2.0"),
     *("cdla-sharing-1.0",),
 )
+STARTED_FROM = "weights that it started from"  # the role of what is no dataset
 NO_LICENCE = "unknown"  # the Hub's identifier
 _COMMON = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 

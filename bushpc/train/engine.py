@@ -34,7 +34,8 @@ from bushpc.nn.recompute import recompute
 from bushpc.nn.uncompiled import leave_out_of_graphs
 from bushpc.runs.checkpoint import Checkpoint
 from bushpc.sample import Batch, Losses
-from bushpc.train.optim import Average, adamw
+from bushpc.train.fine_tune import frozen_norms
+from bushpc.train.optim import Average, adamw, set_lr
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # torch's defaults for a loss scale: initial value, growth factor, backoff factor, and steps without overflow to growth.
@@ -69,6 +70,7 @@ class Engine:
             _load_model(model, resumed)
         self.parameters = model.parameter_count()
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._frozen_norms = frozen_norms(model, cell.train.freeze)
         # Copied before ZeRO-3 partitions the parameters; predictions load the full ones into it.
         self._replica = copy.deepcopy(model) if cell.train.ema or self.config.kind == "zero3" else None
         if self.config.recompute:
@@ -95,8 +97,10 @@ class Engine:
             self._load(resumed)
 
     def train(self) -> None:
-        """Switch the model to training mode."""
+        """Switch the model to training mode, all but frozen BatchNorms."""
         self.model.train()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def losses(self, batch: Batch, last: bool = True) -> Losses:
         """Forward and backward pass on one micro-batch of this rank; gradients accumulate until `update`.
@@ -161,7 +165,7 @@ class Engine:
         if self._replica is None:
             self.model.eval()
             yield self.model
-            self.model.train()
+            self.train()
             return
         replica = self._replica.to(self.device)
         replica_parameters = dict(replica.named_parameters())
@@ -249,8 +253,7 @@ class _Ddp:
         if scale is None or math.isfinite(float(norm)):
             if self.cell.train.grad_clip:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cell.train.grad_clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(self.optimizer.param_groups, lr)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -333,8 +336,7 @@ class _Zero:
         self.wrapped.backward(loss)
 
     def update(self, lr: float, scale: float | None) -> torch.Tensor:
-        for group in self.zero.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.zero.optimizer.param_groups, lr)
         self.wrapped.step()
         norm = self.wrapped.get_global_grad_norm()
         return torch.as_tensor(math.inf if self.zero.overflow or norm is None else norm)

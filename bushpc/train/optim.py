@@ -10,15 +10,41 @@ import torch
 from torch import nn
 
 from bushpc.config import TrainConfig
+from bushpc.models.base import Model
+from bushpc.train.fine_tune import lr_scales
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient; biases, norms and other vectors have no weight decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+def adamw(model: Model, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that require a gradient; biases, norms and other vectors have no weight decay.
+
+    With train.layer_decay each layer has groups with its `lr_scale`, by which `set_lr` multiplies the rate.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if config.layer_decay != 1:
+        return torch.optim.AdamW(_layer_groups(trained, lr_scales(model, config.layer_decay), config), lr=config.lr)
+    matrices = [parameter for parameter in trained.values() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained.values() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _layer_groups(
+    trained: t.Mapping[str, nn.Parameter], scales: t.Mapping[str, float], config: TrainConfig
+) -> list[dict[str, t.Any]]:
+    groups: dict[tuple[float, float], dict[str, t.Any]] = {}
+    for name, parameter in trained.items():
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        group = groups.setdefault(
+            (scales[name], decay), {"params": [], "weight_decay": decay, "lr_scale": scales[name]}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_lr(groups: t.Iterable[dict[str, t.Any]], lr: float) -> None:
+    """Give an optimiser's groups the learning rate of a step, each its layer's share of it."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class Schedule:

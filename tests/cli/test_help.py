@@ -118,7 +118,7 @@ def test_a_new_command_is_one_file(tmp_path, monkeypatch, capsys):
         assert main(["hello"]) == 0
         assert capsys.readouterr().out == "hi\n"
         assert main(["--help"]) == 0
-        assert "hello          Say hello." in capsys.readouterr().out
+        assert "hello           Say hello." in capsys.readouterr().out
     finally:
         groups.cache_clear()
         sys.modules.pop("bushpc.cli.hello", None)
