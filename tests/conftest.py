@@ -67,8 +67,18 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+# Kernels of torch's own that ATEN_CPU_CAPABILITY chooses, and the same for oneDNN, which torch asks for some products.
+ONEDNN_OF_ATEN = {"default": "SSE41", "avx2": "AVX2"}
+
+
 def pytest_configure(config):
-    """A worker of several (`pytest -n 2`) takes one core: more threads than cores make every test slower."""
+    """A worker of several (`pytest -n 2`) takes one core: more threads than cores make every test slower.
+
+    Kernels of an older processor are those of oneDNN, too. On a processor with AVX512 that only ATEN_CPU_CAPABILITY
+    lowers, torch 2.15 packs bf16 for oneDNN's newer kernels with its own older ones, which raise.
+    """
+    if lowered := ONEDNN_OF_ATEN.get(os.environ.get("ATEN_CPU_CAPABILITY", "")):
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", lowered)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's `pytest … &` ignores Ctrl-C, and so would every command that a test interrupts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
