@@ -30,8 +30,9 @@ from bushpc.evaluate.explain import explain
 from bushpc.evaluate.external import evaluate_external
 from bushpc.evaluate.journal import forget
 from bushpc.models.base import Model, load_imported
-from bushpc.runs import checkpoint
-from bushpc.runs.checkpoint import Checkpoint, frozen_parameters
+from bushpc.runs import checkpoint, frozen_store
+from bushpc.runs.checkpoint import Checkpoint
+from bushpc.runs.frozen_store import frozen_parameters
 from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import Lease, StoppedWaiting
 from bushpc.runs.records import DoneRecord
@@ -113,7 +114,7 @@ def _work(at: CellContext) -> Stopped | None:
     cell, data, tracker, main = at.cell, at.data, at.tracker, at.world.is_main
     model = build_model(cell)
     start_of_training = load_start(cell, model)
-    frozen = checkpoint.store_frozen(at.dir.run.frozen, frozen_parameters(model)) if main else None
+    frozen = frozen_store.store_frozen(at.dir.run.frozen, frozen_parameters(model)) if main else None
     barrier()  # a stored file that was damaged is whole again now
     resumed, start = resume(at)
     if not resumed:

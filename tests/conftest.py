@@ -187,7 +187,7 @@ def write_run_record(cell_dir: Path, model: str, data: str = "phantom") -> None:
     """A run.json beside a cell of `make_cell`, as a cross-validation of this one fold would have written it."""
     import hashlib
 
-    from bushpc.runs.records import CellRecord, FoldsRecord, RunRecord
+    from bushpc.runs.run_record import CellRecord, FoldsRecord, RunRecord
 
     run_dir = cell_dir.parents[1]
     folds = FoldsRecord(source="frozen", sha256=hashlib.sha256((run_dir / "folds.csv").read_bytes()).hexdigest())

@@ -39,7 +39,7 @@ from bushpc.dispatch.status import read_status
 from bushpc.dispatch.status_table import plain_line, status_table
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import sha256_of
-from bushpc.runs import checkpoint
+from bushpc.runs import checkpoint, retention
 from bushpc.shards.manifest import Manifest, Record, read_image, read_mask, verify
 from bushpc.shards.split import load_folds
 
@@ -254,8 +254,8 @@ def read_all(path: Path) -> None:
     assert all(str(path) in line for line in said)
     if found.step == 2:
         assert all(isinstance(tensor, torch.Tensor) for tensors in found.parts.values() for tensor in tensors.values())
-    checkpoint.retain(path.parent, checkpoint.Retention(keep=1, every=1, best="dice"), said.append)
-    checkpoint.retain(path.parent, checkpoint.Retention(keep=2, best="dice"), said.append)
+    retention.retain(path.parent, retention.Retention(keep=1, every=1, best="dice"), said.append)
+    retention.retain(path.parent, retention.Retention(keep=2, best="dice"), said.append)
     assert checkpoint.steps(path.parent) == [1, 2]
 
 

@@ -150,7 +150,8 @@ def audit_shards(given: Arguments) -> int:
     from bushpc.config.places import home
     from bushpc.report.audit_gallery import write_scans
     from bushpc.report.audit_page import write_page
-    from bushpc.shards.audit import audit, summary, write
+    from bushpc.shards.audit import audit, summary
+    from bushpc.shards.audit_findings import write
     from bushpc.shards.duplicates import LEAST_CORRELATION
     from bushpc.shards.progress import progress
 

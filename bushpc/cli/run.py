@@ -55,7 +55,7 @@ def _refuse_to_wait(given: Arguments) -> None:
 def _print_scripts(plan: Plan) -> int:
     """What would be submitted, as the cluster would get it; only that names stand for the numbers of jobs."""
     from bushpc.cluster.base import cluster_for
-    from bushpc.dispatch.run_folder import snapshot_path
+    from bushpc.dispatch.snapshot import snapshot_path
     from bushpc.dispatch.submit import requests_of
 
     requests, said = requests_of(plan, snapshot_path(plan.first.run_dir))

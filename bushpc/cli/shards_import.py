@@ -158,11 +158,11 @@ def _dry_run(given: Arguments, examined: Examined) -> int:
     """The page and the card, beside the runs. Exit status 1: there are problems."""
     from bushpc.config.places import home
     from bushpc.report.import_page import write_page
-    from bushpc.shards import readers, write
+    from bushpc.shards import readers, work_folder
 
     folder = given.out or home() / "runs" / f"import-{given.data}"
     readers.raise_if_any(given.src, examined.problems if not examined.looks else [])  # there is nothing to show
-    with write.typed_errors(folder):
+    with work_folder.typed_errors(folder):
         page = write_page(examined, folder, ["bushpc", "shards", "import", *given.typed])
         examined.card.save(folder)
     counts = ", ".join(f"{count} {label}" for label, count in examined.labels.items()) or "no scans"

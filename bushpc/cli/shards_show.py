@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bushpc.cli.command import Arguments, Command, option
 from bushpc.cli.words import PATH, SHARDS, TEXT, WHOLE, Word, Words
+from bushpc.runs.layout import RunDir
 
 if t.TYPE_CHECKING:
     from bushpc.report.run_gallery import RunResults
@@ -74,7 +75,7 @@ def _check(given: Arguments) -> None:
         raise ConfigError(f"folds={given.folds}: a run has its own folds. Leave folds= out")
     if given.augment and (given.run or given.folds or given.edge or len(given.data) > 1):
         raise ConfigError(f"--augment shows one dataset: give data= once, and out= if you like. Example: {AUGMENT}")
-    if runs := [folder for folder in given.data if (folder / "run.json").exists()]:
+    if runs := [folder for folder in given.data if RunDir(folder).file.exists()]:
         raise ConfigError(f"data={runs[0]} is a run folder. Write run={runs[0]} to see its scans and predictions")
     if given.edge is not None and not LEAST_EDGE <= given.edge <= MOST_EDGE:
         raise ConfigError(f"edge={given.edge}: it must be a whole number of pixels from {LEAST_EDGE} to {MOST_EDGE}")

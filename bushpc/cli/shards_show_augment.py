@@ -71,7 +71,7 @@ def _rows(policy: str, folder: Path, record: Record) -> list[Row]:
     """The scan itself, then its draws."""
     from bushpc.config import compose
     from bushpc.data.augment.picture import draws_of
-    from bushpc.data.cache import decode
+    from bushpc.data.square import decode
     from bushpc.report.gallery import Row
 
     config = compose([f"augment={policy}", "model=unet", "data=phantom"]).augment

@@ -6,6 +6,7 @@ model.py     the fields that every model has; a model's file extends them
 cell.py      the groups together: what their combinations allow, the hash, the frozen config.yaml
 fields.py    how a field is declared (`setting`)
 catalogue.py all fields of a class as one list
+content.py   yaml files and words → plain settings, each with its source
 compose.py   the one reader: Hydra's groups, site yamls, grids, the command line → a checked `CellConfig`
 read.py      plain data → config classes, and back
 places.py    where configs, shards, runs and weights lie

@@ -16,16 +16,17 @@ import re
 import typing as t
 from pathlib import Path
 
-from bushpc.config import freeze, places
+from bushpc.config import places
 from bushpc.config.catalogue import field_of, kinds
 from bushpc.config.cell import CellConfig
 from bushpc.config.cluster import ClusterConfig
+from bushpc.config.content import Content, defaults_of, quoted, words_of
 from bushpc.config.engine import Precision
-from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of, is_options, is_text
+from bushpc.config.fields import About, Options, Settings, allowed, as_word, fields_of
 from bushpc.config.gpus import capability_of, without_bf16
 from bushpc.config.model import ModelConfig, model_class_of
 from bushpc.config.read import Scalar, build, flat, plain
-from bushpc.config.source import hydra_choices, hydra_compose, interpolates, read_config, read_main_config
+from bushpc.config.source import hydra_choices, hydra_compose, read_config, read_main_config
 from bushpc.config.train import TOOLS
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.files import sha256_of_unchanged
@@ -70,10 +71,10 @@ class Composer:
     """
 
     def __init__(self, overrides: t.Sequence[str]) -> None:
-        self.words = _words(overrides)
+        self.words = words_of(overrides)
         left = [group for group in LEFT_TO_THE_MODEL if group not in self.words]
         self.chosen = {group: _group_choice(self.words, group) for group in GROUPS if group not in left}
-        self._composed: dict[tuple[str, ...], _Content] = {}
+        self._composed: dict[tuple[str, ...], Content] = {}
 
     def __call__(self, settings: t.Mapping[str, t.Any]) -> CellConfig:
         """The cell with `settings` as well, as `train.lr` → value, or a group → one of its names; they win.
@@ -93,14 +94,14 @@ class Composer:
         # Here alone: a frozen cell keeps what it was trained with.
         return dataclasses.replace(cell, model=cell.model.follow_network())
 
-    def content(self, chosen: t.Mapping[str, str]) -> _Content:
+    def content(self, chosen: t.Mapping[str, str]) -> Content:
         """The settings under this choice of groups, words included."""
         groups = tuple(f"{group}={choice}" for group, choice in chosen.items())
         if groups not in self._composed:
             yaml, choices = hydra_choices("config", groups)
             model = model_class_of(str(yaml.get("model", {}).get("_target_"))).Config
             words = {key: text for key, text in self.words.items() if key not in GROUPS}
-            content = _Content(CellConfig, _defaults(CellConfig, model), yaml, words, model)
+            content = Content(CellConfig, defaults_of(CellConfig, model), yaml, words, model)
             content.choices = {group: choices[group] for group in GROUPS}
             self._composed[groups] = content
         return self._composed[groups]
@@ -154,16 +155,16 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
     """
     if not overrides:
         return cell
-    words = _words(overrides)
-    base, yaml, choices = _quoted(cell.to_dict()), {}, cell.choices
+    words = words_of(overrides)
+    base, yaml, choices = quoted(cell.to_dict()), {}, cell.choices
     del base["choices"]
     if "cluster" in words:
         choices = {**choices, "cluster": _group_choice(words, "cluster")}
         # The other groups are those of the frozen cell, whatever became of their files.
         yaml = {"cluster": hydra_compose("config", [f"cluster={choices['cluster']}"]).get("cluster", {})}
-        base["cluster"] = _quoted(plain(ClusterConfig()))
+        base["cluster"] = quoted(plain(ClusterConfig()))
     given = {key: text for key, text in words.items() if key not in GROUPS}
-    composed = _Content(CellConfig, base, yaml, given, type(cell.model))
+    composed = Content(CellConfig, base, yaml, given, type(cell.model))
     values = {key: composed.of_row(value) for key, value in kept.items() if "cluster" in words and key not in given}
     changed = _resolve(CellConfig.from_dict({**composed.with_values(values), "choices": choices}))
     if changed.cluster.gpu_count and changed.engine.device == "cpu":
@@ -177,7 +178,7 @@ def reconfigure(cell: CellConfig, overrides: t.Sequence[str], kept: t.Mapping[st
 def compose_command(cls: type[S], name: str, overrides: t.Sequence[str]) -> S:
     """The settings of a command that trains nothing: defaults, `<name>.yaml`, words. Raises: ConfigError."""
     yaml = hydra_compose(name, []) if places.config_file(name) else {}
-    return build(cls, _Content(cls, _defaults(cls), yaml, _words(overrides)).with_values({}))
+    return build(cls, Content(cls, defaults_of(cls), yaml, words_of(overrides)).with_values({}))
 
 
 def config_names(group: str) -> list[str]:
@@ -196,172 +197,6 @@ def model_names(target: str) -> list[str]:
         if str((content.get("model") or {}).get("_target_")) == target:
             names.append(name)
     return names
-
-
-class _Content:
-    """Settings under one choice of groups: base ← yaml ← words, resolved.
-
-    cls: what they are settings of; model: the Config of its model, if it has one. base: plain settings, texts quoted.
-    yaml: as Hydra composed it, unresolved.
-    """
-
-    def __init__(
-        self,
-        cls: type[Settings],
-        base: dict[str, t.Any],
-        yaml: t.Any,
-        words: t.Mapping[str, str],
-        model: type[Settings] | None = None,
-    ) -> None:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
-        self.cls, self.model, self._yaml = cls, model, yaml
-        self.choices: dict[str, str] = {}
-        self.valid = set(kinds(cls) | (kinds(model) if model else {}))
-        values = {key: self._of_word(key, text) for key, text in words.items()}
-        tree = OmegaConf.create(base, flags={"allow_objects": True})
-        try:
-            tree.merge_with(yaml)
-            OmegaConf.set_struct(tree, False)  # options of commands may be new; all other keys are checked above
-            for key, value in _settled(values).items():
-                *path, last = key.split(".")
-                node = tree
-                for name in path:
-                    node = node[name]
-                node[last] = value
-            self._content = _typed_where_interpolated(OmegaConf.to_container(tree, resolve=True))
-        except (OmegaConfBaseException, TypeError, KeyError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(
-                f"the settings cannot be composed: {lines[0]}. `${{oc.env:NAME}}` and `${{group.setting}}` stand for "
-                "another value; a `${NAME}` for the shell has no '.' or ':'"
-            ) from error
-
-    def with_values(self, values: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-        """The settings with these as well, as `train.lr` → value. Raises: ConfigError for an unknown key."""
-        content = dict(self._content)
-        for key, value in _settled({freeze.todays_name(key): value for key, value in values.items()}).items():
-            self._require(key)
-            *path, last = key.split(".")
-            group = content
-            for name in path:
-                group[name] = dict(group[name])
-                group = group[name]
-            group[last] = value
-        return content
-
-    def of_row(self, value: t.Any) -> t.Any:
-        """A value as a grid's yaml gives it, for the field to read."""
-        if isinstance(value, (list, tuple)):
-            return [self.of_row(item) for item in value]
-        if not isinstance(value, str):
-            return value
-        if interpolates(value):
-            from omegaconf import OmegaConf
-
-            value = str(OmegaConf.create({**self._content, "row": value}, flags={"allow_objects": True})["row"])
-        return Scalar(value, quoted=False, where="a row of the grid", nulls=())
-
-    def source(self, key: str) -> str:
-        """Where a setting that no word sets comes from: a yaml with its line, or `default`."""
-        from omegaconf import OmegaConf
-
-        found: t.Any = OmegaConf.to_container(self._yaml, resolve=False) if self._yaml else {}
-        for name in key.split("."):
-            if not isinstance(found, dict) or name not in found:
-                return "default"
-            found = found[name]
-        while isinstance(found, list) and found:
-            found = found[0]
-        return found.where if isinstance(found, Scalar) else "yaml"
-
-    def _of_word(self, key: str, text: str) -> t.Any:
-        """What a word gives its field: a text as it is typed, anything else by Hydra's grammar."""
-        self._require(key)
-        if interpolates(text):
-            return text
-        place = field_of(self.cls, key, self.model)
-        if key not in self.valid:  # one of several options
-            return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
-        if place is None or not is_text(*place):
-            value = _parsed(key, text)
-            return Scalar(value, quoted=True, where=f"{key}={text}") if isinstance(value, str) else value
-        return Scalar(text, quoted=False, where=f"{key}={text}", nulls=("null",))
-
-    def _require(self, key: str) -> None:
-        place = field_of(self.cls, key.rpartition(".")[0], self.model)
-        if key not in self.valid and not (place and is_options(*place)):
-            raise ConfigError(unknown_name("setting", key, sorted(self.valid)))
-
-
-def _words(overrides: t.Sequence[str]) -> dict[str, str]:
-    """`train.lr=3e-4` → key and text; a later word wins."""
-    words: dict[str, str] = {}
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ConfigError(f"'{word}' is not an override: write key=value, for example train.lr=3e-4")
-        key = freeze.todays_name(key)
-        words.pop(key, None)
-        words[key] = text
-    return words
-
-
-def _settled(values: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """An explicit number of iterations counts, even where a yaml counts epochs. Raises: ConfigError for both."""
-    if "train.iterations" not in values:
-        return dict(values)
-    if (epochs := values.get("train.epochs")) is not None:
-        raise ConfigError(
-            f"train.iterations={values['train.iterations']} with train.epochs={epochs}: epochs determine the number of "
-            "iterations, so give one of them"
-        )
-    return {**values, "train.epochs": None}
-
-
-def _parsed(key: str, text: str) -> t.Any:
-    """The value of one override in Hydra's grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={text}")
-        if override.is_sweep_override():
-            first = text.partition(",")[0]
-            raise ConfigError(
-                f"{key}={text}: one value is needed, for example {key}={first}. To train with several, write a grid: "
-                f"configs/grid/mine.yaml with `axes: {{{key}: [{text}]}}`, then bushpc grid grid=mine"
-            )
-        return override.value()
-    except HydraException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{key}={text} cannot be read: {reason}") from error
-
-
-def _defaults(cls: type[Settings], model: type[Settings] | None = None) -> dict[str, t.Any]:
-    """The defaults of a config class as plain settings; fields without one are left out."""
-    content = {name: cls.default(name) for name, info in fields_of(cls).items() if not info.is_required()}
-    content.pop("choices", None)
-    return _quoted(plain(content)) | ({"model": _defaults(model)} if model else {})
-
-
-def _quoted(value: t.Any) -> t.Any:
-    """Plain settings whose texts mean themselves, whatever they look like."""
-    if isinstance(value, dict):
-        return {key: _quoted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_quoted(item) for item in value]
-    return Scalar(value, quoted=True, where="default") if isinstance(value, str) else value
-
-
-def _typed_where_interpolated(value: t.Any) -> t.Any:
-    """What is plain text after composition stood as `${…}`: a number comes out of the environment as text, too."""
-    if isinstance(value, dict):
-        return {key: _typed_where_interpolated(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed_where_interpolated(item) for item in value]
-    return Scalar(value, quoted=False, where="interpolation", nulls=()) if isinstance(value, str) else value
 
 
 def _group_choice(words: t.Mapping[str, str], group: str) -> str:

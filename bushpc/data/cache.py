@@ -26,7 +26,6 @@ import os
 import shutil
 import socket
 import stat
-import tempfile
 import time
 import typing as t
 from collections.abc import Callable, Iterator
@@ -38,13 +37,14 @@ import numpy as np
 import torch
 
 from bushpc.config import LoaderConfig
+from bushpc.data.room import places, room
+from bushpc.data.square import decode
 from bushpc.errors import DataError
 from bushpc.files import is_own_folder, size_text
-from bushpc.shards.manifest import Manifest, Record, read_image, read_mask
+from bushpc.shards.manifest import Manifest, Record
 
 # Part of a cache's name: increase it when `resize` produces different pixels or the file format changes.
 VERSION = 4
-SHARED_MEMORY = Path("/dev/shm")
 # Small enough to react to a stop signal within a fraction of a second, large enough to make locking negligible.
 CHUNK_ROWS = 8
 POLL_S = 0.05
@@ -111,87 +111,6 @@ def open_cache(
     return cache
 
 
-def places(loader: LoaderConfig) -> list[Path]:
-    """The folders that may hold a cache, in order of preference; only this user can write to them.
-
-    loader.cache_dir may name several, as in a PATH.
-    """
-    if loader.cache_dir:
-        return [Path(folder) for folder in loader.cache_dir.split(os.pathsep)]
-    parents = [SHARED_MEMORY] if SHARED_MEMORY.is_dir() else []
-    return [parent / f"bushpc-cache-{os.getuid()}" for parent in (*parents, Path(tempfile.gettempdir()))]
-
-
-def room(place: Path) -> int:
-    """Bytes that a new cache may use in an existing folder: nine tenths of the free space.
-
-    In memory, also at most half of what this job may still allocate: the pages count against the job, and the model
-    needs memory too.
-    """
-    free = shutil.disk_usage(place).free * 9 // 10
-    return min(free, memory_left() // 2) if _in_memory(place) else free
-
-
-def memory_left(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may still allocate, limited by the machine and by its control groups.
-
-    root: the folder that contains `proc` and `sys`. A group's inactive file cache can be reclaimed, so it counts as
-    free.
-    """
-    with (root / "proc/meminfo").open() as lines:
-        left = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            top, limit, used, droppable = "", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            top, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            droppable = "total_inactive_file"
-        else:
-            continue
-        group = root / "sys/fs/cgroup" / top / path.lstrip("/")
-        for level in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # the root has no limit; a limit may be "max"
-                statistics = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
-                unused = int((level / limit).read_text()) - int((level / used).read_text())
-                left.append(unused + int(statistics[droppable]))
-    return max(0, min(left))
-
-
-def resize(image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (antialiased bilinear) and mask (nearest) at image_size x image_size, ignoring the aspect (paper 2.2).
-
-    Nearest-neighbour sampling copies all bits of a pixel, so mask classes do not mix.
-    """
-    # Stay in uint8: torch's uint8 kernels match float32 plus `round` to within one grey level, at 4 times the speed.
-    image = _resized(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], image_size, "bilinear")
-    mask = _resized(torch.from_numpy(mask_HW)[None, None], image_size, "nearest-exact")
-    return image[0].permute(1, 2, 0).numpy(), mask[0, 0].numpy()
-
-
-def decode(folder: Path, record: Record, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read one sample from its shard: image (S, S, C) and mask as bits (S, S), uint8.
-
-    Raises: DataError if image and mask differ in size, or the lesion vanishes at this size.
-    """
-    return fit(folder / record.shard, record, read_image(folder, record), read_mask(folder, record), image_size)
-
-
-def fit(
-    shard: Path | str, record: Record, image_HWC: np.ndarray, mask_HW: np.ndarray, image_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`resize` a sample and check that its lesion survives. Raises: DataError naming `shard` and sample."""
-    if image_HWC.shape[:2] != mask_HW.shape:
-        raise DataError(f"{shard}: image and mask of {record.key} differ in size; pack the dataset again")
-    image_SSC, mask_SS = resize(image_HWC, mask_HW, image_size)
-    if record.lesion_pixels and not mask_SS.any():
-        raise DataError(
-            f"the lesion of {record.key} ({record.lesion_pixels} of {record.height} x {record.width} pixels) "
-            f"vanishes at model.image_size={image_size}, so its overlap cannot be measured. Increase model.image_size"
-        )
-    return image_SSC, mask_SS
-
-
 # --- decoding together ------------------------------------------------------------------------------------------
 
 
@@ -253,11 +172,6 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(before)
-
-
-def _resized(pixels_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    antialias = mode == "bilinear"
-    return torch.nn.functional.interpolate(pixels_BCHW, (size, size), mode=mode, antialias=antialias)
 
 
 # --- where caches are stored, and which are deleted -------------------------------------------------------------
@@ -449,11 +363,3 @@ def _size(home: Path) -> int:
 def _map(path: Path, mode: t.Literal["r", "r+"] = "r") -> np.ndarray:
     """Map an array file as a plain ndarray, because indexing np.memmap is slower."""
     return np.asarray(np.load(path, mmap_mode=mode, allow_pickle=False))
-
-
-def _in_memory(place: Path) -> bool:
-    """Whether the folder's file system is in memory, as /dev/shm is and a temporary folder may be."""
-    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    above = [(point, kind) for point, kind in mounts if place.resolve().is_relative_to(point)]
-    nearest = max(reversed(above), key=lambda mount: len(mount[0]))  # of several mounts at one point, the last counts
-    return nearest[1] in ("tmpfs", "ramfs")

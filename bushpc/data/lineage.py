@@ -14,7 +14,7 @@ from pathlib import Path
 from bushpc.config import CellConfig, DataConfig
 from bushpc.errors import DataError
 from bushpc.files import EXPORT_FILE, read_json
-from bushpc.runs.records import RunRecord
+from bushpc.runs.run_record import RunRecord
 from bushpc.shards.card import Card
 from bushpc.shards.licences import STARTED_FROM, DataLicence, of_card, of_name
 from bushpc.shards.manifest import Manifest

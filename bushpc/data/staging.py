@@ -29,9 +29,10 @@ from pathlib import Path
 
 from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
-from bushpc.data.cache import DecodingStopped, boot, is_idle, places, room, try_lock
+from bushpc.data.cache import DecodingStopped, boot, is_idle, try_lock
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.loader import FoldData
+from bushpc.data.room import places, room
 from bushpc.errors import DataError
 from bushpc.files import is_own_folder, sha256_of, size_text
 

@@ -19,7 +19,8 @@ from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
 from bushpc.files import EXPORT_FILE, read_json, sha256_of, sha256_of_unchanged
 from bushpc.runs.goodput import read_note
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
+from bushpc.runs.records import DoneRecord
+from bushpc.runs.run_record import CellRecord, RunRecord
 
 if t.TYPE_CHECKING:
     import torch

@@ -24,7 +24,8 @@ from bushpc.dispatch.status import CellStatus, job_of, read_job, read_status
 from bushpc.dispatch.submit import Submission, submit
 from bushpc.errors import ConfigError, DispatchError, unknown_name
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import JobNote, RunRecord
+from bushpc.runs.records import JobNote
+from bushpc.runs.run_record import RunRecord
 from bushpc.train.take_over import Donor
 
 # States that `--only` may name: those from which a cell does not go on by itself.

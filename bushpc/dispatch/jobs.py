@@ -26,7 +26,7 @@ from bushpc.config import ClusterConfig
 from bushpc.dispatch.job import CellJob
 from bushpc.dispatch.lanes import Pack, Way, counted, deal
 from bushpc.dispatch.requeue import command_at_end
-from bushpc.dispatch.run_folder import snapshot
+from bushpc.dispatch.snapshot import take_snapshot
 from bushpc.dispatch.turns import command_for_turns, lane_name
 from bushpc.errors import DispatchError
 from bushpc.files import write_all, write_atomically
@@ -68,7 +68,7 @@ def queue_cells(
     profiles: cell → its profile. code: what jobs import bushpc from; None takes a snapshot of what runs now. way: None
     for a job per pack. said: takes what is to be told. Raises: DispatchError if the cluster refuses.
     """
-    code = code or snapshot(run_dir)
+    code = code or take_snapshot(run_dir)
     queued: list[Job] = []
     for profile, packs in packs_by_profile(profiles).items():
         if way is None or profile in way.jobs:

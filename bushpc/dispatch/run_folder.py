@@ -11,31 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 import typing as t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import bushpc
-from bushpc import environment
-from bushpc.config import CellConfig, differences, load_frozen, places, way_on
+from bushpc.config import CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import distinct, trained_on
-from bushpc.dispatch.plan import Grid, GridRow, Plan
+from bushpc.dispatch.grid_file import Grid, GridRow
+from bushpc.dispatch.plan import Plan
+from bushpc.dispatch.snapshot import commit, take_snapshot, versions
 from bushpc.dispatch.starting import Behind, behind
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DispatchError
-from bushpc.files import exclusive, sha256_of, why_not_writable, write_all, write_atomically
+from bushpc.files import exclusive, why_not_writable, write_all, write_atomically
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import (
-    HASH_LINE,
+from bushpc.runs.records import HASH_LINE
+from bushpc.runs.run_record import (
     CellRecord,
     FoldsRecord,
     GridRecord,
@@ -132,7 +128,7 @@ def write_run(run_dir: Path, plan: Plan, command: Sequence[str]) -> Path:
             texts[folder.config] = _config_text(cell)
     texts[run.folds] = plan.data.folds_file.read_text()
     write_all({path: text for path, text in texts.items() if _is_new(path, text)})
-    code = snapshot(run_dir)
+    code = take_snapshot(run_dir)
     record = _record(run, plan, facts, known, command, code)
     if run.report.is_dir() and (known is None or (record.grid, record.cells) != (known.grid, known.cells)):
         run.report_outdated.touch()  # the next page takes the folder's place
@@ -185,36 +181,6 @@ def start_anew(run_dir: Path, cell: str) -> None:
     run.linked(cell).unlink(missing_ok=True)
     run.cell(cell).path.mkdir()
     write_atomically(run.cell(cell).config, text)
-
-
-def snapshot(run_dir: Path) -> Path:
-    """Copy package and configs into the run, once per content, so that editing never changes a queued job."""
-    files, target = _to_copy(run_dir)
-    if not target.exists():
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        for path, above in files:  # without their modes: a site's clone may be read-only, and this folder is not
-            copy = aside / path.relative_to(above)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        aside.rename(target)
-    return target
-
-
-def snapshot_path(run_dir: Path) -> Path:
-    """Where `snapshot` would copy it to."""
-    return _to_copy(run_dir)[1]
-
-
-def _to_copy(run_dir: Path) -> tuple[list[tuple[Path, Path]], Path]:
-    """The files of package and configs, each with the folder above, and the run's folder named after their content."""
-    package = Path(bushpc.__file__).parent
-    # An installed package holds its configs itself.
-    configs = places.shipped_configs()
-    folders = (package,) if configs.is_relative_to(package) else (package, configs)
-    files = sorted((path, folder.parent) for folder in folders for path in folder.rglob("*") if path.is_file())
-    kept = [(path, above) for path, above in files if "__pycache__" not in path.parts]
-    listing = "".join(f"{path.relative_to(above)} {sha256_of(path)}\n" for path, above in kept)
-    return kept, RunDir(run_dir).snapshot(hashlib.sha256(listing.encode()).hexdigest()[:12])
 
 
 def _frozen_cells(run: RunDir, plan: Plan) -> dict[str, CellConfig]:
@@ -321,10 +287,10 @@ def _record(
             trainings[key] = _behind(cell, plan, facts["folds"]["sha256"], before.get(name))
     now = SubmissionRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        commit=_commit(),
+        commit=commit(),
         code=code.name,
         command=list(command),
-        versions=_versions(),
+        versions=versions(),
     )
     goes_on = known is not None and command[1] in ("resume", "retry")
     models = {plan.row_of[name]: cell.choices["model"] for name, cell in plan.cells.items() if name in plan.row_of}
@@ -404,28 +370,3 @@ def _config_text(cell: CellConfig) -> str:
 def _is_new(path: Path, content: str) -> bool:
     """A thousand files that are as they should be need not be written, and flushed, again."""
     return not path.exists() or path.read_text() != content
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
-    if not places.IS_CLONE:  # the repository that an installed package may lie in is not ours
-        return None
-    git, env = ["git", "-C", str(places.CLONE)], environment.for_process(environment.WORKER)
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], env=env, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    if head.returncode:
-        return None
-    changes = subprocess.run([*git, "status", "--porcelain"], env=env, capture_output=True, text=True, check=False)
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": sys.version.split()[0]}
-    for package in ("bushpc", "torch", "accelerate", "deepspeed", "timm", "open_clip_torch", "submitit", "nnunetv2"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -16,7 +16,8 @@ from bushpc.cluster.setup import failure_file
 from bushpc.errors import ConfigError
 from bushpc.runs.goodput import Goodput, goodput, read_attempts, trained_in
 from bushpc.runs.layout import BEFORE_ITS_START, DONE_FILE, FAILED_FILE, TAKEN_OVER_FILE, CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, Heartbeat, JobNote, LaneNote, RunRecord, read_config_hash
+from bushpc.runs.records import DoneRecord, Heartbeat, JobNote, LaneNote, read_config_hash
+from bushpc.runs.run_record import CellRecord, RunRecord
 
 STYLES = {
     "done": "green",

@@ -26,7 +26,8 @@ from bushpc.dispatch.requeue import requeue
 from bushpc.dispatch.status import read_status
 from bushpc.errors import ConfigError, DataError, DispatchError
 from bushpc.runs.layout import RunDir
-from bushpc.runs.records import JobNote, LaneNote, RunRecord
+from bushpc.runs.records import JobNote, LaneNote
+from bushpc.runs.run_record import RunRecord
 
 # In the ranks' environment: the number of their pack, or REPORT.
 TURN = "BUSHPC_TURN"

@@ -6,7 +6,7 @@
     result.mask_HW, result.prob_HW, result.long_axis_mm
 
 What the network sees is what it saw in training: `bushpc.shards.images` decodes as the packer does, and
-`bushpc.data.cache.resize` is the loader's own. The probability map comes back to the image's size before it is cut at
+`bushpc.data.square.resize` is the loader's own. The probability map comes back to the image's size before it is cut at
 the threshold, so the mask has the image's own pixels.
 """
 
@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from bushpc.conditions import Condition, Known, kinds_for
 from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
-from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
+from bushpc.data.square import resize
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate import hub
 from bushpc.evaluate.measure import Measures, measure
@@ -38,7 +38,8 @@ from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import OUTSIDE, Model, all_tensors, load_imported
 from bushpc.runs import checkpoint
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
+from bushpc.runs.records import DoneRecord
+from bushpc.runs.run_record import CellRecord, RunRecord
 from bushpc.sample import LABELS, Batch, PixelSize, Prediction, Regions, pixel_size
 from bushpc.shards import pictures
 from bushpc.shards.images import as_rgb, open_picture

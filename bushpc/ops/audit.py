@@ -18,7 +18,8 @@ from pathlib import Path
 from bushpc.ops.expected import Expected, Scan, expected_of, read_scans
 from bushpc.runs.goodput import trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import DoneRecord, RunRecord
+from bushpc.runs.records import DoneRecord
+from bushpc.runs.run_record import RunRecord
 from bushpc.train.ledger import LedgerLine, read_ledger, why_none
 
 if t.TYPE_CHECKING:

@@ -14,7 +14,7 @@ from bushpc.data.mixture import open_synthetic
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import sha256_of
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import RunRecord
+from bushpc.runs.run_record import RunRecord
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import Folds
 

@@ -30,7 +30,7 @@ from bushpc.cluster.records import Job, JobRequest, JobState
 from bushpc.cluster.slurm_site import how_jobs_end, longest_minutes
 from bushpc.config import CellConfig, ClusterConfig
 from bushpc.dispatch.requeue import command_at_end
-from bushpc.dispatch.run_folder import snapshot
+from bushpc.dispatch.snapshot import take_snapshot
 from bushpc.errors import DispatchError
 from bushpc.files import write_atomically
 from bushpc.ops.probe import BEAT_S, FAREWELL, Probe, batch_lines
@@ -240,7 +240,7 @@ class Desk:
             ],
             folder=RunDir(self.folder).jobs,
             profile=profile,
-            setup=shell_lines(profile, self.folder, snapshot(self.folder)),
+            setup=shell_lines(profile, self.folder, take_snapshot(self.folder)),
             at_end=command_at_end(self.folder),
             lead_s=lead_s,
         )

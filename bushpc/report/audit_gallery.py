@@ -12,7 +12,7 @@ import numpy as np
 from bushpc.errors import DataError
 from bushpc.report.gallery import Note, Row, Value, write_gallery
 from bushpc.report.run_gallery import RunResults
-from bushpc.shards.audit import KINDS, Audit, AuditedDataset
+from bushpc.shards.audit_findings import KINDS, Audit, AuditedDataset
 from bushpc.shards.manifest import Record, read_image, read_mask
 from bushpc.shards.progress import Show
 

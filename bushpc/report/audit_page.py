@@ -16,7 +16,7 @@ from bushpc.report.audit_gallery import SAME_PICTURE, scan_id
 from bushpc.report.drawing import contour_of
 from bushpc.report.standalone import EDGE, Histogram, ScanPicture, histograms, labels_with
 from bushpc.report.table import Column, RowData, Table, Value
-from bushpc.shards.audit import KINDS, Audit, AuditedDataset, CopyPair, balance
+from bushpc.shards.audit_findings import KINDS, Audit, AuditedDataset, CopyPair, balance
 from bushpc.shards.manifest import Record, read_image, read_mask
 
 MOST_PAIRS = 60  # with pictures: a page stays one that a phone can open

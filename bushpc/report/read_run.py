@@ -22,7 +22,8 @@ from bushpc.report.per_image import of_class, read_calibration, read_per_image
 from bushpc.report.results import Arm, Cell, Curve, Run
 from bushpc.runs.goodput import goodput, read_attempts, trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, FoldsRecord, RowRecord, RunRecord
+from bushpc.runs.records import DoneRecord
+from bushpc.runs.run_record import CellRecord, FoldsRecord, RowRecord, RunRecord
 
 KINDS = ("cv", "grid", "train")
 

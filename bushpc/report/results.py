@@ -12,7 +12,7 @@ import pandas as pd
 from bushpc.conditions import Variant
 from bushpc.runs.goodput import Attempt, Goodput
 from bushpc.runs.layout import CellDir
-from bushpc.runs.records import RunRecord
+from bushpc.runs.run_record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from bushpc.files import read_quickly
 from bushpc.runs.layout import CellDir
-from bushpc.runs.records import MOST, Heartbeat, TakenOver
+from bushpc.runs.record import MOST
+from bushpc.runs.records import Heartbeat, TakenOver
 
 # What an attempt can spend its time on; `other` is the loop's own work in between.
 SPENDINGS = ("start", "load", "step", "save", "validate", "evaluate", "other")

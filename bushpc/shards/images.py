@@ -1,6 +1,6 @@
 """Users' image files → pixels as in training: uint8 RGB at original size, and the pixel size in millimetres.
 
-    folder ─find_images→ paths ─open_picture→ Picture ─read(frame)→ image_HWC → bushpc.data.cache.resize
+    folder ─find_images→ paths ─open_picture→ Picture ─read(frame)→ image_HWC → bushpc.data.square.resize
 
 Pillow reads PNG, JPEG, TIFF and BMP, pydicom reads DICOM. Any fault of a file is a DataError.
 """

@@ -13,9 +13,10 @@ from bushpc.data.loader import FoldData
 from bushpc.data.staging import Stage
 from bushpc.dist import World
 from bushpc.metrics.registry import METRICS
-from bushpc.runs.checkpoint import Retention, Saver
 from bushpc.runs.layout import CellDir
 from bushpc.runs.lease import Lease
+from bushpc.runs.retention import Retention
+from bushpc.runs.saver import Saver
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
 

@@ -18,7 +18,7 @@ from bushpc.data.batches import training_batches
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, gather, seed_everything
 from bushpc.errors import TrainingError
-from bushpc.runs.checkpoint import Saver
+from bushpc.runs.saver import Saver
 from bushpc.sample import Batch, Losses
 from bushpc.train.engine import Engine
 from bushpc.train.ledger import Ledger

@@ -17,17 +17,11 @@ of the seed, and the order in which batches of several arrive is not.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import multiprocessing
 import os
-import shutil
-import signal
-import types
 import typing as t
-from collections.abc import Callable, Iterator
-from multiprocessing.pool import ThreadPool
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,16 +30,22 @@ from bushpc.config import CellConfig
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
 from bushpc.data.nnunet_layout import export, list_scans, real_training_part, split
-from bushpc.dist import keyed_seed, seed_everything
+from bushpc.dist import seed_everything
 from bushpc.errors import ResumeError, TrainingError
 from bushpc.files import write_atomically
-from bushpc.process import STOP_SIGNALS, end_with_parent
-from bushpc.runs.checkpoint import Checkpoint, Saver
+from bushpc.runs.checkpoint import Checkpoint
+from bushpc.runs.saver import Saver
 from bushpc.shards.exchange.to_nnunet import dataset_name
 from bushpc.train.context import CellContext
 from bushpc.train.ledger import keep_none
 from bushpc.train.loop import Stopped
-from bushpc.train.preempt import StopFlag
+from bushpc.train.nnunet_surroundings import (
+    always_the_same_kernels,
+    clear,
+    surroundings,
+    threads_for_processes,
+    workers,
+)
 from bushpc.train.track import Tracker
 
 if t.TYPE_CHECKING:
@@ -67,7 +67,7 @@ def train(at: CellContext, model: NnUNet, resumed: Checkpoint | None, saver: Sav
     folder = at.dir.nnunet
     if resumed and start == cell.train.iterations:
         model.load_state_dict(resumed.parts["model"])
-        _clear(folder)
+        clear(folder)
         return start
 
     def stopped(step: int) -> Stopped:
@@ -75,7 +75,7 @@ def train(at: CellContext, model: NnUNet, resumed: Checkpoint | None, saver: Sav
         tracker.phase("stopped", step)
         return Stopped(step=step, signal_name=stop.signal_name or "a stop signal")
 
-    with _surroundings(cell, folder):
+    with surroundings(cell, folder):
         if not _prepare(at, folder):
             return stopped(start)
         trainer = _trainer(cell, data, folder)
@@ -92,7 +92,7 @@ def train(at: CellContext, model: NnUNet, resumed: Checkpoint | None, saver: Sav
         if saved < cell.train.iterations:
             return stopped(saved)
     saver.finish()
-    _clear(folder)
+    clear(folder)
     return saved
 
 
@@ -103,9 +103,9 @@ def _run(at: CellContext, model: NnUNet, trainer: t.Any, start: int, saver: Save
     """
     cell, tracker = at.cell, at.tracker
     os.environ.update(nnUNet_n_proc_DA=str(cell.loader.workers))  # not before: torch gets as many threads in planning
-    with _workers(cell, trainer):
+    with workers(cell, trainer):
         if cell.engine.deterministic:
-            _always_the_same_kernels(trainer)
+            always_the_same_kernels(trainer)
         saved, per_epoch = start, trainer.num_iterations_per_epoch
         for epoch in range(trainer.current_epoch, trainer.num_epochs):
             seed_everything(cell.seed, "nnunet", epoch)
@@ -203,7 +203,7 @@ def _prepare(at: CellContext, folder: Path) -> bool:
 
     if (folder / "prepared").exists():
         return True
-    _clear(folder)
+    clear(folder)
 
     cell, data, say = at.cell, at.data, at.tracker.say
 
@@ -219,7 +219,7 @@ def _prepare(at: CellContext, folder: Path) -> bool:
         )
         say(f"preparing {len(scans)} images for nnU-Net in {folder}; it plans from {len(planned)} real training scans")
         raw = export(data, planned, cache, folder, keep_going)
-        with _threads_for_processes(at.stop, at.still_alive):
+        with threads_for_processes(at.stop, at.still_alive):
             nnunet.extract_fingerprint_dataset(DATASET, num_processes=threads, **quiet)
             nnunet.plan_experiment_dataset(DATASET)
             for dataset in (raw, folder / "preprocessed" / raw.name):
@@ -271,135 +271,3 @@ def _take_network(model: NnUNet, trainer: t.Any) -> None:
     described = {key: value for key, value in trainer.dataset_json.items() if key != "dataset"}  # the list of files
     blueprint |= {"dataset": described, "mirroring": list(mirroring)}
     model.build(blueprint, getattr(trainer.network, "_orig_mod", trainer.network))  # the latter if it was compiled
-
-
-def _clear(folder: Path) -> None:
-    """Delete what nnU-Net trains from; its results stay."""
-    (folder / "prepared").unlink(missing_ok=True)
-    for part in ("raw", "preprocessed"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _surroundings(cell: CellConfig, folder: Path) -> Iterator[None]:
-    """nnU-Net is told by the environment where its folders are and what it may use; nothing leaves the machine."""
-    words = {
-        **{f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")},
-        **dict.fromkeys(("nnUNet_n_proc_DA", "nnUNet_def_n_proc"), str(max(1, cell.loader.workers))),
-        "nnUNet_compile": str(cell.engine.compile).lower(),
-        "nnUNet_wandb_enabled": "0",
-    }
-    before = {name: os.environ.get(name) for name in words}
-    os.environ.update(words)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-class _Threads(ThreadPool):
-    """In place of a pool of processes; of each of its scans nnU-Net asks several times a second whether it is ready."""
-
-    def __init__(self, threads: int, stop: StopFlag, alive: Callable[[str], None]) -> None:
-        super().__init__(threads)
-        self.stop, self.alive = stop, alive
-
-    def starmap_async(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        """As ever, and then asking raises DecodingStopped where a stop signal came."""
-        scan: t.Any = super().starmap_async(*args, **kwargs)
-        is_ready = scan.ready
-
-        def ready() -> bool:
-            if self.stop:
-                raise DecodingStopped
-            if done := is_ready():
-                self.alive("nnU-Net's preparation")
-            return bool(done)
-
-        scan.ready = ready
-        return scan
-
-
-@contextlib.contextmanager
-def _threads_for_processes(stop: StopFlag, alive: Callable[[str], None]) -> Iterator[None]:
-    """nnU-Net's pools have threads: each of its processes would import torch anew, and die of a job's stop signal."""
-    before = multiprocessing.get_context
-    context: t.Any = types.SimpleNamespace(Pool=lambda threads: _Threads(threads, stop, alive))
-    multiprocessing.get_context = lambda method=None: context
-    try:
-        yield
-    finally:
-        multiprocessing.get_context = before
-
-
-_forking_workers = False
-_asked_forks = False
-
-
-@contextlib.contextmanager
-def _workers(cell: CellConfig, trainer: t.Any) -> Iterator[None]:
-    """Begin training as nnU-Net does; the processes that it starts for that end with what follows, however it ends.
-
-    Python would end them by TERM, which they are deaf to, and then wait for them.
-    """
-    augmenters: list[t.Any] = []
-    try:
-        with _seeded(cell.seed, trainer.current_epoch, augmenters), _ours():
-            trainer.on_train_start()
-        yield
-    finally:
-        processes = [process for augmenter in augmenters for process in augmenter._processes]
-        for augmenter in augmenters:
-            augmenter._finish()
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, epoch: int, made: list[t.Any]) -> Iterator[None]:
-    """Worker processes draw by the run's seed, not by the system's. made: gets every augmenter that has such."""
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
-
-    augmenter = module.NonDetMultiThreadedAugmenter
-
-    def of_seed(**given: t.Any) -> t.Any:
-        numbers = range(given["num_processes"])
-        seeds = [keyed_seed(seed, "nnunet worker", epoch, len(made), number) % 2**32 for number in numbers]
-        made.append(augmenter(**{**given, "seeds": seeds}))
-        return made[-1]
-
-    module.NonDetMultiThreadedAugmenter = of_seed
-    try:
-        yield
-    finally:
-        module.NonDetMultiThreadedAugmenter = augmenter
-
-
-@contextlib.contextmanager
-def _ours() -> Iterator[None]:
-    """Processes forked meanwhile end with this one, however it ends, and leave stop signals to it."""
-    global _forking_workers, _asked_forks
-    if not _asked_forks:
-        _asked_forks = True
-        os.register_at_fork(after_in_child=lambda: end_with_parent() if _forking_workers else None)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    _forking_workers = True
-    try:
-        yield
-    finally:
-        _forking_workers = False
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _always_the_same_kernels(trainer: t.Any) -> None:
-    """nnU-Net's blur times two ways of convolving and takes the faster one, which is another one every time."""
-    loader = getattr(trainer.dataloader_train, "data_loader", None)
-    for transform in loader.transforms.transforms if loader else ():
-        of_random: t.Any = getattr(transform, "transform", None)
-        if hasattr(of_random, "benchmark"):
-            of_random.benchmark = False

@@ -17,7 +17,8 @@ from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import share_file, write_atomically
 from bushpc.runs.goodput import read_note, trained_in
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import DoneRecord, RunRecord, TakenOver
+from bushpc.runs.records import DoneRecord, TakenOver
+from bushpc.runs.run_record import RunRecord
 
 
 class DonorCell(t.NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bushpc.config import CellConfig, Composer, compose, compose_command, explain, reconfigure
-from bushpc.dispatch.plan import load_grid
+from bushpc.dispatch.grid_file import load_grid
 from bushpc.errors import ConfigError
 from bushpc.generate.config import GenerateConfig
 

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from bushpc.config import LoaderConfig
-from bushpc.data import cache
-from bushpc.data.cache import DecodingStopped, decode, fit, memory_left, open_cache, places, resize
+from bushpc.data import cache, room
+from bushpc.data.cache import DecodingStopped, open_cache
+from bushpc.data.room import memory_left, places
+from bushpc.data.square import decode, fit, resize
 from bushpc.errors import DataError
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
@@ -272,7 +274,7 @@ def test_shared_memory_comes_first_and_the_temporary_folder_where_it_has_no_room
     shared, temporary = tmp_path / "shm", tmp_path / "tmp"
     for folder in (shared, temporary):
         folder.mkdir()
-    monkeypatch.setattr(cache, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(room, "SHARED_MEMORY", shared)
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     node.loader = dataclasses.replace(node.loader, cache_dir=None)
     assert [place.parent for place in places(node.loader)] == [shared, temporary]

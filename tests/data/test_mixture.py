@@ -16,9 +16,9 @@ import yaml
 from bushpc.cell import run_cell
 from bushpc.config import CellConfig, compose
 from bushpc.data.batches import training_batches, validation_batches
-from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
 from bushpc.data.mixture import PREFIX, open_synthetic
+from bushpc.data.square import resize
 from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from bushpc.config import CellConfig
-from bushpc.data.cache import DecodingStopped, open_cache, resize
+from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.loader import FoldData
 from bushpc.data.nnunet_layout import export, list_scans, real_training_part
+from bushpc.data.square import resize
 from bushpc.shards.manifest import read_image, read_mask
 
 

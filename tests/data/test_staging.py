@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from bushpc.cell import run_cell
 from bushpc.cluster.scratch import Unusable, place
 from bushpc.config import CellConfig
-from bushpc.data import cache, staging
-from bushpc.data.cache import DecodingStopped, boot, decode
+from bushpc.data import room, staging
+from bushpc.data.cache import DecodingStopped, boot
 from bushpc.data.loader import FoldData
+from bushpc.data.square import decode
 from bushpc.data.staging import Source, Stage, open_stage, stage_shards
 from bushpc.dist import World
 from bushpc.errors import DataError
@@ -236,7 +237,7 @@ UNET = ("model=unet_small", "model.image_size=64", "augment.hflip=0.5")
 
 
 def test_training_from_the_nodes_disk_is_the_same_bit_for_bit(make_cell, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(cache, "SHARED_MEMORY", tmp_path / "none")  # where earlier runs have left decoded images
+    monkeypatch.setattr(room, "SHARED_MEMORY", tmp_path / "none")  # where earlier runs have left decoded images
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from webdataset.gopen import gopen
 
 from bushpc.config import CellConfig, ModelConfig, compose
-from bushpc.data import stream
+from bushpc.data import stream_read
 from bushpc.data.batches import training_batches, validation_batches
 from bushpc.data.loader import FoldData
-from bushpc.data.stream import Lanes
+from bushpc.data.stream_order import Lanes
 from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
@@ -114,7 +114,7 @@ def local(packed, tmp_path) -> Path:
 @pytest.fixture
 def opened(local, tmp_path, monkeypatch):
     """opened("override", …) → cell and data of fold 0, tiny and streaming where the overrides say so."""
-    monkeypatch.setattr(stream, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(stream_read, "BACKOFF_S", 0.01)
 
     def open_cell(*overrides: str, world: int = 1) -> tuple[CellConfig, FoldData]:
         words = ("model=unet_small", "data=phantom", "cluster=local", f"data.root={local}", "model.image_size=32")
@@ -308,7 +308,7 @@ def pack_again(tar: Path, change) -> None:
 
 def test_a_url_that_nobody_answers_is_named_after_a_few_tries(opened, local, monkeypatch):
     tries = []
-    monkeypatch.setattr(stream, "gopen", lambda url, mode: tries.append(url) or gopen(url, mode))
+    monkeypatch.setattr(stream_read, "gopen", lambda url, mode: tries.append(url) or gopen(url, mode))
     cell, data = opened(f"data.stream={local}/", "loader.lanes=1")
     with pytest.raises(DataError, match=r"shard \S+ with sample 'phantom\d+' cannot be read from \S+\.tar \(tried 4"):
         of_rank(cell, data)

@@ -10,7 +10,8 @@ import pytest
 
 from bushpc.cli import main
 from bushpc.config import CellConfig, Composer, config_names
-from bushpc.dispatch.plan import Plan, grid_plan, load_grid
+from bushpc.dispatch.grid_file import load_grid
+from bushpc.dispatch.plan import Plan, grid_plan
 from bushpc.dispatch.run_folder import read_plan, write_run
 from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.errors import ConfigError, DataError

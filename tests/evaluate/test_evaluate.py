@@ -25,7 +25,7 @@ from bushpc.cell import run_cell
 from bushpc.conditions import VARIANTS
 from bushpc.conditions.sentences import FirstPass, SizeBins, attribute_prompt, largest_component, spatial_prompt
 from bushpc.config import CellConfig, compose
-from bushpc.data.cache import resize
+from bushpc.data.square import resize
 from bushpc.dist import World
 from bushpc.models.xbusnet import XBusNet
 from bushpc.shards.manifest import Manifest, read_image, read_mask

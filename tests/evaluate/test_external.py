@@ -15,8 +15,8 @@ import torch
 from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import CellConfig, ModelConfig, compose
-from bushpc.data.cache import resize
 from bushpc.data.loader import FoldData
+from bushpc.data.square import resize
 from bushpc.dispatch.plan import cv_plan
 from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World

@@ -20,8 +20,10 @@ from bushpc.cluster import slurm_site
 from bushpc.cluster.checks import Check, run_check
 from bushpc.cluster.slurm_ask import minutes_of
 from bushpc.config import compose
-from bushpc.ops import doctor, survey, survey_profile, survey_story
-from bushpc.ops.doctor import check_cluster, check_config, examine, expected_checkpoint_bytes
+from bushpc.ops import doctor, doctor_folders, survey, survey_profile, survey_story
+from bushpc.ops import doctor_installation as installation
+from bushpc.ops.doctor import check_cluster, check_config, examine
+from bushpc.ops.doctor_folders import expected_checkpoint_bytes
 from bushpc.ops.gpu_build import Build
 
 SMALL = ("model=unet_small", "data=phantom")
@@ -116,17 +118,17 @@ def test_leaking_folds_are_broken(words, tmp_path, phantom_folder):
 def test_packages_outside_their_ranges_are_broken_with_the_range(monkeypatch):
     needs = ["torch>=99", "numpy>=1", "no-such-package>=1", 'pytest>=99; extra == "dev"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
-    found = {check.name: check.found for check in run_check("packages", doctor._packages)}
+    found = {check.name: check.found for check in run_check("packages", installation._packages)}
     assert set(found) == {"package torch", "package no-such-package"}
     assert "wanted is >=99" in found["package torch"]
     assert "not installed" in found["package no-such-package"]
 
 
 def test_the_decoders_of_compressed_dicom_are_told(monkeypatch):
-    [check] = run_check("DICOM decoders", doctor._decoders)
+    [check] = run_check("DICOM decoders", installation._decoders)
     assert (check.verdict, check.found, check.advice) == ("ok", "every common compression", "")
     monkeypatch.setattr(get_decoder(JPEGLSLossless), "_available", {})
-    [check] = run_check("DICOM decoders", doctor._decoders)
+    [check] = run_check("DICOM decoders", installation._decoders)
     assert check.found == "compressed with JPEG-LS cannot be decoded"
     assert "pip install 'bushpc[dicom]'" in check.advice
 
@@ -154,7 +156,7 @@ def test_a_deepspeed_that_does_not_import_is_broken_only_where_it_is_used(
 ):
     (tmp_path / "deepspeed.py").write_text("raise RuntimeError('no CUDA_HOME')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    [check] = run_check("DeepSpeed", doctor._deepspeed, compose([*words, f"engine={engine}", "cluster=local"]))
+    [check] = run_check("DeepSpeed", installation._deepspeed, compose([*words, f"engine={engine}", "cluster=local"]))
     assert check.verdict == verdict
     assert check.found.endswith("does not import: RuntimeError: no CUDA_HOME")
 
@@ -194,7 +196,7 @@ def test_the_room_for_checkpoints_is_what_torch_really_keeps(words):
 def test_too_small_a_disk_is_broken(words, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**9))
-    [check] = run_check("disk room", doctor._disk_room, compose([*words, "cluster=local"]))
+    [check] = run_check("disk room", doctor_folders._disk_room, compose([*words, "cluster=local"]))
     assert check.verdict == "broken"
     assert "1.00 GB free" in check.found
 
@@ -217,7 +219,7 @@ def test_the_types_of_gpus_that_a_job_may_get_are_read_from_the_site(fake_slurm,
     assert slurm_site.gpu_types(compose([*words, "cluster.constraint=ampere"]).cluster) == ["a100"]
     build = Build(torch="2.15.0", cuda="13.2", arches=("sm_75", "sm_80", "sm_90"))
     monkeypatch.setattr(Build, "installed", lambda: build)
-    checks = by_name(list(doctor._gpu_build(compose([*words, "cluster.constraint=volta"]))))
+    checks = by_name(list(installation._gpu_build(compose([*words, "cluster.constraint=volta"]))))
     assert "constraints-cuda126.txt" in checks["GPU and build"].advice
     assert checks["precision"].advice == "set engine.precision=fp16"
 

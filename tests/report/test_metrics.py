@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bushpc.dispatch.plan import load_grid
+from bushpc.dispatch.grid_file import load_grid
 from bushpc.errors import DataError
 from bushpc.metrics.registry import label_metrics
 from bushpc.report import build_report, published

@@ -30,8 +30,9 @@ from torch import nn
 
 from bushpc.errors import ResumeError
 from bushpc.files import sha256_of
-from bushpc.runs import checkpoint
-from bushpc.runs.checkpoint import Retention, Saver
+from bushpc.runs import checkpoint, frozen_store, retention
+from bushpc.runs.retention import Retention
+from bushpc.runs.saver import Saver
 
 FILES = ["model.safetensors", "optimizer.safetensors", "meta.json", "seal.json"]
 
@@ -44,7 +45,7 @@ def small_model() -> nn.Module:
 
 def parts_of(step: int, model: nn.Module | None = None) -> checkpoint.Parts:
     """What a step saves: other numbers at every step, and tensors of several types and shapes."""
-    frozen = checkpoint.frozen_parameters(model) if model else {}
+    frozen = frozen_store.frozen_parameters(model) if model else {}
     state = model.state_dict() if model else {"weight": torch.full((4, 3), step + 0.25)}
     return {
         "model": {name: tensor for name, tensor in state.items() if name not in frozen},
@@ -54,7 +55,7 @@ def parts_of(step: int, model: nn.Module | None = None) -> checkpoint.Parts:
 
 def save(folder: Path, step: int, model: nn.Module | None = None, **meta: object) -> Path:
     """Write one as a run does: checkpoints and the store of frozen parameters side by side."""
-    sha256 = checkpoint.store_frozen(folder / "frozen", checkpoint.frozen_parameters(model)) if model else None
+    sha256 = frozen_store.store_frozen(folder / "frozen", frozen_store.frozen_parameters(model)) if model else None
     return checkpoint.write(folder / "checkpoints", step, parts_of(step, model), {"frozen": sha256, **meta})
 
 
@@ -137,7 +138,7 @@ def test_copies_that_a_user_keeps_beside_them_are_left_alone(tmp_path):
     assert checkpoint.steps(folder) == [1, 2]
     assert newest(tmp_path).step == 2
     checkpoint.set_aside_after(folder, 1)
-    checkpoint.retain(folder, Retention(keep=1))
+    retention.retain(folder, Retention(keep=1))
     assert names(folder) == ["step_00000001", "step_00000001.mine", "step_00000002.mine", "unread_step_00000002"]
 
 
@@ -213,7 +214,7 @@ def test_what_stands_in_place_of_a_checkpoint_is_named_and_makes_way(tmp_path, i
     assert_equal(newest(tmp_path).parts, parts_of(2))
     for step in (3, 4):
         save(tmp_path, step)
-    checkpoint.retain(tmp_path / "checkpoints", Retention(keep=1))
+    retention.retain(tmp_path / "checkpoints", Retention(keep=1))
     assert names(tmp_path / "checkpoints") == ["step_00000004", "unread_step_00000002"]
 
 
@@ -239,7 +240,7 @@ def test_a_damaged_frozen_file_is_refused_and_storing_it_again_mends_it(tmp_path
     frozen.write_bytes(frozen.read_bytes()[:-4])
     with pytest.raises(ResumeError, match="frozen parameters"):
         checkpoint.read(path, tmp_path / "frozen")
-    checkpoint.store_frozen(tmp_path / "frozen", checkpoint.frozen_parameters(model))
+    frozen_store.store_frozen(tmp_path / "frozen", frozen_store.frozen_parameters(model))
     assert_equal({"model": newest(tmp_path).parts["model"]}, {"model": model.state_dict()})
 
 
@@ -278,12 +279,12 @@ def test_an_unfinished_write_is_no_checkpoint(tmp_path):
     for writer in ("1", f"host.{os.getpid()}"):  # process ids repeat, in containers at every start
         (tmp_path / "checkpoints" / f".step_00000002.{writer}").mkdir()
     assert newest(tmp_path).step == 1
-    checkpoint.retain(tmp_path / "checkpoints", Retention(keep=1))
+    retention.retain(tmp_path / "checkpoints", Retention(keep=1))
     assert names(tmp_path / "checkpoints") == ["step_00000001"]
 
 
 def kept(folder: Path, rule: Retention) -> list[int]:
-    checkpoint.retain(folder / "checkpoints", rule)
+    retention.retain(folder / "checkpoints", rule)
     return checkpoint.steps(folder / "checkpoints")
 
 
@@ -321,7 +322,7 @@ def test_nothing_is_deleted_while_the_newest_does_not_verify(tmp_path):
         path = save(tmp_path, step)
     (path / "optimizer.safetensors").write_bytes(b"the disk lied")
     said: list[str] = []
-    checkpoint.retain(tmp_path / "checkpoints", Retention(keep=1), said.append)
+    retention.retain(tmp_path / "checkpoints", Retention(keep=1), said.append)
     assert checkpoint.steps(tmp_path / "checkpoints") == [10, 20, 30]
     assert "step_00000030" in said[0]
     assert newest(tmp_path).step == 20
@@ -472,7 +473,7 @@ def test_kill_9_anywhere_in_replacing_a_damaged_one_keeps_the_one_before(tmp_pat
 
 def test_kill_9_anywhere_in_retention_keeps_the_newest_and_never_half_of_an_old_one(tmp_path, start):
     def clear(run: Path) -> None:
-        checkpoint.retain(run / "checkpoints", Retention(keep=1))
+        retention.retain(run / "checkpoints", Retention(keep=1))
 
     for _ in killed_everywhere(clear, start, tmp_path / "run", least=12):
         for step in checkpoint.steps(tmp_path / "run" / "checkpoints"):
@@ -499,25 +500,25 @@ def test_kill_9_anywhere_in_storing_frozen_parameters_leaves_them_whole_or_absen
     frozen = {"weight": torch.arange(50.0)}
     store = tmp_path / "run" / "frozen"
     for _ in killed_everywhere(
-        lambda run: checkpoint.store_frozen(run / "frozen", frozen), tmp_path / "start", tmp_path / "run", least=5
+        lambda run: frozen_store.store_frozen(run / "frozen", frozen), tmp_path / "start", tmp_path / "run", least=5
     ):
         for path in store.glob("[!.]*") if store.exists() else ():
             assert sha256_of(path) == path.stem
-        sha256 = checkpoint.store_frozen(store, frozen)
+        sha256 = frozen_store.store_frozen(store, frozen)
         assert names(store) == [f"{sha256}.safetensors"]  # nor does a killed writer's half take room for ever
         assert_equal({"frozen": checkpoint.load_file(store / f"{sha256}.safetensors")}, {"frozen": frozen})
 
 
 def test_a_cell_whose_half_was_cleared_away_by_another_that_stored_the_same_goes_on(tmp_path, monkeypatch):
     frozen = {"weight": torch.arange(50.0)}
-    theirs = checkpoint.store_frozen(tmp_path / "theirs", frozen)
+    theirs = frozen_store.store_frozen(tmp_path / "theirs", frozen)
 
     def lose_the_race(target: Path, content: bytes) -> None:
         shutil.copytree(tmp_path / "theirs", target.parent, dirs_exist_ok=True)
         raise FileNotFoundError(target)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", lose_the_race)
-    assert checkpoint.store_frozen(tmp_path / "frozen", frozen) == theirs
+    monkeypatch.setattr(frozen_store, "write_atomically", lose_the_race)
+    assert frozen_store.store_frozen(tmp_path / "frozen", frozen) == theirs
 
 
 @pytest.mark.parametrize("limit", [0, 1, 40, 120, 300, 2000, 20000])
@@ -535,7 +536,7 @@ def test_a_writer_that_the_kernel_kills_in_the_middle_of_a_file_leaves_the_old_o
     assert status == -signal.SIGXFSZ
     assert_equal(newest(tmp_path).parts, parts_of(1))
     save(tmp_path, 2)
-    checkpoint.retain(tmp_path / "checkpoints", Retention(keep=5))
+    retention.retain(tmp_path / "checkpoints", Retention(keep=5))
     assert names(tmp_path / "checkpoints") == ["step_00000001", "step_00000002"]
 
 
@@ -554,7 +555,7 @@ class Blocked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.began = threading.Event(), threading.Event()
         self.write, self.written = checkpoint.write, []
-        monkeypatch.setattr(checkpoint, "write", self.wait_and_write)
+        monkeypatch.setattr("bushpc.runs.saver.write", self.wait_and_write)
 
     def wait_and_write(self, folder: Path, step: int, *rest: object) -> Path:
         self.began.set()
@@ -797,10 +798,10 @@ def test_frozen_parameters_without_room_are_an_error_that_says_what_to_do(disk):
     ballast = fill(disk, leave=8192)
     frozen = {"weight": torch.zeros(50_000)}
     with pytest.raises(ResumeError, match=r"(?s)No space left.*free some space"):
-        checkpoint.store_frozen(disk / "frozen", frozen)
+        frozen_store.store_frozen(disk / "frozen", frozen)
     assert names(disk / "frozen") == []
     ballast.unlink()
-    sha256 = checkpoint.store_frozen(disk / "frozen", frozen)
+    sha256 = frozen_store.store_frozen(disk / "frozen", frozen)
     assert names(disk / "frozen") == [f"{sha256}.safetensors"]
 
 

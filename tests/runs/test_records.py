@@ -12,21 +12,23 @@ import pytest
 from bushpc.errors import DataError
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import (
-    RUN_FORMAT,
     UNSET,
     AttemptNote,
-    CellRecord,
     DoneRecord,
-    FoldsRecord,
-    GridRecord,
     Heartbeat,
     JobNote,
-    RowRecord,
-    RunRecord,
-    SubmissionRecord,
     SubmittingNote,
     TakenOver,
     read_config_hash,
+)
+from bushpc.runs.run_record import (
+    RUN_FORMAT,
+    CellRecord,
+    FoldsRecord,
+    GridRecord,
+    RowRecord,
+    RunRecord,
+    SubmissionRecord,
 )
 
 JOB = JobNote(executor="local", job_id="12", submitted=3.5, log="", host="n1", process_start=None, code="abc")

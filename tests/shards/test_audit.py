@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from bushpc.cli import main
-from bushpc.shards.audit import audit, balance
+from bushpc.shards.audit import audit
+from bushpc.shards.audit_findings import balance
 from bushpc.shards.manifest import Manifest, Record, ShardInfo, read_image
 from bushpc.shards.split import load_folds, write_folds
 

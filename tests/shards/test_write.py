@@ -177,7 +177,7 @@ def test_a_finished_shard_that_was_damaged_since_is_not_kept(tmp_path, monkeypat
         tar.write_bytes(data)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "_publish", die)
+    monkeypatch.setattr(write, "publish", die)
     with pytest.raises(KeyboardInterrupt):
         pack("phantom", None, tmp_path / "cut", parameters=SMALL, shard_samples=3)
     monkeypatch.undo()

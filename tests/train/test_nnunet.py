@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from bushpc.cell import run_cell
 from bushpc.cli import main
 from bushpc.config import CellConfig, compose
-from bushpc.dispatch.plan import cv_plan, load_grid
+from bushpc.dispatch.grid_file import load_grid
+from bushpc.dispatch.plan import cv_plan
 from bushpc.dist import World
 from bushpc.errors import ConfigError, TrainingError
 from bushpc.models.baselines import UNet
@@ -182,7 +183,7 @@ def test_its_predictions_are_scored_like_every_models(make_cell, monkeypatch):
 
 
 def masks_of(cell: CellConfig) -> dict[str, np.ndarray]:
-    from bushpc.data.cache import decode
+    from bushpc.data.square import decode
     from bushpc.shards.manifest import Manifest
 
     records = Manifest.load(cell.data.folder).lesions
@@ -329,7 +330,7 @@ def assert_nnunets_own_command_agrees(cell_dir: Path) -> None:
     """What `nnUNetv2_predict` makes of the folder that it is left is what was scored."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from bushpc.data.cache import decode
+    from bushpc.data.square import decode
     from bushpc.shards.manifest import Manifest
 
     cell = CellConfig.load(cell_dir / "config.yaml")

@@ -22,7 +22,7 @@ from bushpc.evaluate.export import export
 from bushpc.files import sha256_of
 from bushpc.runs import checkpoint
 from bushpc.runs.layout import RunDir
-from bushpc.runs.records import RunRecord
+from bushpc.runs.run_record import RunRecord
 from bushpc.shards.card import PROJECT_SHARDS
 from bushpc.shards.manifest import Manifest
 from bushpc.shards.split import make_folds, write_folds

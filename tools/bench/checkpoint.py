@@ -23,7 +23,8 @@ from common import machine, write_result
 
 from bushpc.config import compose
 from bushpc.dist import World
-from bushpc.runs.checkpoint import Retention, Saver
+from bushpc.runs.retention import Retention
+from bushpc.runs.saver import Saver
 from bushpc.sample import Batch
 from bushpc.train.engine import Engine, start_ranks
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def decoded(image_png: bytes, mask_png: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image (S, S, 3) and mask (S, S), uint8, resized as bushpc does it: the same work for every peer."""
-    from bushpc.data.cache import resize
+    from bushpc.data.square import resize
 
     with Image.open(io.BytesIO(image_png), formats=["PNG"]) as image:
         image_HWC = np.array(image.convert("RGB"))

@@ -19,7 +19,7 @@ from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.generate.features import INCEPTION, NONE, FeatureExtractor, inception, of_model
 from bushpc.generate.quality.records import HELD_OUT, SYNTHETIC, TRAINING, ImageSet, QualityRequest
 from bushpc.runs.layout import RunDir
-from bushpc.runs.records import RunRecord
+from bushpc.runs.run_record import RunRecord
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import find_folds, load_folds
 

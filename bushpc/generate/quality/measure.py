@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bushpc.conditions import Known
-from bushpc.data.cache import resize
+from bushpc.data.square import resize
 from bushpc.evaluate.predictor import Predictor
 from bushpc.generate.features import FeatureExtractor
 from bushpc.generate.quality.records import (

@@ -26,8 +26,8 @@ import numpy as np
 from bushpc.errors import ConfigError, DataError
 from bushpc.files import sha256_of, write_atomically
 from bushpc.metrics.mask import lesion_length
+from bushpc.shards import encode, readers, tree, work_folder, write
 from bushpc.shards import manifest as manifests
-from bushpc.shards import readers, tree, write
 from bushpc.shards.manifest import Manifest, Record, ShardInfo
 
 LOG = write.CORRECTIONS
@@ -77,7 +77,7 @@ def correct(folder: Path, corrections: Path, by: str, *, when: str | None = None
     log = folder / LOG
     if changed:
         noted = {"by": by.strip(), "when": when or time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        with write.typed_errors(folder), write.locked_work_folder(folder):
+        with work_folder.typed_errors(folder), work_folder.locked_work_folder(folder):
             manifest = _rewrite(folder, manifest, changed, corrections, noted)
     return Corrected(
         changed=sorted(changed),
@@ -203,7 +203,7 @@ def _rewrite_tar(
             record = by_key[key]
             if key in changed:
                 mask_HW = changed[key].mask_HW
-                parts["mask.png"] = write.png(mask_HW)
+                parts["mask.png"] = encode.png(mask_HW)
                 described = json.loads(parts["json"])
                 described.setdefault("corrections", []).append(noted)
                 parts["json"] = json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False).encode()
@@ -214,11 +214,11 @@ def _rewrite_tar(
                     mask_bytes=len(parts["mask.png"]),
                 )
             samples.append(
-                write.Encoded(
+                encode.Encoded(
                     record=record, image_png=parts["image.png"], mask_png=parts["mask.png"], json=parts["json"]
                 )
             )
-    records = write.write_tar(folder / name, samples)
+    records = work_folder.write_tar(folder / name, samples)
     path = folder / name
     return ShardInfo(file=name, sha256=sha256_of(path), bytes=path.stat().st_size, samples=len(samples)), records
 

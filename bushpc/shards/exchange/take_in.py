@@ -20,7 +20,7 @@ from bushpc.config import config_names, places
 from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
-from bushpc.shards import readers, sources, write
+from bushpc.shards import encode, raw_folder, readers, sources, work_folder, write
 from bushpc.shards.card import FILE_NAME, Card
 from bushpc.shards.exchange import cohort
 from bushpc.shards.exchange.settings import NONE, ImportSettings
@@ -110,10 +110,10 @@ def examine(
     if threshold is not None and not 1 <= threshold <= 255:
         raise ConfigError(f"mask_threshold={threshold}: it must be a level from 1 to 255.")
     how = readers.Reading(mask_threshold=threshold)
-    with write.typed_errors(src), readers.reading(how):
+    with work_folder.typed_errors(src), readers.reading(how):
         survey = cohort.find(src, settings)
     if survey.items:
-        how = write.how_to_read(survey.items, cohort.load, how, settings.grey_max, show)
+        how = raw_folder.how_to_read(survey.items, cohort.load, how, settings.grey_max, show)
     card = _card(name, settings, survey, about)
     looks = _look(survey.items, card, how, workers, show)
     return Examined(folder=src, card=card, how=how, survey=survey, looks=looks)
@@ -126,7 +126,7 @@ def take_in(examined: Examined, out: Path, *, workers: int = 1, progress: Show |
     if (out / FILE_NAME).exists() and (before := Card.load(out)).name != card.name:
         raise DataError(f"{out} holds {before.name}: choose another folder with out=.")
     plan = write.with_reading(cohort.planned(examined.folder, survey), card, examined.how)
-    with write.typed_errors(out):
+    with work_folder.typed_errors(out):
         card.save(out)
     return write.write_shards(card, out, plan, cohort.load, workers=workers, progress=progress, how=examined.how)
 
@@ -189,7 +189,7 @@ def _look(items: list[sources.Item], card: Card, how: readers.Reading, workers: 
 def _look_at(item: sources.Item, card: Card) -> Look:
     try:
         sample = cohort.load(item)
-        write.check_sample(sample, card)
+        encode.check_sample(sample, card)
     except BushpcError as error:
         return Look(item=item, problem=str(error))
     except Exception as error:

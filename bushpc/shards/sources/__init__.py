@@ -35,6 +35,10 @@ class Item:
     recipe: t.Any
 
 
+# Turns an item into a sample; every source module has one.
+Load = t.Callable[[Item], Sample]
+
+
 class Plan(t.NamedTuple):
     """All items of a dataset, and the SHA-256 of every file they are made from, by relative path.
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bushpc.config import CellConfig, Composer, compose, config_names
-from bushpc.dispatch.plan import load_grid
+from bushpc.dispatch.grid_file import load_grid
 from bushpc.errors import ConfigError
 
 WORDS = ("data=phantom", "cluster=local")
