@@ -386,7 +386,7 @@ class Killer:
 
     def write_tensors(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         self.count()
-        content = checkpoint.save(tensors)
+        content = frozen_store.save(tensors)
         for length in (0, 8, len(content) // 2, len(content) - 1):
             path.write_bytes(content[:length])
             self.count()
