@@ -247,7 +247,7 @@ class Smp(OneMask):
         super().__init__(config, weights_dir)
         staged = [(file, weights.load_staged(type(self), file, weights_dir)) for file in config.weight_files()]
         try:
-            self.net = build(config.shape, staged[0][1] if staged and config.of_timm else None)
+            self.net = self.built(staged[0][1] if staged and config.of_timm else None)
             if staged and not config.of_timm:
                 self.backbone().load_state_dict(staged[0][1])
         except RuntimeError as error:  # of tensors that have other names or shapes
@@ -256,6 +256,10 @@ class Smp(OneMask):
             raise WeightsError(
                 f"{staged[0][0].name} does not fit {config.encoder}: {error} Run: {weights.pull_command(type(self))}"
             ) from error
+
+    def built(self, state: dict[str, torch.Tensor] | None) -> nn.Module:
+        """The network. state: see `build`."""
+        return build(self.config.shape, state)
 
     def backbone(self) -> nn.Module:
         """The encoder."""
@@ -266,11 +270,18 @@ class Smp(OneMask):
         return self.net.get_submodule("decoder")
 
 
-def build(shape: Shape, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    """The library's network. state: of the staged file of timm's encoder, which timm fits to image and patches."""
+def build(
+    shape: Shape, state: dict[str, torch.Tensor] | None = None, aux_params: dict[str, t.Any] | None = None
+) -> nn.Module:
+    """The library's network.
+
+    state: of the staged file of timm's encoder, which timm fits to image and patches. aux_params: of a second head, in
+    the library's words; the network then returns the outputs of both.
+    """
     import segmentation_models_pytorch as smp  # takes seconds to import
 
     options: dict[str, t.Any] = {"encoder_depth": shape.depth, "classes": 1, "encoder_weights": None, **_widths(shape)}
+    options["aux_params"] = aux_params
     if shape.architecture == "PSPNet":
         options["upsampling"] = 2**shape.depth  # the library's is that of its depth of 3
     name = shape.encoder if shape.encoder.startswith(TIMM) else shape.encoder.partition(".")[0]

@@ -11,6 +11,7 @@ import torch
 from bushpc.config import CellConfig, compose
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.models.smp import ARCHITECTURES, Smp
+from bushpc.models.smp_label import SmpLabel
 
 COMMON = ("data=phantom", "cluster=local", "model.image_size=64", "model.pretrained=false")
 
@@ -156,3 +157,33 @@ def test_dinov2s_patches_are_resampled_for_dpt(make_batch):
     with torch.device("meta"):
         model = Smp(config_of(*words))
     assert model.backbone().model.patch_embed.proj.weight.shape[2:] == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder"), [("Unet", "tu-test_resnet"), ("DPT", "tu-test_vit"), ("Segformer", "mit_b0")]
+)
+def test_the_second_head_is_the_librarys_and_learns_labels_alone(architecture, encoder, make_batch):
+    words = ("model=smp_label", *COMMON, f"model.architecture={architecture}", f"model.encoder={encoder}")
+    config = compose([*words, "model.label_dropout=0"]).model
+    model, batch = SmpLabel(config), make_batch(count=3, label_B=torch.tensor([0, 1, -1]))
+    theirs = smp.create_model(
+        architecture,
+        encoder,
+        encoder_weights=None,
+        aux_params={"classes": 3},
+        **({"img_size": 64} if architecture == "DPT" else {}),
+    )
+    theirs.load_state_dict(model.net.state_dict())
+    with torch.no_grad():
+        mask, label = theirs.eval()(model.normalize(batch.image_BCHW, theirs))
+        made = model.eval().predict(batch)
+        torch.testing.assert_close((made.prob_BKHW, made.class_prob_BL), (mask.sigmoid(), label.softmax(1)))
+        losses = model(batch)
+    torch.testing.assert_close(losses.terms["ce"], torch.nn.functional.cross_entropy(label[:2], torch.tensor([0, 1])))
+    torch.testing.assert_close(losses.total, sum(losses.terms.values()))
+
+
+def test_the_label_weight_scales_the_labels_share(make_batch):
+    config = compose(["model=smp_label", *COMMON, "model.label_weight=0.25"]).model
+    losses = SmpLabel(config).eval()(make_batch(count=2))
+    torch.testing.assert_close(losses.total, losses.terms["dice"] + losses.terms["bce"] + 0.25 * losses.terms["ce"])
