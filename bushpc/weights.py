@@ -14,6 +14,7 @@ import tempfile
 import typing as t
 from pathlib import Path
 
+from bushpc import weight_file
 from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
@@ -44,16 +45,33 @@ def check(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: 
 
     Only reads and hashes local files.
     """
+    problems = _problems(config, weights_dir)
+    try:
+        _require_imported(model_class, config)
+    except WeightsError as error:
+        problems.append(f"model.weights: {error}.")
+    return problems
+
+
+def require(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> None:
+    """Raises: WeightsError with every problem that `check` finds and what fixes them."""
+    if problems := _problems(config, weights_dir):
+        raise WeightsError("\n".join([*problems, f"Run: {pull_command(model_class, config, weights_dir)}"]))
+    _require_imported(model_class, config)
+
+
+def _problems(config: ModelConfig, weights_dir: str | Path) -> list[str]:
+    """Of the staged files."""
     folder = Path(weights_dir)
     problems = (_problem(file, folder) for file in config.weight_files())
     return [problem for problem in problems if problem]
 
 
-def require(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> None:
-    """Raises: WeightsError with every problem that `check` finds and the command that fixes them all."""
-    problems = check(model_class, config, weights_dir)
-    if problems:
-        raise WeightsError("\n".join([*problems, f"Run: {pull_command(model_class, config, weights_dir)}"]))
+def _require_imported(model_class: type[torch.nn.Module], config: ModelConfig) -> None:
+    """Of the file that model.weights names. Raises: WeightsError."""
+    if config.weights is not None:
+        target = f"{model_class.__module__}.{model_class.__name__}"
+        weight_file.require(Path(config.weights), config.weights_sha256, target)
 
 
 def load_staged(

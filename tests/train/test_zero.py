@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from bushpc.config import CellConfig
+from bushpc.train.fine_tune import lr_scales
 from bushpc.train.optim import Schedule
 from tests.conftest import cell_maker
 from tests.train.on_ranks import assert_equal, global_batch, smooth_model, tensors, trainer, without_kinks
 
-OVERRIDES = ("train.ema=0.9", "train.grad_clip=0.2")
+OVERRIDES = ("train.ema=0.9", "train.grad_clip=0.2", "train.layer_decay=0.8")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def test_zero_trains_what_ddp_trains(ddp, make_cell, tmp_path, kind):
     assert apart < 0.01 * total_norm(theirs)
 
     cell = CellConfig.load(tmp_path / f"{kind}-0-2" / "cells" / "fold0" / "config.yaml")
+    scales = lr_scales(smooth_model(cell), 0.8)
     for step in (1, 2):
         before, after, averaged = (
             tensors(zero, "model", step - 1),
@@ -66,7 +68,9 @@ def test_zero_trains_what_ddp_trains(ddp, make_cell, tmp_path, kind):
             assert state[f"step/{name}"] == step
             decay = cell.train.weight_decay if before[name].ndim >= 2 else 0.0
             change = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-            torch.testing.assert_close(after[name], before[name] * (1 - lr * decay) - lr * change, rtol=1e-5, atol=1e-6)
+            rate = lr * scales[name]
+            expected = before[name] * (1 - rate * decay) - rate * change
+            torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
             kept = step / (9 + step)  # of the average, while that is less than 0.9
             expected = kept * tensors(zero, "ema", step - 1)[name] + (1 - kept) * after[name]
             torch.testing.assert_close(averaged[name], expected, rtol=1e-5, atol=1e-7)
