@@ -31,6 +31,7 @@ def test_full_size_xbusnet_trains_two_steps_and_is_evaluated_on_real_scans(breas
     """The paper's model at the paper's size (random weights: none can be staged here), on the paper's own folds."""
     words = ["model=xbusnet", "data=breast", f"data.root={breast_excerpt}", "folds=published", "fold=0", "name=full"]
     words += ["model.pretrained=false", "train.iterations=2", "train.log_every=1", "also_prompts=[]"]
+    words += ["evaluate.explain=1"]  # a map takes three more passes
     words += [f"runs_dir={tmp_path}", f"loader.cache_dir={tmp_path / 'cache'}", "cluster.cpus_per_rank=2"]
     assert main(["cv", *words, "--wait"]) == 0
     cell_dir = tmp_path / "full" / "cells" / "fold0"

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 
 from bushpc.cli import main
-from tests.clone import ROOT, clone, grow, python
+from tests.clone import ROOT, bushpc_each, clone, grow, python
 from tests.clone import bushpc as command_of
 
 HASHES = """
 import json, sys
 from pathlib import Path
 from bushpc.config import CellConfig
-run = json.loads((Path(sys.argv[1]) / "run.json").read_text())
-for cell in run["cells"]:
-    config = CellConfig.load(Path(sys.argv[1]) / "cells" / cell["name"] / "config.yaml")
-    assert config.added == config.train.added == config.augment.strength.added == config.model.added == 7
-    assert config.hash == cell["hash"], config.settings
+for run_dir in map(Path, sys.argv[1:]):
+    for cell in json.loads((run_dir / "run.json").read_text())["cells"]:
+        config = CellConfig.load(run_dir / "cells" / cell["name"] / "config.yaml")
+        assert config.added == config.train.added == config.augment.strength.added == config.model.added == 7
+        assert config.hash == cell["hash"], config.settings
 """
 
 
@@ -40,18 +40,20 @@ def test_a_field_more_in_every_config_class_changes_no_run_and_no_export(old, tm
     assert sorted(grown) == sorted(re.findall(r"^@config_class\nclass (\w+)", source, flags=re.MULTILINE))
     assert {"CellConfig", "StrengthConfig", "GenerateConfig", "PriorsConfig", "XBusNetConfig"} <= set(grown)
 
-    for run in ("sam", "text"):
-        python(later, "-c", HASHES, str(old / "runs" / run))
+    python(later, "-c", HASHES, *(str(old / "runs" / run) for run in ("sam", "text")))
     cells = json.loads(command_of(later, "status", str(old / "runs" / "sam"), "--json", status=1))["cells"]
     assert [cell["state"] for cell in cells] == ["done", "missing"]
-    command_of(later, "report", str(old / "runs" / "text"))
-    for source in ("runs/sam", "export"):
-        out = old / f"predicted-{source.replace('/', '-')}"
-        command_of(later, "predict", str(old / source), str(old / "images"), str(out), "--prob")
+    outs = {source: old / f"predicted-{source.name}" for source in (old / "runs" / "sam", old / "export")}
+    bushpc_each(
+        later,
+        ["report", str(old / "runs" / "text")],
+        *(["predict", str(source), str(old / "images"), str(out), "--prob"] for source, out in outs.items()),
+        ["export", str(old / "runs" / "sam"), str(old / "again")],
+    )
+    for out in outs.values():
         for theirs in (old / "expected" / "predict" / "probabilities").iterdir():
             ours = Image.open(out / "probabilities" / theirs.name)
             assert abs(np.asarray(ours).astype(int) - np.asarray(Image.open(theirs))).max() <= 1
-    command_of(later, "export", str(old / "runs" / "sam"), str(old / "again"))
     assert json.loads((old / "again" / "export.json").read_text())["model"]["added"] == 7
 
 

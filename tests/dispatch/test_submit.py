@@ -112,7 +112,7 @@ def test_on_one_machine_the_report_is_written_by_whom_the_profile_names(cv, tmp_
 
 def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_path):
     run_dir = tmp_path / "my runs" / "tiny"
-    cv("fold=0", "train.iterations=120", "train.save_every=5")
+    cv("fold=0", "train.iterations=60", "train.save_every=5")
     deadline = time.monotonic() + 300
     while not list((run_dir / "cells" / "fold0" / "checkpoints").glob("step_*")):
         assert time.monotonic() < deadline
@@ -122,7 +122,7 @@ def test_a_cell_whose_process_is_killed_is_seen_as_stopped_and_goes_on(cv, tmp_p
     cell = read_status(run_dir).cells[0]
     assert cell.state == "stopped"
     assert "submit again" in cell.reason
-    _, said, _ = cv("fold=0", "train.iterations=120", "train.save_every=5")
+    _, said, _ = cv("fold=0", "train.iterations=60", "train.save_every=5")
     assert "submitted: fold0" in said
     wait_until_still(run_dir)
     cell = read_status(run_dir).cells[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from bushpc.process import children
+from tests.clone import ONE_AFTER_ANOTHER
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox"
 EXIT_NOT_INSTALLED = 3
@@ -28,21 +29,6 @@ PATIENCE_S = 300.0
 Result = t.TypeVar("Result")
 
 ROOT = Path(__file__).resolve().parents[2]
-# Runs commands of bushpc one after another in one process, as starting Python for each takes seconds.
-ONE_AFTER_ANOTHER = """
-import contextlib, io, json, sys
-from bushpc.cli import main
-answers = []
-for words in json.load(sys.stdin):
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            status = main(words)
-        except SystemExit as end:
-            status = end.code
-    answers.append((status, said.getvalue()))
-print(json.dumps(answers))
-"""
 
 
 class Answer(t.NamedTuple):
