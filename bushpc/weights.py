@@ -96,6 +96,24 @@ def load_staged(
         raise WeightsError(f"{path} is not a readable safetensors file ({error}): {advice}") from error
 
 
+def origins(config: ModelConfig, weights_dir: str | Path) -> list[dict[str, t.Any]]:
+    """Of every pulled file that this configuration loads: name, repository, commit, SHA-256 and licence.
+
+    The licence is empty where the library that knows the file states none.
+    """
+    files = config.weight_files()
+    lock = _read_lock(Path(weights_dir)) if files else {}
+    return [
+        {
+            "name": file.name,
+            "hub_repo": file.hub_repo,
+            "licence": file.licence,
+            **{key: lock[file.name][key] for key in ("commit", "sha256") if file.name in lock},
+        }
+        for file in files
+    ]
+
+
 def pull_command(
     model_class: type[torch.nn.Module], config: ModelConfig | None = None, weights_dir: str | Path | None = None
 ) -> str:
@@ -194,6 +212,7 @@ def _record(folder: Path, file: WeightFile, commit: str) -> None:
         "commit": commit,
         "sha256": sha256_of(path),
         "bytes": path.stat().st_size,
+        "licence": file.licence,
     }
     lock = {**_read_lock(folder), file.name: entry}
     write_atomically(folder / LOCK, json.dumps(lock, indent=2, sort_keys=True) + "\n")

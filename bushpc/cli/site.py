@@ -122,6 +122,8 @@ def check(given: Arguments) -> None:
 def _weights(given: Arguments, *, pull: bool) -> None:
     from bushpc import weights
     from bushpc.config import compose
+    from bushpc.data.lineage import licences_of_pulled
+    from bushpc.shards.licences import requirements
 
     if any(word.startswith("features=") for word in given.typed):
         return _inception(given, pull=pull)
@@ -131,6 +133,9 @@ def _weights(given: Arguments, *, pull: bool) -> None:
         weights.pull(config.model_class, model, config.weights_folder)
     weights.require(config.model_class, model, config.weights_folder)
     files = model.weight_files()
+    for each in licences_of_pulled(files):
+        terms = ", ".join(sorted(requirements(each.licence)))
+        print(f"{each.title}: licence {each.licence}{f' ({terms}: read it at {each.where})' if terms else ''}")
     print(
         f"{config.weights_folder}: {len(files)} weight file(s) of model={config.choices['model']} staged and verified"
     )

@@ -11,7 +11,7 @@ import typing as t
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bushpc.config import CellConfig, DataConfig
+from bushpc.config import CellConfig, DataConfig, WeightFile
 from bushpc.errors import DataError
 from bushpc.files import EXPORT_FILE, read_json
 from bushpc.runs.run_record import RunRecord
@@ -118,6 +118,20 @@ def licences_of_start(note: Mapping[str, t.Any] | None) -> list[DataLicence]:
     title = f"{note['name']} {note['version']}".strip()
     own = DataLicence(note["name"], title, note["licence"] or "none stated", note["where"], STARTED_FROM)
     return [own, *(DataLicence(**each) for each in note["licences"])]
+
+
+def licences_of_pulled(files: Iterable[WeightFile]) -> list[DataLicence]:
+    """The licences of published weights, as the library states them that names the files."""
+    return [
+        DataLicence(
+            file.hub_repo,
+            file.hub_repo,
+            file.licence or "none stated",
+            f"https://huggingface.co/{file.hub_repo}",
+            STARTED_FROM,
+        )
+        for file in files
+    ]
 
 
 def _of_synthetic_card(folder: Path) -> list[DataLicence]:

@@ -18,6 +18,7 @@ import typing as t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bushpc import weights
 from bushpc.config import CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import distinct, trained_on
@@ -359,7 +360,15 @@ def _cell_record(plan: Plan, name: str, behind_it: Behind) -> CellRecord:
         generator_saw=seen_by_generator(cell),
         trained_on=list(behind_it.trainings),
         started_from=behind_it.note,
+        pulled=_pulled(cell),
     )
+
+
+def _pulled(cell: CellConfig) -> list[dict[str, t.Any]]:
+    try:
+        return weights.origins(cell.model, cell.weights_folder)
+    except ConfigError:  # of a fold that is planned for later, whose own base is not there yet
+        return []
 
 
 def _config_text(cell: CellConfig) -> str:

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bushpc.config import CellConfig, freeze
-from bushpc.data.lineage import licences, licences_of_start, of_cell
+from bushpc.data.lineage import licences, licences_of_pulled, licences_of_start, of_cell
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.graphs import FILES, refuse_graphs, write_graph
@@ -214,6 +214,7 @@ def _licences(run: TrainedRun) -> list[DataLicence]:
     """The licences of the data behind all folds."""
     found = [each for cell in run.cells for each in licences(cell.config, of_cell(run.record, cell.name))]
     found += [each for cell in run.cells for each in licences_of_start(run.record.cell(cell.name).started_from)]
+    found += licences_of_pulled(run.cells[0].config.model.weight_files())
     return list(dict.fromkeys(found))
 
 

@@ -155,7 +155,7 @@ def _licences(content: Mapping[str, t.Any]) -> str:
     lines += [f"| {each.title} | {each.role} | {each.licence} | {each.where} |" for each in data]
     if content["weights_from"]:
         repositories = ", ".join(f"https://huggingface.co/{name}" for name in content["weights_from"])
-        lines += ["", f"It started from these pretrained weights, whose licences stand there: {repositories}."]
+        lines += ["", f"It started from these pretrained weights: {repositories}."]
     starts = [(fold["name"], fold["started_from"]) for fold in content["folds"] if fold.get("started_from")]
     lines += ["", *(f"- {_start(name, note)}" for name, note in starts)] if starts else []
     found, open_questions = conflicts(licence, data), unclear(data)

@@ -39,6 +39,7 @@ SAM_VIT_B = WeightFile(
     hub_repo="timm/samvit_base_patch16.sa1b",
     hub_file="model.safetensors",
     revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
+    licence="apache-2.0",
 )
 EPSILON = 1e-6  # of (6)
 GROUPS = 4  # of GroupNorm: unlike BatchNorm it does not depend on how a batch is shared out over ranks

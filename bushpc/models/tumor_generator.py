@@ -53,7 +53,7 @@ FILES = {
 }
 SD_REPO = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD_V1_5 = {
-    name: WeightFile(f"sd_v1_5_{name}.safetensors", SD_REPO, f"{name}/{file}", "main")
+    name: WeightFile(f"sd_v1_5_{name}.safetensors", SD_REPO, f"{name}/{file}", "main", "creativeml-openrail-m")
     for name, file in FILES.items()
     if name != "controlnet"
 }

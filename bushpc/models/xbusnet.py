@@ -42,6 +42,7 @@ CLIP_VIT_B16 = WeightFile(
     hub_repo="timm/vit_base_patch16_clip_224.openai",
     hub_file="open_clip_model.safetensors",
     revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
+    licence="apache-2.0",  # timm's word for its copy
 )
 # open_clip's OPENAI_DATASET_MEAN and _STD, without importing open_clip.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -56,7 +56,7 @@ class GridRecord(Record, kw_only=True, frozen=True):
 class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     """A cell of a run. hash: of its settings. row: in a grid. generator_saw: datasets of `evaluate.external` on which
     the generator of its synthetic scans trained. trained_on: see `data.lineage`; absent in runs of early versions.
-    started_from: the run or the imported weights that it started from.
+    started_from: the run or the imported weights that it started from. pulled: see `weights.origins`.
     """
 
     name: str
@@ -67,6 +67,7 @@ class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     generator_saw: list[str] = []
     trained_on: list[dict[str, t.Any]] | None = None
     started_from: dict[str, t.Any] | None = None
+    pulled: list[dict[str, t.Any]] = []
 
 
 class VariantRecord(Record, kw_only=True, frozen=True):

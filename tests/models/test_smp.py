@@ -8,10 +8,13 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from bushpc import weights
 from bushpc.config import CellConfig, compose
+from bushpc.data.lineage import licences_of_pulled
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.models.smp import ARCHITECTURES, Smp
 from bushpc.models.smp_label import SmpLabel
+from bushpc.shards.licences import conflicts
 
 COMMON = ("data=phantom", "cluster=local", "model.image_size=64", "model.pretrained=false")
 
@@ -187,3 +190,19 @@ def test_the_label_weight_scales_the_labels_share(make_batch):
     config = compose(["model=smp_label", *COMMON, "model.label_weight=0.25"]).model
     losses = SmpLabel(config).eval()(make_batch(count=2))
     torch.testing.assert_close(losses.total, losses.terms["dice"] + losses.terms["bce"] + 0.25 * losses.terms["ce"])
+
+
+def test_the_licence_of_the_weights_goes_where_the_model_goes(tmp_path):
+    """`convnextv2_atto`'s weights are CC BY-NC: a model under a licence that allows commerce contradicts them."""
+    config = dataclasses.replace(config_of("model.encoder=tu-convnextv2_atto"), pretrained=True)
+    (kept,) = weights.origins(config, tmp_path)
+    stated = timm.get_pretrained_cfg("convnextv2_atto")
+    assert kept == {
+        "name": "convnextv2_atto.safetensors",
+        "hub_repo": stated.hf_hub_id,
+        "licence": stated.license,
+    }
+    licences = licences_of_pulled(config.weight_files())
+    (found,) = conflicts("apache-2.0", licences)
+    assert "requires non-commercial" in found
+    assert not conflicts("cc-by-nc-4.0", licences)
