@@ -13,6 +13,8 @@ import struct
 import typing as t
 from pathlib import Path
 
+import msgspec
+
 from bushpc.errors import WeightsError
 from bushpc.files import sha256_of_unchanged
 
@@ -25,6 +27,15 @@ FORMAT = 1
 LONGEST_HEADER = 100_000_000
 HOW_TO_MAKE = "`bushpc weights import FILE model=… out=…` makes one of any .safetensors or .pth file"
 Shape = tuple[int, ...]
+
+
+class Training(t.TypedDict):
+    """As `bushpc.data.lineage` notes it."""
+
+    data: str | None
+    manifest_sha256: str | None
+    folds_sha256: str | None
+    fold: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +105,10 @@ def read_header(path: Path) -> Header:
 def _origin(path: Path, noted: dict[str, t.Any]) -> Origin:
     if noted.pop("format", None) != FORMAT:
         raise WeightsError(f"{path} was imported by a newer bushpc: use that version, or import the source again")
-    known = {field.name for field in dataclasses.fields(Origin)}
     try:
-        return Origin(**{name: value for name, value in noted.items() if name in known})
-    except TypeError as error:
+        msgspec.convert(noted.get("trained_on", []), list[Training])  # a lineage that cannot be compared hides leaks
+        return msgspec.convert(noted, Origin)
+    except msgspec.ValidationError as error:
         raise WeightsError(f"{path} is damaged ({error}): import the source again") from error
 
 

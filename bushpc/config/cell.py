@@ -124,6 +124,7 @@ class CellConfig(Settings):
                 "or parts"
             )
         self._check_keep_best()
+        self._check_start()
         if self.loader.features:
             self._check_features()
         if self.train.tuned and not self.data.real:
@@ -149,6 +150,22 @@ class CellConfig(Settings):
             raise ConfigError(
                 f"train.keep_best={best}: no validation measures it; add it to evaluate.metrics, which are "
                 f"{', '.join(self.evaluate.metrics)}"
+            )
+
+    def _check_start(self) -> None:
+        """One source of first weights, and a loop that knows of it."""
+        train, model = self.train, self.model
+        for name, other in (("model.weights", model.weights), ("train.weights_from", train.weights_from)):
+            if train.start_from and other:
+                raise ConfigError(
+                    f"train.start_from={train.start_from} with {name}={other}: both give the weights; set one of them "
+                    "to null"
+                )
+        used = train.start_from or model.weights or train.freeze or train.layer_decay != 1
+        if used and self.model_class.trainer:
+            raise ConfigError(
+                f"{model.title} is trained by its own package, which knows no train.start_from, model.weights, "
+                "train.freeze or train.layer_decay: leave them out"
             )
 
     def _check_features(self) -> None:

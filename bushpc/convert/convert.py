@@ -138,9 +138,12 @@ def _noted(origin: Origin, cell: CellConfig, found: Match, licence: str | None) 
 def _write(out: Path, tensors: Tensors, origin: Origin) -> None:
     from safetensors.torch import save
 
+    content = save(tensors, metadata=origin.to_metadata())
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomically(out, save(tensors, metadata=origin.to_metadata()))
+        if out.exists() and out.read_bytes() != content:  # runs may depend on it
+            raise WeightsError(f"{out} exists and holds something else: choose another out=, or delete it")
+        write_atomically(out, content)
     except OSError as error:
         raise WeightsError(f"{out} could not be written ({error}); nothing was left there") from error
 

@@ -66,7 +66,6 @@ class Starting:
         train, model = cell.train, cell.model
         if not (train.start_from or model.weights or train.freeze or train.layer_decay != 1):
             return cell
-        _refuse_contradictions(cell)
         shapes = self._own_shapes(cell)
         if model.weights:
             origin = weight_file.require(Path(model.weights), model.weights_sha256, target_of(cell))
@@ -127,25 +126,6 @@ def _open(cell: CellConfig) -> Starts:
 
 def _with_hash(cell: CellConfig, start: Start) -> CellConfig:
     return dataclasses.replace(cell, train=dataclasses.replace(cell.train, start_sha256=start.sha256))
-
-
-def _refuse_contradictions(cell: CellConfig) -> None:
-    train, model = cell.train, cell.model
-    if train.start_from and model.weights:
-        raise ConfigError(
-            f"train.start_from={train.start_from} with model.weights={model.weights}: both give the first weights; "
-            "set one of them to null"
-        )
-    if train.start_from and train.weights_from:
-        raise ConfigError(
-            f"train.start_from={train.start_from} with train.weights_from={train.weights_from}: one trains on, the "
-            "other does not train; set one of them to null"
-        )
-    if cell.model_class.trainer:
-        raise ConfigError(
-            f"model={cell.choices['model']} is trained by its own package, which knows no train.start_from, "
-            "model.weights, train.freeze or train.layer_decay: leave them out"
-        )
 
 
 def _require_start(cell: CellConfig, start: Start, shapes: Shapes) -> None:

@@ -197,6 +197,26 @@ def test_a_file_that_does_not_fit_the_run_is_refused_before_the_queue(imported, 
         plan(f"model.weights={out}", f"model.weights_sha256={'0' * 64}")
 
 
+def test_a_file_that_runs_may_depend_on_is_not_replaced(imported, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    imported(timm.create_model("test_efficientnet").state_dict(), *CLASSIFIER)
+    before = out.read_bytes()
+    given = ["weights", "import", str(tmp_path / "given.pth"), *CLASSIFIER, f"out={out}"]
+    assert main(given) == 0  # the same again
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "given.pth")
+    assert main(given) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_header_that_was_tampered_with_is_refused(tmp_path, capsys):
+    path = tmp_path / "odd.safetensors"
+    for noted in ({"format": 2}, {"format": 1, "kind": "run", "name": "x", "trained_on": ["all"]}, {"format": 1}):
+        save_file({"a": torch.ones(1)}, path, metadata={"bushpc": json.dumps(noted)})
+        assert main(["weights", "show", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
 def test_show_repeats_what_import_noted(imported, tmp_path, capsys):
     _, noted = imported(timm.create_model("test_efficientnet").state_dict(), *CLASSIFIER, "licence=apache-2.0")
     assert main(["weights", "show", str(tmp_path / "out.safetensors"), "--json"]) == 0
