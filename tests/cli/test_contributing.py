@@ -42,7 +42,7 @@ def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):
         assert main(["hello", "who=Ada"]) == 2
         assert "did you mean 'name'? Write name=Ada." in capsys.readouterr().err
         assert main(["--help"]) == 0
-        assert "hello          Greet somebody." in capsys.readouterr().out
+        assert "hello           Greet somebody." in capsys.readouterr().out
     finally:
         groups.cache_clear()
         sys.modules.pop("bushpc.cli.hello", None)
