@@ -6,6 +6,7 @@ Processes that a test starts count, also those that outlive it, where Linux lets
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -45,6 +46,13 @@ class Times:
 
     def pytest_collection_finish(self) -> None:
         self.note("", time.monotonic() - self.begun, self.seconds())
+
+    def pytest_sessionfinish(self) -> None:
+        """Leave the group, and no group behind, unless a process that a test left still lives in it."""
+        if self.group is not None:
+            (GROUPS / "cgroup.procs").write_text(str(os.getpid()))
+            with contextlib.suppress(OSError):
+                self.group.rmdir()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
