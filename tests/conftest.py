@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out tests that start processes, train or take long")
     parser.addoption("--times", metavar="FILE", type=Path, help="write each test's processor seconds (tests/times.py)")
+    parser.addoption("--rehearse", action="store_true", help="run tests/gpu on the CPU, with small networks")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,6 +37,20 @@ CAPABILITIES: tuple[tuple[str, Capability], ...] = (
     (r"k80", Capability(3, 7)),
     (r"k40|k20", Capability(3, 5)),
 )
+# Memory in GB by name, of the smallest model that is sold under it where the name does not say: data sheets of NVIDIA,
+# read in November 2026.
+MEMORY_GB: tuple[tuple[str, float], ...] = (
+    (r"gh200", 96),
+    (r"gb300|b300", 288),
+    (r"gb200|b200", 186),
+    (r"h200", 141),
+    (r"h100|h800|a800", 80),
+    (r"h20", 96),
+    (r"a100", 40),
+    (r"a30|l4|a10", 24),
+    (r"l40|a40|rtx_?a6000|a6000", 48),
+    (r"v100|t4|p100", 16),
+)
 # PyTorch's own rule (torch.cuda.is_bf16_supported without emulation); older GPUs emulate bf16 more slowly than fp32.
 BF16_SINCE = Capability(8, 0)
 
@@ -52,6 +66,19 @@ def capability_of(name: str) -> Capability | None:
         if re.search(rf"(?:^|_|(?<=tesla)|(?<=nvidia))(?:{pattern})(?!\d)", words):
             return capability
     return None
+
+
+def memory_gb(name: str) -> float | None:
+    """Memory of a GPU by its name: what the name says, else the smallest of that kind; None if it is not known.
+
+    >>> [memory_gb(name) for name in ("a100", "NVIDIA A100-SXM4-80GB", "nvidia_a100_3g.20gb", "GH200 480GB", "mi250")]
+    [40, 80.0, 20.0, 96, None]
+    """
+    words = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    found = next((gb for kind, gb in MEMORY_GB if re.search(rf"(?:^|_|tesla|nvidia)(?:{kind})(?!\d)", words)), None)
+    told = re.findall(r"_(\d+)gb?(?=_|$)", words)  # the last one: a MIG slice 3g.20gb has 20 GB
+    # What follows GH200 is the memory of its processor.
+    return float(told[-1]) if told and "gh200" not in words and found is not None else found
 
 
 def has_bf16(capability: Capability) -> bool:

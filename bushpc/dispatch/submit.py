@@ -17,6 +17,7 @@ from bushpc.cluster.base import TooManyJobs, cluster_for, job_states
 from bushpc.cluster.profile import packs_by_profile, report_profile, shell_lines
 from bushpc.cluster.records import Job, JobRequest
 from bushpc.config import ClusterConfig
+from bushpc.config.gpu_memory import too_large
 from bushpc.dispatch.job import ReportJob
 from bushpc.dispatch.jobs import adopt, note_of, parts_of, queue_cells
 from bushpc.dispatch.lanes import Way, choose
@@ -77,6 +78,7 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
                 _require_taken(run_dir, profiles, profile, code, way)
                 queued = queue_cells(run_dir, profiles, code, way, said)
                 warnings += [*_held(queued), *short_grace(run_dir, profile)]
+                warnings += _memory(plan, missing)
                 for each in dict.fromkeys(profiles.values()):
                     warnings += cluster_for(each.executor).concerns(each)
                 warnings += cluster_for(profile.executor).environment_notes(profile)
@@ -91,6 +93,21 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
         warnings=warnings,
         said=said,
     )
+
+
+def _memory(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Cells whose training step probably does not fit their GPU; cells with the same problem share a line."""
+    gpus: dict[ClusterConfig, list[str]] = {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        cell, profile = plan.cells[name], plan.cells[name].cluster
+        if profile.gpu_count and profile not in gpus:
+            gpus[profile] = []
+            with contextlib.suppress(DispatchError):  # the jobs are in the queue by now
+                gpus[profile] = cluster_for(profile.executor).gpu_names(profile)
+        if problem := too_large(cell, gpus.get(profile, [])):
+            found.setdefault(problem, []).append(name)
+    return [f"{', '.join(cells)}: {problem} (an estimate, made without a GPU)" for problem, cells in found.items()]
 
 
 def requests_of(plan: Plan, code: Path) -> tuple[list[JobRequest], Sequence[str]]:

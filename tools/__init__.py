@@ -1,0 +1,1 @@
+"""Developer tools: programs of their own, outside the package."""
