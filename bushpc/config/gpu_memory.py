@@ -72,9 +72,11 @@ def estimate(cell: CellConfig) -> Estimate | None:
     """Of this very network and training; None if the table has none, and with ZeRO or torch.compile."""
     if cell.engine.kind != "ddp" or cell.engine.compile:
         return None
-    wanted = memory_settings(cell)
+    ours = memory_settings(cell)
+    defaults = {f"model.{name}": plain(info.default) for name, info in fields_of(type(cell.model)).items()}
     for row in _table():
-        if row["settings"] == wanted:
+        # A setting that is newer than the table must have its default.
+        if ours == {**{name: defaults.get(name) for name in ours}, **row["settings"]}:
             return Estimate(**{name: value for name, value in row.items() if name != "settings"})
     return None
 

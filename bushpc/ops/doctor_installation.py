@@ -16,6 +16,8 @@ from bushpc import environment
 from bushpc.cluster.base import cluster_for
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, one_line
 from bushpc.config import CellConfig
+from bushpc.config.gpu_memory import estimate, images_at_a_time, smallest, too_large
+from bushpc.config.gpus import memory_gb
 from bushpc.errors import DispatchError
 from bushpc.ops.gpu_build import Build, gpus_and_driver, judge_profile
 
@@ -114,6 +116,24 @@ def _gpu_build(config: CellConfig) -> Iterator[Check]:
     yield from judge_profile(Build.installed(), names, here=cluster.one_machine, precision=config.engine.precision)
 
 
+def _gpu_memory(config: CellConfig) -> Iterator[Check]:
+    """A training step against the smallest GPU that a job may get, where both are known (config/gpu_memory.yaml)."""
+    expected = estimate(config) if config.cluster.gpu_count else None
+    names: list[str] = []
+    with contextlib.suppress(DispatchError):
+        names = cluster_for(config.cluster.executor).gpu_names(config.cluster)
+    name = smallest(names)
+    if expected is None or name is None:
+        return
+    if problem := too_large(config, names):
+        found, _, advice = problem.partition(": ")
+        yield Check(name="GPU memory", verdict=WARNING, found=found, advice=advice)
+        return
+    images, most = images_at_a_time(config), expected.fits(memory_gb(name) or 0.0)
+    found = f"about {expected.peak_gb(images):.1f} GB for {images} image(s) at a time; {most} fit {name} (an estimate)"
+    yield Check(name="GPU memory", verdict=OK, found=found)
+
+
 def _deepspeed(config: CellConfig) -> Iterator[Check]:
     """Run in a separate process, because DeepSpeed prints, starts threads and fixes its accelerator at import."""
     zero = config.engine.kind.startswith("zero")
@@ -162,6 +182,7 @@ INSTALLATION: tuple[tuple[str, Callable[[], Iterable[Check]]], ...] = (
 DEVICES: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("GPUs", _gpus),
     ("GPU and build", _gpu_build),
+    ("GPU memory", _gpu_memory),
     ("DeepSpeed", _deepspeed),
     ("C++ compiler", _compiler),
 )
