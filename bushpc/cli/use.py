@@ -76,7 +76,14 @@ GROUP = Group(
                 option("out", type=Path, metavar="OUT", help="folder for masks and predictions.csv"),
                 FOLD,
                 ROW,
-                option("--tta", action="store_true", help="average with the prediction of the mirrored image"),
+                option(
+                    "--tta",
+                    nargs="?",
+                    const="mirror",
+                    metavar="HOW",
+                    help="none, mirror (also --tta alone: average with the mirrored image) or mirror_scale (also 0.75 "
+                    "and 1.25 times the size); default: as the model was evaluated",
+                ),
                 option("--prob", action="store_true", help="also write probability maps"),
                 option("--uncertainty", action="store_true", help="also write the SD over folds and samples as maps"),
                 option("--overlay", action="store_true", help="also write the images with the masks' contours"),

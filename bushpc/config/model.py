@@ -145,6 +145,16 @@ class ModelConfig(Settings):
         """The ways in which the model can be evaluated, the default first."""
         return (NO_PROMPTS,)
 
+    @property
+    def size_stride(self) -> int | None:
+        """Of the edges of images that the network can read; None where it reads those of image_size alone."""
+        return None
+
+    @property
+    def why_no_mirror(self) -> str:
+        """Why no mirror images are averaged at test time, as the end of a sentence; "" where they can be."""
+        return ""
+
     def reads(self, condition: str) -> bool:
         """Whether the model is conditioned on the kind with this name."""
         return any(kind.name == condition for kind in self.conditions)

@@ -58,7 +58,7 @@ class Algorithm:
             parameters={
                 "folds": " ".join(member.name for member in members),
                 "threshold": f"{predictor.recipe.threshold:g}",
-                "mirrored": "yes" if predictor.tta else "no",
+                "mirrored": "yes" if predictor.tta != "none" else "no",
             },
         )
 

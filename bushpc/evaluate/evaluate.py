@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 import typing as t
 from dataclasses import dataclass
@@ -14,25 +13,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
-from bushpc.conditions import columns_of
 from bushpc.config import CellConfig
 from bushpc.data.batches import validation_batches
 from bushpc.data.loader import FoldData
 from bushpc.dist import World, any_rank, from_main, gather
 from bushpc.evaluate.journal import Journal, Line
+from bushpc.evaluate.rows import image_row, prob_column
+from bushpc.evaluate.views import predict, views_of
 from bushpc.files import write_atomically
-from bushpc.metrics.mask import Confusion, MaskPair, Spacing
-from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS, label_metrics, mask_metrics
+from bushpc.metrics.registry import IMAGE_METRICS, METRICS, label_metrics
 from bushpc.models.base import Model
 from bushpc.runs.layout import CellDir
 from bushpc.sample import LABELS, Batch, Prediction, label_index
-from bushpc.shards.manifest import Record
 
-COLUMNS = (
-    *("key", "patient", "label", "fold", "prompts", *ALWAYS, "tp", "fp", "fn", "tn"),
-    *("length_px", *CONDITION_COLUMNS),
-)
 CALIBRATION_COLUMNS = ("prompts", "bin", "low", "high", "pixels", "prob_sum", "lesion_pixels")
 # Bounds of the bins of predicted probability; a bin holds its lower one, the last its upper one, too.
 BOUNDS = np.linspace(0, 1, 16, dtype=np.float32)
@@ -77,12 +70,13 @@ class Evaluation:
         self.model.eval()
         lines: list[Line] = []
         began = said = time.monotonic()
+        views = views_of(self.cell.evaluate.tta, self.cell.model)
         batches = validation_batches(self.cell, self.data, source, self.world)
         todo = (batch for batch in batches if not all(key in done for key in batch.keys))
         try:
             for batch in _together(todo, self.how):
                 with torch.inference_mode(), self.how.autocast():
-                    prediction = self.model.predict(batch.to(self.how.device))
+                    prediction = predict(self.model, batch.to(self.how.device), self.data.conditions, views)
                 of_batch = [self._line(source, batch, prediction, i, maps) for i in range(len(batch.keys))]
                 if journal:
                     journal.note(of_batch)
@@ -102,7 +96,7 @@ class Evaluation:
     def _line(self, source: str, batch: Batch, prediction: Prediction, i: int, maps: _Maps | None) -> Line:
         mask_KHW = batch.mask_BKHW[i].cpu().numpy()
         prob_KHW = None if prediction.prob_BKHW is None else prediction.prob_BKHW[i].float().cpu().numpy()
-        line: Line = {"row": _row(self.cell, self.data, batch, prediction, i, source, prob_KHW, mask_KHW)}
+        line: Line = {"row": image_row(self.cell, self.data, batch, prediction, i, source, prob_KHW, mask_KHW)}
         if maps and prob_KHW is not None:
             deviation_BKHW = prediction.uncertainty_BKHW
             maps.save(batch.keys[i], prob_KHW, None if deviation_BKHW is None else deviation_BKHW[i].float().cpu())
@@ -115,7 +109,8 @@ def evaluate(at: Evaluation, folder: CellDir, step: int) -> list[dict[str, t.Any
 
     Metrics are taken at the network's resolution and `evaluate.threshold`, as in the paper (2.2, 2.4); distances are in
     millimetres or original pixels nevertheless, as each pixel of the network's image has its own height and width in
-    these. `nan` where a metric is not defined, or not made by the model. With several mask classes a metric is the mean
+    these. With `evaluate.resolution=original` those on the original scans have columns `<metric>_original`. `nan`
+    where a metric is not defined, or not made by the model. With several mask classes a metric is the mean
     over those in which it is defined, and has a column `<metric>:<class>` of each; counts of pixels are sums. Models
     that tell labels apart add a probability of each. calibration.csv counts all pixels in 15 equal bins of the
     predicted probability: how many there are, the sum of their probabilities, and how many are lesion. So
@@ -181,8 +176,8 @@ def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
     """Mean of each image metric over the rows that have it, and the label metrics; what is not defined is left out."""
     image = {name: np.array([row[name] for row in rows]) for name in rows[0] if name in IMAGE_METRICS}
     found = {name: float(np.nanmean(values)) for name, values in image.items() if not np.isnan(values).all()}
-    if _prob(LABELS[0]) in rows[0]:
-        prob_NL = np.array([[row[_prob(label)] for label in LABELS] for row in rows])
+    if prob_column(LABELS[0]) in rows[0]:
+        prob_NL = np.array([[row[prob_column(label)] for label in LABELS] for row in rows])
         label_N = np.array([label_index(row["label"]) for row in rows])
         found |= {name: value for name, value in label_metrics(prob_NL, label_N).items() if not np.isnan(value)}
     return found
@@ -191,10 +186,6 @@ def means(rows: list[dict[str, t.Any]]) -> dict[str, float]:
 def summary_line(rows: list[dict[str, t.Any]]) -> str:
     """`Dice 0.8123  IoU …` for the log."""
     return "  ".join(f"{METRICS[name].heading} {value:.4f}" for name, value in means(rows).items())
-
-
-def _prob(label: str) -> str:
-    return f"prob_{label}"
 
 
 class _ToldToLeave(Exception):
@@ -215,76 +206,6 @@ def _together(batches: t.Iterator[Batch], how: Predicting) -> t.Iterator[Batch]:
             return
         if batch is not None:
             yield batch
-
-
-def _row(
-    cell: CellConfig,
-    data: FoldData,
-    batch: Batch,
-    prediction: Prediction,
-    i: int,
-    source: str,
-    prob_KHW: np.ndarray | None,
-    mask_KHW: np.ndarray,
-) -> dict[str, t.Any]:
-    record = data.manifest.record(batch.keys[i])
-    used = batch.conditions | (prediction.conditions or {})
-    classes = data.manifest.mask_classes
-    counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
-    if prob_KHW is not None:
-        pairs = [_pair(cell, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
-        counts = Confusion(*map(np.array, zip(*(pair.counts for pair in pairs), strict=True)))
-        wanted = (*ALWAYS, *cell.evaluate.metrics)
-        by_class = {name: mask_metrics(pair, wanted) for name, pair in zip(classes, pairs, strict=True)}
-    measured = _mean_of_classes(list(by_class.values()))
-    if prediction.scores is not None:
-        measured |= {name: float(score_B[i]) for name, score_B in prediction.scores.items()}
-    row = {
-        "key": record.key,
-        "patient": record.patient,
-        "label": record.label,
-        "fold": cell.fold,
-        "prompts": source,
-        **{name: measured.get(name, float("nan")) for name in ALWAYS},
-        **{name: int(of_class_K.sum()) for name, of_class_K in counts._asdict().items()},
-        "length_px": record.lesion_length,
-        **columns_of(record, data.conditions, used, i),
-    }
-    assert tuple(row)[: len(COLUMNS)] == COLUMNS
-    row |= {name: measured[name] for name in cell.evaluate.metrics if name in measured}
-    if len(classes) > 1:
-        shown = [name for name in row if name in measured]
-        row |= {f"{name}:{of_class}": values[name] for of_class, values in by_class.items() for name in shown}
-    if prediction.class_prob_BL is not None:
-        class_prob_L = prediction.class_prob_BL[i].float().cpu()
-        row |= {_prob(label): float(value) for label, value in zip(LABELS, class_prob_L, strict=True)}
-    return row
-
-
-def _pair(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
-    """Prediction and reference of one mask class, with the pixel's size in every unit that is known for this image."""
-    edges: dict[Spacing, float | None] = {"mm": record.pixel_mm, "px": 1.0}
-    height, width = mask_HW.shape
-    return MaskPair(
-        prob=prob_HW,
-        mask=mask_HW,
-        threshold=cell.evaluate.threshold,
-        pixel={
-            unit: (edge * record.height / height, edge * record.width / width)
-            for unit, edge in edges.items()
-            if edge is not None
-        },
-        tolerance={"mm": cell.evaluate.nsd_mm, "px": cell.evaluate.nsd_px},
-    )
-
-
-def _mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the classes in which a metric is defined; of one class its own numbers."""
-    means = {}
-    for name in of_classes[0] if of_classes else ():
-        defined = [measured[name] for measured in of_classes if not math.isnan(measured[name])]
-        means[name] = math.fsum(defined) / len(defined) if defined else float("nan")
-    return means
 
 
 def save_probability(prob_HW: np.ndarray, path: Path) -> None:

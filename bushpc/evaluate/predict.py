@@ -144,7 +144,7 @@ def _has_uncertainty(predictor: Predictor) -> bool:
     """Whether there are several predictions of an image. Only a prediction tells whether the model samples, so it is
     asked for one of nothing where one fold is alone.
     """
-    if len(predictor.members) * (1 + predictor.tta) > 1:
+    if len(predictor.members) * len(predictor.views) > 1:
         return True
     return predictor.predict([np.zeros((8, 8, 3), np.uint8)], [Known()])[0].uncertainty_HW is not None
 
@@ -304,7 +304,8 @@ def _settings(
         "input": str(source.resolve()),
         "model": {member.name: member.sha256[:16] for member in predictor.members},
         "threshold": predictor.recipe.threshold,
-        "tta": predictor.tta,
+        # As bool what older folders have as bool.
+        "tta": {"none": False, "mirror": True}.get(predictor.tta, predictor.tta),
         "prob": wanted.prob,
         "uncertainty": wanted.uncertainty,
         "overlay": wanted.overlay,

@@ -25,15 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from bushpc.conditions import Condition, Known, kinds_for
 from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
+from bushpc.config.inference import refuse_tta
 from bushpc.data.loader import FoldData
 from bushpc.data.square import resize
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate import hub
 from bushpc.evaluate.measure import Measures, measure
+from bushpc.evaluate.views import predict_view, resized, views_of
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import OUTSIDE, Model, all_tensors, load_imported
 from bushpc.runs import checkpoint
@@ -54,13 +55,14 @@ class Recipe:
 
     threshold: probability at and above which a pixel is lesion.
     device, precision: of its evaluation; on another device it runs in fp32.
-    batch_size: images per forward pass.
+    batch_size: images per forward pass. tta: test-time augmentation of its evaluation; exports of before it have none.
     """
 
     threshold: float
     device: str
     precision: str
     batch_size: int
+    tta: str = "none"
 
     @classmethod
     def of(cls, cell: CellConfig) -> Recipe:
@@ -69,6 +71,7 @@ class Recipe:
             device=cell.engine.device,
             precision=cell.engine.precision,
             batch_size=cell.evaluate.batch_size,
+            tta=cell.evaluate.tta,
         )
 
 
@@ -112,17 +115,26 @@ class Result(Measures):
 class Predictor:
     """One fold, or several as an ensemble: the mean of their probabilities.
 
-    tta: test-time augmentation, the mean over the image and its left-right mirror image. Never upside down: depth,
-    shadows and enhancement below a lesion have a direction.
+    tta: test-time augmentation, `bushpc.evaluate.views`; None takes that of the model's own evaluation. True is
+        `mirror`, False `none`.
     """
 
-    def __init__(self, members: Sequence[Member], recipe: Recipe, *, device: str = "auto", tta: bool = False) -> None:
-        """Raises: ConfigError for a model that makes no mask, and for a device that is not there."""
-        self.members, self.recipe, self.tta = list(members), recipe, tta
+    def __init__(
+        self, members: Sequence[Member], recipe: Recipe, *, device: str = "auto", tta: str | bool | None = None
+    ) -> None:
+        """Raises: ConfigError for a model that makes no mask or cannot be averaged so, for members that differ, and
+        for a device that is not there.
+        """
+        if isinstance(tta, bool):
+            tta = "mirror" if tta else "none"
+        self.members, self.recipe, self.tta = list(members), recipe, recipe.tta if tta is None else tta
         self.device = choose_device(device)
         first = members[0].model
         if "prob_BKHW" not in first.makes:
             raise ConfigError(f"{type(first).__name__} makes no mask (it makes {', '.join(sorted(first.makes))})")
+        _refuse_differing(members)
+        refuse_tta(self.tta, first.config, first.makes, f"test-time augmentation {self.tta}")
+        self.views = views_of(self.tta, first.config)
         self.reads = first.config.reads
         for member in members:
             member.model.to(self.device).eval()
@@ -196,31 +208,18 @@ class Predictor:
 
         Their conditions are those that the prediction was made with, all kinds of them.
         """
-        for mirror in (False, True)[: 1 + self.tta]:
-            view = dataclasses.replace(batch, image_BCHW=batch.image_BCHW.flip(-1)) if mirror else batch
+        for view in self.views:
             for member in self.members:
-                view = dataclasses.replace(view, conditions=_conditions(member, known, mirror))
+                given = dataclasses.replace(batch, conditions=_conditions(member, known))
                 with torch.inference_mode(), self._precision():
-                    made = member.model.predict(view)
+                    made = predict_view(member.model, given, member.conditions, view)
                 assert made.prob_BKHW is not None, f"{type(member.model).__name__}.makes promises it"
                 if made.prob_BKHW.shape[1] > 1:
                     raise ConfigError(
                         f"{type(member.model).__name__} was trained on masks of {made.prob_BKHW.shape[1]} classes, and "
                         "images are predicted for one; the maps of the validation part are in its cells' predictions/"
                     )
-                deviation_BKHW = made.uncertainty_BKHW
-                if mirror and deviation_BKHW is not None:
-                    deviation_BKHW = deviation_BKHW.flip(-1)
-                used = view.conditions | (made.conditions or {})
-                yield dataclasses.replace(
-                    made,
-                    prob_BKHW=made.prob_BKHW.flip(-1) if mirror else made.prob_BKHW,
-                    uncertainty_BKHW=deviation_BKHW,
-                    conditions={
-                        kind.name: [kind.mirrored(value) if mirror else value for value in used[kind.name]]
-                        for kind in member.conditions
-                    },
-                )
+                yield made
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
@@ -239,9 +238,7 @@ class Predictor:
         conditions: dict[str, list[str]],
     ) -> Result:
         def enlarged(map_SS: torch.Tensor) -> np.ndarray:
-            size = image_HWC.shape[:2]
-            larger = F.interpolate(map_SS[None, None], size, mode="bilinear", antialias=True, align_corners=False)
-            return larger[0, 0].clamp(0, 1).numpy()
+            return resized(map_SS[None, None], image_HWC.shape[:2])[0, 0].clamp(0, 1).numpy()
 
         prob_HW = enlarged(prob_SS)
         mask_HW = (prob_HW >= self.recipe.threshold).astype(np.uint8)
@@ -276,13 +273,25 @@ def batch_of(images: Sequence[np.ndarray], model: ModelConfig) -> Batch:
     )
 
 
-def _conditions(member: Member, known: Sequence[Known], mirror: bool) -> dict[str, list[t.Any]]:
+def _conditions(member: Member, known: Sequence[Known]) -> dict[str, list[t.Any]]:
     """Name → values for a member: what the user knows, else what the kind takes where nothing is known."""
-    conditions: dict[str, list[t.Any]] = {}
-    for kind in member.conditions:
-        values = [each.conditions.get(kind.name, kind.when_unknown()) for each in known]
-        conditions[kind.name] = [kind.mirrored(value) for value in values] if mirror else values
-    return conditions
+    return {
+        kind.name: [each.conditions.get(kind.name, kind.when_unknown()) for each in known] for kind in member.conditions
+    }
+
+
+def _refuse_differing(members: Sequence[Member]) -> None:
+    """An ensemble is one model trained several times. Raises: ConfigError where members differ in what they predict."""
+    kinds = {
+        (type(each.model).__name__, each.model.config.image_size, tuple(kind.name for kind in each.conditions))
+        for each in members
+    }
+    if len(kinds) > 1:
+        listed = "; ".join(f"{name} of {size} pixels" for name, size, _ in sorted(kinds))
+        raise ConfigError(
+            f"an ensemble of differing models ({listed}): it averages the maps of one model, trained several times. "
+            "Choose one fold, `--fold K`, or a run whose cells have the same settings"
+        )
 
 
 def _warn(message: str) -> None:
@@ -295,7 +304,7 @@ def load(
     fold: int | None = None,
     row: str | None = None,
     device: str = "auto",
-    tta: bool = False,
+    tta: str | bool | None = None,
     say: Callable[[str], None] = _warn,
 ) -> Predictor:
     """The trained model in a run folder, in a folder that `bushpc export` wrote, or on the Hub (`hub:OWNER/NAME`).

@@ -21,7 +21,8 @@ import numpy as np
 EPSILON = 1e-8  # in every denominator, section 2.4
 LEAST_PROB = 1e-7  # smallest argument of the logarithm: one pixel of probability 0 would make the mean infinite
 
-Spacing = t.Literal["mm", "px"]  # unit of distances: millimetres, or pixels of the original image
+# Unit of distances: millimetres, pixels of the original image, or of the square image that the network reads.
+Spacing = t.Literal["mm", "px", "network px"]
 
 
 class Confusion(t.NamedTuple):
@@ -160,6 +161,15 @@ def hd95_mm(pair: MaskPair) -> float:
 
 def hd95_px(pair: MaskPair) -> float:
     return pair.surfaces("px").hd95
+
+
+def hd95_network_px(pair: MaskPair) -> float:
+    """In pixels of the grid that the masks are on, which few readers can place: a network's pixel has no fixed size.
+
+    For figures that were taken so. hd95_px is the same distance in pixels of the original image.
+    """
+    pixel = (1.0, 1.0)
+    return surface_metrics(pair.prob, pair.mask, pixel, 0.0, pair.threshold).hd95
 
 
 def nsd_mm(pair: MaskPair) -> float:

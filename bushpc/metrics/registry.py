@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bushpc.metrics import label, mask
+from bushpc.metrics import label, mask, two_class
 
 INFINITE = float("inf")
 # Grids of pixels that metrics are taken on, in words.
-GRIDS = {"network": "the square images that the network reads"}
+Grid = t.Literal["network", "original"]
+GRIDS: dict[str, str] = {
+    "network": "the square images that the network reads",
+    "original": "the original scans, to whose size the probabilities were brought",
+}
+TWO_CLASS = "_2class"  # ends the name of a mean over lesion and background
+ON_ORIGINAL = "_original"  # ends the name of what is taken on the original grid: `dice` there is `dice_original`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Metric:
     unit: of the metric itself.
     low, high: smallest and largest possible value; anything else in a CSV is an error.
     always: every per_image.csv has it, even if `evaluate.metrics` doesn't list it.
+    from_counts: it follows from the counts of pixels (tp, fp, fn, tn), so it is known of CSV files without its column.
     tested: whether arms are compared by it. Rates of pixels are not: a threshold trades one for another, so a better
         one alone means nothing.
     note: sentence below the tables. Metrics with the same note share it; `{tolerance}` is replaced by their tolerances.
@@ -49,12 +56,13 @@ class Metric:
     of: t.Literal["masks", "pixels", "labels"] = "masks"
     function: Callable[..., t.Any] | None = None
     more_is_better: bool
-    grid: t.Literal["network"] | None = "network"
+    grid: Grid | None = "network"
     spacing: mask.Spacing | None = None
     unit: str = ""
     low: float = 0.0
     high: float = 1.0
     always: bool = False
+    from_counts: bool = False
     tested: bool = True
     note: str = ""
     undefined: str = "the evaluation measured it for no image"
@@ -75,14 +83,36 @@ LABEL_METRICS: dict[str, Metric] = {}  # of a set of images
 
 
 def register(metric: Metric) -> None:
-    """Add a metric. A program that uses bushpc can add its own."""
+    """Add a metric; of masks also its twin on the original grid. A program that uses bushpc can add its own."""
     assert metric.name not in METRICS, f"there are two metrics called {metric.name}"
     METRICS[metric.name] = metric
     (LABEL_METRICS if metric.of == "labels" else IMAGE_METRICS)[metric.name] = metric
+    if metric.of == "masks" and metric.grid == "network" and metric.spacing != "network px":
+        register(_on_original(metric))
+
+
+def _on_original(metric: Metric) -> Metric:
+    title = f"{metric.title} (original)"
+    return replace(
+        metric, name=f"{metric.name}{ON_ORIGINAL}", title=title, grid="original", always=False, from_counts=False
+    )
+
+
+def on_grids(names: t.Iterable[str], resolution: str) -> tuple[str, ...]:
+    """The metrics that `evaluate.metrics` names under an `evaluate.resolution`: those of the original grid first."""
+    names = tuple(names)
+    if resolution == "network":
+        return names
+    return (*(twin for name in names if (twin := f"{name}{ON_ORIGINAL}") in METRICS), *names)
 
 
 _HD95 = "HD95: 95th percentile of the Hausdorff distance; the image's diagonal if a lesion was missed completely."
 _NSD = "NSD (surface Dice): share of both contours that is within {tolerance} of the other."
+_TWO_CLASSES = (
+    "2-class: mean over lesion and background, as XBusNet's released evaluation takes them; its FPR counts "
+    "2 (FP + FN) as true negatives, so it is from 1/6 to 1/5 for every imperfect mask. Far above the lesion's own "
+    "figures, and comparable with nothing else."
+)
 _NO_PIXEL_SIZE = "the size of a pixel is known for no image with a lesion"
 _LABELS = (
     "Classification: over all images of a fold that have a label. F1 and AUC are means over the labels, AUC of "
@@ -123,6 +153,16 @@ for _metric in (
         note=_HD95,
     ),
     Metric(
+        name="hd95_network_px",
+        title="HD95",
+        function=mask.hd95_network_px,
+        more_is_better=False,
+        spacing="network px",
+        unit="network px",
+        high=INFINITE,
+        note=_HD95,
+    ),
+    Metric(
         name="nsd_mm",
         title="NSD, tolerance in mm",
         function=mask.nsd_mm,
@@ -146,6 +186,23 @@ for _metric in (
         more_is_better=False,
         high=INFINITE,
         note="Betti error: surplus or missing pieces and holes of the predicted mask, wherever they are.",
+    ),
+    *(
+        Metric(
+            name=function.__name__,
+            title=f"2-class {title}",
+            function=function,
+            more_is_better=more,
+            from_counts=True,
+            tested=False,
+            note=_TWO_CLASSES,
+        )
+        for title, function, more in (
+            ("Dice", two_class.dice_2class, True),
+            ("IoU", two_class.iou_2class, True),
+            ("FPR", two_class.fpr_2class, False),
+            ("FNR", two_class.fnr_2class, False),
+        )
     ),
     Metric(name="denoising_mse", title="Denoising MSE", of="pixels", more_is_better=False, high=INFINITE),
     Metric(name="reconstruction_mse", title="Reconstruction MSE", of="pixels", more_is_better=False, high=INFINITE),
@@ -203,6 +260,18 @@ def mask_metrics(pair: mask.MaskPair, names: t.Iterable[str]) -> dict[str, float
     """
     wanted = (metric for name in dict.fromkeys(names) if (metric := METRICS[name]).of == "masks")
     return {metric.name: float(metric.function(pair)) for metric in wanted if metric.function is not None}
+
+
+class _Columns(t.NamedTuple):
+    counts: mask.Confusion
+
+
+def metric_of_counts(name: str, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+    """A metric that follows from counts of pixels, of N images with one mask class."""
+    metric = METRICS[name]
+    assert metric.from_counts, name
+    assert metric.function is not None
+    return np.asarray(metric.function(_Columns(mask.Confusion(tp, fp, fn, tn))))
 
 
 def label_metrics(prob_NL: np.ndarray, label_N: np.ndarray) -> dict[str, float]:

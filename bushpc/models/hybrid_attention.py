@@ -107,6 +107,11 @@ class HybridAttentionConfig(BackboneConfig):
         """2 with SFEB, which normalises pooled features over the images of a batch, (11) and (13)."""
         return 2 if self.sfeb or self.image_size == ENCODER_STRIDES[-1] else 1
 
+    @property
+    def size_stride(self) -> int | None:
+        """The bottleneck's stride; with TAM, which has learned positions, image_size alone."""
+        return None if self.tam else ENCODER_STRIDES[-1]
+
     def weight_files(self) -> list[WeightFile]:
         """The encoder's ImageNet weights. Raises: ConfigError when timm has none."""
         return [WeightFile.of_timm(self.encoder)] if self.pretrained else []

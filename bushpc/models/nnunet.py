@@ -60,6 +60,11 @@ class NnUNetConfig(ModelConfig):
         """The image alone: its own trainer reads masks from files."""
         return frozenset({"image_BCHW"})
 
+    @property
+    def why_no_mirror(self) -> str:
+        """Its predictor does it."""
+        return "averages over mirror images by itself"
+
     def __post_init__(self) -> None:
         """Refuse impossible values. Raises: ConfigError."""
         super().__post_init__()

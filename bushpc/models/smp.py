@@ -223,8 +223,19 @@ class SmpConfig(OneMaskConfig):
         if self.tag and self.tag not in known:
             raise ConfigError(unknown_name(f"weights of {self.network}", self.tag, known))
 
+    @property
+    def size_stride(self) -> int | None:
+        """Of an encoder whose input size is free: its stride."""
+        if self.architecture == "DPT" or (self.of_timm and timm_facts(self.network).fixed):
+            return None
+        return self._stride
+
+    @property
+    def _stride(self) -> int:
+        return min(ARCHITECTURES[self.architecture].stride or 2**self.depth, 2**self.depth)
+
     def _check_image(self) -> None:
-        stride = min(ARCHITECTURES[self.architecture].stride or 2**self.depth, 2**self.depth)
+        stride = self._stride
         if self.architecture != "DPT" and self.image_size % stride:
             raise ConfigError(
                 f"model.image_size={self.image_size} is not a multiple of {stride}, the encoder's stride; the nearest "

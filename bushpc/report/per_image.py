@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bushpc.errors import DataError
-from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, metric_of_counts
 from bushpc.sample import LABELS
 
 _TEXT_COLUMNS = ("key", "patient", "label", "prompts", "spatial_prompt", "attribute_prompt")
@@ -44,6 +44,7 @@ def read_per_image(path: Path, fold: int, variants: Iterable[str]) -> pd.DataFra
         numbers = pd.to_numeric(frame[column], errors="coerce")
         _refuse(path, frame, ~((numbers >= 0) & (numbers % 1 == 0)), f"{column} is not a count")
         frame[column] = numbers.astype(int)
+    _add_metrics_of_counts(frame)
     no_lesion, no_background = frame["tp"] + frame["fn"] == 0, frame["fp"] + frame["tn"] == 0
     for column, metric in IMAGE_METRICS.items():
         undefined = {"dice": no_lesion, "iou": no_lesion, "fnr": no_lesion, "fpr": no_background}.get(column)
@@ -59,6 +60,19 @@ def read_per_image(path: Path, fold: int, variants: Iterable[str]) -> pd.DataFra
     _refuse(path, frame, frame.duplicated(["key", "prompts"]), "the same key and prompts stand in an earlier row")
     _refuse_uneven_sources(path, frame)
     return frame
+
+
+def _add_metrics_of_counts(frame: pd.DataFrame) -> None:
+    """What follows from the counts of pixels, where the evaluation did not write it. Of several mask classes the counts
+    are sums, which say nothing of each.
+    """
+    if any(":" in column for column in frame.columns):
+        return
+    made = frame["fpr"].str.lower() != "nan"  # else no mask was predicted
+    for name, metric in IMAGE_METRICS.items():
+        if metric.from_counts and name not in frame.columns:
+            values = metric_of_counts(name, *(frame[count].to_numpy() for count in ("tp", "fp", "fn", "tn")))
+            frame[name] = pd.Series(values, frame.index).where(made).map(repr)
 
 
 def _read_numbers(

@@ -17,7 +17,7 @@ import pandas as pd
 from bushpc.conditions import VARIANTS, Variant
 from bushpc.config.frozen import flat_settings
 from bushpc.errors import ConfigError, DataError, unknown_name
-from bushpc.metrics.registry import ALWAYS, METRICS
+from bushpc.metrics.registry import ALWAYS, METRICS, on_grids
 from bushpc.report.per_image import of_class, read_calibration, read_per_image
 from bushpc.report.results import Arm, Cell, Curve, Run
 from bushpc.runs.goodput import goodput, read_attempts, trained_in
@@ -93,6 +93,7 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         metrics=_chosen_metrics(cells),
+        tta=str(_first_setting(cells, "evaluate.tta", "none")),
         classes=_common_classes(run_dir, cells),
         tolerance={
             name: float(given)
@@ -108,7 +109,8 @@ def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:
     """From the config; XBusNet's four if it is older than this setting, none if there is no config yet."""
     if not any(cell.settings for cell in cells):
         return ()
-    return tuple(name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS)
+    known = [name for name in _first_setting(cells, "evaluate.metrics", ALWAYS) if name in METRICS]
+    return on_grids(known, _first_setting(cells, "evaluate.resolution", "network"))
 
 
 def _variants(run: RunRecord) -> dict[str, Variant]:

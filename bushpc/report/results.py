@@ -76,7 +76,8 @@ class Arm:
     sources: names of the variants that were evaluated, in that order; empty if no cell is complete.
     headline: the prompt source of the arm's main result.
     threshold: pixels with at least this probability count as lesion; 0.5 in the paper (2.4).
-    metrics: names of the metrics to show, in order (`evaluate.metrics`).
+    metrics: names of the metrics to show, in order (`evaluate.metrics`, on the grids of `evaluate.resolution`).
+    tta: its test-time augmentation (`evaluate.tta`).
     classes: names of the mask classes that were measured separately; empty if the data has only one.
     tolerance: of the normalised surface distance, for nsd_mm and nsd_px, if the config states it.
     generator_saw: datasets of `evaluate.external` on which the generator of its synthetic scans trained.
@@ -94,6 +95,7 @@ class Arm:
     headline: str
     threshold: float
     metrics: tuple[str, ...]
+    tta: str
     classes: tuple[str, ...]
     tolerance: dict[str, float]
     generator_saw: frozenset[str]

@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from bushpc.errors import DataError
-from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS
+from bushpc.metrics.registry import ALWAYS, IMAGE_METRICS, METRICS, TWO_CLASS
 from bushpc.report.per_image import PROB_COLUMNS
+from bushpc.report.published import find_published
 from bushpc.report.read_run import read_run
 from bushpc.report.results import Arm, Run
 from bushpc.sample import LABELS
@@ -59,7 +60,18 @@ class ReportScope:
 
     @cached_property
     def _chosen(self) -> list[str]:
-        return list(dict.fromkeys(name for arm in self.arms for name in arm.metrics)) or list(ALWAYS)
+        chosen = list(dict.fromkeys(name for arm in self.arms for name in arm.metrics)) or list(ALWAYS)
+        return list(dict.fromkeys([*chosen, *self._of_papers(chosen)]))
+
+    def _of_papers(self, chosen: list[str]) -> list[str]:
+        """2-class means of chosen metrics that a paper prints of this dataset.
+
+        They follow from the counts of pixels, so every run has them; without ours, the paper's would stand beside
+        figures of another quantity.
+        """
+        tables = (find_published(arm.run.data, arm.model, "overall") for arm in self.arms)
+        printed = dict.fromkeys(name for table in tables if table for name in table.metrics)
+        return [name for name in printed if name.endswith(TWO_CLASS) and name.removesuffix(TWO_CLASS) in chosen]
 
     @cached_property
     def undefined(self) -> list[str]:
@@ -92,9 +104,12 @@ class ReportScope:
 
     @property
     def headline_metric(self) -> str:
-        """The metric that has intervals and ranks: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1), else
-        the first tested one, else the first shown one.
+        """The metric that has intervals and ranks: Dice as in the papers (XBusNet 3.1, hybrid attention 5.1.1), on the
+        original scans if all arms have it there, else the first tested one, else the first shown one.
         """
+        for name in ("dice_original", "dice"):
+            if name in self.tested and all(name in arm.metrics for arm in self.arms if arm.metrics):
+                return name
         return "dice" if "dice" in self.tested else [*self.tested, *self.metrics][0]
 
     @property

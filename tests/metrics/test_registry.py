@@ -24,7 +24,8 @@ def test_every_metric_has_a_function_of_its_own_kind_and_a_grid() -> None:
         assert metric.low <= value <= metric.high
         if metric.of != "pixels":
             assert value == pytest.approx(best, abs=1e-6), f"a perfect prediction has the best {name}"
-        assert metric.grid == (None if metric.of == "labels" else "network")
+        on = "original" if name.endswith("_original") else "network"
+        assert metric.grid == (None if metric.of == "labels" else on)
 
 
 def test_distances_in_millimetres_are_undefined_where_the_pixel_size_is_not_known() -> None:

@@ -77,7 +77,7 @@ def two_task_grid(shared_run, two_tasks):
 
 
 def test_the_metrics_that_a_run_asks_for_are_shown_in_its_order_with_units_and_the_better_side(distances) -> None:
-    assert distances.content["shown_metrics"] == ["hd95_px", "iou", "precision"]
+    assert distances.content["shown_metrics"] == ["hd95_px", "iou", "precision", "iou_2class"]
     page = distances.html.read_text()
     for header in ("HD95 (px)\N{NO-BREAK SPACE}↓", "IoU\N{NO-BREAK SPACE}↑", "Precision\N{NO-BREAK SPACE}↑"):
         assert f">{header}</th>" in page
@@ -115,7 +115,7 @@ def test_images_without_a_value_are_left_out_and_counted(builder, two_tasks) -> 
     low, high = scipy.stats.bootstrap((every,), np.mean, n_resamples=9999, method="percentile").confidence_interval
     assert found["ci95"] == pytest.approx([low, high], rel=0.1)  # two images a patient, drawn together
     page = result.html.read_text()
-    assert "Dice: of 40 of 60 images; the others have no lesion." in page
+    assert "Dice, 2-class Dice and 2-class FPR: of 40 of 60 images; the others have no lesion." in page
     assert "HD95 (mm): of 30 of 60 images; the others have no lesion or no known pixel size." in page
     assert not re.search(r"\bnan\b", (result.html.parent / "report.md").read_text())
 
@@ -202,7 +202,9 @@ def test_a_model_that_gives_no_labels_beside_others_that_do_has_dashes(two_task_
 def test_two_tasks_are_shown_as_the_paper_has_them_with_its_figures_beside(two_task_grid) -> None:
     _, result = two_task_grid
     lines = {line["metric"].split("\N{NO-BREAK SPACE}")[0]: line for line in _csv(result, "ablation")}
-    assert [line["group"] for line in lines.values()] == ["Settings"] * 2 + ["Classification"] + ["Segmentation"] * 2
+    assert [line["group"] for line in lines.values()] == ["Settings"] * 2 + ["Classification"] + [
+        "Segmentation, network grid"
+    ] * 2
     assert lines["HEAD"]["sd"] == "sd"
     dice = result.content["arms"][2]["metrics"]["none"]["dice"]
     assert (float(lines["Dice"]["mgc a"]), float(lines["Dice"]["mgc a_sd"])) == (dice["mean"], dice["sd"])
@@ -285,9 +287,11 @@ def test_the_grid_of_every_metric_is_stated_beside_what_the_paper_says_of_its_ow
     result = build_report(realistic.path)
     page = " ".join(result.html.read_text().split())
     grid = "the square images that the network reads, 64 pixels a side"
-    assert f"Grid: pixels of Dice, IoU, FPR and FNR are those of {grid}." in page
+    metrics = "Dice, IoU, FPR, FNR, 2-class Dice, 2-class IoU, 2-class FPR and 2-class FNR"
+    assert f"Grid: pixels of {metrics} are those of {grid}." in page
     assert "The paper resizes images to 352 x 352 pixels and does not say on which grid its metrics are taken." in page
-    assert result.content["grids"] == dict.fromkeys(("dice", "iou", "fpr", "fnr"), "network")
+    names = [f"{name}{of}" for of in ("", "_2class") for name in ("dice", "iou", "fpr", "fnr")]
+    assert result.content["grids"] == dict.fromkeys(names, "network")
 
 
 def test_labels_have_no_grid(builder, two_tasks) -> None:

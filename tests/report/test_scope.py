@@ -64,8 +64,8 @@ def test_the_ablation_table_has_the_papers_switches_with_its_figures_beside(whol
     assert [first[f"model.{key}"] for key in ("lfe", "gfe", "sfa")] == ["true"] * 3
     assert [second[f"model.{key}"] for key in ("lfe", "gfe", "sfa")] == ["false", "true", "false"]
     assert float(first["dice"]) == result.content["arms"][0]["metrics"]["first_pass"]["dice"]["mean"]
-    assert (float(first["paper_dice"]), float(first["paper_iou"])) == (0.8765, 0.8149)
-    assert (float(second["paper_dice"]), float(second["paper_iou"])) == (0.8572, 0.7865)
+    assert (float(first["paper_dice_2class"]), float(first["paper_iou_2class"])) == (0.8765, 0.8149)
+    assert (float(second["paper_dice_2class"]), float(second["paper_iou_2class"])) == (0.8572, 0.7865)
     assert "✓" in _page(result)
     assert r"$\checkmark$" in (result.html.parent / "ablation.tex").read_text()
 

@@ -35,7 +35,7 @@ class PublishedTable(t.NamedTuple):
 
     data: the dataset that its figures are of.
     name: the paper, and the table's number there. citation: the paper.
-    image_size: as in the yaml.
+    note, image_size: as in the yaml.
     decimals: by metric, how many its figures are shown with. percent: whether some are printed in percent.
     metrics: that it prints, in its order; `parameters` among them.
     rows: the paper's row name → its figures, shaped as in the yaml, percent as fractions.
@@ -44,6 +44,7 @@ class PublishedTable(t.NamedTuple):
     data: str
     name: str
     citation: str
+    note: str
     image_size: int | None
     decimals: dict[str, int]
     percent: bool
@@ -97,6 +98,7 @@ def _table(paper: dict[str, t.Any], table: dict[str, t.Any]) -> PublishedTable:
         data=paper["data"],
         name=f"{paper['short']}, {table['table']}",
         citation=paper["citation"],
+        note=" ".join(table.get("note", "").split()),
         image_size=paper.get("image_size"),
         decimals={name: digits + (2 if name in percent else 0) for name, digits in printed.items()},
         percent=bool(percent),

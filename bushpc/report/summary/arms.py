@@ -6,7 +6,7 @@ import typing as t
 
 import pandas as pd
 
-from bushpc.metrics.registry import IMAGE_METRICS, LABEL_METRICS
+from bushpc.metrics.registry import IMAGE_METRICS, LABEL_METRICS, ON_ORIGINAL, TWO_CLASS
 from bushpc.report import costs, label_stats, stats
 from bushpc.report.per_image import of_class
 from bushpc.report.results import Arm
@@ -15,7 +15,8 @@ from bushpc.report.summary import records
 from bushpc.report.summary.records import ArmSummary, Bounds, Figure, Mean, PooledFigure
 from bushpc.sample import LABELS
 
-STRATIFIED = ("dice", "iou")  # as in XBusNet's Table 2, if they are among the chosen ones
+# As in XBusNet's Table 2, on whatever grid and in whatever way they are among the chosen ones.
+STRATIFIED = tuple(f"{name}{of}" for name in ("dice", "iou") for of in ("", ON_ORIGINAL, TWO_CLASS))
 
 
 def summarise_arm(scope: ReportScope, arm: Arm) -> ArmSummary:
@@ -42,6 +43,7 @@ def summarise_arm(scope: ReportScope, arm: Arm) -> ArmSummary:
         ),
         headline=arm.headline,
         threshold=arm.threshold,
+        tta=arm.tta,
         sources={
             source: records.Source(label=arm.source_label(source), uses_ground_truth=arm.uses_ground_truth(source))
             for source in arm.sources

@@ -178,6 +178,7 @@ class ArmSummary(Record, kw_only=True):
     """Everything about one arm. By prompt source: metrics, by_class, strata, normals, labels, calibration.
 
     image_size: edge, in pixels, of the square images that its network reads; None if no config says it.
+    tta: its test-time augmentation, `evaluate.tta`.
     """
 
     arm: str
@@ -206,3 +207,4 @@ class ArmSummary(Record, kw_only=True):
     source_tests: dict[str, RankTest]
     cost: Cost | None
     image_size: int | None = None
+    tta: str = "none"

@@ -6,7 +6,7 @@ import functools
 import typing as t
 from dataclasses import dataclass, replace
 
-from bushpc.metrics.registry import LABEL_METRICS
+from bushpc.metrics.registry import LABEL_METRICS, TWO_CLASS
 from bushpc.report.published import PARAMETERS, PublishedTable, grid_sentence, tables_of
 from bushpc.report.summary import ArmSummary, Summary
 from bushpc.report.table import Column, Number, Table, Value
@@ -65,7 +65,8 @@ def ablation_table(summary: Summary) -> Table | None:
             notes=_ablation_notes(summary, paper, metrics, beside=False),
             settings=settings,
         )
-    beside = paper is not None and len(metrics) <= _MOST_BESIDE
+    printed = [metric for metric in metrics if paper and metric in paper.metrics] or metrics
+    beside = paper is not None and len(printed) <= _MOST_BESIDE
     switches = all(isinstance(arm.settings[key], bool) for arm in summary.arms for key in settings)
     paper_counts = paper is not None and PARAMETERS in paper.metrics
     columns = (
@@ -75,7 +76,7 @@ def ablation_table(summary: Summary) -> Table | None:
             Column(key=key, header=short(key), numeric=False, of=functools.partial(_setting_of, key))
             for key in settings
         ),
-        replace(FOLDS, only_if=len(metrics) <= _MOST_BESIDE or not same_folds(summary)),
+        replace(FOLDS, only_if=len(printed) <= _MOST_BESIDE or not same_folds(summary)),
         Column(
             key=PARAMETERS,
             header="Parameters",
@@ -83,7 +84,7 @@ def ablation_table(summary: Summary) -> Table | None:
             only_if=any(arm.parameters for arm in summary.arms) or (paper_counts and not beside),
         ),
         *metric_columns(summary, metrics, over=ours(summary) if beside or not paper else None),
-        *(_paper_columns(summary, paper, metrics, paper_counts) if paper and beside else ()),
+        *(_paper_columns(summary, paper, printed, paper_counts) if paper and beside else ()),
     )
     rows = [*_our_rows(summary, paper, theirs, metrics, beside=beside)]
     if paper:
@@ -171,7 +172,7 @@ def _paper_rows(
 def _ablation_notes(summary: Summary, paper: PublishedTable | None, metrics: list[str], beside: bool) -> list[str]:
     notes = ["Mean ± SD over folds.", *grid_notes(summary, metrics), bold_note(summary, across=is_transposed(summary))]
     if paper and beside:
-        source = f"{paper.name}: {paper.printed}, not computed here: {paper.citation}."
+        source = f"{paper.name}: {paper.printed}, not computed here: {paper.citation}. {paper.note}".strip()
         notes.append(f"{source} {grid_sentence(paper)}" if has_grid(metrics) else source)
     elif paper:
         notes.append(paper_note(paper, metrics))
@@ -183,7 +184,9 @@ def _ablation_metrics(summary: Summary, settings: list[str]) -> list[str]:
     shown = summary.shown_metrics
     tables = [table for arm in summary.arms for table in tables_of(arm.model, "ablation")]
     shapes = [table for table in tables if _by_row(summary, table, settings)]
-    shape = [metric for metric in (shapes[0].metrics if shapes else ()) if metric in shown]
+    printed = shapes[0].metrics if shapes else ()
+    lesions = [metric.removesuffix(TWO_CLASS) for metric in printed]  # the lesion's own before its mean with another
+    shape = [metric for metric in dict.fromkeys([*lesions, *printed]) if metric in shown]
     return shape or [metric for metric in shown if metric in LABEL_METRICS or metric in summary.tested_metrics]
 
 

@@ -6,7 +6,7 @@ import functools
 import typing as t
 from dataclasses import dataclass
 
-from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS
+from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS, ON_ORIGINAL
 from bushpc.report.published import PublishedTable, find_published
 from bushpc.report.summary import ArmSummary, Result, Summary
 from bushpc.report.summary.comparison_records import (
@@ -91,24 +91,34 @@ def metric_columns(
     """A column of `Scores` for each metric, by default for all shown ones; with an arrow to the better side, unless
     only XBusNet's four are shown, where a note says it.
 
-    over: second header line; by default the task, if the metrics are of two tasks.
+    over: second header line; by default the grid of pixels, after the task if the metrics are of two tasks.
     """
     arrows = not set(summary.shown_metrics) <= set(ALWAYS)
-    two_tasks = has_two_tasks(summary)
     columns = []
     for metric in summary.shown_metrics if metrics is None else metrics:
-        task = ("Classification" if metric in LABEL_METRICS else "Segmentation") if two_tasks else ""
         more = METRICS[metric].more_is_better
         columns.append(
             Column(
                 key=metric,
                 of=functools.partial(_figure_of, metric),
-                header=titled(metric) + (f"\N{NO-BREAK SPACE}{'↑' if more else '↓'}" if arrows else ""),
-                over=task if over is None else over,
+                header=(titled(metric) if over is not None else _without_grid(metric))
+                + (f"\N{NO-BREAK SPACE}{'↑' if more else '↓'}" if arrows else ""),
+                over=_task_and_grid(summary, metric) if over is None else over,
                 better=("high" if more else "low") if ranked else None,
             )
         )
     return columns
+
+
+def _task_and_grid(summary: Summary, metric: str) -> str:
+    task = ("Classification" if metric in LABEL_METRICS else "Segmentation") if has_two_tasks(summary) else ""
+    grid = METRICS[metric].grid
+    return ", ".join(part for part in (task, f"{grid} grid" if grid else "") if part)
+
+
+def _without_grid(metric: str) -> str:
+    """Title and unit of a metric below a line that names the grid."""
+    return titled(metric.removesuffix(ON_ORIGINAL))
 
 
 def _figure_of(metric: str, row: Scores) -> Number:

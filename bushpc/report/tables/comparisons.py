@@ -19,6 +19,7 @@ from bushpc.report.tables.common import (
     p_number,
     titled,
 )
+from bushpc.report.tables.notes import grid_notes
 
 _MOST_PAIRED = 10  # arms up to which a matrix of all pairs can be read
 
@@ -61,6 +62,7 @@ def comparison_table(summary: Summary) -> Table | None:
             "correlation of the others, from \u22121 to 1; positive means better than the baseline.",
             "Interval of the mean difference: percentile bootstrap over patients. p (Holm): adjusted for all tests of "
             "this table.",
+            *grid_notes(summary, summary.tested_metrics),
             *_untested(summary, "images"),
         ),
     )
@@ -85,6 +87,7 @@ def fold_comparison_table(summary: Summary) -> Table | None:
             "Corrected resampled t-test (Nadeau and Bengio 2003): folds share training data, so their variance is "
             "multiplied by 1/k + n_test/n_train. It tests whether a new training on new folds would differ too, which "
             "a test over images does not. p (Holm): adjusted for all tests of this table.",
+            *grid_notes(summary, summary.tested_metrics),
             *_untested(summary, "folds"),
         ),
     )

@@ -17,6 +17,7 @@ from bushpc.report.tables.common import (
     published_numbers,
     without_sd,
 )
+from bushpc.report.tables.notes import grid_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
             group = f"{ours(summary)}, {arm.label}" if summary.several else ours(summary)
             rows += _fold_rows(summary, arm, None, group)
     notes = ["Every figure is the mean over the validation images of that fold."]
+    notes += grid_notes(summary, summary.shown_metrics)
     if any(arm.complete and arm.folds.expected > 1 for arm in summary.arms):
         notes.append("SD is the sample SD over folds (ddof=1).")
     paper = published(summary, "fold_wise") if with_paper else None
@@ -52,7 +54,7 @@ def folds_table(summary: Summary, with_paper: bool = True) -> Table:
             for name, figures in paper.rows.items()
         ]
         notes.append(f"The paper's mean row is quoted, not computed. {_same_folds_as_paper(summary)}")
-        notes.append(grid_sentence(paper))
+        notes.append(f"{paper.note} {grid_sentence(paper)}".strip())
     if not summary.complete:
         notes.append("Missing folds are listed and not averaged.")
     phrases = {folds_phrase(arm) for arm in summary.arms}

@@ -51,7 +51,7 @@ def against(summary: Summary) -> str:
 
 
 def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
-    notes = [*lower_is_better(summary.shown_metrics), *_definition_notes(summary)]
+    notes = [*lower_is_better(summary.shown_metrics), *_definition_notes(summary), *tta_note(summary)]
     with_synthetic = [
         f"{arm.label} ({scans.ratio:g} for each real one{'' if scans.real else ', which do not train'})"
         for arm in summary.arms
@@ -115,19 +115,36 @@ def grid_notes(summary: Summary, metrics: t.Iterable[str]) -> list[str]:
         if grid := METRICS[metric].grid:
             by_grid.setdefault(grid, []).append(metric)
     sizes = {arm.image_size for arm in summary.arms if arm.image_size}
-    pixels = f", {_range(sizes)} pixels a side" if sizes else ""
+    pixels = {"network": f", {_range(sizes)} pixels a side" if sizes else ""}
     notes = [
-        f"Grid: pixels of {listed([titled(name) for name in names])} are those of {GRIDS[grid]}{pixels}."
+        f"Grid: pixels of {listed([titled(name) for name in names])} are those of {GRIDS[grid]}{pixels.get(grid, '')}."
         for grid, names in by_grid.items()
     ]
     if any(METRICS[metric].spacing == "px" for names in by_grid.values() for metric in names):
         notes.append("Distances in px are in pixels of the original image.")
+    if any(METRICS[metric].spacing == "network px" for names in by_grid.values() for metric in names):
+        notes.append("Distances in network px are in pixels of the square images that the network reads.")
     return notes
+
+
+def tta_note(summary: Summary) -> list[str]:
+    """Which arms average over changed images at test time."""
+    by_way: dict[str, list[str]] = {}
+    for arm in summary.arms:
+        by_way.setdefault(arm.tta, []).append(arm.label)
+    spoken = {"mirror": "the image and its mirror image", "mirror_scale": "mirror images and three input sizes"}
+    return [
+        f"Test-time augmentation{f' of {listed(labels)}' if len(by_way) > 1 else ''}: mean probability over "
+        f"{spoken.get(way, way)}."
+        for way, labels in by_way.items()
+        if way != "none"
+    ]
 
 
 def paper_note(paper: PublishedTable, metrics: t.Iterable[str], addition: str = "") -> str:
     """Where a paper's rows come from, and on which grid they are measured. addition: to the first sentence."""
     note = f"The paper's rows were not computed here{addition}: {paper.citation}."
+    note += f" {paper.note}" if paper.note else ""
     return f"{note} {grid_sentence(paper)}" if has_grid(metrics) else note
 
 

@@ -23,6 +23,7 @@ from bushpc.report.tables.common import (
     titled,
     without_sd,
 )
+from bushpc.report.tables.notes import grid_notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def sources_table(summary: Summary) -> Table | None:
         f"Difference: of {titled(metric)} from the arm's headline source, mean over images; r and p: "
         "paired Wilcoxon signed-rank test over images, its rank-biserial correlation, adjusted for all tests of "
         "this table.",
+        *grid_notes(summary, summary.shown_metrics),
         bold_note(summary, [source for arm in summary.arms for source in arm.sources.values()]),
     )
     return Table.of("sources", "Every arm by prompt source", columns, _prompted(summary), notes)
@@ -108,5 +110,6 @@ def difference_table(summary: Summary) -> Table | None:
         f"{arm.difference.images} images of {arm.difference.patients} patients. Percentile bootstrap over patients, "
         f"{arm.difference.resamples} resamples, seed {arm.difference.seed}.",
         f"{', '.join(signs)}: the ground-truth prompt helped. If an interval contains zero, it may not have helped.",
+        *grid_notes(summary, metrics),
     )
     return Table.of("difference", caption, _DIFFERENCE, rows, notes)

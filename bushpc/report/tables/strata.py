@@ -19,6 +19,7 @@ from bushpc.report.tables.common import (
     published,
     published_numbers,
 )
+from bushpc.report.tables.notes import grid_notes
 
 _EN_DASH = "\u2013"
 
@@ -69,6 +70,7 @@ def strata_table(summary: Summary) -> Table | None:
         "Length is the longest side of the lesion's bounding box in pixels of the original image"
         + ("; n counts the lesions here." if same_lesions else "; arms that miss folds have fewer lesions.")
         + " Figures are means over images.",
+        *grid_notes(summary, metrics),
         bold_note(summary),
     ]
     paper = published(summary, "strata")
@@ -84,7 +86,7 @@ def strata_table(summary: Summary) -> Table | None:
         ]
         notes.append(
             "The paper does not define its length nor print its n; its rows were not computed here. "
-            + grid_sentence(paper)
+            + f"{paper.note} {grid_sentence(paper)}".strip()
         )
     return Table.of("strata", "Results by lesion length", columns, rows, notes)
 
