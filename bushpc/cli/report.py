@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bushpc.cli.command import JSON, Arguments, Command, Group, option, run_folder
+from bushpc.cli.command import JSON, ROW, Arguments, Command, Group, option, run_folder
 
 
 def report(given: Arguments) -> None:
@@ -25,6 +25,20 @@ def compare(given: Arguments) -> None:
     result = build_comparison(given.run_dirs, given.out)
     Console().print(result.fold_table)
     print(f"report: {result.html}")
+
+
+def postprocess(given: Arguments) -> None:
+    from bushpc.evaluate.choose import SIZES, choose
+    from bushpc.shards.progress import progress
+
+    sizes = SIZES if given.sizes is None else tuple(given.sizes)
+    with progress("postprocess") as show:
+        chosen, path = choose(given.run_dir, given.row, sizes, show)
+    for each in chosen.folds:
+        plain, after = (f"{value:.4f}" for value in (each.plain["dice"], each.chosen["dice"]) if value is not None)
+        print(f"fold {each.fold}: {each.rule.words} (chosen on the others); Dice {plain} → {after}")
+    print(f"for new images, chosen on all folds: {chosen.for_all.words}")
+    print(f"written: {path}; `bushpc report {given.run_dir}` shows it, `bushpc predict` and `bushpc export` apply it")
 
 
 def audit(given: Arguments) -> int:
@@ -68,6 +82,24 @@ GROUP = Group(
                     help="where to write (default: compare-<names> beside the first run)",
                 ),
             ),
+        ),
+        Command(
+            name="postprocess",
+            summary="Choose a post-processing of masks for each fold on the other folds, and for new images on all.",
+            run=postprocess,
+            example="bushpc postprocess runs/table4 --row full",
+            options=(
+                run_folder(),
+                ROW,
+                option(
+                    "--sizes",
+                    nargs="*",
+                    type=float,
+                    metavar="SHARE",
+                    help="smallest parts to try, as shares of the image's area (default: 0.001 0.0025 0.005 0.01)",
+                ),
+            ),
+            notes=("Tried are filled holes, dropped small parts, the largest part alone, and all combinations.",),
         ),
         Command(
             name="audit",

@@ -24,7 +24,15 @@ def predict(given: Arguments) -> int:
         grey_max=given.grey_max,
         formats=tuple(sorted(set(given.formats))),
     )
-    predictor = load(given.model, fold=given.fold, row=given.row, device=given.device, tta=given.tta, say=warn)
+    predictor = load(
+        given.model,
+        fold=given.fold,
+        row=given.row,
+        device=given.device,
+        tta=given.tta,
+        postprocess=not given.no_postprocess,
+        say=warn,
+    )
     try:
         with progress("predict") as show:
             summary = predict_files(predictor, given.input, given.out, wanted, show)
@@ -83,6 +91,11 @@ GROUP = Group(
                     metavar="HOW",
                     help="none, mirror (also --tta alone: average with the mirrored image) or mirror_scale (also 0.75 "
                     "and 1.25 times the size); default: as the model was evaluated",
+                ),
+                option(
+                    "--no-postprocess",
+                    action="store_true",
+                    help="leave out the post-processing that `bushpc postprocess` chose for this model",
                 ),
                 option("--prob", action="store_true", help="also write probability maps"),
                 option("--uncertainty", action="store_true", help="also write the SD over folds and samples as maps"),

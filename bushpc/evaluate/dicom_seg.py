@@ -59,6 +59,7 @@ class Algorithm:
                 "folds": " ".join(member.name for member in members),
                 "threshold": f"{predictor.recipe.threshold:g}",
                 "mirrored": "yes" if predictor.tta != "none" else "no",
+                "postprocess": predictor.rule.words,
             },
         )
 

@@ -39,15 +39,8 @@ from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.evaluate import means
 from bushpc.evaluate.graphs import FILES, refuse_graphs, write_graph
 from bushpc.evaluate.model_card import model_card
-from bushpc.evaluate.predictor import (
-    Member,
-    Recipe,
-    TrainedCell,
-    TrainedRun,
-    load_cell,
-    load_export,
-    open_run,
-)
+from bushpc.evaluate.predictor import Member, Recipe, load_cell, load_export
+from bushpc.evaluate.trained import TrainedCell, TrainedRun, open_run, rule_for
 from bushpc.files import EXPORT_FILE, flush_file, flush_folder, read_json, sha256_of, write_atomically
 from bushpc.metrics.registry import METRICS
 from bushpc.models.base import all_tensors
@@ -85,7 +78,7 @@ def export(
     graphs = [name for name in FORMATS if name in formats and name in FILES]
     refuse_graphs(run.cells[0].config, graphs)
     members = [load_cell(cell) for cell in run.cells]
-    content = _describe(run, members, graphs, licence)
+    content = _describe(run, members, graphs, licence, fold)
     _judge_licences(content, to_share, say)
     if out.exists():
         there = read_json(out / EXPORT_FILE) or {}
@@ -146,7 +139,9 @@ def _compare(folder: Path, members: list[Member]) -> None:
 # --- what it is -------------------------------------------------------------------------------------------------
 
 
-def _describe(run: TrainedRun, members: list[Member], graphs: list[str], licence: str | None) -> dict[str, t.Any]:
+def _describe(
+    run: TrainedRun, members: list[Member], graphs: list[str], licence: str | None, fold: int | None
+) -> dict[str, t.Any]:
     config = run.cells[0].config
     record = run.record
     card = Card.find(config.data.name, config.data.folder)
@@ -161,7 +156,7 @@ def _describe(run: TrainedRun, members: list[Member], graphs: list[str], licence
         "makes": sorted(config.model_class.makes),
         "conditions": {kind.name: kind.note for kind in config.model.conditions},
         "labels": list(LABELS),
-        "recipe": dataclasses.asdict(Recipe.of(config)),
+        "recipe": Recipe.of(config, rule_for(run, fold)).to_dict(),
         "preprocessing": {
             "image": "RGB, uint8, what is transparent black",
             "resize": f"{config.model.image_size} x {config.model.image_size}, bilinear with antialiasing, aspect not "

@@ -34,6 +34,7 @@ from bushpc.evaluate import dicom_seg, predict_output
 from bushpc.evaluate.predict_output import MASKS, OVERLAYS, PROBABILITIES, UNCERTAINTY, Frame, Writer, picture
 from bushpc.evaluate.predictor import Predictor, Result
 from bushpc.files import exclusive, read_json, write_atomically
+from bushpc.runs.chosen import PLAIN
 from bushpc.sample import LABELS, pixel_size
 from bushpc.shards.images import FORMATS, find_images, open_picture
 from bushpc.shards.pictures import Ranges, survey
@@ -306,6 +307,7 @@ def _settings(
         "threshold": predictor.recipe.threshold,
         # As bool what older folders have as bool.
         "tta": {"none": False, "mirror": True}.get(predictor.tta, predictor.tta),
+        "postprocess": None if predictor.rule == PLAIN else predictor.rule.words,
         "prob": wanted.prob,
         "uncertainty": wanted.uncertainty,
         "overlay": wanted.overlay,

@@ -22,25 +22,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
 
 from bushpc.conditions import Condition, Known, kinds_for
-from bushpc.config import CellConfig, ModelConfig, freeze, load_frozen, model_of
+from bushpc.config import CellConfig, ModelConfig, freeze, model_of
 from bushpc.config.inference import refuse_tta
 from bushpc.data.loader import FoldData
 from bushpc.data.square import resize
 from bushpc.errors import BushpcWarning, ConfigError, DataError, ResumeError, unknown_name
 from bushpc.evaluate import hub
+from bushpc.evaluate.components import processed
 from bushpc.evaluate.measure import Measures, measure
+from bushpc.evaluate.trained import TrainedCell, open_run, rule_for
 from bushpc.evaluate.views import predict_view, resized, views_of
 from bushpc.files import EXPORT_FILE, read_json, sha256_of
 from bushpc.models.base import OUTSIDE, Model, all_tensors, load_imported
 from bushpc.runs import checkpoint
-from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import DoneRecord
-from bushpc.runs.run_record import CellRecord, RunRecord
+from bushpc.runs.chosen import PLAIN, Rule, rule_of
 from bushpc.sample import LABELS, Batch, PixelSize, Prediction, Regions, pixel_size
 from bushpc.shards import pictures
 from bushpc.shards.images import as_rgb, open_picture
@@ -56,6 +57,7 @@ class Recipe:
     threshold: probability at and above which a pixel is lesion.
     device, precision: of its evaluation; on another device it runs in fp32.
     batch_size: images per forward pass. tta: test-time augmentation of its evaluation; exports of before it have none.
+    postprocess: of masks, as fields of a `Rule`; None for none.
     """
 
     threshold: float
@@ -63,16 +65,24 @@ class Recipe:
     precision: str
     batch_size: int
     tta: str = "none"
+    postprocess: dict[str, t.Any] | None = None
 
     @classmethod
-    def of(cls, cell: CellConfig) -> Recipe:
+    def of(cls, cell: CellConfig, rule: Rule = PLAIN) -> Recipe:
+        """A cell's, with what was chosen for its masks."""
         return cls(
             threshold=cell.evaluate.threshold,
             device=cell.engine.device,
             precision=cell.engine.precision,
             batch_size=cell.evaluate.batch_size,
             tta=cell.evaluate.tta,
+            postprocess=None if rule == PLAIN else msgspec.to_builtins(rule),
         )
+
+    def to_dict(self) -> dict[str, t.Any]:
+        """For an export. What is off is left out, so that exports of before it are still the same."""
+        off = {"tta": "none", "postprocess": None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if off.get(name, ...) != value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +126,17 @@ class Predictor:
     """One fold, or several as an ensemble: the mean of their probabilities.
 
     tta: test-time augmentation, `bushpc.evaluate.views`; None takes that of the model's own evaluation. True is
-        `mirror`, False `none`.
+        `mirror`, False `none`. postprocess: whether masks get the post-processing that was chosen for the model.
     """
 
     def __init__(
-        self, members: Sequence[Member], recipe: Recipe, *, device: str = "auto", tta: str | bool | None = None
+        self,
+        members: Sequence[Member],
+        recipe: Recipe,
+        *,
+        device: str = "auto",
+        tta: str | bool | None = None,
+        postprocess: bool = True,
     ) -> None:
         """Raises: ConfigError for a model that makes no mask or cannot be averaged so, for members that differ, and
         for a device that is not there.
@@ -128,6 +144,7 @@ class Predictor:
         if isinstance(tta, bool):
             tta = "mirror" if tta else "none"
         self.members, self.recipe, self.tta = list(members), recipe, recipe.tta if tta is None else tta
+        self.rule = rule_of(recipe.postprocess) if postprocess else PLAIN
         self.device = choose_device(device)
         first = members[0].model
         if "prob_BKHW" not in first.makes:
@@ -241,7 +258,7 @@ class Predictor:
             return resized(map_SS[None, None], image_HWC.shape[:2])[0, 0].clamp(0, 1).numpy()
 
         prob_HW = enlarged(prob_SS)
-        mask_HW = (prob_HW >= self.recipe.threshold).astype(np.uint8)
+        mask_HW = processed((prob_HW >= self.recipe.threshold).astype(np.uint8), self.rule)
         size = known.pixel_mm
         measures = measure(mask_HW, size.pixel_mm(mask_HW) if isinstance(size, Regions) else size)
         class_prob = None if class_prob_L is None else dict(zip(LABELS, class_prob_L.tolist(), strict=False))
@@ -305,12 +322,13 @@ def load(
     row: str | None = None,
     device: str = "auto",
     tta: str | bool | None = None,
+    postprocess: bool = True,
     say: Callable[[str], None] = _warn,
 ) -> Predictor:
     """The trained model in a run folder, in a folder that `bushpc export` wrote, or on the Hub (`hub:OWNER/NAME`).
 
     fold: one of them; None takes all as an ensemble, and says which are missing. row: of a grid. device: auto, cpu or
-    cuda. tta: see `Predictor`. say: told what the user should know.
+    cuda. tta, postprocess: see `Predictor`. say: told what the user should know.
     Raises: DataError for a folder that is neither, or damaged; ConfigError for a name that does not exist; ResumeError
     for a fold that is not done, or no longer whole.
     """
@@ -322,81 +340,12 @@ def load(
         members, recipe = load_export(path, fold)
     else:
         run = open_run(path, fold, row, say)
-        members, recipe = [load_cell(cell) for cell in run.cells], Recipe.of(run.cells[0].config)
-    return Predictor(members, recipe, device=device, tta=tta)
+        members = [load_cell(cell) for cell in run.cells]
+        recipe = Recipe.of(run.cells[0].config, rule_for(run, fold) if postprocess else PLAIN)
+    return Predictor(members, recipe, device=device, tta=tta, postprocess=postprocess)
 
 
 # --- from a run -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedCell:
-    """A cell that is done. folder: its own, which in a grid may be another run's; step: its last."""
-
-    name: str
-    fold: int
-    folder: CellDir
-    step: int
-    config: CellConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedRun:
-    """The cells of a run, or of one row of a grid, that are asked for and done; and those that are not done."""
-
-    path: Path
-    record: RunRecord
-    row: str | None
-    cells: list[TrainedCell]
-    missing: list[str]
-
-
-def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str], None]) -> TrainedRun:
-    """Find the trained cells of a run folder. Raises: as `load`."""
-    run = RunDir(path)
-    record = RunRecord.read(run.file)
-    if record is None:
-        raise DataError(
-            f"{path} is neither a run folder (no run.json) nor an exported model (no {EXPORT_FILE}). Runs lie below "
-            "`runs/`; see `ls runs`"
-        )
-    wanted = {cell.fold: cell for cell in _cells_of_row(path, record, row)}
-    if fold is not None and fold not in wanted:
-        raise ConfigError(f"fold {fold} does not exist in {path}; valid: {', '.join(map(str, sorted(wanted)))}")
-    # An export depends on no settings of its version.
-    command = f"export {path.resolve()} OUT{f' --row {row}' if row else ''}"
-    done, missing = [], []
-    for number, cell in sorted(wanted.items()):
-        if fold in (None, number):
-            folder = run.cell(cell.name).resolve()  # in a grid a link, where another run trained the cell
-            ended = DoneRecord.read(folder.done)
-            if ended is None or ended.step is None:
-                missing.append(cell.name)
-            else:
-                config = load_frozen(folder.config, path, command)
-                if cell.hash not in (None, config.hash):  # another run's by now, and that one was edited
-                    missing.append(f"{cell.name} (which has other settings than the run)")
-                    continue
-                done.append(TrainedCell(name=cell.name, fold=number, folder=folder, step=ended.step, config=config))
-    if not done:
-        raise ResumeError(
-            f"{', '.join(missing)} of {path} {'is' if len(missing) == 1 else 'are'} not done; see `bushpc status "
-            f"{path}`, and train on, or choose a fold that is done"
-        )
-    if missing:
-        say(f"the ensemble is of {len(done)} of {len(wanted)} folds: {', '.join(missing)} not done")
-    return TrainedRun(path=path, record=record, row=row, cells=done, missing=missing)
-
-
-def _cells_of_row(path: Path, record: RunRecord, row: str | None) -> list[CellRecord]:
-    rows = [each.name for each in record.grid.rows] if record.grid else []
-    if not rows and row is not None:
-        raise ConfigError(f"{path} is no grid and has no rows; leave row={row} out")
-    if rows and row is None:
-        raise ConfigError(f"{path} is a grid, each row another model. Choose one, `--row NAME`: {', '.join(rows)}")
-    if rows and row not in rows:
-        raise ConfigError(unknown_name("row", str(row), rows))
-    return [cell for cell in record.cells if not rows or cell.row == row]
 
 
 def load_cell(cell: TrainedCell) -> Member:

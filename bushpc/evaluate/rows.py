@@ -49,14 +49,14 @@ def image_row(
     classes = data.manifest.mask_classes
     counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
     if prob_KHW is not None:
-        pairs = [_pair(cell, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
+        pairs = [pair_of(cell, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
         counts = Confusion(*map(np.array, zip(*(pair.counts for pair in pairs), strict=True)))
         wanted = (*ALWAYS, *cell.evaluate.metrics)
         by_class = {name: mask_metrics(pair, wanted) for name, pair in zip(classes, pairs, strict=True)}
         if cell.evaluate.resolution == "original":
             on_scan = _on_original(cell, data, record, prob_KHW, wanted)
             by_class = {name: by_class[name] | on_scan[name] for name in classes}
-    measured = _mean_of_classes(list(by_class.values()))
+    measured = mean_of_classes(list(by_class.values()))
     if prediction.scores is not None:
         measured |= {name: float(score_B[i]) for name, score_B in prediction.scores.items()}
     row = {
@@ -82,7 +82,7 @@ def image_row(
     return row
 
 
-def _pair(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
+def pair_of(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
     """Prediction and reference of one mask class, with the pixel's size in every unit that is known for this image."""
     edges: dict[Spacing, float | None] = {"mm": record.pixel_mm, "px": 1.0}
     height, width = mask_HW.shape
@@ -107,12 +107,12 @@ def _on_original(
     there_KHW = resized(torch.from_numpy(prob_KHW)[None], bits_HW.shape)[0].clamp(0, 1).numpy()
     twins = [twin for name in wanted if (twin := f"{name}{ON_ORIGINAL}") in METRICS]
     return {
-        name: mask_metrics(_pair(cell, record, there_KHW[k], bits_HW >> k & 1), twins)
+        name: mask_metrics(pair_of(cell, record, there_KHW[k], bits_HW >> k & 1), twins)
         for k, name in enumerate(data.manifest.mask_classes)
     }
 
 
-def _mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
+def mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:
     """Means over the classes in which a metric is defined; of one class its own numbers."""
     means = {}
     for name in of_classes[0] if of_classes else ():

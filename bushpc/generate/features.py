@@ -22,7 +22,8 @@ from torch import nn
 
 from bushpc.config import places
 from bushpc.errors import ConfigError, WeightsError
-from bushpc.evaluate.predictor import batch_of, load_cell, load_export, open_run
+from bushpc.evaluate.predictor import batch_of, load_cell, load_export
+from bushpc.evaluate.trained import open_run
 from bushpc.files import EXPORT_FILE, sha256_of
 
 INCEPTION, NONE = "inception", "none"

@@ -37,7 +37,8 @@ from bushpc.config.read import plain
 from bushpc.data.lineage import GENERATED, distinct, of_cell
 from bushpc.dist import World, barrier, from_main_or_raise, keyed_seed, meeting
 from bushpc.errors import ConfigError, DataError, TrainingError
-from bushpc.evaluate.predictor import DTYPES, Member, TrainedCell, TrainedRun, load_cell, open_run
+from bushpc.evaluate.predictor import DTYPES, Member, load_cell
+from bushpc.evaluate.trained import TrainedCell, TrainedRun, open_run
 from bushpc.files import exclusive, read_json, write_atomically
 from bushpc.generate.config import GenerateConfig
 from bushpc.generate.contact_sheet import MOST, Shown, write_sheet

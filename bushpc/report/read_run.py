@@ -20,6 +20,7 @@ from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.metrics.registry import ALWAYS, METRICS, on_grids
 from bushpc.report.per_image import of_class, read_calibration, read_per_image
 from bushpc.report.results import Arm, Cell, Curve, Run
+from bushpc.runs.chosen import Chosen
 from bushpc.runs.goodput import goodput, read_attempts, trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import DoneRecord
@@ -93,6 +94,7 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         metrics=_chosen_metrics(cells),
+        chosen=_chosen(run_dir, run, row, cells),
         tta=str(_first_setting(cells, "evaluate.tta", "none")),
         classes=_common_classes(run_dir, cells),
         tolerance={
@@ -103,6 +105,11 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         generator_saw=frozenset(name for entry in entries for name in entry.generator_saw),
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
+
+
+def _chosen(run_dir: RunDir, run: RunRecord, row: RowRecord, cells: list[Cell]) -> Chosen | None:
+    found = Chosen.read(run_dir.postprocess(row.name if run.kind == "grid" else None))
+    return found if found and found.is_of([(cell.name, cell.folder) for cell in cells]) else None
 
 
 def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bushpc.conditions import Variant
+from bushpc.runs.chosen import Chosen
 from bushpc.runs.goodput import Attempt, Goodput
 from bushpc.runs.layout import CellDir
 from bushpc.runs.run_record import RunRecord
@@ -78,6 +79,7 @@ class Arm:
     threshold: pixels with at least this probability count as lesion; 0.5 in the paper (2.4).
     metrics: names of the metrics to show, in order (`evaluate.metrics`, on the grids of `evaluate.resolution`).
     tta: its test-time augmentation (`evaluate.tta`).
+    chosen: its post-processing, by `bushpc postprocess`; None if there is none, or one of other weights.
     classes: names of the mask classes that were measured separately; empty if the data has only one.
     tolerance: of the normalised surface distance, for nsd_mm and nsd_px, if the config states it.
     generator_saw: datasets of `evaluate.external` on which the generator of its synthetic scans trained.
@@ -96,6 +98,7 @@ class Arm:
     threshold: float
     metrics: tuple[str, ...]
     tta: str
+    chosen: Chosen | None
     classes: tuple[str, ...]
     tolerance: dict[str, float]
     generator_saw: frozenset[str]

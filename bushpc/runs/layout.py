@@ -11,6 +11,7 @@ runs/<name>/                      RunDir
   code/<hash>/    package and configs at submission; jobs import them from there
   jobs/           submitit's scripts, pickles and logs; notes of submissions, starts and the report job
   report/         see bushpc.report
+  postprocess/    what `bushpc postprocess` chose: <row>.json, and by image <row>.csv; `all` for a run without rows
   .submit.lock    held while a command writes the run folder
 
 runs/<name>/cells/<cell>/         CellDir
@@ -189,6 +190,10 @@ class RunDir(_Folder):
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    def postprocess(self, row: str | None) -> Path:
+        """See `chosen.Chosen`. row: of a grid. Its CSV lies beside it."""
+        return self.path / "postprocess" / f"{row or 'all'}.json"
 
     @property
     def report_page(self) -> Path:

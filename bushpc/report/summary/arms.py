@@ -44,6 +44,7 @@ def summarise_arm(scope: ReportScope, arm: Arm) -> ArmSummary:
         headline=arm.headline,
         threshold=arm.threshold,
         tta=arm.tta,
+        postprocess=arm.chosen,
         sources={
             source: records.Source(label=arm.source_label(source), uses_ground_truth=arm.uses_ground_truth(source))
             for source in arm.sources

@@ -11,6 +11,8 @@ import typing as t
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from bushpc.runs.chosen import Chosen
+
 Bounds = tuple[float, float]
 
 
@@ -178,7 +180,7 @@ class ArmSummary(Record, kw_only=True):
     """Everything about one arm. By prompt source: metrics, by_class, strata, normals, labels, calibration.
 
     image_size: edge, in pixels, of the square images that its network reads; None if no config says it.
-    tta: its test-time augmentation, `evaluate.tta`.
+    tta: its test-time augmentation, `evaluate.tta`. postprocess: see `runs.chosen`; None if none was chosen.
     """
 
     arm: str
@@ -208,3 +210,4 @@ class ArmSummary(Record, kw_only=True):
     cost: Cost | None
     image_size: int | None = None
     tta: str = "none"
+    postprocess: Chosen | None = None

@@ -19,6 +19,7 @@ from bushpc.report.tables.folds import folds_table
 from bushpc.report.tables.headline import headline_table, overview_table
 from bushpc.report.tables.labels import label_comparison_table, labels_table
 from bushpc.report.tables.normals import normals_table
+from bushpc.report.tables.postprocess import postprocess_table
 from bushpc.report.tables.provenance import cells_table, settings_table, shards_table
 from bushpc.report.tables.sources import difference_table, sources_table
 from bushpc.report.tables.strata import strata_table
@@ -43,6 +44,7 @@ def all_tables(scope: ReportScope, summary: Summary, manifest: Manifest | None) 
         normals_table(summary),
         sources_table(summary),
         folds_table(summary),
+        postprocess_table(summary),
         strata_table(summary),
         calibration_table(summary),
         difference_table(summary),
