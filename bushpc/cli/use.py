@@ -44,6 +44,34 @@ def predict(given: Arguments) -> int:
     return 3 if summary.rejected else 0
 
 
+def test(given: Arguments) -> None:
+    from bushpc.config import shards_folder
+    from bushpc.evaluate.unseen import CSV_FILE, score_unseen
+    from bushpc.shards.progress import progress
+
+    with progress("test") as show:
+        content = score_unseen(
+            given.model,
+            shards_folder(given.data),
+            given.out,
+            fold=given.fold,
+            row=given.row,
+            tta=given.tta,
+            postprocess=not given.no_postprocess,
+            device=given.device,
+            show=show,
+            say=warn,
+        )
+    print(
+        f"{len(content['members'])} model(s) on {content['images']} scans of {content['data']} "
+        f"(original grid, tta {content['tta']}, post-processing: {content['postprocess']})"
+    )
+    for name, found in content["metrics"].items():
+        low, high = found["ci95"] or (float("nan"), float("nan"))
+        print(f"{name:<24} {found['mean']:.4f}   95 % interval {low:.4f} to {high:.4f}")
+    print(f"written: {given.out / CSV_FILE}")
+
+
 def export(given: Arguments) -> None:
     from bushpc.evaluate import export as exports
     from bushpc.evaluate import hub
@@ -69,6 +97,22 @@ def export(given: Arguments) -> None:
         )
 
 
+TTA = option(
+    "--tta",
+    nargs="?",
+    const="mirror",
+    metavar="HOW",
+    help="none, mirror (also --tta alone: average with the mirrored image) or mirror_scale (also 0.75 "
+    "and 1.25 times the size); default: as the model was evaluated",
+)
+NO_POSTPROCESS = option(
+    "--no-postprocess",
+    action="store_true",
+    help="leave out the post-processing that `bushpc postprocess` chose for this model",
+)
+DEVICE = option("--device", default="auto", help="auto (default), cpu or cuda")
+
+
 GROUP = Group(
     "Use",
     60,
@@ -84,19 +128,8 @@ GROUP = Group(
                 option("out", type=Path, metavar="OUT", help="folder for masks and predictions.csv"),
                 FOLD,
                 ROW,
-                option(
-                    "--tta",
-                    nargs="?",
-                    const="mirror",
-                    metavar="HOW",
-                    help="none, mirror (also --tta alone: average with the mirrored image) or mirror_scale (also 0.75 "
-                    "and 1.25 times the size); default: as the model was evaluated",
-                ),
-                option(
-                    "--no-postprocess",
-                    action="store_true",
-                    help="leave out the post-processing that `bushpc postprocess` chose for this model",
-                ),
+                TTA,
+                NO_POSTPROCESS,
                 option("--prob", action="store_true", help="also write probability maps"),
                 option("--uncertainty", action="store_true", help="also write the SD over folds and samples as maps"),
                 option("--overlay", action="store_true", help="also write the images with the masks' contours"),
@@ -119,10 +152,26 @@ GROUP = Group(
                     metavar="N",
                     help="value of white in 16-bit and float pictures (default: by their tags, else their values)",
                 ),
-                option("--device", default="auto", help="auto (default), cpu or cuda"),
+                DEVICE,
                 option("--batch", type=int, metavar="N", help="images per forward pass"),
             ),
             notes=("Run the same command again to continue. Exit status 3: some images were rejected.",),
+        ),
+        Command(
+            name="test",
+            summary="Score a trained model, all folds as an ensemble, on a dataset that none of them saw.",
+            run=test,
+            example="bushpc test runs/table4 udiat out/ --row full --tta mirror",
+            options=(
+                run_folder("model", help="run folder or exported folder"),
+                option("data", metavar="DATA", help="a packed dataset: its name, or its folder of shards"),
+                option("out", type=Path, metavar="OUT", help="new folder for per_image.csv and test.json"),
+                FOLD,
+                ROW,
+                TTA,
+                NO_POSTPROCESS,
+                DEVICE,
+            ),
         ),
         Command(
             name="export",

@@ -16,14 +16,16 @@ from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
 
 
-def open_external(folder: Path, trained: Manifest) -> Manifest:
+def open_external(folder: Path, trained: Manifest, given: str | None = None) -> Manifest:
     """The manifest of a whole dataset on which models trained on `trained` may be evaluated.
+
+    given: how the user named it, by default `evaluate.external=…`.
 
     Raises: DataError if it is missing, damaged or synthetic, shares a raw file with `trained`, or differs in mask
     classes or channels.
     """
     manifest = Manifest.load(folder)
-    given = f"evaluate.external={folder}"
+    given = given or f"evaluate.external={folder}"
     if manifest.synthetic:
         raise DataError(
             f"{given} holds synthetic images of a trained generator, and results on them say nothing about patients. "

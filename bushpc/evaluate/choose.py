@@ -167,7 +167,7 @@ def _pairs(cell: TrainedCell, manifest: Manifest, record: Record, source: str) -
                 "command again"
             ) from error
         there_HW = resized(torch.from_numpy(prob_HW)[None, None], bits_HW.shape)[0, 0].clamp(0, 1).numpy()
-        pairs.append(pair_of(config, record, there_HW, bits_HW >> k & 1))
+        pairs.append(pair_of(config.evaluate, record, there_HW, bits_HW >> k & 1))
     return pairs
 
 

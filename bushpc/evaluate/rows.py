@@ -15,6 +15,7 @@ import torch
 from bushpc.conditions import COLUMNS as CONDITION_COLUMNS
 from bushpc.conditions import columns_of
 from bushpc.config import CellConfig
+from bushpc.config.evaluate import EvaluateConfig
 from bushpc.data.loader import FoldData
 from bushpc.evaluate.views import resized
 from bushpc.metrics.mask import Confusion, MaskPair, Spacing
@@ -49,7 +50,7 @@ def image_row(
     classes = data.manifest.mask_classes
     counts, by_class = Confusion(*[np.zeros(len(classes), int)] * 4), {}
     if prob_KHW is not None:
-        pairs = [pair_of(cell, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
+        pairs = [pair_of(cell.evaluate, record, *of_class) for of_class in zip(prob_KHW, mask_KHW, strict=True)]
         counts = Confusion(*map(np.array, zip(*(pair.counts for pair in pairs), strict=True)))
         wanted = (*ALWAYS, *cell.evaluate.metrics)
         by_class = {name: mask_metrics(pair, wanted) for name, pair in zip(classes, pairs, strict=True)}
@@ -82,20 +83,20 @@ def image_row(
     return row
 
 
-def pair_of(cell: CellConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
+def pair_of(how: EvaluateConfig, record: Record, prob_HW: np.ndarray, mask_HW: np.ndarray) -> MaskPair:
     """Prediction and reference of one mask class, with the pixel's size in every unit that is known for this image."""
     edges: dict[Spacing, float | None] = {"mm": record.pixel_mm, "px": 1.0}
     height, width = mask_HW.shape
     return MaskPair(
         prob=prob_HW,
         mask=mask_HW,
-        threshold=cell.evaluate.threshold,
+        threshold=how.threshold,
         pixel={
             unit: (edge * record.height / height, edge * record.width / width)
             for unit, edge in edges.items()
             if edge is not None
         },
-        tolerance={"mm": cell.evaluate.nsd_mm, "px": cell.evaluate.nsd_px},
+        tolerance={"mm": how.nsd_mm, "px": how.nsd_px},
     )
 
 
@@ -107,7 +108,7 @@ def _on_original(
     there_KHW = resized(torch.from_numpy(prob_KHW)[None], bits_HW.shape)[0].clamp(0, 1).numpy()
     twins = [twin for name in wanted if (twin := f"{name}{ON_ORIGINAL}") in METRICS]
     return {
-        name: mask_metrics(pair_of(cell, record, there_KHW[k], bits_HW >> k & 1), twins)
+        name: mask_metrics(pair_of(cell.evaluate, record, there_KHW[k], bits_HW >> k & 1), twins)
         for k, name in enumerate(data.manifest.mask_classes)
     }
 

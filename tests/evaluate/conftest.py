@@ -38,3 +38,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> T
     for fold in (0, 1):
         assert run_cell(folder / "used" / "cells" / f"fold{fold}", World()) is None
     return Trained(run=folder / "used", shards=phantom_folder)
+
+
+TINY_UNET = (
+    *("model=unet_small", "model.image_size=32", "train.iterations=2", "train.warmup=0", "evaluate.explain=0"),
+    *("evaluate.metrics=[dice,iou,hd95_px,dice_2class]", "prompts=none", "also_prompts=[]"),
+)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, two_folds_folder: Path) -> Path:
+    """A cross-validation of two folds, both done: a U-Net of 32 pixels after two steps. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("whole")
+    where = (f"data.root={two_folds_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}", "name=pp")
+    write_run(folder / "pp", cv_plan(compose([*TINY_UNET, "data=phantom", "cluster=local", *where])), ["bushpc", "cv"])
+    for fold in (0, 1):
+        assert run_cell(folder / "pp" / "cells" / f"fold{fold}", World()) is None
+    return folder / "pp"

@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bushpc.cell import run_cell
 from bushpc.cli import main
-from bushpc.config import compose
-from bushpc.dispatch.plan import cv_plan
-from bushpc.dispatch.run_folder import write_run
-from bushpc.dist import World
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.choose import candidates, choose, nested
 from bushpc.evaluate.components import processed
@@ -24,7 +19,6 @@ from bushpc.evaluate.predictor import load
 from bushpc.report import build_report
 from bushpc.runs.chosen import PLAIN, Chosen, Rule
 from bushpc.shards.manifest import Manifest, read_image
-from tests.evaluate.test_resolution import TINY_UNET
 
 SILENT = lambda done, of, line: None  # noqa: E731
 
@@ -104,20 +98,16 @@ def test_rules_are_tried_from_the_one_that_changes_least() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, two_folds_folder: Path) -> Path:
-    """Two folds, hardly trained; their kept maps are then replaced by masks with a stray pixel far from the lesion."""
-    folder = tmp_path_factory.mktemp("postprocess")
-    where = (f"data.root={two_folds_folder}", f"runs_dir={folder}", f"loader.cache_dir={folder / 'cache'}", "name=pp")
-    write_run(folder / "pp", cv_plan(compose([*TINY_UNET, "data=phantom", "cluster=local", *where])), ["bushpc", "cv"])
-    for fold in (0, 1):
-        cell = folder / "pp" / "cells" / f"fold{fold}"
-        assert run_cell(cell, World()) is None
-        for path in (cell / "predictions" / "none").glob("*.png"):
-            pixels = np.zeros((32, 32), np.uint8)
-            pixels[10:20, 10:20] = 255
-            pixels[0, 0] = 255
-            Image.fromarray(pixels).save(path)
-    return folder / "pp"
+def run(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
+    """Its kept maps are replaced by masks with a stray pixel far from the lesion."""
+    copy = tmp_path_factory.mktemp("postprocess") / "pp"
+    shutil.copytree(whole_run, copy)
+    for path in copy.glob("cells/*/predictions/none/*.png"):
+        pixels = np.zeros((32, 32), np.uint8)
+        pixels[10:20, 10:20] = 255
+        pixels[0, 0] = 255
+        Image.fromarray(pixels).save(path)
+    return copy
 
 
 def test_the_choice_is_kept_shown_and_applied_to_new_images(run, two_folds_folder, tmp_path, capsys) -> None:

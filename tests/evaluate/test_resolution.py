@@ -19,11 +19,7 @@ from bushpc.metrics.mask import MaskPair
 from bushpc.metrics.registry import METRICS, mask_metrics
 from bushpc.models.baselines import UNet
 from bushpc.shards.manifest import Manifest, read_mask
-
-TINY_UNET = (
-    *("model=unet_small", "model.image_size=32", "train.iterations=2", "train.warmup=0", "evaluate.explain=0"),
-    *("evaluate.metrics=[dice,iou,hd95_px,dice_2class]", "prompts=none", "also_prompts=[]"),
-)
+from tests.evaluate.conftest import TINY_UNET
 
 
 def rows_of(cell_dir: Path) -> dict[str, dict[str, str]]:
