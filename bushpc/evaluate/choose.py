@@ -109,6 +109,8 @@ def choose(run_dir: Path, row: str | None, sizes: Sequence[float], show: Progres
         )
     nested(np.zeros((1, len(run.cells))), np.array([cell.fold for cell in run.cells]))  # before minutes of work
     config = run.cells[0].config
+    if "prob_BKHW" not in config.model_class.makes:
+        raise ConfigError(f"{config.model.title} makes no masks, so there is nothing to post-process")
     manifest = Manifest.load(config.data.folder)
     if manifest.hash != run.record.manifest_sha256:
         raise DataError(f"{config.data.folder} was packed again after this run, so its masks may be others")

@@ -97,7 +97,7 @@ def _figure(
     counted: dict[str, t.Any],
 ) -> ModelFigure:
     told, grid = summary.sources[source], METRICS[metric].grid
-    size = f" ({summary.image_size} x {summary.image_size})" if summary.image_size else ""
+    size = f" ({summary.image_size} x {summary.image_size})" if summary.image_size and grid == "network" else ""
     return ModelFigure(
         metric=metric,
         dataset=dataset,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bushpc.errors import ConfigError
+from bushpc.errors import ConfigError, DataError
 from bushpc.runs.layout import CellDir
 from bushpc.runs.records import DoneRecord, Record
 
@@ -98,5 +98,8 @@ def stamp(folder: CellDir) -> str:
 
 
 def rule_of(content: t.Mapping[str, t.Any] | None) -> Rule:
-    """The rule of an export's recipe; plain where it has none. Raises: ValueError for what is none."""
-    return msgspec.convert(content, Rule) if content else PLAIN
+    """The rule of an export's recipe; plain where it has none. Raises: DataError for what is none."""
+    try:
+        return msgspec.convert(content, Rule) if content else PLAIN
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise DataError(f"the recipe's post-processing {content} is damaged ({error}): export again") from error
