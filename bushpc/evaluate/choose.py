@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bushpc.data.cache import resize
+from bushpc.data.square import resize
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.components import processed
 from bushpc.evaluate.evaluate import to_csv

@@ -14,7 +14,8 @@ from bushpc.errors import ConfigError, DataError, ResumeError, unknown_name
 from bushpc.files import EXPORT_FILE
 from bushpc.runs.chosen import PLAIN, Chosen, Rule, stamp
 from bushpc.runs.layout import CellDir, RunDir
-from bushpc.runs.records import CellRecord, DoneRecord, RunRecord
+from bushpc.runs.records import DoneRecord
+from bushpc.runs.run_record import CellRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)

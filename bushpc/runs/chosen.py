@@ -12,7 +12,8 @@ import msgspec
 
 from bushpc.errors import ConfigError, DataError
 from bushpc.runs.layout import CellDir
-from bushpc.runs.records import DoneRecord, Record
+from bushpc.runs.record import Record
+from bushpc.runs.records import DoneRecord
 
 
 class Rule(Record, kw_only=True, frozen=True):
