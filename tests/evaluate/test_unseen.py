@@ -64,4 +64,4 @@ def test_an_ensemble_of_differing_models_is_refused(whole_run, trained) -> None:
     with pytest.raises(ConfigError, match="an ensemble of differing models"):
         Predictor([*unet.members, *xbusnet.members], unet.recipe, device="cpu")
     with pytest.raises(ConfigError, match="reads images of 64 pixels a side alone"):
-        load(trained.run, device="cpu", tta="mirror_scale")
+        load(trained.run, fold=0, device="cpu", tta="mirror_scale")
