@@ -125,7 +125,7 @@ class CellConfig(Settings):
             )
         self._check_keep_best()
         self._check_start()
-        self._check_evaluation()
+        inference.refuse_impossible(self.evaluate, self.data, self.model, self.model_class.makes)
         if self.loader.features:
             self._check_features()
         if self.train.tuned and not self.data.real:
@@ -167,16 +167,6 @@ class CellConfig(Settings):
             raise ConfigError(
                 f"{model.title} is trained by its own package, which knows no train.start_from, model.weights, "
                 "train.freeze or train.layer_decay: leave them out"
-            )
-
-    def _check_evaluation(self) -> None:
-        """What the model cannot do, and a grid that is not at hand."""
-        tta = self.evaluate.tta
-        inference.refuse_tta(tta, self.model, self.model_class.makes, f"evaluate.tta={tta}")
-        if self.evaluate.resolution == "original" and self.data.stream:
-            raise ConfigError(
-                "evaluate.resolution=original with data.stream: a stream delivers scans at the network's size; read "
-                "the shards from data.root instead, or set evaluate.resolution=network"
             )
 
     def _check_features(self) -> None:

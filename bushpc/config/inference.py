@@ -10,6 +10,8 @@ import typing as t
 from bushpc.errors import ConfigError, unknown_name
 
 if t.TYPE_CHECKING:
+    from bushpc.config.data import DataConfig
+    from bushpc.config.evaluate import EvaluateConfig
     from bushpc.config.model import ModelConfig
 
 Resolution = t.Literal["network", "original"]
@@ -26,6 +28,16 @@ def scaled_sizes(image_size: int, stride: int) -> tuple[int, int, int]:
     smaller = int(image_size * SCALES[0] // stride * stride)
     larger = -int(-image_size * SCALES[2] // stride * stride)
     return smaller, image_size, larger
+
+
+def refuse_impossible(evaluate: EvaluateConfig, data: DataConfig, model: ModelConfig, makes: t.Collection[str]) -> None:
+    """Raises: ConfigError for what the model cannot do, and for a grid that is not at hand."""
+    refuse_tta(evaluate.tta, model, makes, f"evaluate.tta={evaluate.tta}")
+    if evaluate.resolution == "original" and data.stream:
+        raise ConfigError(
+            "evaluate.resolution=original with data.stream: a stream delivers scans at the network's size; read the "
+            "shards from data.root instead, or set evaluate.resolution=network"
+        )
 
 
 def refuse_tta(tta: str, model: ModelConfig, makes: t.Collection[str], given: str) -> None:
