@@ -145,12 +145,13 @@ def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> 
 
     Tensors on GPUs use NCCL, tensors on CPUs gloo, so that flags never wait for a GPU's queue.
     timeout_s: a collective that takes longer fails; 0 for torch's default. alone: a single rank opens a group of one.
+    Raises: TrainingError for more ranks on a node than GPUs.
     """
     if torch_dist.is_initialized() or (world.size == 1 and not alone):
         return
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if cuda:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(gpu_of(world.local_rank, torch.cuda.device_count()))
     in_memory = torch_dist.HashStore  # type: ignore[attr-defined]
     torch_dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -159,6 +160,21 @@ def join(world: World, *, cuda: bool, timeout_s: float, alone: bool = False) -> 
         world_size=world.size,
         timeout=timedelta(seconds=timeout_s) if timeout_s else None,
     )
+
+
+def gpu_of(local_rank: int, visible: int) -> int:
+    """Which of the `visible` GPUs a rank drives. A site that binds tasks to GPUs shows each task its own alone, as 0.
+
+    Raises: TrainingError for more ranks on a node than GPUs.
+    """
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise TrainingError(
+            f"rank {local_rank} of this node sees {visible} GPUs: set cluster.ranks_per_node to the GPUs of a node, and "
+            "look at what srun's --gpu-bind or --gpus-per-task leaves each task"
+        )
+    return local_rank
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:

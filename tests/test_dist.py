@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from bushpc.cluster.base import this_step
-from bushpc.dist import World, any_rank, gather, keyed_seed, meet, reachable_address, seed_everything, share_buffers
+from bushpc.dist import (
+    World,
+    any_rank,
+    gather,
+    gpu_of,
+    keyed_seed,
+    meet,
+    reachable_address,
+    seed_everything,
+    share_buffers,
+)
 from bushpc.errors import TrainingError
 
 
@@ -119,3 +129,15 @@ def test_a_batch_script_and_a_step_of_one_task_are_one_rank(launched_with):
 def test_variables_that_make_no_world_are_refused_by_name(launched_with, variables):
     with pytest.raises(TrainingError, match=f"{next(iter(variables))}='.*do not name a rank"):
         launched_with(**variables)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "gpu"), [(0, 1, 0), (3, 4, 3), (3, 1, 0)], ids=["one of all", "last of four", "bound"]
+)
+def test_a_rank_drives_its_own_gpu_also_where_it_sees_no_other(local_rank, visible, gpu):
+    assert gpu_of(local_rank, visible) == gpu
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(TrainingError, match=r"rank 2 .* sees 2 GPUs: set cluster\.ranks_per_node"):
+        gpu_of(2, 2)
