@@ -57,7 +57,7 @@ def _rows(group: str, chosen: Chosen, metrics: list[str]) -> Iterator[Choice]:
         figures = {(name, which): Number(_value(each, name, which)) for name in metrics for which in _SIDES}
         yield Choice(label=str(each.fold), rule=each.rule.words, figures=figures, group=group)
     means = {(name, which): Number(_mean(chosen, name, which)) for name in metrics for which in _SIDES}
-    yield Choice(label="Mean", rule="", figures=means, group=group, strong=True)
+    yield Choice(label="Mean", rule="—", figures=means, group=group, strong=True)
 
 
 _SIDES = ("plain", "chosen")
