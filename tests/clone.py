@@ -69,7 +69,7 @@ def python(clone: Path, *words: str, status: int = 0, given: str | None = None) 
 
     status: what it ends with. given: its standard input.
     """
-    environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     command = [sys.executable, *words]
     done = subprocess.run(command, env=environment, cwd=clone, capture_output=True, text=True, input=given)
     assert done.returncode == status, done.stdout + done.stderr

@@ -30,6 +30,7 @@ class ToyConfig(ModelConfig):
 
 class Toy(Model):
     Config = ToyConfig
+    makes = frozenset({"prob_BKHW"})
     files = (WeightFile(name="toy.safetensors", hub_repo="lab/toy", hub_file="model.safetensors", revision="main"),)
 
 
