@@ -39,7 +39,7 @@ def match(a_N2: Floats, b_M2: Floats) -> tuple[Indices, Indices]:
     """Indices of the matched pairs, of points (m, h), h > 0; a point that is in none goes to the diagonal.
 
     The cost is the least up to EXACT_PAIRS pairs of points; above, it was within 0.5 % of it wherever both were
-    computed (tests, and benchmarks/2026-11-30_topology).
+    computed (tests, and benchmarks/2026-11-30_matching).
     """
     return _exact(a_N2, b_M2) if len(a_N2) * len(b_M2) <= EXACT_PAIRS else _sparse(a_N2, b_M2)
 
