@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,10 +77,13 @@ def pytest_configure(config):
     """A worker of several (`pytest -n 2`) takes one core: more threads than cores make every test slower.
 
     Kernels of an older processor are those of oneDNN, too. On a processor with AVX512 that only ATEN_CPU_CAPABILITY
-    lowers, torch 2.15 packs bf16 for oneDNN's newer kernels with its own older ones, which raise.
+    lowers, torch 2.15 packs bf16 for oneDNN's newer kernels with its own older ones, which raise. And torch.compile
+    would take programs from its cache that were made for the newer kernels, so each kind has a cache of its own.
     """
-    if lowered := ONEDNN_OF_ATEN.get(os.environ.get("ATEN_CPU_CAPABILITY", "")):
+    capability = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    if lowered := ONEDNN_OF_ATEN.get(capability):
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", lowered)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{capability}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's `pytest … &` ignores Ctrl-C, and so would every command that a test interrupts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
