@@ -28,7 +28,8 @@ COMMON = (
     *("train.warmup=1", "train.track=[]", "evaluate.explain=0"),
 )
 FAMILIES = {
-    "xbusnet": ("model=xbusnet_small", "model.image_size=64", "train.iterations=8", "augment.hflip=0.5"),
+    # Without a mirror image, which is drawn in another way since augment.method=one_warp.
+    "xbusnet": ("model=xbusnet_small", "model.image_size=64", "train.iterations=8", "augment.hflip=0"),
     "vit_diffusion": ("model=vit_diffusion_small", "model.image_size=32", "train.iterations=6", "train.ema=0.9"),
     "sam_multitask": ("model=sam_multitask_small", "model.image_size=48", "model.window=3", "train.epochs=2"),
     "hybrid_attention": ("model=hybrid_attention_small", "model.image_size=64", "train.iterations=6"),
