@@ -171,7 +171,7 @@ def gpu_of(local_rank: int, visible: int) -> int:
         return 0
     if local_rank >= visible:
         raise TrainingError(
-            f"rank {local_rank} of this node sees {visible} GPUs: set cluster.ranks_per_node to the GPUs of a node,"
+            f"rank {local_rank} of this node sees {visible} GPUs: set cluster.ranks_per_node to the GPUs of a node, "
             "and look at what srun's --gpu-bind or --gpus-per-task leaves each task"
         )
     return local_rank

@@ -38,8 +38,8 @@ ARCS, NEIGHBOURS = 6, 4
 def match(a_N2: Floats, b_M2: Floats) -> tuple[Indices, Indices]:
     """Indices of the matched pairs, of points (m, h), h > 0; a point that is in none goes to the diagonal.
 
-    The cost is the least up to EXACT_PAIRS pairs of points; above, it was within 0.5 % of it wherever both were
-    computed (tests, and benchmarks/2026-11-30_matching).
+    The cost is the least up to EXACT_PAIRS pairs of points; above, it is near it: up to 0.08 % above in
+    benchmarks/2026-11-30_matching, and tests allow 1 %.
     """
     return _exact(a_N2, b_M2) if len(a_N2) * len(b_M2) <= EXACT_PAIRS else _sparse(a_N2, b_M2)
 
@@ -64,7 +64,7 @@ def _sparse(a_N2: Floats, b_M2: Floats) -> tuple[Indices, Indices]:
     while True:
         plan = _transport(a, b, arcs)
         nearest, reduced = b.nearest(a.points, ARCS, plan.b_prices)
-        bound = max(bound, float(np.minimum(a.points[:, 1], reduced[:, 0]).sum() + plan.b_prices.sum()))
+        bound = max(bound, _bound(a, plan.b_prices, reduced))
         if plan.cost - bound <= TOLERANCE * bound or last - plan.cost < WORTHWHILE * last:
             return plan.pairs
         last = plan.cost
@@ -174,12 +174,20 @@ def _first_arcs(a: _Side, b: _Side) -> tuple[_Arcs, float]:
     # The cells' prices become the points' own: what the cheapest cell leaves.
     b_prices = np.minimum(b.points[:, 1], cells_a.nearest(b.points, 1, plan.a_prices)[1][:, 0])
     cheapest, reduced = b.nearest(a.points, ARCS, b_prices)
-    bound = float(np.minimum(a.points[:, 1], reduced[:, 0]).sum() + b_prices.sum())
     arcs = _Arcs(a, b, none).with_(*_members(plan.pairs, a.cell, b.cell))
     for index in (cheapest, b.nearest(a.points, NEIGHBOURS)[0]):
         arcs = arcs.with_(np.repeat(np.arange(len(index)), index.shape[1]), index.ravel())
     index = a.nearest(b.points, NEIGHBOURS)[0]
-    return arcs.with_(index.ravel(), np.repeat(np.arange(len(index)), index.shape[1])), bound
+    arcs = arcs.with_(index.ravel(), np.repeat(np.arange(len(index)), index.shape[1]))
+    return arcs, _bound(a, b_prices, reduced)
+
+
+def _bound(a: _Side, b_prices: Floats, reduced: Floats) -> float:
+    """What no matching is below: the prices of one side, and of each point of the other the least that they leave it.
+
+    reduced: costs to the nearest points of the priced side less their prices, the least first.
+    """
+    return float(np.minimum(a.points[:, 1], reduced[:, 0]).sum() + b_prices.sum())
 
 
 def _members(cells: tuple[Indices, Indices], a_cell: Indices, b_cell: Indices) -> tuple[Indices, Indices]:

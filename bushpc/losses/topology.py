@@ -15,7 +15,7 @@ The ViT-diffusion paper's (9) leaves some choices open. We use:
 
 In the coordinates m = (birth + death) / 2 and h = |birth - death| / 2, the L∞ distance of two points is
 |m - m'| + |h - h'|, and the distance to the diagonal is h. `bushpc.losses.matching` finds the cheapest matching:
-exactly up to a thousand points, and for more within half a percent of the least cost.
+exactly up to a thousand points in each diagram, and nearly so for more.
 
 The time depends on the number of points. A smooth 256 x 256 prediction has about a hundred, and a pair takes
 milliseconds; pixel noise has 6,000, which takes seconds on one core. With downsample=4 the same noise has 700 and
