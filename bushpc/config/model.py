@@ -225,4 +225,9 @@ def model_class_of(target: t.Any) -> type[t.Any]:
         ) from error
     if not isinstance(found, type) or not hasattr(found, "Config"):
         raise ConfigError(f"model._target_={target} is no model, see configs/model")
+    if not hasattr(found, "makes"):
+        raise ConfigError(
+            f"model._target_={target} does not state what its predict returns: add `makes`, the names of the "
+            f'Prediction fields that it fills, to class {name}; for a mask, makes = frozenset({{"prob_BKHW"}})'
+        )
     return t.cast("type[t.Any]", found)

@@ -1,4 +1,4 @@
-"""An import that fails is called an import error, not a wrong setting."""
+"""An import that fails is called an import error, not a wrong setting; a class that is no whole model says why."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bushpc.config.model import model_class_of
+from bushpc.config.model import ModelConfig, model_class_of
 from bushpc.errors import ConfigError
+from bushpc.models import base
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,3 +39,12 @@ def test_a_library_that_cannot_be_loaded_is_an_import_error(tmp_path):
 def test_a_model_that_does_not_exist_is_still_a_wrong_setting():
     with pytest.raises(ConfigError, match=r"_target_=bushpc\.models\.nothing\.Net cannot be imported"):
         model_class_of("bushpc.models.nothing.Net")
+
+
+def test_a_model_that_does_not_state_its_predictions_is_told_what_to_add(monkeypatch):
+    class Net(base.Model):
+        Config = ModelConfig
+
+    monkeypatch.setattr(base, "Net", Net, raising=False)
+    with pytest.raises(ConfigError, match=r'add `makes`.* to class Net; .*frozenset\({"prob_BKHW"}\)'):
+        model_class_of("bushpc.models.base.Net")
