@@ -10,8 +10,8 @@ import typing_extensions as te
 
 from bushpc.config import ModelConfig, config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.nn.backbone import IMAGENET, Colour, normalisation
 from bushpc.nn.normalize import Normalize
+from bushpc.nn.pretrained import IMAGENET, Colour, normalisation
 
 # timm's smallest network, which the small configs train from scratch as every earlier run of them did.
 SMALL = "test_resnet"

@@ -17,7 +17,7 @@ from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError, unknown_name
 from bushpc.models.one_mask import OneMask, OneMaskConfig
-from bushpc.nn.backbone import TIMM, Colour, normalisation_of_smp, timm_facts, unknown_encoder
+from bushpc.nn.pretrained import TIMM, Colour, normalisation_of_smp, timm_facts, unknown_encoder
 from bushpc.nn.probe import Found, probe
 
 ArchitectureName = t.Literal[

@@ -32,7 +32,7 @@ from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
-from bushpc.nn.backbone import HALF, timm_facts
+from bushpc.nn.pretrained import HALF, timm_facts
 from bushpc.sample import Batch, Losses, Prediction
 
 if t.TYPE_CHECKING:  # importing timm takes seconds, which the login node need not spend

@@ -60,10 +60,10 @@ def _probe(build: Callable[[], nn.Module], what: str, image_size: int, device: s
             f"{what} makes a mask of {' x '.join(map(str, mask.shape[2:]))} pixels from an image of {image_size} x "
             f"{image_size}: choose another depth or architecture"
         )
-    return Found(least, repeated(network))
+    return Found(least, _repeated(network))
 
 
-def repeated(network: nn.Module) -> tuple[type[nn.Module], ...]:
+def _repeated(network: nn.Module) -> tuple[type[nn.Module], ...]:
     """The types, none of torch's own, of which some sequence in the network holds several: its blocks."""
     found: dict[type[nn.Module], None] = {}
     for module in network.modules():

@@ -5,10 +5,10 @@ import pytest
 import timm.data.constants
 import torch
 
-from bushpc.models import efficientnet, smp, vit_diffusion, xbusnet
-from bushpc.nn.backbone import WRITTEN_DOWN
+from bushpc.models import efficientnet, sam_multitask, smp, vit_diffusion, xbusnet
 from bushpc.nn.encoder import CHANNELS, feature_channels, feature_extractor
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
+from bushpc.nn.pretrained import WRITTEN_DOWN
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -41,3 +41,8 @@ def test_means_and_deviations_are_the_libraries():
     ours = (IMAGENET_MEAN, IMAGENET_STD, xbusnet.CLIP_MEAN, xbusnet.CLIP_STD)
     theirs = (timm.data.constants.IMAGENET_DEFAULT_MEAN, timm.data.constants.IMAGENET_DEFAULT_STD)
     assert ours == (*theirs, open_clip.constants.OPENAI_DATASET_MEAN, open_clip.constants.OPENAI_DATASET_STD)
+
+
+@pytest.mark.parametrize("file", [xbusnet.CLIP_VIT_B16, sam_multitask.SAM_VIT_B], ids=lambda file: file.name)
+def test_licences_written_down_are_timms(file):
+    assert file.licence == timm.get_pretrained_cfg(file.hub_repo.removeprefix("timm/")).license

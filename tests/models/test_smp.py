@@ -155,7 +155,7 @@ def test_a_network_without_weights_says_so_before_the_queue():
         dataclasses.replace(config_of("model.encoder=tu-densenet264d"), pretrained=True).weight_files()
 
 
-def test_dinov2s_patches_are_resampled_for_dpt(make_batch):
+def test_dinov2s_patches_are_resampled_for_dpt():
     words = ("model.architecture=DPT", "model.encoder=tu-vit_small_patch14_dinov2", "model.patch_size=16")
     with torch.device("meta"):
         model = Smp(config_of(*words))

@@ -1,4 +1,4 @@
-"""What is known of an encoder before it is built: normalisation, licence and input size of its weights, in one place.
+"""What is known of an encoder before it is built: whether it exists, and how its weights expect the input.
 
     name → timm's pretrained_cfg, or what is written down here → mean and deviation of the model's input
 
@@ -40,16 +40,11 @@ OF_SMP = {
 
 
 class Facts(t.NamedTuple):
-    """Of a timm network's weights. edge: of the square images they were trained on, in pixels. fixed: the network is
-    built for one size of image. licence: as timm states it, such as `apache-2.0`; empty where it does not.
-    """
+    """Of a timm network's weights. fixed: the network is built for one size of image."""
 
     mean: Colour
     std: Colour
-    licence: str
-    edge: int
     fixed: bool
-    hub_repo: str
 
 
 @functools.cache
@@ -72,14 +67,7 @@ def timm_facts(network: str) -> Facts:
                 + f", such as {architecture}" * bool(tag)
             )
         raise ConfigError(unknown_name(f"weights of timm's {architecture}", tag, tags))
-    return Facts(
-        mean=tuple(found.mean),
-        std=tuple(found.std),
-        licence=found.license or "",
-        edge=int(found.input_size[-1]),
-        fixed=bool(found.fixed_input_size),
-        hub_repo=found.hf_hub_id or "",
-    )
+    return Facts(mean=tuple(found.mean), std=tuple(found.std), fixed=bool(found.fixed_input_size))
 
 
 def unknown_encoder(given: str, valid: Iterable[str]) -> ConfigError:
