@@ -16,7 +16,7 @@ from bushpc.losses.topology import topological_loss
 from bushpc.models.baselines import UNet
 from tools.fakegpu.attention import kernel_for
 from tools.fakegpu.backward import backward, saved_tensors
-from tools.fakegpu.cases import CASES
+from tools.fakegpu.cases import CASES, Case
 from tools.fakegpu.deterministic import judge, lists
 from tools.fakegpu.device import CUDA, fake_cuda
 from tools.fakegpu.main import main
@@ -80,8 +80,8 @@ def test_operations_are_those_of_torchs_counter():
             conv(x)
         with FlopCounterMode(display=False) as counter:
             conv(x)
-    assert record.total("flops") == counter.get_total_flops() == 2 * 2 * 8 * 14 * 14 * 3 * 9
-    assert record.total("bytes") == 4 * (2 * 3 * 16 * 16 + 8 * 3 * 9 + 8 + 2 * 8 * 14 * 14)
+    assert record.flops == counter.get_total_flops() == 2 * 2 * 8 * 14 * 14 * 3 * 9
+    assert record.bytes == 4 * (2 * 3 * 16 * 16 + 8 * 3 * 9 + 8 + 2 * 8 * 14 * 14)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,17 @@ def test_a_model_trains_predicts_and_saves_on_a_gpu_that_is_not_there():
     assert not row.raises
     assert not row.without_kernel
     assert row.peak_gb * 1e9 > 4 * 4 * 3.5e6  # weights, gradients and AdamW's two moments of 3.5 million parameters
+
+
+def test_stored_features_are_no_work_of_the_step():
+    words = ("model=sam_multitask_small", "model.image_size=64", "model.encoder=frozen", "train.batch_size=2")
+    computed, stored = (
+        try_case(Case(name="sam", words=(*words, f"loader.features={each}")), "bf16") for each in ("false", "true")
+    )
+    assert not computed.failed
+    assert not stored.failed
+    assert stored.gflop < computed.gflop
+    assert stored.operators < computed.operators
 
 
 PLANTED = {
@@ -148,7 +159,7 @@ def test_torchs_lists_name_operators_that_exist_and_judge_by_version():
 
 
 def test_the_command_writes_each_row_and_makes_none_twice(tmp_path, capsys):
-    words = ["--exact", "efficientnet_small", "--precision", "bf16", "--out", str(tmp_path)]
+    words = ["--only", "efficientnet_small", "--precision", "bf16", "--out", str(tmp_path)]
     assert main(words) == 0
     first = (tmp_path / "rows.jsonl").read_text()
     assert main(words) == 0

@@ -1,4 +1,4 @@
-"""The part of help texts that names groups and settings; it comes from the schema."""
+"""The part of help texts that names groups and settings; it comes from the config classes."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ TABLE = Path(__file__).with_name("gpu_memory.yaml")
 # Share of a GPU's memory that a step may take: the CUDA context, the workspaces of cuDNN and cuBLAS, and free blocks
 # between others are not in the estimate.
 SHARE = 0.9
+FIRST_WEIGHTS = ("pretrained", "weights_sha256", "base", "base_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,13 @@ class Estimate:
 def memory_settings(cell: CellConfig) -> dict[str, t.Any]:
     """What the memory of a step depends on: the network and how it is trained, by the names of the settings.
 
-    Of the model's settings those that affect training and are no fractions: weights of losses change no memory.
+    Of the model's settings those that affect training and are no fractions: weights of losses change no memory, and
+    neither do the values that the network starts from.
     """
     model = {
         f"model.{name}": plain(getattr(cell.model, name))
         for name in fields_of(type(cell.model))
-        if cell.model.about(name).affects == "training" and name not in ("pretrained", "base", "base_sha256")
+        if cell.model.about(name).affects == "training" and name not in FIRST_WEIGHTS
     }
     return {
         "model": cell.model_class.__name__,
@@ -69,8 +71,8 @@ def memory_settings(cell: CellConfig) -> dict[str, t.Any]:
 
 
 def estimate(cell: CellConfig) -> Estimate | None:
-    """Of this very network and training; None if the table has none, and with ZeRO or torch.compile."""
-    if cell.engine.kind != "ddp" or cell.engine.compile:
+    """Of this very network and training; None if the table has none, and with ZeRO, torch.compile or train.freeze."""
+    if cell.engine.kind != "ddp" or cell.engine.compile or cell.train.freeze:
         return None
     ours = memory_settings(cell)
     defaults = {f"model.{name}": plain(info.default) for name, info in fields_of(type(cell.model)).items()}
@@ -116,6 +118,4 @@ def too_large(cell: CellConfig, gpus: Iterable[str]) -> str | None:
 
 @functools.cache
 def _table() -> list[dict[str, t.Any]]:
-    if not TABLE.exists():
-        return []
     return t.cast(list[dict[str, t.Any]], yaml.load(TABLE.read_text(), YAML_LOADER)["rows"])

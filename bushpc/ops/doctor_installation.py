@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shutil
@@ -109,21 +108,25 @@ def _gpu_build(config: CellConfig) -> Iterator[Check]:
         found = "the torch of the container counts; `bushpc doctor --slurm` tries it on a node"
         yield Check(name="GPU and build", verdict=OK, found=found)
         return
-    cluster = cluster_for(config.cluster.executor)
-    names: list[str] = []
-    with contextlib.suppress(DispatchError):  # the cluster's own checks report a site that does not answer
-        names = cluster.gpu_names(config.cluster)
-    yield from judge_profile(Build.installed(), names, here=cluster.one_machine, precision=config.engine.precision)
+    names, here = _gpu_names(config), cluster_for(config.cluster.executor).one_machine
+    yield from judge_profile(Build.installed(), names, here=here, precision=config.engine.precision)
+
+
+def _gpu_names(config: CellConfig) -> list[str]:
+    try:
+        return cluster_for(config.cluster.executor).gpu_names(config.cluster)
+    except DispatchError:  # the cluster's own checks report a site that does not answer
+        return []
 
 
 def _gpu_memory(config: CellConfig) -> Iterator[Check]:
     """A training step against the smallest GPU that a job may get, where both are known (config/gpu_memory.yaml)."""
     expected = estimate(config) if config.cluster.gpu_count else None
-    names: list[str] = []
-    with contextlib.suppress(DispatchError):
-        names = cluster_for(config.cluster.executor).gpu_names(config.cluster)
+    if expected is None:
+        return
+    names = _gpu_names(config)
     name = smallest(names)
-    if expected is None or name is None:
+    if name is None:
         return
     if problem := too_large(config, names):
         found, _, advice = problem.partition(": ")

@@ -41,14 +41,20 @@ def test_a_step_that_does_not_fit_is_refused_with_the_parts_that_do(table):
 
 
 @pytest.mark.parametrize(
-    "word", ["model.image_size=320", "engine.precision=fp32", "engine.recompute=true", "engine=zero1", "train.ema=0.9"]
+    "word",
+    [
+        *("model.image_size=320", "engine.precision=fp32", "engine.recompute=true", "engine=zero1", "train.ema=0.9"),
+        "train.freeze=[encoder]",
+    ],
 )
 def test_other_networks_and_trainings_have_no_estimate(table, word):
     assert estimate(compose([*WORDS, word])) is None
 
 
-def test_weights_of_losses_and_gpus_without_a_name_change_nothing(table):
+def test_weights_first_values_and_gpus_without_a_name_change_nothing(table):
     assert estimate(compose([*WORDS, "model.bce_weight=0.5", "train.lr=1e-3", "engine.precision=fp16"])) is not None
+    imported = ("model.weights=mine.safetensors", f"model.weights_sha256={'0' * 64}")
+    assert estimate(compose([*WORDS, *imported])) is not None
     assert too_large(compose([*WORDS, "train.batch_size=64"]), ["mi250"]) is None
 
 

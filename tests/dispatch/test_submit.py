@@ -18,7 +18,7 @@ import pytest
 
 from bushpc.cli import main
 from bushpc.cluster import local
-from bushpc.config import compose
+from bushpc.config import compose, gpu_memory
 from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.process import process_start
 
@@ -281,3 +281,19 @@ def test_a_grace_time_that_was_measured_to_be_too_short_is_said_at_submission(cv
     assert "warning: to stop may take" in error
     assert "cluster.grace_s=0.001" in error
     wait_until_still(run_dir)
+
+
+def test_a_step_that_probably_does_not_fit_its_gpu_is_said_at_submission(cv, tmp_path, monkeypatch):
+    gpu = ("cluster.gpus=a100:1", "engine.device=cuda", "engine.precision=bf16")
+    settings = gpu_memory.memory_settings(compose([*SMALL, *gpu]))
+    known = {"name": "tiny", "floor_gb": 1.0, "base_gb": 4.0, "image_gb": 10.0, "settings": settings}
+    monkeypatch.setattr(gpu_memory, "_table", lambda: [known])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # none is needed: the jobs end in their setup
+    short = (*gpu, "cluster.parallel=1", "cluster.setup=['exit 3']", "fold=0")
+    code, said, errors = cv(*short, "train.batch_size=8")
+    assert (code, "submitted: fold0\n" in said) == (0, True), errors
+    assert "warning: fold0: a step of 8 image(s) takes about 84 GB, and a100 has 40 GB (3 image(s) fit)" in errors
+    assert "train.accumulate=3 or more" in errors
+    wait_until_still(tmp_path / "my runs" / "tiny")
+    assert "image(s)" not in cv(*short, "train.batch_size=2", "name=fits")[2]
+    wait_until_still(tmp_path / "my runs" / "fits")

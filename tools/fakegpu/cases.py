@@ -7,9 +7,7 @@ import typing as t
 
 import torch
 
-from bushpc.cell import build_model
 from bushpc.config import CellConfig, compose
-from bushpc.models.base import Model
 from bushpc.sample import Batch
 
 
@@ -80,16 +78,10 @@ CASES = (
 )
 
 
-def cell_of(case: Case, precision: str, batch: int | None = None) -> CellConfig:
-    """The composed cell of a case on one GPU. batch: images in a step; None for the model's own."""
+def cell_of(case: Case, precision: str) -> CellConfig:
+    """The composed cell of a case on one GPU."""
     on_gpu = ("data=phantom", "cluster.gpus=1", "engine.device=cuda", f"engine.precision={precision}", "fold=0")
-    sized = (f"train.batch_size={batch}",) if batch else ()
-    return compose([*case.words, *on_gpu, *sized])
-
-
-def model_of(cell: CellConfig) -> Model:
-    """The network, as a cell builds it."""
-    return build_model(cell)
+    return compose([*case.words, *on_gpu])
 
 
 def batch_of(cell: CellConfig, images: int) -> Batch:

@@ -28,7 +28,6 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="only the small sizes")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose name contains one of these")
-    parser.add_argument("--exact", nargs="+", default=[], metavar="NAME", help="cases of just these names")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp16"], choices=PRECISIONS)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the rows here")
     parser.add_argument("--tables", type=Path, metavar="FOLDER", help="only write the tables from the rows in FOLDER")
@@ -44,8 +43,6 @@ def main(words: list[str] | None = None) -> int:
     print(HEAD, flush=True)
     for case in CASES:
         if (given.small and case.full) or (given.only and not any(word in case.name for word in given.only)):
-            continue
-        if given.exact and case.name not in given.exact:
             continue
         for precision in given.precision:
             if (case.name, precision) in known:

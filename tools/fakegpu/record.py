@@ -1,4 +1,4 @@
-"""Every operator that runs, forward and backward: how often, on which types, with how many operations and bytes.
+"""Every operator that runs, forward and backward: how many there are, with how many operations and bytes.
 
 Counts of operations are torch's own (torch.utils.flop_counter); bytes are those of what each operator reads and writes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,16 +18,6 @@ aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 # Neither memory nor time: questions about a tensor.
 FREE = {"prim::device", "prim::layout", "aten::detach", "aten::alias", "aten::lift_fresh"}
-
-
-@dataclass
-class Use:
-    """Of one operator on one type. flops, bytes: of all calls together; seconds: on the stated GPU at its peaks."""
-
-    calls: int = 0
-    flops: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,19 +35,16 @@ class Gpu:
 A100_40 = Gpu("A100 40 GB (SXM)", half=312e12, single=156e12, memory=1555e9)
 
 
-@dataclass
 class Record(TorchDispatchMode):
-    """What ran on `cuda:0` since it was entered. uses: (operator, type) → Use."""
+    """What ran on `cuda:0` since it was entered. operators: their names; flops, bytes: of all calls together; seconds:
+    on the stated GPU at its peaks. without_kernel: operators that torch's build does not register for CUDA."""
 
-    gpu: Gpu = A100_40
-    uses: dict[tuple[str, str], Use] = field(default_factory=dict)
-    without_kernel: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, gpu: Gpu = A100_40) -> None:
         super().__init__()
-
-    def __hash__(self) -> int:
-        return id(self)
+        self.gpu = gpu
+        self.operators: set[str] = set()
+        self.without_kernel: set[str] = set()
+        self.calls, self.flops, self.bytes, self.seconds = 0, 0, 0, 0.0
 
     def __torch_dispatch__(
         self, func: t.Any, types: t.Any, args: tuple[t.Any, ...] = (), kwargs: dict[str, t.Any] | None = None
@@ -78,8 +65,8 @@ class Record(TorchDispatchMode):
     ) -> None:
         args, kwargs, made = call
         dtype = next((x.dtype for x in (*given, *results) if x.is_floating_point()), None)
-        use = self.uses.setdefault((name, str(dtype).removeprefix("torch.")), Use())
-        use.calls += 1
+        self.operators.add(name)
+        self.calls += 1
         if not has_cuda_kernel(func):
             self.without_kernel.add(func.name())
         if func.is_view:
@@ -87,14 +74,10 @@ class Record(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         flops = count(*args, **kwargs, out_val=made) if count else 0
         moved = sum(x.numel() * x.element_size() for x in (*given, *results))
-        use.flops += flops
-        use.bytes += moved
+        self.flops += flops
+        self.bytes += moved
         peak = self.gpu.half if dtype in HALF else self.gpu.single
-        use.seconds += max(flops / peak, moved / self.gpu.memory)
-
-    def total(self, what: str) -> float:
-        """`calls`, `flops`, `bytes` or `seconds` of all operators."""
-        return float(sum(getattr(use, what) for use in self.uses.values()))
+        self.seconds += max(flops / peak, moved / self.gpu.memory)
 
 
 @functools.cache

@@ -90,7 +90,6 @@ def write_tables(folder: Path) -> None:
 
 def write_memory(folder: Path) -> None:
     """The package's table."""
-    kept = {case.name for case in CASES if case.memory}
     rows = [
         {
             "name": row.name,
@@ -100,7 +99,7 @@ def write_memory(folder: Path) -> None:
             "settings": row.settings,
         }
         for row in read(folder)
-        if row.name in kept and row.image_gb
+        if row.image_gb
     ]
     comment = (
         "# Estimated peak of a training step on one GPU: base_gb + image_gb for each image at a time, in 10^9 bytes.\n"

@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 
+from bushpc.cell import build_model
 from bushpc.config import CellConfig
 from bushpc.config.gpu_memory import memory_settings
 from bushpc.dist import World
@@ -21,7 +22,7 @@ from bushpc.models.base import Model
 from bushpc.sample import Batch
 from bushpc.train.engine import Engine, start_ranks
 from bushpc.train.loop import Health
-from tools.fakegpu.cases import Case, batch_of, cell_of, model_of
+from tools.fakegpu.cases import Case, batch_of, cell_of
 from tools.fakegpu.deterministic import judge
 from tools.fakegpu.device import CUDA, fake_cuda
 from tools.fakegpu.memory import PeakMemory
@@ -72,9 +73,9 @@ class Row:
         return any(one not in (None, OK) for one in (self.training, self.prediction, self.generation))
 
 
-def try_case(case: Case, precision: str, batch: int | None = None) -> Row:
+def try_case(case: Case, precision: str) -> Row:
     """Everything that a cell does on a GPU; no error is raised, it is in the row. Memory's line is taken in bf16."""
-    cell = cell_of(case, precision, batch)
+    cell = cell_of(case, precision)
     part = cell.train.batch_size // cell.train.accumulate
     row = Row(case.name, precision, cell.model.image_size, part, settings=memory_settings(cell))
     began = time.perf_counter()
@@ -82,7 +83,7 @@ def try_case(case: Case, precision: str, batch: int | None = None) -> Row:
     with _as_a_rank(), fake_cuda() as gpu, memory:
         try:
             start_ranks(cell, World())
-            engine = Engine(cell, World(), model_of(cell))
+            engine = Engine(cell, World(), build_model(cell))
             _train(row, cell, engine, gpu, memory)
             if case.memory and precision == "bf16":
                 _measure_line(row, cell, engine, memory)
@@ -112,18 +113,14 @@ def _as_a_rank() -> Iterator[None]:
 def _train(row: Row, cell: CellConfig, engine: Engine, gpu: t.Any, memory: PeakMemory) -> None:
     engine.train()
     step(engine, cell, _batch(engine, cell))
-    before, record = gpu.reads.count, Record()
+    batch, before, record = _batch(engine, cell), gpu.reads.count, Record()
     with record:
-        row.peak_gb = _peak_gb(engine, cell, memory)
+        row.peak_gb = _peak_gb(engine, cell, batch, memory)
     row.host_reads = gpu.reads.count - before
-    row.gflop, row.gbyte, row.ideal_s = (
-        record.total("flops") / 1e9,
-        record.total("bytes") / 1e9,
-        record.total("seconds"),
-    )
-    row.operators = int(record.total("calls"))
+    row.gflop, row.gbyte, row.ideal_s = record.flops / 1e9, record.bytes / 1e9, record.seconds
+    row.operators = record.calls
     row.without_kernel = sorted(record.without_kernel)
-    row.raises, row.documented, row.differs = judge(name for name, _ in record.uses)
+    row.raises, row.documented, row.differs = judge(record.operators)
     copied = [tensor.to("cpu") for _, _, tensor in engine.tensors()]
     row.checkpoint_gb = sum(tensor.numel() * tensor.element_size() for tensor in copied) / 1e9
 
@@ -135,7 +132,8 @@ def _measure_line(row: Row, cell: CellConfig, engine: Engine, memory: PeakMemory
     while len(slopes) < 2 or not 0 < slopes[-2] < slopes[-1] * EVEN or slopes[-1] > slopes[-2] * EVEN:
         images = FIRST << len(peaks)
         train = dataclasses.replace(cell.train, batch_size=images, accumulate=1)
-        peaks.append(_peak_gb(engine, dataclasses.replace(cell, train=train), memory))
+        engine.cell = dataclasses.replace(cell, train=train)
+        peaks.append(_peak_gb(engine, engine.cell, _batch(engine, engine.cell), memory))
         if len(peaks) > 1:
             slopes.append((peaks[-1] - peaks[-2]) / (images / 2))
         if images >= MOST:
@@ -144,9 +142,7 @@ def _measure_line(row: Row, cell: CellConfig, engine: Engine, memory: PeakMemory
     row.base_gb = peaks[-1] - row.image_gb * (FIRST << len(peaks) - 1)
 
 
-def _peak_gb(engine: Engine, cell: CellConfig, memory: PeakMemory) -> float:
-    engine.cell = cell
-    batch = _batch(engine, cell)
+def _peak_gb(engine: Engine, cell: CellConfig, batch: Batch, memory: PeakMemory) -> float:
     memory.restart()
     step(engine, cell, batch)
     return memory.peak(CUDA) / 1e9
