@@ -35,7 +35,10 @@ def postprocess(given: Arguments) -> None:
     with progress("postprocess") as show:
         chosen, path = choose(given.run_dir, given.row, sizes, show)
     for each in chosen.folds:
-        plain, after = ("—" if value is None else f"{value:.4f}" for value in (each.plain["dice"], each.chosen["dice"]))
+        plain, after = (
+            "—" if value is None else f"{value:.4f}"
+            for value in (each.plain[chosen.metric], each.chosen[chosen.metric])
+        )
         print(f"fold {each.fold}: {each.rule.words} (chosen on the others); Dice {plain} → {after}")
     print(f"for new images, chosen on all folds: {chosen.for_all.words}")
     print(f"written: {path}; `bushpc report {given.run_dir}` shows it, `bushpc predict` and `bushpc export` apply it")

@@ -14,35 +14,31 @@ import itertools
 import time
 import typing as t
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from bushpc.data.square import resize
 from bushpc.errors import ConfigError, DataError
-from bushpc.evaluate.components import processed
 from bushpc.evaluate.evaluate import to_csv
-from bushpc.evaluate.rows import mean_of_classes, pair_of
+from bushpc.evaluate.rows import mean_of_classes, metrics_after, pairs_at
 from bushpc.evaluate.trained import TrainedCell, open_run
-from bushpc.evaluate.views import resized
 from bushpc.files import write_atomically
-from bushpc.metrics.registry import ALWAYS, METRICS, mask_metrics
+from bushpc.metrics.mask import MaskPair
+from bushpc.metrics.registry import ALWAYS, on_original
 from bushpc.runs.chosen import PLAIN, Chosen, FoldChoice, Rule, stamp
 from bushpc.runs.layout import RunDir
 from bushpc.shards.manifest import Manifest, Record, read_mask
 
 SIZES = (0.001, 0.0025, 0.005, 0.01)  # smallest parts that are tried, as shares of the image's area
-DECIDES = "dice"
-# Of a probability the rule keeps nothing, so what is measured of it would only be measured twice.
-_OF_PROBABILITIES = ("bce",)
+DECIDES = "dice"  # on the grid of the evaluation
 
 Progress = Callable[[int, int, str], None]
 
 
-def candidates(sizes: Sequence[float] = SIZES) -> list[Rule]:
+def candidates(sizes: Sequence[float]) -> list[Rule]:
     """Every rule that is tried, the one that changes least first. Raises: ConfigError for an impossible size."""
     tried = [
         Rule(fill=fill, smallest=smallest, largest=largest)
@@ -89,7 +85,7 @@ class _Scored:
 
     key: str
     fold: int
-    pairs: list[t.Any]
+    pairs: list[MaskPair]
     score_R: list[float]
     evaluated: float
 
@@ -114,15 +110,18 @@ def choose(run_dir: Path, row: str | None, sizes: Sequence[float], show: Progres
     manifest = Manifest.load(config.data.folder)
     if manifest.hash != run.record.manifest_sha256:
         raise DataError(f"{config.data.folder} was packed again after this run, so its masks may be others")
-    scored = [image for cell in run.cells for image in _score_cell(cell, manifest, rules, show)]
+    on_grid = on_original if config.evaluate.resolution == "original" else tuple
+    [decides] = on_grid([DECIDES])
+    names = on_grid(dict.fromkeys((*config.evaluate.metrics, *ALWAYS)))
+    scored = [image for cell in run.cells for image in _score_cell(cell, manifest, rules, decides, show)]
     score_RI = np.array([image.score_R for image in scored]).T
     fold_I = np.array([image.fold for image in scored])
     by_fold, for_all = nested(score_RI, fold_I)
-    rows = [_row(image, rules[by_fold[image.fold]], config.evaluate.metrics) for image in scored]
+    rows = [_row(image, rules[by_fold[image.fold]], names) for image in scored]
     chosen = Chosen(
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         cells={cell.name: stamp(cell.folder) for cell in run.cells},
-        metric=DECIDES,
+        metric=decides,
         source=config.variants[0].name,
         grid=config.evaluate.resolution,
         candidates=len(rules),
@@ -137,62 +136,50 @@ def choose(run_dir: Path, row: str | None, sizes: Sequence[float], show: Progres
     return chosen, path
 
 
-def _score_cell(cell: TrainedCell, manifest: Manifest, rules: list[Rule], show: Progress) -> t.Iterator[_Scored]:
+def _score_cell(
+    cell: TrainedCell, manifest: Manifest, rules: list[Rule], decides: str, show: Progress
+) -> t.Iterator[_Scored]:
     source = cell.config.variants[0].name
-    name = METRICS[f"{DECIDES}_original"].name if cell.config.evaluate.resolution == "original" else DECIDES
     with cell.folder.per_image.open(newline="") as file:
         lines = [row for row in csv.DictReader(file) if row["prompts"] == source]
     for number, line in enumerate(lines):
         show(number, len(lines), "")
         record = manifest.record(line["key"])
         pairs = _pairs(cell, manifest, record, source)
-        scores = [_measured(pairs, rule, [DECIDES])[DECIDES] for rule in rules]
-        yield _Scored(record.key, cell.fold, pairs, scores, float(line[name]))
+        scores = [_measured(pairs, rule, [decides])[decides] for rule in rules]
+        yield _Scored(record.key, cell.fold, pairs, scores, float(line[decides]))
 
 
-def _pairs(cell: TrainedCell, manifest: Manifest, record: Record, source: str) -> list[t.Any]:
+def _pairs(cell: TrainedCell, manifest: Manifest, record: Record, source: str) -> list[MaskPair]:
     """Kept map and mask of each class, on the grid of the evaluation."""
     config, folder = cell.config, cell.folder.predictions / source
     bits_HW = read_mask(config.data.folder, record)
-    network = config.evaluate.resolution == "network"
-    if network:
-        size = config.model.image_size
-        _, bits_HW = resize(np.zeros((*bits_HW.shape, 3), np.uint8), bits_HW, size)
-    pairs = []
+    if config.evaluate.resolution == "network":
+        _, bits_HW = resize(np.zeros((1, 1, 3), np.uint8), bits_HW, config.model.image_size)
+    maps = []
     for k, name in enumerate(manifest.mask_classes):
         path = (folder / name if k else folder) / f"{record.key}.png"
         try:
-            prob_HW = np.asarray(Image.open(path), np.float32) / 255
+            maps.append(np.asarray(Image.open(path), np.float32) / 255)
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read ({error}). The evaluation writes it: delete the cell's DONE and run the same "
                 "command again"
             ) from error
-        there_HW = resized(torch.from_numpy(prob_HW)[None, None], bits_HW.shape)[0, 0].clamp(0, 1).numpy()
-        pairs.append(pair_of(config.evaluate, record, there_HW, bits_HW >> k & 1))
-    return pairs
+    return pairs_at(config.evaluate, record, np.stack(maps), bits_HW)
 
 
-def _measured(pairs: list[t.Any], rule: Rule, names: Sequence[str]) -> dict[str, float]:
-    after = []
-    for pair in pairs:
-        mask_HW = processed(np.asarray(pair.prob) >= pair.threshold, rule)
-        after.append(mask_metrics(replace(pair, prob=mask_HW.astype(np.float32), threshold=0.5), names))
-    return mean_of_classes(after)
+def _measured(pairs: list[MaskPair], rule: Rule, names: Sequence[str]) -> dict[str, float]:
+    return mean_of_classes([metrics_after(pair, rule, names) for pair in pairs])
 
 
-def _row(image: _Scored, rule: Rule, metrics: Sequence[str]) -> dict[str, t.Any]:
+def _row(image: _Scored, rule: Rule, names: Sequence[str]) -> dict[str, t.Any]:
     """A line of the CSV: before and after, under the rule of the image's fold."""
-    names = [
-        name
-        for name in dict.fromkeys((*metrics, *ALWAYS))
-        if METRICS[name].of == "masks" and name not in _OF_PROBABILITIES
-    ]
-    plain, chosen = _measured(image.pairs, PLAIN, names), _measured(image.pairs, rule, names)
+    plain, chosen = (_measured(image.pairs, each, names) for each in (PLAIN, rule))
     return {
         **{"key": image.key, "fold": image.fold, "rule": rule.words},
-        **{f"{name}:plain": plain[name] for name in names},
-        **{f"{name}:chosen": chosen[name] for name in names},
+        **{f"{name}:plain": value for name, value in plain.items()},
+        **{f"{name}:chosen": value for name, value in chosen.items()},
     }
 
 

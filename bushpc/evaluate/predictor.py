@@ -156,10 +156,6 @@ class Predictor:
         for member in members:
             member.model.to(self.device).eval()
 
-    def without_rule(self) -> Predictor:
-        """The same, without post-processing."""
-        return Predictor(self.members, self.recipe, device=self.device, tta=self.tta, postprocess=False)
-
     def __call__(
         self,
         image: str | Path | Image.Image | np.ndarray,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import typing as t
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from bushpc.conditions import columns_of
 from bushpc.config import CellConfig
 from bushpc.config.evaluate import EvaluateConfig
 from bushpc.data.loader import FoldData
+from bushpc.evaluate.components import processed
 from bushpc.evaluate.views import resized
 from bushpc.metrics.mask import Confusion, MaskPair, Spacing
-from bushpc.metrics.registry import ALWAYS, METRICS, ON_ORIGINAL, mask_metrics
+from bushpc.metrics.registry import ALWAYS, METRICS, mask_metrics, on_original
+from bushpc.runs.chosen import Rule
 from bushpc.sample import LABELS, Batch, Prediction
 from bushpc.shards.manifest import Record, read_mask
 
@@ -100,17 +103,26 @@ def pair_of(how: EvaluateConfig, record: Record, prob_HW: np.ndarray, mask_HW: n
     )
 
 
+def pairs_at(how: EvaluateConfig, record: Record, prob_KHW: np.ndarray, bits_HW: np.ndarray) -> list[MaskPair]:
+    """`pair_of` of every mask class on the mask's grid, to which the maps are brought. bits_HW: a bit of each class."""
+    there_KHW = resized(torch.from_numpy(prob_KHW)[None], bits_HW.shape)[0].clamp(0, 1).numpy()
+    return [pair_of(how, record, there_HW, bits_HW >> k & 1) for k, there_HW in enumerate(there_KHW)]
+
+
+def metrics_after(pair: MaskPair, rule: Rule, names: t.Iterable[str]) -> dict[str, float]:
+    """`mask_metrics` of the mask after post-processing; without those of probabilities, of which a rule keeps none."""
+    mask_HW = processed(np.asarray(pair.prob) >= pair.threshold, rule).astype(np.float32)
+    kept = [name for name in names if not METRICS[name].of_probability]
+    return mask_metrics(replace(pair, prob=mask_HW, threshold=0.5), kept)
+
+
 def _on_original(
     cell: CellConfig, data: FoldData, record: Record, prob_KHW: np.ndarray, wanted: t.Iterable[str]
 ) -> dict[str, dict[str, float]]:
     """Mask class → metric → value on the scan as it was packed: the map is enlarged, the mask is the publisher's."""
     bits_HW = read_mask(data.folder, record)
-    there_KHW = resized(torch.from_numpy(prob_KHW)[None], bits_HW.shape)[0].clamp(0, 1).numpy()
-    twins = [twin for name in wanted if (twin := f"{name}{ON_ORIGINAL}") in METRICS]
-    return {
-        name: mask_metrics(pair_of(cell.evaluate, record, there_KHW[k], bits_HW >> k & 1), twins)
-        for k, name in enumerate(data.manifest.mask_classes)
-    }
+    pairs, twins = pairs_at(cell.evaluate, record, prob_KHW, bits_HW), on_original(wanted)
+    return {name: mask_metrics(pair, twins) for name, pair in zip(data.manifest.mask_classes, pairs, strict=True)}
 
 
 def mean_of_classes(of_classes: list[dict[str, float]]) -> dict[str, float]:

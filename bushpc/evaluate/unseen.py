@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,12 @@ from bushpc.config.places import home
 from bushpc.data.external import open_external
 from bushpc.data.lineage import Training, of_cell, same_data
 from bushpc.errors import ConfigError, DataError
-from bushpc.evaluate.components import processed
 from bushpc.evaluate.evaluate import to_csv
 from bushpc.evaluate.predictor import Predictor, load
-from bushpc.evaluate.rows import pair_of
+from bushpc.evaluate.rows import metrics_after, pair_of
 from bushpc.evaluate.trained import open_run
 from bushpc.files import EXPORT_FILE, read_json, write_atomically
-from bushpc.metrics.registry import ALWAYS, METRICS, mask_metrics, on_grids
+from bushpc.metrics.registry import ALWAYS, METRICS, mask_metrics, on_original
 from bushpc.report.stats import intervals
 from bushpc.runs.chosen import PLAIN
 from bushpc.sample import pixel_size
@@ -119,25 +118,23 @@ def _unseen(shards: Path, origin: Origin) -> Manifest:
             open_external(shards, Manifest.load(folder), given=str(shards))
     if len(manifest.mask_classes) != 1:
         raise DataError(f"{shards} has the mask classes {', '.join(manifest.mask_classes)}; one can be tested")
+    if not manifest.lesions:
+        raise DataError(f"{shards} has no scan with a lesion, so there is nothing to score masks on")
     return manifest
 
 
 def _scored(
     predictor: Predictor, shards: Path, records: list[Record], how: EvaluateConfig
 ) -> Iterator[tuple[Record, dict[str, float]]]:
-    names = tuple(name for name in dict.fromkeys((*ALWAYS, *how.metrics)) if METRICS[name].of == "masks")
-    names = tuple(name for name in on_grids(names, "original") if METRICS[name].grid == "original")
-    after = tuple(name for name in names if not name.startswith("bce"))
-    plain = predictor.without_rule()
+    names = on_original(dict.fromkeys((*ALWAYS, *how.metrics)))
     for record in records:
         known = _known(predictor, record)
-        result = plain.predict([read_image(shards, record)], [known])[0]
+        result = predictor.predict([read_image(shards, record)], [known])[0]
         pair = pair_of(how, record, result.prob_HW, read_mask(shards, record) & 1)
         scored = mask_metrics(pair, names)
         if predictor.rule != PLAIN:
-            mask_HW = processed(result.mask_HW, predictor.rule).astype(np.float32)
-            measured = mask_metrics(replace(pair, prob=mask_HW, threshold=0.5), after)
-            scored |= {f"{name}{AFTER}": value for name, value in measured.items()}
+            after = metrics_after(pair, predictor.rule, names)
+            scored |= {f"{name}{AFTER}": value for name, value in after.items()}
         yield record, scored
 
 

@@ -44,6 +44,7 @@ class Metric:
     unit: of the metric itself.
     low, high: smallest and largest possible value; anything else in a CSV is an error.
     always: every per_image.csv has it, even if `evaluate.metrics` doesn't list it.
+    of_probability: it judges probabilities, so a mask after post-processing has none.
     from_counts: it follows from the counts of pixels (tp, fp, fn, tn), so it is known of CSV files without its column.
     tested: whether arms are compared by it. Rates of pixels are not: a threshold trades one for another, so a better
         one alone means nothing.
@@ -62,6 +63,7 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     always: bool = False
+    of_probability: bool = False
     from_counts: bool = False
     tested: bool = True
     note: str = ""
@@ -103,7 +105,12 @@ def on_grids(names: t.Iterable[str], resolution: str) -> tuple[str, ...]:
     names = tuple(names)
     if resolution == "network":
         return names
-    return (*(twin for name in names if (twin := f"{name}{ON_ORIGINAL}") in METRICS), *names)
+    return (*on_original(names), *names)
+
+
+def on_original(names: t.Iterable[str]) -> tuple[str, ...]:
+    """The twins of metrics on the original grid. What has no twin is left out."""
+    return tuple(twin for name in names if (twin := f"{name}{ON_ORIGINAL}") in METRICS)
 
 
 _HD95 = "HD95: 95th percentile of the Hausdorff distance; the image's diagonal if a lesion was missed completely."
@@ -130,7 +137,7 @@ for _metric in (
     Metric(name="specificity", title="Specificity", function=mask.specificity, more_is_better=True, tested=False),
     Metric(name="precision", title="Precision", function=mask.precision, more_is_better=True, tested=False),
     Metric(name="accuracy", title="Pixel accuracy", function=mask.accuracy, more_is_better=True, tested=False),
-    Metric(name="bce", title="BCE", function=mask.bce, more_is_better=False, high=INFINITE),
+    Metric(name="bce", title="BCE", function=mask.bce, more_is_better=False, high=INFINITE, of_probability=True),
     Metric(
         name="hd95_mm",
         title="HD95",

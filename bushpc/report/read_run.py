@@ -80,6 +80,8 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
     cells = sorted((_read_cell(run_dir, run, entry) for entry in entries), key=lambda cell: cell.fold)
     frames = [cell.per_image for cell in cells if cell.per_image is not None]
     variants = _variants(run)
+    chosen = Chosen.read(run_dir.postprocess(row.name if run.kind == "grid" else None))
+    is_current = chosen is not None and chosen.is_of([(cell.name, cell.folder) for cell in cells])
     sources = _common_sources(run_dir, cells, variants)
     _refuse_keys_in_two_folds(cells)
     return Arm(
@@ -94,7 +96,8 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         headline=_headline(run_dir, _first_setting(cells, "prompts", run.prompts), sources),
         threshold=float(_first_setting(cells, "evaluate.threshold", 0.5)),
         metrics=_chosen_metrics(cells),
-        chosen=_chosen(run_dir, run, row, cells),
+        chosen=chosen if is_current else None,
+        choice_is_old=chosen is not None and not is_current,
         tta=str(_first_setting(cells, "evaluate.tta", "none")),
         classes=_common_classes(run_dir, cells),
         tolerance={
@@ -105,11 +108,6 @@ def _read_arm(run_dir: RunDir, run: RunRecord, row: RowRecord, entries: list[Cel
         generator_saw=frozenset(name for entry in entries for name in entry.generator_saw),
         per_image=pd.concat(frames, ignore_index=True) if frames else None,
     )
-
-
-def _chosen(run_dir: RunDir, run: RunRecord, row: RowRecord, cells: list[Cell]) -> Chosen | None:
-    found = Chosen.read(run_dir.postprocess(row.name if run.kind == "grid" else None))
-    return found if found and found.is_of([(cell.name, cell.folder) for cell in cells]) else None
 
 
 def _chosen_metrics(cells: list[Cell]) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Arm:
     metrics: names of the metrics to show, in order (`evaluate.metrics`, on the grids of `evaluate.resolution`).
     tta: its test-time augmentation (`evaluate.tta`).
     chosen: its post-processing, by `bushpc postprocess`; None if there is none, or one of other weights.
+    choice_is_old: whether there is one of other weights.
     classes: names of the mask classes that were measured separately; empty if the data has only one.
     tolerance: of the normalised surface distance, for nsd_mm and nsd_px, if the config states it.
     generator_saw: datasets of `evaluate.external` on which the generator of its synthetic scans trained.
@@ -99,6 +100,7 @@ class Arm:
     metrics: tuple[str, ...]
     tta: str
     chosen: Chosen | None
+    choice_is_old: bool
     classes: tuple[str, ...]
     tolerance: dict[str, float]
     generator_saw: frozenset[str]

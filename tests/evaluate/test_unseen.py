@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from bushpc.cli import main
 from bushpc.errors import ConfigError
+from bushpc.evaluate.components import processed
 from bushpc.evaluate.predictor import Predictor, load
+from bushpc.runs.chosen import Chosen, Rule, stamp
+from bushpc.runs.layout import RunDir
 from bushpc.shards.manifest import Manifest, read_image, read_mask
 
 
@@ -46,6 +50,33 @@ def test_the_mean_of_the_members_is_scored_on_the_original_scans(exported, whole
     assert (content["grid"], content["postprocess"], content["tta"]) == ("original", "plain", "none")
     mean = np.mean([float(row["dice_original"]) for row in rows.values()])
     assert content["metrics"]["dice_original"]["mean"] == pytest.approx(mean)
+
+
+def test_masks_after_post_processing_are_scored_beside_the_plain_ones(whole_run, elsewhere, tmp_path) -> None:
+    run = RunDir(tmp_path / "pp")
+    shutil.copytree(whole_run, run.path)
+    rule = Rule(fill=True, smallest=0.01, largest=True)
+    chosen = Chosen(
+        **{"created": "", "metric": "dice", "source": "none", "grid": "network", "candidates": 2, "folds": []},
+        cells={name: stamp(run.cell(name)) for name in ("fold0", "fold1")},
+        for_all=rule,
+        largest_difference=0.0,
+    )
+    run.postprocess(None).parent.mkdir()
+    chosen.write(run.postprocess(None))
+    assert main(["test", str(run.path), str(elsewhere), str(tmp_path / "out"), "--device", "cpu"]) == 0
+    with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    plain = load(run.path, device="cpu", postprocess=False)
+    for row in rows:
+        record = Manifest.load(elsewhere).record(row["key"])
+        reference = torch.from_numpy(read_mask(elsewhere, record).astype(int))
+        mask_HW = plain(read_image(elsewhere, record)).mask_HW
+        for column, found_HW in (("dice_original", mask_HW), ("dice_original:chosen", processed(mask_HW, rule))):
+            expected = float(binary_f1_score(torch.from_numpy(found_HW.astype(int)), reference))
+            assert float(row[column]) == pytest.approx(expected, abs=1e-6)
+    assert any(row["dice_original"] != row["dice_original:chosen"] for row in rows), "the rule changes nothing here"
+    assert json.loads((tmp_path / "out" / "test.json").read_text())["postprocess"] == rule.words
 
 
 @pytest.mark.parametrize("fold", [[], ["--fold", "1"]])

@@ -13,6 +13,9 @@ from bushpc import cli
 from bushpc.errors import DataError
 from bushpc.report import build_comparison, build_report
 from bushpc.report.read_run import read_run
+from bushpc.runs.chosen import PLAIN, Chosen, FoldChoice, Rule, stamp
+from bushpc.runs.layout import RunDir
+from tests.report.conftest import RunBuilder, make_row
 
 SHIFTS = {"full": 0.0, "no_lfe": -0.1, "no_gfe": 0.05, "no_sfa": 0.0}  # of Dice from the first row, for image 0
 
@@ -311,3 +314,26 @@ def test_markdown_holds_every_table_and_acts_on_no_name(grid, shifted) -> None:
     for table in text.split("### ")[1:]:
         widths = {line.replace(r"\|", "").count("|") for line in table.splitlines() if line.startswith("|")}
         assert len(widths) == 1
+
+
+def test_post_processing_of_arms_on_differing_grids_has_columns_of_its_own(tmp_path) -> None:
+    run = RunBuilder(
+        tmp_path / "run", folds=2, rows={"net": {}, "scan": {"evaluate.resolution": "original"}}, metrics=["dice"]
+    )
+    for name, metric, dice in (("net", "dice", 0.7), ("scan", "dice_original", 0.8)):
+        run.of(name).complete({k: [make_row(f"f{k}i0", k, dice_original=0.8)] for k in (0, 1)})
+        fold = {"images": 1, "rule": Rule(largest=True), "plain": {metric: dice}, "chosen": {metric: dice + 0.1}}
+        chosen = Chosen(
+            **{"created": "", "metric": metric, "source": "first_pass", "grid": "", "candidates": 2},
+            cells={f"{name}-fold{k}": stamp(RunDir(run.path).cell(f"{name}-fold{k}")) for k in (0, 1)},
+            folds=[FoldChoice(fold=k, chosen_on=[1 - k], **fold) for k in (0, 1)],
+            for_all=PLAIN,
+            largest_difference=0.0,
+        )
+        RunDir(run.path).postprocess(name).parent.mkdir(exist_ok=True)
+        chosen.write(RunDir(run.path).postprocess(name))
+    page = build_report(run.path).html
+    with (page.parent / "postprocess.csv").open(newline="") as file:
+        means = [row for row in csv.DictReader(file) if row["fold"] == "Mean"]
+    assert [(row["dice_plain"], row["dice_original_plain"]) for row in means] == [("0.7", ""), ("", "0.8")]
+    assert all(f">Dice, {grid} grid<" in page.read_text() for grid in ("network", "original"))

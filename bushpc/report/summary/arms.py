@@ -45,6 +45,7 @@ def summarise_arm(scope: ReportScope, arm: Arm) -> ArmSummary:
         threshold=arm.threshold,
         tta=arm.tta,
         postprocess=arm.chosen,
+        postprocess_is_old=arm.choice_is_old,
         sources={
             source: records.Source(label=arm.source_label(source), uses_ground_truth=arm.uses_ground_truth(source))
             for source in arm.sources

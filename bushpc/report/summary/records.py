@@ -180,7 +180,8 @@ class ArmSummary(Record, kw_only=True):
     """Everything about one arm. By prompt source: metrics, by_class, strata, normals, labels, calibration.
 
     image_size: edge, in pixels, of the square images that its network reads; None if no config says it.
-    tta: its test-time augmentation, `evaluate.tta`. postprocess: see `runs.chosen`; None if none was chosen.
+    tta: its test-time augmentation, `evaluate.tta`. postprocess: see `runs.chosen`; None if none was chosen, or of
+    other weights (postprocess_is_old).
     """
 
     arm: str
@@ -211,3 +212,4 @@ class ArmSummary(Record, kw_only=True):
     image_size: int | None = None
     tta: str = "none"
     postprocess: Chosen | None = None
+    postprocess_is_old: bool = False

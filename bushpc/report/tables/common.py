@@ -101,7 +101,7 @@ def metric_columns(
             Column(
                 key=metric,
                 of=functools.partial(_figure_of, metric),
-                header=(titled(metric) if over is not None else _without_grid(metric))
+                header=(titled(metric) if over is not None else without_grid(metric))
                 + (f"\N{NO-BREAK SPACE}{'↑' if more else '↓'}" if arrows else ""),
                 over=_task_and_grid(summary, metric) if over is None else over,
                 better=("high" if more else "low") if ranked else None,
@@ -116,7 +116,7 @@ def _task_and_grid(summary: Summary, metric: str) -> str:
     return ", ".join(part for part in (task, f"{grid} grid" if grid else "") if part)
 
 
-def _without_grid(metric: str) -> str:
+def without_grid(metric: str) -> str:
     """Title and unit of a metric below a line that names the grid."""
     return titled(metric.removesuffix(ON_ORIGINAL))
 

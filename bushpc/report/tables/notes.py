@@ -52,6 +52,7 @@ def against(summary: Summary) -> str:
 
 def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
     notes = [*lower_is_better(summary.shown_metrics), *_definition_notes(summary), *tta_note(summary)]
+    notes += old_choice_note(summary)
     with_synthetic = [
         f"{arm.label} ({scans.ratio:g} for each real one{'' if scans.real else ', which do not train'})"
         for arm in summary.arms
@@ -139,6 +140,14 @@ def tta_note(summary: Summary) -> list[str]:
         for way, labels in by_way.items()
         if way != "none"
     ]
+
+
+def old_choice_note(summary: Summary) -> list[str]:
+    """Which arms have a post-processing that does not belong to their weights."""
+    old = [arm.label for arm in summary.arms if arm.postprocess_is_old]
+    of = f" of {listed(old)}" if summary.several else ""
+    note = f"Post-processing{of} is left out: it was chosen on predictions of other weights; choose it again."
+    return [note] if old else []
 
 
 def paper_note(paper: PublishedTable, metrics: t.Iterable[str], addition: str = "") -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bushpc.metrics.registry import METRICS
 from bushpc.report.summary import Summary
 from bushpc.report.table import Column, Number, RowData, Table
-from bushpc.report.tables.common import lower_is_better, titled
+from bushpc.report.tables.common import lower_is_better, without_grid
 from bushpc.runs.chosen import Chosen, FoldChoice
+
+_SIDES = ("plain", "chosen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,8 @@ def postprocess_table(summary: Summary) -> Table | None:
     arms = [(arm.label, arm.postprocess) for arm in summary.arms if arm.postprocess]
     if not arms:
         return None
-    first = arms[0][1]
-    metrics = [name for name in summary.shown_metrics if name in first.folds[0].plain]
+    measured = {name for _, chosen in arms for fold in chosen.folds for name in fold.plain}
+    metrics = [name for name in summary.shown_metrics if name in measured]
     columns = [
         Column(key="fold", header="Fold", numeric=False, of=lambda row: row.label),
         Column(key="rule", header="Chosen on the other folds", numeric=False, of=lambda row: row.rule),
@@ -37,7 +40,7 @@ def postprocess_table(summary: Summary) -> Table | None:
             Column(
                 key=f"{metric}_{which}",
                 header=header,
-                over=f"{titled(metric)}, {first.grid} grid",
+                over=f"{without_grid(metric)}, {METRICS[metric].grid} grid",
                 of=functools.partial(_figure, (metric, which)),
             )
             for metric in metrics
@@ -58,9 +61,6 @@ def _rows(group: str, chosen: Chosen, metrics: list[str]) -> Iterator[Choice]:
         yield Choice(label=str(each.fold), rule=each.rule.words, figures=figures, group=group)
     means = {(name, which): Number(_mean(chosen, name, which)) for name in metrics for which in _SIDES}
     yield Choice(label="Mean", rule="—", figures=means, group=group, strong=True)
-
-
-_SIDES = ("plain", "chosen")
 
 
 def _value(fold: FoldChoice, metric: str, which: str) -> float | None:
