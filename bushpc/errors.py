@@ -7,7 +7,7 @@ message. Tracebacks are for our own bugs, which `assert` reports.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BushpcError(Exception):
@@ -40,6 +40,16 @@ class DispatchError(BushpcError):
 
 class TrainingError(BushpcError):
     """Training that must not continue: a non-finite loss, or ranks that differ from the configuration."""
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first of many names, and how many more there are.
+
+    >>> first_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def unknown_name(kind: str, given: str, valid: Iterable[str], then: str = "") -> str:

@@ -15,7 +15,7 @@ import typing as t
 from pathlib import Path
 
 from bushpc import weight_file
-from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names
+from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names, target_of
 from bushpc.errors import DataError, WeightsError
 from bushpc.files import read_json, sha256_of, write_atomically
 
@@ -70,8 +70,7 @@ def _problems(config: ModelConfig, weights_dir: str | Path) -> list[str]:
 def _require_imported(model_class: type[torch.nn.Module], config: ModelConfig) -> None:
     """Of the file that model.weights names. Raises: WeightsError."""
     if config.weights is not None:
-        target = f"{model_class.__module__}.{model_class.__name__}"
-        weight_file.require(Path(config.weights), config.weights_sha256, target)
+        weight_file.require(Path(config.weights), config.weights_sha256, target_of(model_class))
 
 
 def load_staged(
@@ -141,7 +140,7 @@ def _advice_in_a_job(model_class: type[torch.nn.Module], weights_dir: str | Path
 
 def _yamls_of(model_class: type[torch.nn.Module]) -> list[str]:
     """The names that `model=` takes for this class."""
-    target = f"{model_class.__module__}.{model_class.__name__}"
+    target = target_of(model_class)
     names = model_names(target)
     assert names, f"no yaml of configs/model has _target_: {target}"
     return names

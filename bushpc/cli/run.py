@@ -64,7 +64,7 @@ def _print_scripts(plan: Plan) -> int:
         print(f"# --- {number} of {len(requests)}: {request.name}, {jobs}")
         script = cluster_for(request.profile.executor).script(request)
         print(script or f"# cluster.executor={request.profile.executor} has no scripts: it starts processes here")
-    for line in said:
+    for line in (*said, *plan.warnings):
         print(f"# {line}")
     if not requests:
         print("# nothing is missing, so nothing would be submitted")

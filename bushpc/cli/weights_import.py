@@ -6,6 +6,7 @@ import typing as t
 
 from bushpc.cli.command import JSON, Arguments, Command, option
 from bushpc.cli.words import NUMBER, PATH, TEXT, WHOLE, Word, Words
+from bushpc.errors import WeightsError, first_of
 
 if t.TYPE_CHECKING:
     from bushpc.weight_file import Origin
@@ -53,7 +54,6 @@ def import_weights(given: Arguments) -> None:
 
 
 def show(given: Arguments) -> None:
-    from bushpc.errors import WeightsError
     from bushpc.weight_file import HOW_TO_MAKE, read_header
 
     header = read_header(given.file)
@@ -86,8 +86,8 @@ def _lines(origin: Origin) -> list[str]:
         ("matched by", f"{origin.how}{exchanged}: {origin.matched} tensors"),
         ("share", f"{origin.share_of_file:.1%} of the file, {origin.share_of_part:.1%} of {part}"),
         *(("reshaped", f"{name}: {what}") for name, what in origin.reshaped.items()),
-        ("unused", _some(origin.unused)),
-        ("not filled", _some(origin.missing)),
+        ("unused", first_of(origin.unused, MOST_SHOWN)),
+        ("not filled", first_of(origin.missing, MOST_SHOWN)),
         *(("trained on", _training(each)) for each in origin.trained_on),
     ]
     return [f"{title:<12}{text}" for title, text in rows if text]
@@ -95,11 +95,6 @@ def _lines(origin: Origin) -> list[str]:
 
 def _training(each: t.Mapping[str, t.Any]) -> str:
     return f"{each.get('data') or 'generated scans'}, fold {each.get('fold')}"
-
-
-def _some(names: t.Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return (", ".join(names[:MOST_SHOWN]) or "none") + more
 
 
 COMMANDS = (

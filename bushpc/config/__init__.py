@@ -36,7 +36,7 @@ from bushpc.config.evaluate import EvaluateConfig
 from bushpc.config.fields import About, Settings, as_word, config_class, group, setting
 from bushpc.config.frozen import load_frozen
 from bushpc.config.loader import LoaderConfig
-from bushpc.config.model import CellGroups, ModelConfig, WeightFile, model_of
+from bushpc.config.model import CellGroups, ModelConfig, WeightFile, model_of, target_of
 from bushpc.config.prompting import PromptingConfig
 from bushpc.config.read import YAML_FAILS, flat
 from bushpc.config.train import TrainConfig
@@ -81,5 +81,6 @@ __all__ = [
     "reconfigure",
     "setting",
     "shards_folder",
+    "target_of",
     "way_on",
 ]

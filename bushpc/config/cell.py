@@ -23,7 +23,7 @@ from bushpc.config.engine import EngineConfig
 from bushpc.config.evaluate import EvaluateConfig
 from bushpc.config.fields import About, Settings, config_class, group, setting
 from bushpc.config.loader import LoaderConfig
-from bushpc.config.model import ModelConfig, model_of
+from bushpc.config.model import ModelConfig, model_of, target_of
 from bushpc.config.places import FOLDER_NAME
 from bushpc.config.prompting import PromptingConfig
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, build_fields, flat, load_yaml, plain
@@ -280,7 +280,7 @@ class CellConfig(Settings):
     def to_dict(self) -> dict[str, t.Any]:
         """Plain data in the layout of the yaml files."""
         out = plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model_class"})
-        out["model"] = {"_target_": f"{self.model_class.__module__}.{self.model_class.__name__}", **out["model"]}
+        out["model"] = {"_target_": target_of(self.model_class), **out["model"]}
         return out
 
     def to_yaml(self) -> str:

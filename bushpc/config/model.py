@@ -208,6 +208,11 @@ def model_of(content: t.Mapping[str, t.Any]) -> tuple[type[t.Any], ModelConfig]:
     return model_class, build(model_class.Config, content, "model.")
 
 
+def target_of(model_class: type[t.Any]) -> str:
+    """The `_target_` of a model's class, by which `model_class_of` finds it."""
+    return f"{model_class.__module__}.{model_class.__name__}"
+
+
 def model_class_of(target: t.Any) -> type[t.Any]:
     if not isinstance(target, str) or not target.startswith("bushpc.models."):
         raise ConfigError(f"model._target_={target}: must name a class below bushpc.models, see configs/model")

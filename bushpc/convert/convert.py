@@ -12,15 +12,14 @@ import typing as t
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from bushpc.config import CellConfig
-from bushpc.convert.match import Match, Shapes, match, prefix_tokens
+from bushpc.config import CellConfig, target_of
+from bushpc.convert.match import Match, match, prefix_tokens
 from bushpc.convert.sources import Source, Tensors
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError, WeightsError, first_of
 from bushpc.files import write_atomically
-from bushpc.models.base import OUTSIDE, Model, all_tensors
+from bushpc.models.base import Model, all_tensors, encoder_prefix
 from bushpc.weight_file import Origin
 
 MOST_SHOWN = 6
@@ -56,10 +55,10 @@ def bare_model(cell: CellConfig) -> Model:
 def _best_match(given: Tensors, targets: Tensors, model: Model, least: float) -> tuple[Tensors, Match]:
     """The match that places most, of the names as they are and as timm's networks rename those of other projects."""
     found = []
+    wanted = {name: tuple(tensor.shape) for name, tensor in targets.items()}
     for tensors in (given, *_as_timm_names_them(given, model)):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in targets.items()}
-        found.append((tensors, match(shapes, wanted, encoder=_encoder_prefix(model, wanted), least=least)))
+        found.append((tensors, match(shapes, wanted, encoder=encoder_prefix(model) or "", least=least)))
     return max(found, key=lambda each: (each[1].share, each[1].how != "order"))
 
 
@@ -76,16 +75,16 @@ def _as_timm_names_them(given: Tensors, model: Model) -> list[Tensors]:
             except Exception:  # of weights that the filter isn't for, it may raise anything
                 continue
             if renamed.keys() != given.keys():
-                found.append({name: value for name, value in renamed.items() if isinstance(value, torch.Tensor)})
+                tensors = {name: value for name, value in renamed.items() if isinstance(value, torch.Tensor)}
+                found.append(tensors | _left_out(given, tensors))
     return found
 
 
-def _encoder_prefix(model: Model, wanted: Shapes) -> str:
-    """How the names of the encoder's tensors begin; "" without an encoder."""
-    encoder = model.backbone()
-    inside: dict[nn.Module, str] = {module: f"{name}." for name, module in model.named_modules()}
-    outside = {module: f"{OUTSIDE}{name}/" for name, module in model.outside_state().items()}
-    return (inside | outside).get(encoder, "") if encoder is not None else ""
+def _left_out(given: Tensors, renamed: Tensors) -> Tensors:
+    """The parts of a file that a filter dropped whole, such as SAM's mask_decoder: they count as unused."""
+    places = {value.data_ptr() for value in renamed.values()}
+    kept = {name.partition(".")[0] for name, value in given.items() if name in renamed or value.data_ptr() in places}
+    return {name: value for name, value in given.items() if name.partition(".")[0] not in kept}
 
 
 def _fitted(name: str, given: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -120,7 +119,7 @@ def _noted(origin: Origin, cell: CellConfig, found: Match, licence: str | None) 
     return dataclasses.replace(
         origin,
         licence=licence or origin.licence,
-        target=f"{cell.model_class.__module__}.{cell.model_class.__name__}",
+        target=target_of(cell.model_class),
         settings=json.loads(json.dumps(dataclasses.asdict(cell.model.standalone()))),
         how=found.how,
         strip=found.strip,
@@ -150,6 +149,7 @@ def _write(out: Path, tensors: Tensors, origin: Origin) -> None:
 
 def _too_little(source: Source, cell: CellConfig, found: Match, least: float) -> str:
     parts = list(dict.fromkeys(name.partition(".")[0] for name in source.tensors))
+    unused, empty, valid = (first_of(names, MOST_SHOWN) for names in (found.unused, found.missing, parts))
     placed = (
         f"{len(found.source_of)} of its {len(source.tensors)} tensors fit: {found.share_of_file:.0%} of its numbers, "
         f"and they fill {found.share_of_part:.0%} of {found.part.rstrip('./') or 'the model'}"
@@ -158,13 +158,7 @@ def _too_little(source: Source, cell: CellConfig, found: Match, least: float) ->
     )
     return (
         f"{source.origin.name} does not look like weights of {cell.model_class.__name__} with these settings: "
-        f"{placed}; least_share={least:g} is needed, and nothing was written. Unused: {some(found.unused)}. Empty: "
-        f"{some(found.missing)}. Set model.… to the network that the weights are of, take a part of the file (part=, "
-        f"one of {some(parts)}), or lower least_share"
+        f"{placed}; least_share={least:g} is needed, and nothing was written. Unused: {unused}. Empty: "
+        f"{empty}. Set model.… to the network that the weights are of, take a part of the file (part=, one of "
+        f"{valid}), or lower least_share"
     )
-
-
-def some(names: t.Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return (", ".join(names[:MOST_SHOWN]) or "none") + more

@@ -24,7 +24,10 @@ from bushpc.weight_file import Origin
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KINDS = (".safetensors", *PICKLED)
 # Where training scripts keep the weights, the ones to predict with first.
-NESTED = ("model_ema", "ema_state_dict", "ema", "teacher", "state_dict", "model_state_dict", "model", "net", "module")
+NESTED = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
+    *("state_dict", "model_state_dict", "model", "net", "module"),
+)
 GIVE = f"Give a {', '.join(KINDS)} file, an installed Python package that holds one, or {WHAT}"
 Tensors = dict[str, torch.Tensor]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, target_of
 from bushpc.data import feature_files
 from bushpc.data.cache import DecodingStopped, open_cache
 from bushpc.data.feature_files import FeatureStore, checksum, is_whole
@@ -152,7 +152,7 @@ def _place(cell: CellConfig, model: Model, data: FoldData) -> FeatureStore:
     """Locate the features of this cell."""
     content = {
         "version": VERSION,
-        "model": f"{type(model).__module__}.{type(model).__name__}",
+        "model": target_of(type(model)),
         "settings": cell.model.feature_settings,
         "weights": _hash_of(model),
         "image_size": cell.model.image_size,

@@ -1,6 +1,6 @@
 """Scans that a model was trained on already, counted: they may not validate or test what starts from it.
 
-    trainings behind the weights, scans to be tested ─refuse_overlap→ what was compared, or an error with numbers
+    trainings behind the weights, scans to be tested ─refuse_overlap→ an error with numbers, or warnings
 
 In one dataset scans are compared by key and patient, between datasets by their pixels as packed. Copies that were
 re-encoded or cropped are for `bushpc shards audit data=A data=B`.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import typing as t
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,36 +36,36 @@ class Tested:
 
 def refuse_overlap(
     what: str, trainings: Iterable[Training], tested: Sequence[Tested], folders: Sequence[Path], folds: Sequence[Path]
-) -> list[dict[str, t.Any]]:
-    """What was compared with each training, for run.json. what: the subject of the message.
+) -> list[str]:
+    """Warnings of what could not be compared. what: the subject of the message.
 
     folders: where the shards of the trainings may lie. folds: files with folds, besides those in the folders.
     Raises: DataError with the number of scans that were trained on.
     """
-    compared = []
-    for training in trainings:
-        how = {_compare(what, training, each, folders, folds) for each in tested}
-        compared.append({"data": training.get("data"), "fold": training["fold"], "compared": sorted(how)})
-    return compared
+    found = [_compare(what, training, each, folders, folds) for training in trainings for each in tested]
+    return [warning for warning in found if warning]
 
 
 def _compare(what: str, training: Training, tested: Tested, folders: Sequence[Path], folds: Sequence[Path]) -> str:
+    """The warning, or "" if they were compared."""
+    name = training.get("data") or "generated scans"
     if same_data(training, tested.manifest):
-        how, seen = "keys and patients", _seen_in_same(training, tested, folds)
+        seen: list[Record] | None = _seen_in_same(training, tested, folds)
     else:
-        found = _packed(training, [*folders, tested.folder.parent / str(training.get("data"))])
-        if found is None:
-            return "nothing: its shards are not here"
-        how, seen = "pixels", _seen_elsewhere(training, tested, *found, folds)
+        seen = _seen_elsewhere(training, tested, folders, folds)
+    if seen is None:
+        return (
+            f"{tested.manifest.dataset} was not compared with {name}, on which the weights to start from were trained: "
+            "pixels can only be compared where the shards of both are. Scans in both would test nothing"
+        )
     if seen:
         examples = ", ".join(record.key for record in seen[:MOST_SHOWN])
-        name = training.get("data") or "generated scans"
         raise DataError(
             f"{what} was trained on {len(seen)} of the {len(tested.records)} scans of {tested.title} (in fold "
             f"{training['fold']} of {name}; {examples}{', …' if len(seen) > MOST_SHOWN else ''}), so they would test "
             "nothing. Start each fold from the same fold of the same folds, or from a run on other scans"
         )
-    return how
+    return ""
 
 
 def _seen_in_same(training: Training, tested: Tested, folds: Sequence[Path]) -> list[Record]:
@@ -79,11 +78,17 @@ def _seen_in_same(training: Training, tested: Tested, folds: Sequence[Path]) -> 
 
 
 def _seen_elsewhere(
-    training: Training, tested: Tested, folder: Path, manifest: Manifest, folds: Sequence[Path]
-) -> list[Record]:
-    """The tested scans whose pixels are those of a scan that trained."""
-    keys = _trained_keys(training, [record.key for record in manifest.records], folder, folds)
+    training: Training, tested: Tested, folders: Sequence[Path], folds: Sequence[Path]
+) -> list[Record] | None:
+    """The tested scans whose pixels are those of a scan that trained; None if the shards of one are not here."""
+    found = _packed(training, folders, tested.folder.parent)
+    if found is None:
+        return None
+    folder, manifest = found
     theirs, ours = _pixels(folder, manifest.hash), _pixels(tested.folder, tested.manifest.hash)
+    if theirs is None or ours is None:
+        return None
+    keys = _trained_keys(training, [record.key for record in manifest.records], folder, folds)
     trained = {digest for key, digest in theirs.items() if keys is None or key in keys}
     return [record for record in tested.records if ours.get(record.key) in trained]
 
@@ -99,10 +104,10 @@ def _trained_keys(training: Training, keys: Sequence[str], folder: Path, folds: 
     return None
 
 
-def _packed(training: Training, folders: Sequence[Path]) -> tuple[Path, Manifest] | None:
-    """The shards that a training used, where they are here."""
+def _packed(training: Training, folders: Sequence[Path], beside: Path) -> tuple[Path, Manifest] | None:
+    """The shards that a training used, where they are here: in `folders`, below `beside` or at home."""
     name = training.get("data")
-    for folder in (*folders, *([places.home() / "shards" / name] if name else [])):
+    for folder in (*folders, *([beside / name, places.home() / "shards" / name] if name else [])):
         try:
             manifest = Manifest.load(folder)
         except DataError:
@@ -113,10 +118,10 @@ def _packed(training: Training, folders: Sequence[Path]) -> tuple[Path, Manifest
 
 
 @functools.lru_cache(maxsize=8)
-def _pixels(folder: Path, manifest_hash: str) -> dict[str, bytes]:
-    """Key → digest of the image as packed; equal pixels make equal PNGs. Empty if the tars are elsewhere."""
+def _pixels(folder: Path, manifest_hash: str) -> dict[str, bytes] | None:
+    """Key → digest of the image as packed; equal pixels make equal PNGs. None if the tars are elsewhere."""
     try:
         records = Manifest.load(folder).records
         return {record.key: hashlib.sha256(read_image_png(folder, record)).digest() for record in records}
     except DataError:  # they are streamed from elsewhere
-        return {}
+        return None

@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bushpc import weight_file
-from bushpc.config import CellConfig, freeze, load_frozen
+from bushpc.config import CellConfig, freeze, load_frozen, target_of
 from bushpc.data.lineage import Training, licences, of_cell
 from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
 from bushpc.files import EXPORT_FILE, read_json, sha256_of, sha256_of_unchanged
 from bushpc.runs.goodput import read_note
-from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.layout import META_FILE, SEAL_FILE, CellDir, RunDir
 from bushpc.runs.records import DoneRecord
 from bushpc.runs.run_record import CellRecord, RunRecord
 
 if t.TYPE_CHECKING:
     import torch
 
-# As bushpc.runs.checkpoint, which imports torch, calls them.
-SEAL, META, PARTS = "seal.json", "meta.json", ("model.safetensors", "ema.safetensors")
+PARTS = ("model.safetensors", "ema.safetensors")
 BY_ROW = "(train.start_row=…, or row=… of `bushpc weights import`)"
 WHAT = "a run folder, one of its cells or checkpoints, or a folder that `bushpc export` wrote"
 
@@ -91,7 +90,7 @@ class Start:
     def _files(self) -> list[Path]:
         if self.kind == "export":
             return [self.path]
-        frozen = read_note(self.path / META).get("frozen")
+        frozen = read_note(self.path / META_FILE).get("frozen")
         stored = [self._frozen_store() / f"{frozen}.safetensors"] if frozen else []
         return [*stored, *(self.path / part for part in PARTS if (self.path / part).exists())]
 
@@ -102,8 +101,8 @@ class Start:
 class Starts:
     """The models of a run or an export. one: a single model, which all folds start from."""
 
-    def __init__(self, said: str, path: Path, one: bool, open_fold: t.Callable[[int | None], Start]) -> None:
-        self.said, self.path, self.one, self._open = said, path, one, open_fold
+    def __init__(self, said: str, one: bool, open_fold: t.Callable[[int | None], Start]) -> None:
+        self.said, self.one, self._open = said, one, open_fold
 
     @classmethod
     def open(cls, path: Path, row: str | None = None, said: str = "") -> Starts:
@@ -112,18 +111,18 @@ class Starts:
         export = path if (path / EXPORT_FILE).exists() else path.parent
         if (export / EXPORT_FILE).exists():
             name = None if export == path else path.name
-            return _of_export(cls, said, path, export, name)
-        if (path / SEAL).exists():
+            return _of_export(said, export, name)
+        if (path / SEAL_FILE).exists():
             cell = CellDir(path.parent.parent)
-            return cls(said, path, True, lambda _: _of_cell(said, cell, None, path))
+            return cls(said, True, lambda _: _of_cell(said, cell, None, path))
         if path.parent.name == "cells" and (path / "config.yaml").exists():
-            return cls(said, path, True, lambda _: _of_cell(said, CellDir(path), None, None))
+            return cls(said, True, lambda _: _of_cell(said, CellDir(path), None, None))
         record = _checked(said, lambda: RunRecord.read(RunDir(path).file))
         if record is None:
             there = "holds none of these" if path.exists() else "does not exist"
             raise ConfigError(f"{said} {there}: give {WHAT}")
         cells = _cells_of_row(said, record, row)
-        return cls(said, path, False, lambda fold: _of_run(said, path, cells, fold))
+        return cls(said, False, lambda fold: _of_run(said, path, cells, fold))
 
     def for_fold(self, fold: int | None) -> Start:
         """The model that fold `fold` starts from. Raises: ConfigError for one that isn't there, not done or damaged."""
@@ -185,8 +184,8 @@ def _of_cell(said: str, cell: CellDir, recorded: CellRecord | None, sealed: Path
         fold=config.fold,
         step=step if step is not None else int(sealed.name.rpartition("_")[2]),
         path=sealed,
-        sha256=sha256_of(sealed / SEAL),
-        target=_target(config),
+        sha256=sha256_of(sealed / SEAL_FILE),
+        target=target_of(config.model_class),
         settings=config.to_dict()["model"],
         data=run.data,
         shards=Path(run.shards) if run.shards else None,
@@ -198,15 +197,17 @@ def _of_cell(said: str, cell: CellDir, recorded: CellRecord | None, sealed: Path
 
 def _require_sealed(said: str, folder: Path) -> None:
     """Raises: ConfigError if the checkpoint is gone, or if what is read of it is not what was sealed."""
-    hashes = read_json(folder / SEAL)
+    hashes = read_json(folder / SEAL_FILE)
     if hashes is None:
         raise ConfigError(f"{said}: {folder} is no checkpoint, or was deleted; nothing is left to start from")
-    wanted = [name for name in (META, *PARTS) if name in hashes]
+    wanted = [name for name in (META_FILE, *PARTS) if name in hashes]
     damaged = [
         name for name in wanted if not (folder / name).is_file() or sha256_of_unchanged(folder / name) != hashes[name]
     ]
-    if damaged or META not in hashes:
-        raise ConfigError(f"{said}: checkpoint {folder} is damaged: {', '.join(damaged) or META} changed or is missing")
+    if damaged or META_FILE not in hashes:
+        raise ConfigError(
+            f"{said}: checkpoint {folder} is damaged: {', '.join(damaged) or META_FILE} changed or is missing"
+        )
 
 
 def _licences(config: CellConfig, trainings: list[Training]) -> list[dict[str, str]]:
@@ -217,21 +218,17 @@ def _licences(config: CellConfig, trainings: list[Training]) -> list[dict[str, s
     return [dict(each._asdict()) for each in found]
 
 
-def _target(config: CellConfig) -> str:
-    return f"{config.model_class.__module__}.{config.model_class.__name__}"
-
-
 # --- of an export -----------------------------------------------------------------------------------------------
 
 
-def _of_export(cls: type[Starts], said: str, path: Path, export: Path, name: str | None) -> Starts:
+def _of_export(said: str, export: Path, name: str | None) -> Starts:
     content = _checked(
         said, lambda: freeze.EXPORT.read(read_json(export / EXPORT_FILE) or {}, str(export / EXPORT_FILE))
     )
     folds = {each["fold"]: each for each in content["folds"] if name in (None, each["name"])}
     if not folds:
         raise ConfigError(unknown_name(f"fold of {export}", str(name), [each["name"] for each in content["folds"]]))
-    return cls(said, path, len(folds) == 1, functools.partial(_exported, said, export, content, folds))
+    return Starts(said, len(folds) == 1, functools.partial(_exported, said, export, content, folds))
 
 
 def _exported(

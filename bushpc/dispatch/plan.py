@@ -61,7 +61,7 @@ class Plan:
 
     cells: name → config; every row once per fold, in that order. row_of: cell → row; empty for a cross-validation.
     wanted: the cells to submit now; the run is complete when all of `cells` are done. checked: manifest, folds and
-    facts, if they were read to make the plan.
+    facts, if they were read to make the plan. warnings: what could not be checked.
     """
 
     kind: str
@@ -70,6 +70,7 @@ class Plan:
     grid: Grid | None = None
     row_of: dict[str, str] = dataclasses.field(default_factory=dict)
     checked: PlanData | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def data(self) -> PlanData:
@@ -96,7 +97,7 @@ def cv_plan(config: CellConfig) -> Plan:
     named = dataclasses.replace(config, name=name)
     cells = {f"fold{k}": data.cell(named, k) for k in range(data.count)}
     wanted = list(cells) if config.fold is None else [f"fold{config.fold}"]
-    return Plan(kind="cv", cells=cells, wanted=wanted, checked=data.shared)
+    return Plan(kind="cv", cells=cells, wanted=wanted, checked=data.shared, warnings=data.warnings)
 
 
 def grid_plan(overrides: Sequence[str]) -> Plan:
@@ -139,7 +140,15 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
             row_of[f"{row_name}-fold{k}"] = row_name
             if base.fold in (None, k):
                 wanted.append(f"{row_name}-fold{k}")
-    return Plan(kind="grid", cells=cells, wanted=wanted, grid=grid, row_of=row_of, checked=data.shared)
+    return Plan(
+        kind="grid",
+        cells=cells,
+        wanted=wanted,
+        grid=grid,
+        row_of=row_of,
+        checked=data.shared,
+        warnings=data.warnings,
+    )
 
 
 def plan_table(plan: Plan) -> Table:
@@ -252,6 +261,11 @@ class _Data:
         if not now:
             return self._starting.planned(cell)
         return self._taking_over(self._starting.checked(cell, self._tested(members.validation, fold)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What could not be checked of the cells so far."""
+        return self._starting.warnings
 
     def _tested(self, validation: list[Record], fold: int) -> list[Tested]:
         """What models of a fold are tested on: its validation part, and the external datasets."""

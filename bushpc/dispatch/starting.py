@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bushpc import weight_file
-from bushpc.config import CellConfig
+from bushpc.config import CellConfig, target_of
 from bushpc.data.lineage import Training
 from bushpc.data.overlap import Tested, refuse_overlap
 from bushpc.data.starts import Start, Starts
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError, WeightsError, first_of
 
 Shapes = dict[str, weight_file.Shape]
 MOST_SHOWN = 4
@@ -36,7 +36,7 @@ def behind(cell: CellConfig) -> Behind:
         start = _open(cell).for_fold(cell.fold)
         return Behind(start.note(), tuple(start.trained_on))
     if cell.model.weights:
-        origin = weight_file.require(Path(cell.model.weights), cell.model.weights_sha256, target_of(cell))
+        origin = weight_file.require(Path(cell.model.weights), cell.model.weights_sha256, target_of(cell.model_class))
         note = {
             "kind": origin.kind,
             "name": origin.name,
@@ -52,9 +52,13 @@ def behind(cell: CellConfig) -> Behind:
 
 
 class Starting:
-    """Checks the cells of one plan; a source is opened, and a network built, once for all that share it."""
+    """Checks the cells of one plan; a source is opened, and a network built, once for all that share it.
+
+    warnings: what could not be checked, each line once.
+    """
 
     def __init__(self) -> None:
+        self.warnings: list[str] = []
         self._starts: dict[tuple[str, str | None], Starts] = {}
         self._shapes: dict[t.Any, Shapes] = {}
 
@@ -68,9 +72,9 @@ class Starting:
             return cell
         shapes = self._own_shapes(cell)
         if model.weights:
-            origin = weight_file.require(Path(model.weights), model.weights_sha256, target_of(cell))
+            origin = weight_file.require(Path(model.weights), model.weights_sha256, target_of(cell.model_class))
             _require_fit(f"model.weights={model.weights}", weight_file.read_header(Path(model.weights)).shapes, shapes)
-            refuse_overlap(f"model.weights={model.weights}", origin.trained_on, tested, (), ())
+            self._refuse_overlap(f"model.weights={model.weights}", origin.trained_on, tested)
         if train.start_from is None:
             return cell
         start = self._of(cell).for_fold(cell.fold)
@@ -81,7 +85,8 @@ class Starting:
             )
         _require_start(cell, start, shapes)
         folders = [start.shards] if start.shards else []
-        refuse_overlap(f"{start.title} (train.start_from)", start.trained_on, tested, folders, start.folds)
+        title = f"{start.title} (train.start_from)"
+        self._refuse_overlap(title, start.trained_on, tested, folders, start.folds)
         return _with_hash(cell, start)
 
     def planned(self, cell: CellConfig) -> CellConfig:
@@ -92,6 +97,17 @@ class Starting:
             return _with_hash(cell, self._of(cell).for_fold(cell.fold))
         except ConfigError:
             return cell
+
+    def _refuse_overlap(
+        self,
+        what: str,
+        trainings: Sequence[Training],
+        tested: Sequence[Tested],
+        folders: Sequence[Path] = (),
+        folds: Sequence[Path] = (),
+    ) -> None:
+        warnings = refuse_overlap(what, trainings, tested, folders, folds)
+        self.warnings += [line for line in warnings if line not in self.warnings]
 
     def _of(self, cell: CellConfig) -> Starts:
         key = str(cell.train.start_from), cell.train.start_row
@@ -114,11 +130,6 @@ class Starting:
         return self._shapes[key]
 
 
-def target_of(cell: CellConfig) -> str:
-    """The model's class by its full name."""
-    return f"{cell.model_class.__module__}.{cell.model_class.__name__}"
-
-
 def _open(cell: CellConfig) -> Starts:
     given = str(cell.train.start_from)
     return Starts.open(Path(given), cell.train.start_row, f"train.start_from={given}")
@@ -129,16 +140,18 @@ def _with_hash(cell: CellConfig, start: Start) -> CellConfig:
 
 
 def _require_start(cell: CellConfig, start: Start, shapes: Shapes) -> None:
+    from bushpc.models.base import OUTSIDE  # here: see Starting._own_shapes
+
     said = f"train.start_from={cell.train.start_from}"
-    if start.target != target_of(cell):
+    if start.target != target_of(cell.model_class):
         raise ConfigError(
             f"{said}: {start.title} is a {start.target.rpartition('.')[2]}, and this run trains a "
             f"{cell.model_class.__name__}: choose the same model, or take its encoder alone by `bushpc weights import`"
         )
     given = start.shapes()
-    own = {name for name in shapes if not name.startswith("outside_state/")}
+    own = {name for name in shapes if not name.startswith(OUTSIDE)}
     if missing := sorted(own - given.keys()):
-        raise ConfigError(f"{said}: {start.title} lacks {_some(missing)}; {_differing(cell, start)}")
+        raise ConfigError(f"{said}: {start.title} lacks {first_of(missing, MOST_SHOWN)}; {_differing(cell, start)}")
     try:
         _require_fit(said, given, shapes)
     except WeightsError as error:
@@ -152,7 +165,9 @@ def _require_fit(said: str, given: Shapes, own: Shapes) -> None:
         if own.get(name) != shape
     ]
     if wrong:
-        raise WeightsError(f"{said} does not fit this model: {_some(wrong)}. Choose the settings that it was made for")
+        raise WeightsError(
+            f"{said} does not fit this model: {first_of(wrong, MOST_SHOWN)}. Choose the settings that it was made for"
+        )
 
 
 def _differing(cell: CellConfig, start: Start) -> str:
@@ -165,8 +180,3 @@ def _differing(cell: CellConfig, start: Start) -> str:
         if name in own and name not in ignored and own[name] != value
     ]
     return f"its settings differ: {'; '.join(differ)}" if differ else "its settings are the same, so its code changed"
-
-
-def _some(lines: Sequence[str]) -> str:
-    more = f" and {len(lines) - MOST_SHOWN} more" if len(lines) > MOST_SHOWN else ""
-    return ", ".join(lines[:MOST_SHOWN]) + more

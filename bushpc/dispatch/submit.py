@@ -27,7 +27,7 @@ from bushpc.dispatch.run_folder import alone_in, done_elsewhere, owner_of, write
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.runs.goodput import read_note
-from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.layout import META_FILE, CellDir, RunDir
 from bushpc.runs.records import LaneNote
 
 
@@ -67,7 +67,7 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
             live = [name for name in plan.wanted if states[name].live]
             missing = [name for name in plan.wanted if name not in {*done, *live}]
             said: list[str] = []
-            warnings: list[str] = []
+            warnings = list(plan.warnings)
             queued: list[Job] = []
             left: set[str] = set()
             if missing:
@@ -145,7 +145,7 @@ def short_grace(run_dir: Path, profile: ClusterConfig) -> list[str]:
         return []
     took = 0.0
     for cell in RunDir(run_dir).cell_dirs():
-        meta = read_note(cell.checkpoint(cell.newest_step()) / "meta.json")  # empty where it is damaged
+        meta = read_note(cell.checkpoint(cell.newest_step()) / META_FILE)  # empty where it is damaged
         seconds = meta.get("stop_s")
         took = max(took, seconds if isinstance(seconds, (int, float)) else 0.0)
     if took <= profile.grace_s:

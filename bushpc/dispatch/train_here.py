@@ -162,6 +162,8 @@ def _open_cell(config: CellConfig, command: Sequence[str]) -> CellDir:
         if cell_dir.done.exists():
             print(f"already done: {name}", flush=True)
             return cell_dir
+        for warning in plan.warnings:
+            print(f"warning: {warning}", flush=True)
         _refuse_if_live(run_dir, name)
         cell_dir.failed.unlink(missing_ok=True)
         note_attempt(run_dir, [name])

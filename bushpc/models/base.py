@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bushpc import weight_file
-from bushpc.config import ModelConfig
+from bushpc.config import ModelConfig, target_of
 from bushpc.errors import WeightsError
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -86,10 +86,11 @@ class Model(nn.Module):
 
 def all_tensors(model: Model) -> dict[str, torch.Tensor]:
     """Everything that a prediction depends on, on the CPU: the state dict, and what the model keeps out of it."""
-    tensors = dict(model.state_dict())
-    for name, module in model.outside_state().items():
-        tensors |= {f"{OUTSIDE}{name}/{key}": value for key, value in module.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return {
+        f"{prefix}{key}": value.detach().cpu().contiguous()
+        for prefix, module in _parts(model).items()
+        for key, value in module.state_dict().items()
+    }
 
 
 def set_tensors(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -97,8 +98,7 @@ def set_tensors(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
 
     Tensors that are not named keep their values.
     """
-    modules: dict[str, nn.Module] = {"": model}
-    modules |= {f"{OUTSIDE}{name}/": module for name, module in model.outside_state().items()}
+    modules = _parts(model)
     by_module: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         prefix = name[: name.rindex("/") + 1] if name.startswith(OUTSIDE) else ""
@@ -108,6 +108,21 @@ def set_tensors(model: Model, tensors: Mapping[str, torch.Tensor]) -> None:
             raise RuntimeError(f"the model has no tensors {prefix}…")
         if unexpected := modules[prefix].load_state_dict(named, strict=False).unexpected_keys:
             raise RuntimeError(f"the model has no tensor {prefix}{unexpected[0]}")
+
+
+def encoder_prefix(model: Model) -> str | None:
+    """How the names of the backbone's tensors begin in `all_tensors`; None without a backbone."""
+    encoder = model.backbone()
+    if encoder is None:
+        return None
+    inside = (f"{name}." for name, module in model.named_modules() if module is encoder)
+    outside = (prefix for prefix, module in _parts(model).items() if module is encoder)
+    return next(inside, None) or next(outside, None)
+
+
+def _parts(model: Model) -> dict[str, nn.Module]:
+    """Prefix in `all_tensors` → module: the model itself, and what it keeps out of its state."""
+    return {"": model} | {f"{OUTSIDE}{name}/": module for name, module in model.outside_state().items()}
 
 
 def load_imported(model: Model, *, only_outside: bool = False) -> None:
@@ -120,7 +135,7 @@ def load_imported(model: Model, *, only_outside: bool = False) -> None:
     if config.weights is None:
         return
     path = Path(config.weights)
-    origin = weight_file.require(path, config.weights_sha256, f"{type(model).__module__}.{type(model).__name__}")
+    origin = weight_file.require(path, config.weights_sha256, target_of(type(model)))
     if only_outside and not origin.part.startswith(OUTSIDE) and origin.part:
         return
     tensors = weight_file.read_tensors(path)

@@ -27,7 +27,7 @@ from bushpc.errors import DispatchError
 from bushpc.ops.drill_found import KILL, REQUEUE, TERM, USR2
 from bushpc.ops.processes import SEARCH, RunProcess, kill_rank, processes_of
 from bushpc.runs.goodput import Attempt, read_attempts, read_note
-from bushpc.runs.layout import RunDir
+from bushpc.runs.layout import SEAL_FILE, RunDir
 from bushpc.runs.records import Heartbeat
 
 Say = Callable[[str], None]
@@ -113,7 +113,7 @@ class Run:
 
     def sealed_at(self, step: int) -> float | None:
         """When the checkpoint of `step` was sealed, by the file server's clock."""
-        seal = self.cell_dir.checkpoint(step) / "seal.json"
+        seal = self.cell_dir.checkpoint(step) / SEAL_FILE
         return seal.stat().st_mtime if seal.exists() else None
 
     def step_seconds(self) -> float:

@@ -39,9 +39,9 @@ from bushpc.dist import from_main_or_raise, gather
 from bushpc.errors import ResumeError
 from bushpc.files import flush_file, flush_folder, sha256_of, share_file, write_atomically
 from bushpc.runs.frozen_store import has_content, read_frozen
-from bushpc.runs.layout import checkpoint_in
+from bushpc.runs.layout import META_FILE, SEAL_FILE, checkpoint_in
 
-SEAL, META, LATE_VALIDATION = "seal.json", "meta.json", "validation.json"
+LATE_VALIDATION = "validation.json"
 NAME = re.compile(r"step_(\d{8,})")
 # What json and safetensors raise for invalid files.
 READING_FAILS = (
@@ -79,17 +79,17 @@ def write(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        (aside / META).write_text(
+        (aside / META_FILE).write_text(
             json.dumps({**freeze.CHECKPOINT.stamp(), "step": step, "parts": list(parts), **meta}, indent=1)
         )
         for part, tensors in parts.items():
             path = aside / f"{part}.safetensors"
             save_file(tensors, path)
-            shutil.copymode(aside / META, path)  # safetensors ignores the umask and omits group permissions
+            shutil.copymode(aside / META_FILE, path)  # safetensors ignores the umask and omits group permissions
         hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
         for name in hashes:
             flush_file(aside / name)
-        write_atomically(aside / SEAL, json.dumps(hashes, indent=1))
+        write_atomically(aside / SEAL_FILE, json.dumps(hashes, indent=1))
         still_ours()
         if os.path.lexists(target):
             _set_aside(target)
@@ -126,7 +126,7 @@ def read(path: Path, frozen_store: Path) -> Checkpoint:
     """Verify and load one checkpoint. Raises: ResumeError naming the damaged file."""
     sealed = verify(path)
     try:
-        meta = freeze.CHECKPOINT.read(read_json(path / META), str(path / META))
+        meta = freeze.CHECKPOINT.read(read_json(path / META_FILE), str(path / META_FILE))
         if (validation := validation_of(path)) is not None:
             meta["validation"] = validation
         step, files = meta["step"], {part: f"{part}.safetensors" for part in meta["parts"]}
@@ -148,14 +148,14 @@ def verify(path: Path) -> set[str]:
     Raises: ResumeError naming the files that changed.
     """
     try:
-        hashes = read_json(path / SEAL)
+        hashes = read_json(path / SEAL_FILE)
         damaged = [name for name, sha256 in hashes.items() if not _is_sealed(path, name, sha256)]
     except READING_FAILS as error:
         raise ResumeError(f"checkpoint {path} is not whole: {type(error).__name__}: {error}") from error
     if damaged:
         raise ResumeError(f"checkpoint {path} is damaged: {', '.join(damaged)} changed since it was sealed")
-    if META not in hashes:
-        raise ResumeError(f"checkpoint {path} is damaged: its {SEAL} does not name {META}")
+    if META_FILE not in hashes:
+        raise ResumeError(f"checkpoint {path} is damaged: its {SEAL_FILE} does not name {META_FILE}")
     return set(hashes)
 
 
@@ -231,7 +231,7 @@ def paths_in(folder: Path) -> dict[int, Path]:
 def validation_of(path: Path) -> dict[str, t.Any] | None:
     """The metrics of a checkpoint's validation, run at its step or later; None without one."""
     with contextlib.suppress(*READING_FAILS):
-        if (metrics := read_json(path / META).get("validation")) is not None:
+        if (metrics := read_json(path / META_FILE).get("validation")) is not None:
             return dict(metrics)
     with contextlib.suppress(*READING_FAILS):
         return dict(read_json(path / LATE_VALIDATION))

@@ -48,6 +48,8 @@ CELLS = "cells"
 DONE_FILE, FAILED_FILE = "DONE", "FAILED"
 TAKEN_OVER_FILE = "taken_over.json"
 STEP = "step_"
+# In a checkpoint: hashes of its files; and what is known of it besides tensors.
+SEAL_FILE, META_FILE = "seal.json", "meta.json"
 # All that a submission writes into a cell's folder.
 BEFORE_ITS_START = frozenset({"config.yaml", "job.json"})
 

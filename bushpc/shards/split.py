@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bushpc.errors import ConfigError, DataError, unknown_name
+from bushpc.errors import ConfigError, DataError, first_of, unknown_name
 from bushpc.files import write_atomically
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record
@@ -296,9 +296,5 @@ def _patients_in_several_folds(records: dict[str, Record], fold_by_key: dict[str
 def _raise_if_any(where: Path, problems: dict[str, list[str]]) -> None:
     found = {what: cases for what, cases in problems.items() if cases}
     if found:
-        lines = [
-            f"{what}: {', '.join(cases[:MOST_SHOWN])}"
-            + (f" and {len(cases) - MOST_SHOWN} more" if len(cases) > MOST_SHOWN else "")
-            for what, cases in found.items()
-        ]
+        lines = [f"{what}: {first_of(cases, MOST_SHOWN)}" for what, cases in found.items()]
         raise DataError(f"{where} does not fit the packed dataset:\n  " + "\n  ".join(lines))

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bushpc.config.fine_tune import ENCODER
 from bushpc.errors import ConfigError
-from bushpc.models.base import Model
+from bushpc.models.base import OUTSIDE, Model, encoder_prefix
 
 
 def freeze(model: Model, patterns: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def freeze(model: Model, patterns: Sequence[str]) -> None:
 
 def _named(model: Model, pattern: str, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     if pattern == ENCODER:
-        prefix = encoder_prefix(model, "train.freeze=[encoder]")
+        prefix = _trained_encoder(model, "train.freeze=[encoder]")
         head = _classifier(model.backbone())
         return [name for name, each in parameters.items() if name.startswith(prefix) and each not in head]
     found = fnmatch.filter(parameters, pattern)
@@ -62,16 +62,15 @@ def frozen_norms(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return [norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters())]
 
 
-def encoder_prefix(model: Model, what: str) -> str:
+def _trained_encoder(model: Model, what: str) -> str:
     """How the names of the encoder's parameters begin. what: the setting that needs one. Raises: ConfigError."""
-    encoder = model.backbone()
-    for name, module in model.named_modules():
-        if module is encoder:
-            return f"{name}."
-    raise ConfigError(
-        f"{what}: {type(model).__name__} as it is configured has no encoder that is trained. Name parameters by "
-        "patterns in train.freeze, and leave train.layer_decay at 1"
-    )
+    prefix = encoder_prefix(model)
+    if prefix is None or prefix.startswith(OUTSIDE):
+        raise ConfigError(
+            f"{what}: {type(model).__name__} as it is configured has no encoder that is trained. Name parameters by "
+            "patterns in train.freeze, and leave train.layer_decay at 1"
+        )
+    return prefix
 
 
 def lr_scales(model: Model, decay: float) -> dict[str, float]:
@@ -80,7 +79,7 @@ def lr_scales(model: Model, decay: float) -> dict[str, float]:
     The encoder's layers are counted as timm counts them (`param_groups_layer_decay`); all else is one layer above them.
     Raises: ConfigError for a model without an encoder.
     """
-    prefix = encoder_prefix(model, f"train.layer_decay={decay:g}")
+    prefix = _trained_encoder(model, f"train.layer_decay={decay:g}")
     encoder = model.backbone()
     assert encoder is not None
     layers = {f"{prefix}{name}": layer for name, layer in layers_of(encoder).items()}

@@ -16,7 +16,7 @@ from bushpc.config import CellConfig, load_frozen
 from bushpc.errors import BushpcError, ConfigError, DataError, ResumeError
 from bushpc.files import share_file, write_atomically
 from bushpc.runs.goodput import read_note, trained_in
-from bushpc.runs.layout import CellDir, RunDir
+from bushpc.runs.layout import META_FILE, CellDir, RunDir
 from bushpc.runs.records import DoneRecord, TakenOver
 from bushpc.runs.run_record import RunRecord
 
@@ -119,7 +119,7 @@ def take_over(cell: CellConfig, cell_dir: CellDir, say: Callable[[str], None]) -
         note.write(cell_dir.taken_over)
         checkpoint.set_aside_after(folder, -1)  # none of them is whole
         _copy_record(source.folder, cell_dir)
-        if frozen := read_note(sealed / checkpoint.META).get("frozen"):
+        if frozen := read_note(sealed / META_FILE).get("frozen"):
             frozen_here.mkdir(exist_ok=True)
             name = f"{frozen}.safetensors"
             share_file(source.folder.run.frozen / name, frozen_here / name)

@@ -148,7 +148,7 @@ def test_other_folds_of_the_same_scans_are_counted(plan, source, two_folds_folde
         plan(f"data.root={folder}", "fold=0", f"train.start_from={source}")
 
 
-def test_equal_pixels_in_another_dataset_are_found(plan, source, tmp_path, two_folds_folder):
+def test_equal_pixels_in_another_dataset_are_found_or_the_plan_warns(plan, source, tmp_path, two_folds_folder):
     """The same scans packed under another name, as another dataset."""
     folder = tmp_path / "renamed"
     shutil.copytree(two_folds_folder, folder)
@@ -156,8 +156,16 @@ def test_equal_pixels_in_another_dataset_are_found(plan, source, tmp_path, two_f
     dataclasses.replace(manifest, dataset="renamed").save(folder)
     card = (PROJECT_SHARDS / "phantom" / "card.yaml").read_text()
     (folder / "card.yaml").write_text(card.replace("name: phantom", "name: renamed"))
+    words = (f"data.root={folder}", "data=phantom", "fold=1")
     with pytest.raises(DataError, match=r"trained on 10 of the 10 scans"):
-        plan(f"data.root={folder}", "data=phantom", f"train.start_from={source}/cells/fold0", "fold=1")
+        plan(*words, f"train.start_from={source}/cells/fold0")
+
+    away = tmp_path / "away"  # the same run, copied from a machine that has the shards
+    shutil.copytree(source, away, symlinks=True)
+    record = json.loads((away / "run.json").read_text())
+    (away / "run.json").write_text(json.dumps({**record, "shards": str(tmp_path / "elsewhere")}))
+    [warning] = plan(*words, f"train.start_from={away}/cells/fold0").warnings
+    assert "renamed was not compared with generated scans" in warning
 
 
 def test_an_export_starts_what_its_run_starts(plan, source, other_folder, tmp_path):
