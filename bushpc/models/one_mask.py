@@ -29,8 +29,18 @@ class OneMaskConfig(BackboneConfig):
             raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
 
 
+def require_multiple(image_size: int, stride: int, of_what: str) -> None:
+    """Refuse an image whose edge the network cannot divide. of_what: what the stride is. Raises: ConfigError."""
+    if image_size % stride:
+        below = image_size // stride * stride
+        raise ConfigError(
+            f"model.image_size={image_size} is not a multiple of {stride}, {of_what}: the nearest are "
+            + " and ".join(str(size) for size in (below, below + stride) if size)
+        )
+
+
 class OneMask(Model):
-    """A library's network, `net`, from normalised images to logits; one mask class."""
+    """A network, `net`, from normalised images to logits; one mask class."""
 
     makes = frozenset({"prob_BKHW"})
 

@@ -25,6 +25,7 @@ WRITTEN_DOWN = {
     "resnet50.a1_in1k": IMAGENET,
     "densenet121.tv_in1k": IMAGENET,
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k": HALF,
+    "vit_base_r50_s16_224.orig_in21k": HALF,
     "test_efficientnet": IMAGENET,
     "test_resnet": HALF,
     "test_vit": HALF,

@@ -1,0 +1,82 @@
+"""Rivals that are written here from their publications: sizes, gradients, predictions and what they refuse."""
+
+import pytest
+import torch
+
+from bushpc.config import compose
+from bushpc.errors import ConfigError
+
+COMMON = ("data=phantom", "cluster=local")
+# Parameters of the authors' released networks, built on torch's meta device, with one class.
+RELEASED = {
+    ("transunet",): 105_275_921,
+    ("transunet", "model.image_size=256"): 105_322_001,
+}
+SMALL = {
+    "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
+}
+
+
+def model_of(name, *words):
+    config = compose([f"model={name}", "model.pretrained=false", *COMMON, *words])
+    return config.model_class(config.model, None)
+
+
+@pytest.mark.parametrize("words", RELEASED, ids="-".join)
+def test_as_many_parameters_as_the_authors_network(words):
+    with torch.device("meta"):
+        assert model_of(*words).parameter_count() == RELEASED[words]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_trains_and_predicts(name, make_batch):
+    model, batch = model_of(name, "model.image_size=64", *SMALL[name]), make_batch(count=2)
+    losses = model.train()(batch)
+    losses.total.backward()
+    without = [
+        name for name, value in model.named_parameters() if value.grad is None or not value.grad.isfinite().all()
+    ]
+    assert without == []
+    seen = []
+    model.cam_layer().register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        prob_BKHW = model.eval().predict(batch).prob_BKHW
+    assert prob_BKHW.shape == (2, 1, 64, 64)
+    assert 0 <= float(prob_BKHW.min()) <= float(prob_BKHW.max()) <= 1
+    assert seen[-1].ndim == 4
+    assert any(isinstance(module, model.config.blocks) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=transunet", "model.image_size=100"], "multiple of 16, the stride of the ViT's grid: .* 96 and 112"),
+        (["model=transunet", "model.image_size=7"], "the nearest are 16"),
+        (["model=transunet", "model.depth=6"], "or set model.pretrained=false"),
+        (["model=transunet_small", "model.resnet_channels=[64,128,128]"], "three multiples of 128"),
+        (["model=transunet_small", "model.heads=5"], "must divide model.width=64"),
+        (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused_when_composed(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose([*COMMON, *words])
+
+
+def test_transunets_tokens_are_those_of_timms_hybrid_vit():
+    net = model_of("transunet_small", "model.image_size=64").net.eval()
+    seen = []
+    net.encoder.norm.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        net(image := torch.rand(2, 3, 64, 64))
+        torch.testing.assert_close(seen[0], net.encoder.forward_features(image))
+
+
+def test_transunet_takes_timms_weights_at_another_size():
+    import timm
+
+    from bushpc.models.transunet import R50_VIT_B16
+
+    with torch.device("meta"):
+        model, theirs = model_of("transunet", "model.image_size=256"), timm.create_model(R50_VIT_B16)
+        model._load_encoder(theirs.state_dict(), None)  # strict: a name or shape that differs raises
