@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +13,26 @@ from bushpc.cli.command import CONTINUE, JSON, Arguments, Command, Group, option
 from bushpc.cli.show import print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
 
+if t.TYPE_CHECKING:
+    from bushpc.shards.manifest import Manifest
+
 
 def datasets() -> list[str]:
     from bushpc.config import config_names
 
     return config_names("data")
+
+
+def paper_splits() -> list[str]:
+    from bushpc.config.paper_splits import SOURCES
+
+    return list(SOURCES)
+
+
+def fold_sources() -> list[str]:
+    from bushpc.shards.split import FILE_BY_SOURCE
+
+    return list(FILE_BY_SOURCE)
 
 
 def card_parameters(given: Mapping[str, t.Any]) -> Sequence[Word]:
@@ -115,7 +131,7 @@ def list_shards(given: Arguments) -> int:
 
 
 def _folds(default: str = "frozen") -> Word:
-    return Word("folds", TEXT, "Which folds.", default, choices=("frozen", "published", "grouped"))
+    return Word("folds", TEXT, "Which folds.", default, choices=fold_sources)
 
 
 AUDIT = Words(
@@ -177,14 +193,16 @@ def audit_shards(given: Arguments) -> int:
 
 FOLDS = Words(
     Word("data", SHARDS, "A dataset or a folder of shards.", required=True),
-    Word("duplicates", TEXT, "What to do with near duplicates.", required=True, choices=("group",)),
+    Word("duplicates", TEXT, "Near duplicates: `group` keeps them in one fold.", shown="none", choices=("group",)),
+    Word("split", TEXT, "Draw a paper's single split instead, as the paper did not publish it.", choices=paper_splits),
     command="bushpc shards folds",
     example="bushpc shards folds data=busi duplicates=group",
 )
 
 
 def draw_folds(given: Arguments) -> None:
-    """Draw folds with seed 0; patients who share a picture count as one patient."""
+    """Draw folds with seed 0: patients who share a picture count as one patient, or a paper's single split."""
+    from bushpc.errors import ConfigError
     from bushpc.shards.audit import find_duplicates
     from bushpc.shards.duplicates import tie_patients
     from bushpc.shards.manifest import Manifest
@@ -194,6 +212,11 @@ def draw_folds(given: Arguments) -> None:
     folder = given.data
     manifest = Manifest.load(folder)
     refuse_synthetic(manifest, folder)
+    if (given.duplicates is None) == (given.split is None):
+        raise ConfigError(f"give one of duplicates=group and split=, such as {FOLDS.example}")
+    if given.split:
+        _draw_split(folder, manifest, given.split)
+        return
     with progress(f"compare {manifest.dataset}") as show:
         pairs = find_duplicates(folder, manifest, show)
     tied = tie_patients(manifest.records, pairs)
@@ -202,6 +225,20 @@ def draw_folds(given: Arguments) -> None:
     patients, groups = ({record.patient for record in records} for records in (manifest.records, tied))
     print(f"{path}: {len(pairs)} pairs are one picture, so {len(patients)} patients count as {len(groups)}")
     print("train on them with folds=grouped")
+
+
+def _draw_split(folder: Path, manifest: Manifest, source: str) -> None:
+    from bushpc.config.paper_splits import split_of
+    from bushpc.shards.paper_split import ensure_split
+    from bushpc.shards.split import FILE_BY_SOURCE, fold_word, read_fold_numbers
+
+    split = split_of(source, manifest.dataset)
+    assert split is not None, "it is one of the choices"
+    ensure_split(manifest, folder, source, normals=True)
+    path = folder / FILE_BY_SOURCE[source]
+    counts = Counter(fold_word(fold) for fold in read_fold_numbers(path).values())
+    print(f"{path}: train {counts['train']}, tune {counts['tune']}, test {counts['0']}. {split.sentence}")
+    print(f"train on it with folds={source}" + (" data.normals=true" if split.normals else ""))
 
 
 GROUP = Group(
@@ -243,7 +280,7 @@ GROUP = Group(
         ),
         Command(
             name="shards folds",
-            summary="Draw folds in which near duplicates stay together.",
+            summary="Draw folds in which near duplicates stay together, or the single split of a paper.",
             run=draw_folds,
             example=FOLDS.example,
             words=FOLDS,

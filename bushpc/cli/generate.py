@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bushpc.cli.command import Arguments, Command, Group, option, run_folder
+from bushpc.cli.data import fold_sources
 from bushpc.cli.show import print_packed, warn, wide_console
 from bushpc.cli.words import PATH, SHARDS, TEXT, WHOLE, Word, Words
 from bushpc.errors import BushpcError
@@ -95,7 +96,7 @@ QUALITY = Words(
         "validation",
         choices=("validation", "all"),
     ),
-    Word("folds", TEXT, "Which folds.", "frozen", choices=("frozen", "published", "grouped")),
+    Word("folds", TEXT, "Which folds.", "frozen", choices=fold_sources),
     Word(
         "fold", WHOLE, "Fold the generator was trained in; its validation part is held out.", shown="as FOLDER states"
     ),

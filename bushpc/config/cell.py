@@ -60,10 +60,20 @@ class CellConfig(Settings):
     seed: int = setting(
         0, "Seed of initialisation, order, augmentation and dropout; the same seed gives the same run.", order=True
     )
-    folds: t.Literal["frozen", "published", "grouped"] = setting(
+    folds: t.Literal[
+        "frozen",
+        "published",
+        "grouped",
+        "paper_split",
+        "hybrid_attention_split",
+        "sam_multitask_split",
+        "tumor_generator_split",
+    ] = setting(
         "frozen",
         "Which folds: frozen (shards/<name>/folds.csv), published (folds_published.csv, from the paper's authors) or "
-        "grouped (folds_grouped.csv, near duplicates share a fold: `bushpc shards folds data=… duplicates=group`).",
+        "grouped (folds_grouped.csv, near duplicates share a fold: `bushpc shards folds data=… duplicates=group`). Or "
+        "one fold, the single split of a paper, drawn with seed 0, as no paper published its list: paper_split (that "
+        "of the model's paper), or one by its name.",
     )
     fold: int | None = setting(None, "Train only this fold; null trains every fold.")
     prompts: str = setting(

@@ -16,7 +16,7 @@ import re
 import typing as t
 from pathlib import Path
 
-from bushpc.config import places
+from bushpc.config import paper_splits, places
 from bushpc.config.catalogue import field_of, kinds
 from bushpc.config.cell import CellConfig
 from bushpc.config.cluster import ClusterConfig
@@ -91,6 +91,9 @@ class Composer:
             # Not the field's default, which is what runs did before there was this field.
             content["augment"] = {**content["augment"], "method": NEWEST_METHOD}
         cell = _resolve(CellConfig.from_dict({**content, "choices": {**composed.choices, **chosen}}))
+        if cell.folds == paper_splits.PAPER_SPLIT:  # rows share the folds, so it isn't the row's model that counts
+            source = paper_splits.source_for(cell.data.name, self.chosen.get("model", cell.choices["model"]))
+            cell = dataclasses.replace(cell, folds=t.cast(t.Any, source))
         # Here alone: a frozen cell keeps what it was trained with.
         return dataclasses.replace(cell, model=cell.model.follow_network())
 

@@ -44,7 +44,7 @@ class CellSettings(t.Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Members(t.Generic[AnyScan]):
     """The parts of a fold. repeats: how often an epoch draws each of `train`. holdout: of the real training scans,
-    held out for the schedule.
+    held out for the schedule; of a paper's split its own validation part.
     """
 
     train: list[AnyScan]
@@ -123,11 +123,15 @@ def fold_members(
     Raises: ConfigError for a fold that does not exist, and if `train.holdout` is less than half a patient of every
     label, as nothing would be held out; DataError if there are too few synthetic scans.
     """
-    validation = set(folds.validation(fold))
+    validation, tuning = set(folds.validation(fold)), set(folds.tuning)
     wanted = [scan for scan in scans if scan.key in folds.fold_by_key and _is_wanted(scan, cell)]
     real = [scan for scan in wanted if scan.key not in validation]
     share = cell.train.holdout
-    train, held = hold_out(real, share, cell.seed)
+    if tuning:  # the paper's own part, whatever share is asked for
+        train = [scan for scan in real if scan.key not in tuning]
+        held = [scan for scan in real if scan.key in tuning]
+    else:
+        train, held = hold_out(real, share, cell.seed)
     if share and not held:
         raise ConfigError(
             f"train.holdout={share}: of the fold's {len(real)} training scans that is not one patient of any label, so "

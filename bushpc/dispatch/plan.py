@@ -18,6 +18,7 @@ from pathlib import Path
 from bushpc import weights
 from bushpc.cluster.base import cluster_for
 from bushpc.config import CellConfig, Composer, DataConfig, ModelConfig, config_names
+from bushpc.config.paper_splits import split_of
 from bushpc.data.external import open_external
 from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.members import fold_members
@@ -29,6 +30,7 @@ from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import sha256_of
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import Manifest, Record, verify
+from bushpc.shards.paper_split import ensure_split
 from bushpc.shards.split import Folds, find_folds, load_folds
 from bushpc.train.take_over import Donor
 
@@ -51,6 +53,7 @@ class PlanData:
     def of(cls, cell: CellConfig) -> PlanData:
         """As they are now. Raises: DataError."""
         manifest = Manifest.load(cell.data.folder)
+        ensure_split(manifest, cell.data.folder, cell.folds, normals=cell.data.normals)
         folds_file = find_folds(manifest, cell.data.folder, cell.folds)
         return cls(manifest=manifest, folds_file=folds_file, facts=data_facts(manifest, cell.folds, folds_file))
 
@@ -321,7 +324,9 @@ class _Data:
 
 def data_facts(manifest: Manifest, source: str, folds_file: Path) -> dict[str, t.Any]:
     """What makes results comparable: the same samples, and the same folds. source: where these are from."""
-    return {"manifest_sha256": manifest.hash, "folds": {"source": source, "sha256": sha256_of(folds_file)}}
+    split = split_of(source, manifest.dataset)
+    folds = {"source": source, "sha256": sha256_of(folds_file), "note": split.sentence if split else ""}
+    return {"manifest_sha256": manifest.hash, "folds": folds}
 
 
 def _start(config: CellConfig) -> list[str]:

@@ -16,7 +16,7 @@ from bushpc.files import sha256_of
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.run_record import RunRecord
 from bushpc.shards.manifest import Manifest
-from bushpc.shards.split import Folds
+from bushpc.shards.split import Folds, read_fold_numbers
 
 IN_NO_FOLD = -1
 
@@ -45,7 +45,8 @@ def read_scans(run: RunDir, record: RunRecord) -> list[Scan]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
-            scans = [Scan(row["key"], row["patient"], row["label"], int(row["fold"])) for row in rows]
+            numbers = read_fold_numbers(path)
+            scans = [Scan(row["key"], row["patient"], row["label"], numbers[row["key"]]) for row in rows]
         if sha256_of(path) != record.folds.sha256:
             raise DataError(f"{path} is not the one that the run was started with; restore it to audit the run")
     except (OSError, ValueError, KeyError, TypeError) as error:

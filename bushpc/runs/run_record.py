@@ -19,10 +19,11 @@ RUN_FORMAT = 1
 
 
 class FoldsRecord(Record, kw_only=True, frozen=True):
-    """source: frozen, published or grouped."""
+    """source: as `folds=` names it. note: how a paper's single split was drawn; "" for other folds."""
 
     source: str = ""
     sha256: str = ""
+    note: str = ""
 
 
 class SubmissionRecord(Record, kw_only=True, frozen=True):

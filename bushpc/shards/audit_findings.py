@@ -17,6 +17,7 @@ import numpy as np
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
 from bushpc.shards.manifest import Manifest, Record
+from bushpc.shards.split import fold_word
 
 # A lesion below a thousandth of its image has fewer than 66 pixels at 256 x 256: a border error of one pixel decides
 # its Dice.
@@ -236,7 +237,7 @@ def balance(audit: Audit) -> list[dict[str, t.Any]]:
     for packed in audit.datasets:
         parts: dict[str, list[Record]] = {"": packed.manifest.records}
         for fold in sorted(set(packed.fold_by_key.values())):
-            parts[str(fold)] = [r for r in packed.manifest.records if packed.fold_by_key.get(r.key) == fold]
+            parts[fold_word(fold)] = [r for r in packed.manifest.records if packed.fold_by_key.get(r.key) == fold]
         for fold_name, records in parts.items():
             labels = Counter(record.label for record in records)
             shares = [100 * r.lesion_pixels / (r.height * r.width) for r in records if r.lesion_pixels]

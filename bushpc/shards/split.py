@@ -4,7 +4,8 @@
     records ─duplicates.tie_patients, make_folds→ folds_grouped.csv, where copies share a fold
 
 A fold file has the columns key, patient, label, fold: `fold` is the one fold that validates on the sample; the
-sample trains in all others. Five folds give the paper's 80:20 split. Our own folds include the normal scans, which
+sample trains in all others. Five folds give the paper's 80:20 split. The file of a paper's single split has fold 0 alone,
+and the words `train` and `tune` for the scans that never validate. Our own folds include the normal scans, which
 are used if `data.normals` is true; published folds may contain lesions only.
 """
 
@@ -20,13 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
+from bushpc.config import paper_splits
 from bushpc.errors import ConfigError, DataError, first_of, unknown_name
 from bushpc.files import write_atomically
 from bushpc.shards.card import PROJECT_SHARDS, Card
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.readers import csv_rows
 
-FILE_BY_SOURCE = {"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"}
+FILE_BY_SOURCE = {
+    **{"frozen": "folds.csv", "published": "folds_published.csv", "grouped": "folds_grouped.csv"},
+    **{source: f"folds_{source}.csv" for source in paper_splits.SOURCES},
+}
+# In place of a fold's number, for scans of a paper's single split that never validate.
+TRAIN, TUNE = -1, -2
+WORDS = {TRAIN: "train", TUNE: "tune"}
 FOLDS = 5  # of a dataset that has none yet
 COLUMNS = ("key", "patient", "label", "fold")
 MOST_SHOWN = 8
@@ -51,12 +59,17 @@ class Folds:
     def train(self, fold: int) -> list[str]:
         """Keys that train in `fold`. Raises: ConfigError for a fold that does not exist."""
         self._check(fold)
-        return [key for key, held_out in self.fold_by_key.items() if held_out != fold]
+        return [key for key, held_out in self.fold_by_key.items() if held_out not in (fold, TUNE)]
 
     def validation(self, fold: int) -> list[str]:
         """Keys held out in `fold`. Raises: ConfigError for a fold that does not exist."""
         self._check(fold)
         return [key for key, held_out in self.fold_by_key.items() if held_out == fold]
+
+    @property
+    def tuning(self) -> list[str]:
+        """Keys of a paper's own validation part, which neither train nor are scored; none in other folds."""
+        return [key for key, part in self.fold_by_key.items() if part == TUNE]
 
     def _check(self, fold: int) -> None:
         if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < self.count:
@@ -123,7 +136,8 @@ def write_folds(path: str | Path, records: Sequence[Record], fold_by_key: dict[s
     writer.writerow(COLUMNS)
     for record in records:
         if record.key in fold_by_key:
-            writer.writerow([record.key, record.patient, record.label, fold_by_key[record.key]])
+            fold = fold_by_key[record.key]
+            writer.writerow([record.key, record.patient, record.label, fold_word(fold)])
     write_atomically(Path(path), stream.getvalue())
 
 
@@ -148,7 +162,7 @@ def refuse_synthetic(manifest: Manifest, folder: str | Path) -> None:
 def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
     """The fold file next to the shards in `folder`, else the one that the project ships for the dataset.
 
-    source: `frozen`, `published` or `grouped`. Raises: ConfigError for another source; DataError if there is no file,
+    source: a key of FILE_BY_SOURCE. Raises: ConfigError for another source; DataError if there is no file,
     and for synthetic data, which have no folds.
     """
     refuse_synthetic(manifest, folder)
@@ -166,6 +180,8 @@ def find_folds(manifest: Manifest, folder: str | Path, source: str) -> Path:
 
 def _how_to_get(source: str, manifest: Manifest, folder: Path) -> str:
     card = Card.find(manifest.dataset, folder)
+    if source in paper_splits.SOURCES:
+        return f"This command draws it: bushpc shards folds data={folder} split={source}"
     if source == "grouped":
         return f"This command writes it: bushpc shards folds data={folder} duplicates=group"
     if source == "published" and FILE_BY_SOURCE["published"] not in card.folds:
@@ -242,7 +258,8 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
         folds[key] = _fold_number(path, row, cells["fold"])
     without = [key for key in by_key if key not in folds]
     normal = {key for key, record in by_key.items() if record.label == "normal"}
-    problems["lesions without a fold"] = [key for key in without if key not in normal]
+    single = TRAIN in folds.values()  # a paper's split, which may leave scans out
+    problems["lesions without a fold"] = [] if single else [key for key in without if key not in normal]
     if not normal <= set(without):  # a file may leave out all normal scans, but leaving out some is a mistake
         problems["normal scans without a fold"] = [key for key in without if key in normal]
     held = {key: folds[key] for key in by_key if key in folds}
@@ -256,7 +273,7 @@ def load_folds(path: str | Path, records: Sequence[Record], excerpt: bool = Fals
         )
     if not normals:
         held = {key: fold for key, fold in held.items() if key not in normal}
-    numbers = sorted(set(held.values()))
+    numbers = sorted(set(held.values()) - WORDS.keys())
     if not held or numbers != list(range(len(numbers))):
         raise DataError(f"{path}: folds must be numbered 0, 1, 2 … without gaps; found {numbers}.")
     return Folds(fold_by_key=held)
@@ -266,6 +283,11 @@ def read_fold_numbers(path: str | Path) -> dict[str, int]:
     """Key → fold, without checking it against the records. Raises: DataError if it is not a fold file."""
     path = Path(path)
     return {cells["key"]: _fold_number(path, row, cells["fold"]) for row, cells in _read_csv(path, ("key", "fold"))}
+
+
+def fold_word(fold: int) -> str:
+    """A fold as its file has it: its number, or `train` or `tune`."""
+    return WORDS.get(fold, str(fold))
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[str, str]]]:
@@ -278,8 +300,11 @@ def _read_csv(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int, dict[
 
 
 def _fold_number(path: Path, row: int, text: str) -> int:
+    for number, word in WORDS.items():
+        if text == word:
+            return number
     if not text.isdecimal() or len(text) > MOST_DIGITS:
-        raise DataError(f"{path}, row {row}: fold is '{text[:20]}'; it must be a whole number ≥ 0.")
+        raise DataError(f"{path}, row {row}: fold is '{text[:20]}'; it must be a whole number ≥ 0, or train or tune.")
     return int(text)
 
 

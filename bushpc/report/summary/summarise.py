@@ -23,6 +23,7 @@ def summarise(scope: ReportScope) -> Summary:
         # An excerpt gets another name, so that no figure published for the whole dataset is shown beside it.
         data=run.data + (" (excerpt)" if run.excerpt else ""),
         folds_source=run.folds.source,
+        folds_note=run.folds.note,
         complete=all(arm.complete for arm in scope.arms),
         baseline=scope.baseline.name,
         shown_metrics=scope.metrics,

@@ -67,6 +67,7 @@ class Summary(Record, kw_only=True):
     friedman: FriedmanTest | None
     arms: list[ArmSummary]
     grids: dict[str, str] = msgspec.field(default_factory=dict)
+    folds_note: str = ""
 
     @property
     def several(self) -> bool:

@@ -53,6 +53,8 @@ def against(summary: Summary) -> str:
 def headline_notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
     notes = [*lower_is_better(summary.shown_metrics), *_definition_notes(summary), *tta_note(summary)]
     notes += old_choice_note(summary)
+    if summary.folds_note:
+        notes.append(f"One split: {summary.folds_note}.")
     with_synthetic = [
         f"{arm.label} ({scans.ratio:g} for each real one{'' if scans.real else ', which do not train'})"
         for arm in summary.arms
