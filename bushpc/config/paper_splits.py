@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bushpc.errors import ConfigError, unknown_name
 
 PAPER_SPLIT = "paper_split"
-# What `Finding`s, tables and records say of every such split.
+# What records and tables say of every such split.
 UNPUBLISHED = "the paper did not publish its list, so this one was drawn with seed 0"
 
 
@@ -38,6 +38,10 @@ class PaperSplit:
     def total(self) -> int | None:
         """Scans that it divides."""
         return sum(self.counts) if self.counts else None
+
+    def is_of(self, model: str) -> bool:
+        """Whether the paper's own model, or a variant, has this name."""
+        return any(model == name or model.startswith(f"{name}_") for name in self.models)
 
     @property
     def sentence(self) -> str:
@@ -93,9 +97,7 @@ def source_for(data: str, model: str) -> str:
     if not of_data:
         datasets = sorted({split.data for split in SPLITS})
         raise ConfigError(f"folds={PAPER_SPLIT}: {unknown_name('dataset that a paper splits once', data, datasets)}")
-    of_model = [
-        split for split in of_data if any(model == name or model.startswith(f"{name}_") for name in split.models)
-    ]
+    of_model = [split for split in of_data if split.is_of(model)]
     if len(chosen := of_model or of_data) > 1:
         raise ConfigError(
             f"folds={PAPER_SPLIT} with model={model}: more than one paper splits {data}. Choose {_listed(data)}"

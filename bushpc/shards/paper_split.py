@@ -33,8 +33,8 @@ def ensure_split(manifest: Manifest, folder: Path, source: str, *, normals: bool
     refuse_synthetic(manifest, folder)
     if split.counts and split.normals and not normals:
         raise ConfigError(
-            f"folds={source}: {split.printed} of {manifest.dataset} include its normal scans. Set data.normals=true, or "
-            f"take folds=frozen for lesions alone"
+            f"folds={source}: {split.printed} of {manifest.dataset} include its normal scans. Set data.normals=true, "
+            "or take folds=frozen for lesions alone"
         )
     path = folder / FILE_BY_SOURCE[source]
     if path.exists():

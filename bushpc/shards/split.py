@@ -4,8 +4,8 @@
     records ─duplicates.tie_patients, make_folds→ folds_grouped.csv, where copies share a fold
 
 A fold file has the columns key, patient, label, fold: `fold` is the one fold that validates on the sample; the
-sample trains in all others. Five folds give the paper's 80:20 split. The file of a paper's single split has fold 0 alone,
-and the words `train` and `tune` for the scans that never validate. Our own folds include the normal scans, which
+sample trains in all others. Five folds give the paper's 80:20 split. The file of a paper's single split has fold 0
+alone, and the words `train` and `tune` for the scans that never validate. Our own folds include the normal scans, which
 are used if `data.normals` is true; published folds may contain lesions only.
 """
 
