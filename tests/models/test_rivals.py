@@ -11,9 +11,11 @@ COMMON = ("data=phantom", "cluster=local")
 RELEASED = {
     ("transunet",): 105_275_921,
     ("transunet", "model.image_size=256"): 105_322_001,
+    ("swin_unet",): 27_168_132,
 }
 SMALL = {
     "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
+    "swin_unet_small": [],
 }
 
 
@@ -55,6 +57,13 @@ def test_trains_and_predicts(name, make_batch):
         (["model=transunet", "model.depth=6"], "or set model.pretrained=false"),
         (["model=transunet_small", "model.resnet_channels=[64,128,128]"], "three multiples of 128"),
         (["model=transunet_small", "model.heads=5"], "must divide model.width=64"),
+        (
+            ["model=swin_unet", "model.image_size=240"],
+            "multiple of 32, the stride of .* 224 and 256",
+        ),
+        (["model=swin_unet", "model.depths=[2,2,6,2]"], "or set model.pretrained=false"),
+        (["model=swin_unet_small", "model.heads=[1,2,4]"], "4 numbers above 0 are needed, one per stage"),
+        (["model=swin_unet_small", "model.heads=[1,5,4,8]"], "5 must divide the 48 channels"),
         (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
     ],
 )
@@ -80,3 +89,28 @@ def test_transunet_takes_timms_weights_at_another_size():
     with torch.device("meta"):
         model, theirs = model_of("transunet", "model.image_size=256"), timm.create_model(R50_VIT_B16)
         model._load_encoder(theirs.state_dict(), None)  # strict: a name or shape that differs raises
+
+
+def test_patch_expanding_gives_each_position_a_square():
+    from bushpc.models.swin_unet import PatchExpanding
+
+    expand = PatchExpanding(4, 2, 2)
+    expand.norm = torch.nn.Identity()
+    x_BhwC = torch.rand(1, 3, 3, 4)
+    with torch.no_grad():
+        made, mapped = expand(x_BhwC), expand.linear(x_BhwC)
+    for row, column, down, right in [(0, 0, 0, 0), (1, 2, 0, 1), (2, 1, 1, 0), (2, 2, 1, 1)]:
+        square = mapped[0, row, column].reshape(2, 2, 2)
+        torch.testing.assert_close(made[0, 2 * row + down, 2 * column + right], square[down, right])
+
+
+def test_swin_unet_starts_from_swin_t_with_its_decoder_mirrored():
+    import timm
+
+    from bushpc.models.swin_unet import SWIN_T
+
+    model, theirs = model_of("swin_unet", "model.image_size=256"), timm.create_model(SWIN_T)
+    model._load(theirs.state_dict(), None)
+    weight = theirs.layers[2].blocks[1].mlp.fc1.weight
+    for stage in (model.backbone().layers[2], model.net.decoder[0]):
+        assert torch.equal(stage.blocks[1].mlp.fc1.weight, weight)
