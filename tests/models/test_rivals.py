@@ -12,10 +12,12 @@ RELEASED = {
     ("transunet",): 105_275_921,
     ("transunet", "model.image_size=256"): 105_322_001,
     ("swin_unet",): 27_168_132,
+    ("aau_net",): 27_046_442,  # of ours: the authors released the module alone, whose count is checked below
 }
 SMALL = {
     "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
     "swin_unet_small": [],
+    "aau_net_small": ["model.widths=[8,16]"],
 }
 
 
@@ -64,6 +66,12 @@ def test_trains_and_predicts(name, make_batch):
         (["model=swin_unet", "model.depths=[2,2,6,2]"], "or set model.pretrained=false"),
         (["model=swin_unet_small", "model.heads=[1,2,4]"], "4 numbers above 0 are needed, one per stage"),
         (["model=swin_unet_small", "model.heads=[1,5,4,8]"], "5 must divide the 48 channels"),
+        (
+            ["model=aau_net", "model.image_size=250"],
+            "multiple of 16, the stride of the deepest of 5 levels: .* 240 and 256",
+        ),
+        (["model=aau_net", "model.pretrained=true"], "trained from scratch"),
+        (["model=aau_net_small", "train.batch_size=1"], "train.batch_size to 2 or more"),
         (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
     ],
 )
@@ -114,3 +122,26 @@ def test_swin_unet_starts_from_swin_t_with_its_decoder_mirrored():
     weight = theirs.layers[2].blocks[1].mlp.fc1.weight
     for stage in (model.backbone().layers[2], model.net.decoder[0]):
         assert torch.equal(stage.blocks[1].mlp.fc1.weight, weight)
+
+
+@pytest.mark.parametrize(("c", "f"), [(3, 32), (64, 32)])
+def test_a_haam_has_the_parameters_of_the_released_module(c, f):
+    from bushpc.models.aau_net import HAAM
+
+    of_channels = 9 * c * f + 25 * c * f + 6 * f + (2 * f * f + f + 2 * f + f * f + f) + (2 * f * f + f + 2 * f)
+    of_space = (9 * c * f + 3 * f) + (f * f + 3 * f) + (f + 1) + (18 * f * f + 3 * f)
+    assert sum(value.numel() for value in HAAM(c, f).parameters()) == of_channels + of_space
+
+
+def test_haam_weighs_two_receptive_fields_against_each_other():
+    from bushpc.models.aau_net import HAAM
+
+    module, x = HAAM(2, 4).eval(), torch.rand(1, 2, 8, 8)
+    for gate, chosen in ((100.0, module.dilated), (-100.0, module.large)):
+        torch.nn.init.constant_(module.channel_gate[3].bias, gate)  # alpha is 1, or 0
+        read = []
+        hook = module.of_channels.register_forward_hook(lambda *call, read=read: read.append(call[1][0]))
+        with torch.no_grad():
+            module(x)
+            torch.testing.assert_close(read[0].sum(dim=1), chosen(x).sum(dim=1))
+        hook.remove()
