@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 override DATA := $(value DATA)
 export DATA
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/.installed
 	@bash tools/demo.sh
@@ -29,6 +29,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.docs
+
+# The documentation as a site, in build/docs/site. Dead links and other warnings are errors.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m tools.docs
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) constraints-common.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -40,5 +45,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c $(CONSTRAINTS) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -7,11 +7,19 @@ message. Tracebacks are for our own bugs, which `assert` reports.
 from __future__ import annotations
 
 import difflib
+import typing as t
 from collections.abc import Iterable, Sequence
 
 
 class BushpcError(Exception):
-    """Base class of every error that the user can fix; the command line then exits with 2."""
+    """Base class of every error that the user can fix; the command line then exits with 2.
+
+    code: its name in scripts, which stays the same. cure: what to do, where the message alone does not tell. Both are
+    in the reference, and the class's docstring is the cause there.
+    """
+
+    code: t.ClassVar[str] = "error"
+    cure: t.ClassVar[str] = "Do what the message says."
 
 
 class BushpcWarning(UserWarning):
@@ -21,25 +29,45 @@ class BushpcWarning(UserWarning):
 class ConfigError(BushpcError):
     """A name, type or combination in the configuration that cannot work."""
 
+    code = "config"
+    cure = "Change the word or line of yaml that the message names; `bushpc config` shows where a value is from."
+
 
 class DataError(BushpcError):
     """Raw data, shards or folds that are missing, damaged or contradictory."""
+
+    code = "data"
+    cure = "Pack the dataset again with the command in the message, or mend the raw file that it names."
 
 
 class WeightsError(BushpcError):
     """Pretrained weights that are not staged, or that differ from what was pulled."""
 
+    code = "weights"
+    cure = (
+        "Run `bushpc weights pull` with the same settings on a machine with internet; `bushpc weights check` compares."
+    )
+
 
 class ResumeError(BushpcError):
     """A run folder or checkpoint that cannot be continued as requested."""
+
+    code = "resume"
+    cure = "Set back what the message names, or start under another name=; `bushpc status` shows what there is."
 
 
 class DispatchError(BushpcError):
     """The cluster rejected a request, or its answer about a job cannot be parsed."""
 
+    code = "dispatch"
+    cure = "Read the site's words in the message; `bushpc doctor cluster=…` tries one job of each kind."
+
 
 class TrainingError(BushpcError):
     """Training that must not continue: a non-finite loss, or ranks that differ from the configuration."""
+
+    code = "training"
+    cure = "Look at the log and the curves; try a lower train.lr, or engine.precision=fp32."
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -237,9 +237,15 @@ _BACKENDS: dict[str, Cluster] = {}
 class TooManyJobs(DispatchError):
     """The cluster takes no more, or not so many, jobs of this user."""
 
+    code = "too-many-jobs"
+    cure = "Wait until jobs end and run `bushpc resume`, or set cluster.submit_window to what the site allows."
+
 
 class NoClient(DispatchError):
     """The cluster's commands are not installed here."""
+
+    code = "no-client"
+    cure = "Run the command on a login node, or with cluster=local."
 
 
 def cluster_names() -> list[str]:
@@ -266,6 +272,9 @@ def all_clusters() -> list[Cluster]:
 
 class NoAnswer(DispatchError):
     """The cluster's controller does not answer at present: it is being restarted, or has too much to do."""
+
+    code = "no-answer"
+    cure = "Try again in some minutes; running jobs continue meanwhile."
 
 
 def patiently(question: Callable[[], T], wait_s: float | None = None) -> T:

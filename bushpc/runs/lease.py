@@ -84,7 +84,10 @@ class Holder:
 
 
 class LeaseError(ResumeError):
-    """The cell is another job's: write nothing below its folder, the reason for leaving neither."""
+    """Another job works on the cell, so nothing may be written below its folder, not even the reason for leaving."""
+
+    code = "lease"
+    cure = "Nothing: the other job works on the cell. `bushpc status` shows which; cancel one of both if it should not."
 
 
 class StoppedWaiting(Exception):

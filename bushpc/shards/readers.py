@@ -123,6 +123,9 @@ def read_image(folder: Path, name: str) -> np.ndarray:
 class FaintMask(DataError):
     """A lesion's mask without a pixel of half brightness; it has levels of 0 and 1, say."""
 
+    code = "faint-mask"
+    cure = "Give `mask_threshold=` to `bushpc pack`, or write the masks as 0 and 255."
+
 
 def read_mask(folder: Path, name: str, *, lesion: bool = True, known: Collection[int] = ()) -> np.ndarray:
     """Read a mask image of any mode as uint8 0 or 1, (H, W). Pixels of at least half brightness are lesion.

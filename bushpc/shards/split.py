@@ -44,6 +44,9 @@ MOST_DIGITS = 6  # in a fold number
 class TooFewPatients(DataError):
     """Fewer patients with a lesion than folds."""
 
+    code = "too-few-patients"
+    cure = "Ask for fewer folds, or add patients."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folds:

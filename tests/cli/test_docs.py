@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     ROOT / "benchmarks" / "README.md",
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
@@ -61,9 +63,10 @@ def test_every_command_shown_can_be_parsed_and_its_settings_exist(path, monkeypa
         if name in COMPOSED and not any(word.startswith("features=") for word in words):
             composed.add(tuple(given.typed))
     for settings in composed:
-        # The base, the synthetic scans and the site's yaml are the reader's own.
-        own = ("model.base=", "data.synthetic=", "data.stream=", "data.root=")
-        compose([word for word in settings if not word.startswith(own)])
+        # The base, the synthetic scans, an imported cohort and the site's yaml are the reader's own.
+        own = ("model.base=", "data.synthetic", "data.real=", "data.stream=", "data.root=")
+        words = ["data=breast" if word == "data=mine" else word for word in settings]
+        compose([word for word in words if not word.startswith(own)])
 
 
 @pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,5 @@
+"""The documentation as a site: `make docs`, which is `python -m tools.docs`.
+
+docs/ + CONTRIBUTING.md, CHANGELOG.md … ─pages→ build/docs/pages ┐
+settings, commands, errors, docstrings  ─reference, api→         ┴─sphinx→ build/docs/site
+"""
