@@ -129,7 +129,10 @@ GROUP = Group(
                 WAIT,
             ),
             settings=True,
-            notes=("grid= is a name or your own yaml file, for example grid=my.yaml.",),
+            notes=(
+                "grid= is a name or your own yaml file, for example grid=my.yaml.",
+                "rows=[a,b] runs these rows alone.",
+            ),
         ),
         Command(
             name="job",

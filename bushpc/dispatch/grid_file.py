@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,11 +19,12 @@ from bushpc.config import YAML_FAILS, config_names, places
 from bushpc.config.read import number
 from bushpc.errors import ConfigError, unknown_name
 
-GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline")
-ROW_KEYS = ("label", "set")
+GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline", "paper")
+ROW_KEYS = ("label", "set", "paper", "quoted")
 # More is a slip of the pen in an axis; the job arrays of a whole site end somewhere near it.
 MOST_CELLS = 20_000
 LONGEST_NAME = 120
+LEFT_OUT = "left out of this run by rows="
 # Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
 RUN_WIDE = (
     *("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes"),
@@ -32,22 +34,42 @@ RUN_WIDE = (
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """One condition. name: safe as a folder's name. label: for tables. settings: what sets it apart, key → value."""
+    """One condition. name: safe as a folder's name. label: for tables. settings: what sets it apart, key → value.
+
+    printed_as: what the grid's paper calls it.
+    """
 
     name: str
     label: str
     settings: dict[str, t.Any]
+    printed_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotedRow:
+    """A row of a paper's table that is not run. reason: why. before: the run row below it; None: it is at the end."""
+
+    label: str
+    printed_as: tuple[str, ...]
+    reason: str
+    before: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A file of configs/grid. base: overrides of every cell. baseline: the row that the others are compared with."""
+    """A file of configs/grid. base: overrides of every cell. baseline: the row that the others are compared with.
+
+    paper: whose table of rivals it is, as its files in `report/published` begin; quoted: the rows of that which are
+    not run.
+    """
 
     name: str
     title: str
     base: tuple[str, ...]
     rows: tuple[GridRow, ...]
     baseline: str
+    paper: str | None = None
+    quoted: tuple[QuotedRow, ...] = ()
 
 
 def load_grid(name: str) -> Grid:
@@ -66,7 +88,10 @@ def load_grid(name: str) -> Grid:
     where = f"grid={name}"
     content = _mapping(content, where, GRID_KEYS)
     axes = _axes(content.get("axes"), where)
-    rows = [*_product(axes, _exclusions(content.get("exclude"), axes, where), where), *_rows(content, where)]
+    paper = _paper(content, where)
+    stated = _stated_rows(content, paper, where)
+    of_axes = _product(axes, _exclusions(content.get("exclude"), axes, where), where)
+    rows = [*of_axes, *(row for row in stated if isinstance(row, GridRow))]
     names = [row.name for row in rows]
     if not rows:
         raise ConfigError(
@@ -83,7 +108,47 @@ def load_grid(name: str) -> Grid:
     if not isinstance(base, list) or not all(isinstance(word, str) for word in base):
         raise ConfigError(f"{where}: `base` is a list of overrides, for example [model=xbusnet, train.lr=1e-4]")
     title = content.get("title")
-    return Grid(name=name, title=str(title or name), base=tuple(base), rows=tuple(rows), baseline=str(baseline))
+    return Grid(
+        name=name,
+        title=str(title or name),
+        base=tuple(base),
+        rows=tuple(rows),
+        baseline=str(baseline),
+        paper=paper,
+        quoted=tuple(row for row in stated if isinstance(row, QuotedRow)),
+    )
+
+
+def only_rows(grid: Grid, chosen: str) -> Grid:
+    """The grid with these rows alone, as a list in brackets; of a paper's grid the others are only quoted.
+
+    Raises: ConfigError for rows that it doesn't have.
+    """
+    names = [name.strip() for name in chosen.strip("[]").split(",") if name.strip()]
+    known = [row.name for row in grid.rows]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"rows={chosen}: {unknown_name(f'row of grid={grid.name}', name, known)}")
+    if not names:
+        raise ConfigError(f"rows={chosen}: name one row at least. Valid: {', '.join(known)}")
+    kept = [row for row in grid.rows if row.name in names]
+    baseline = grid.baseline if grid.baseline in names else kept[0].name
+    return dataclasses.replace(grid, rows=tuple(kept), baseline=baseline, quoted=_with_left_out(grid, names))
+
+
+def _with_left_out(grid: Grid, names: Sequence[str]) -> tuple[QuotedRow, ...]:
+    """The quoted rows and those that `rows=` leaves out, in the order of the paper; none for a grid without paper."""
+    lines: list[QuotedRow] = []
+    below: str | None = None
+    ends: list[GridRow | None] = [*grid.rows, None]
+    for row in reversed(ends):
+        if row is not None and row.name in names:
+            below = row.name
+        elif row is not None and row.printed_as:
+            lines.append(QuotedRow(label=row.label, printed_as=row.printed_as, reason=LEFT_OUT, before=below))
+        above = [line for line in grid.quoted if line.before == (row.name if row else None)]
+        lines += [dataclasses.replace(line, before=below) for line in reversed(above)]
+    return tuple(reversed(lines))
 
 
 Settings = dict[str, t.Any]
@@ -112,16 +177,66 @@ def _settings(content: t.Any, where: str) -> Settings:
     return content
 
 
-def _rows(content: Mapping[str, t.Any], where: str) -> list[GridRow]:
+def _paper(content: Mapping[str, t.Any], where: str) -> str | None:
+    paper = content.get("paper")
+    if paper is None:
+        return None
+    from bushpc.report.published import PAPERS  # here: reports take a second to import
+
+    if paper not in PAPERS:
+        raise ConfigError(f"{where}: {unknown_name('paper', str(paper), PAPERS)}")
+    return str(paper)
+
+
+def _stated_rows(content: Mapping[str, t.Any], paper: str | None, where: str) -> list[GridRow | QuotedRow]:
     rows = content.get("rows") or {}
     if not isinstance(rows, dict):
         raise ConfigError(f"{where}: `rows` is a mapping from each row's name to its `label` and `set`")
-    out = []
-    for name, row in rows.items():
-        row = _mapping(row, f"{where}, row {name}", ROW_KEYS)
-        settings = _settings(row.get("set") or {}, f"{where}, row {name}")
-        out.append(GridRow(name=_safe(str(name), where), label=str(row.get("label") or name), settings=settings))
-    return out
+    out: list[GridRow | QuotedRow] = []
+    below: str | None = None  # from the end, so that a quoted row knows the run row below it
+    for name, row in reversed(rows.items()):
+        here = f"{where}, row {name}"
+        row = _mapping(row, here, ROW_KEYS)
+        label = str(row.get("label") or name)
+        printed_as = _printed_as(row, label, paper, here)
+        if "quoted" in row:
+            out.append(_quoted_row(row, label, printed_as, below, here))
+            continue
+        below = _safe(str(name), where)
+        settings = _settings(row.get("set") or {}, here)
+        out.append(GridRow(name=below, label=label, settings=settings, printed_as=printed_as))
+    return out[::-1]
+
+
+def _quoted_row(
+    row: Mapping[str, t.Any], label: str, printed_as: tuple[str, ...], below: str | None, here: str
+) -> QuotedRow:
+    reason = row["quoted"]
+    if "set" in row or not isinstance(reason, str) or not reason.strip():
+        raise ConfigError(f"{here}: `quoted` is the reason why the row is not run, as text, in place of `set`")
+    if not printed_as:
+        raise ConfigError(
+            f"{here} is only quoted, but the grid's paper has no row '{label}'. Give the grid its `paper`, and the "
+            "row the name that is printed there as `paper`"
+        )
+    return QuotedRow(label=label, printed_as=printed_as, reason=" ".join(reason.split()), before=below)
+
+
+def _printed_as(row: Mapping[str, t.Any], label: str, paper: str | None, here: str) -> tuple[str, ...]:
+    """What the paper calls a row: what it states, else its label if the paper has such a row."""
+    known: tuple[str, ...] = ()
+    if paper:
+        from bushpc.report.published import names_in
+
+        known = names_in(paper)
+    stated = row.get("paper", [])
+    names = [stated] if isinstance(stated, str) else stated
+    if not isinstance(names, list):
+        raise ConfigError(f"{here}: `paper` is the name of the row in the paper's tables, or a list of its names")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{here}: {unknown_name('row of the paper', str(name), known)}")
+    return tuple(names) or ((label,) if label in known else ())
 
 
 def _axes(content: t.Any, where: str) -> dict[str, dict[str, Settings]]:

@@ -24,7 +24,7 @@ from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import Synthetic, open_synthetic
 from bushpc.data.overlap import Tested
-from bushpc.dispatch.grid_file import Grid, load_grid, short_hash
+from bushpc.dispatch.grid_file import Grid, load_grid, only_rows, short_hash
 from bushpc.dispatch.starting import Starting
 from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import sha256_of
@@ -104,19 +104,22 @@ def cv_plan(config: CellConfig) -> Plan:
 
 
 def grid_plan(overrides: Sequence[str]) -> Plan:
-    """The cells of `grid=<name>`, with the other overrides on top of the grid's own.
+    """The cells of `grid=<name>`, with the other overrides on top of the grid's own. `rows=[a,b]` leaves rows out.
 
     Raises: ConfigError with every row that cannot be composed; DataError, WeightsError as for a cross-validation.
     """
     given = _grid_name(overrides)
-    grid = load_grid(given)
-    words = [word for word in overrides if word.partition("=")[0] != "grid"]
+    whole_grid = load_grid(given)
+    chosen = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "rows"]
+    grid = only_rows(whole_grid, chosen[-1]) if chosen else whole_grid
+    words = [word for word in overrides if word.partition("=")[0] not in ("grid", "rows")]
     _refuse_overridden_axes(grid, words, given)
     composer = Composer([*grid.base, *words])
     base = composer({})
     data = _Data(base)
     whole = dataclasses.replace(base, fold=None)
-    digest = short_hash(whole.hash, data.hash, *data.synthetic_hashes(base), *_start(base))
+    part = [row.name for row in grid.rows] if len(grid.rows) < len(whole_grid.rows) else []
+    digest = short_hash(whole.hash, data.hash, *data.synthetic_hashes(base), *_start(base), *part)
     name = base.name or f"{grid.name}-{base.data.name}-{digest}"
     rows, problems, staged = {}, [], set()
     for row in grid.rows:
@@ -135,7 +138,8 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
         shown = [text for text, _ in problems[:MOST_PROBLEMS]]
         more = [f"… and {len(problems) - MOST_PROBLEMS} more rows"] if len(problems) > MOST_PROBLEMS else []
         head = f"grid={grid.name}: {len(problems)} of {len(grid.rows)} rows cannot be run; nothing was queued"
-        raise type(problems[0][1])("\n  ".join([head, *shown, *more]))
+        rest = [f"The other rows can be run: add rows=[{','.join(rows)}]"] if rows else []
+        raise type(problems[0][1])("\n  ".join([head, *shown, *more, *rest]))
     cells, row_of, wanted = {}, {}, []
     for row_name, of_row in rows.items():
         for k, cell in enumerate(of_row):

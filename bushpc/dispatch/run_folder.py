@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 import typing as t
@@ -22,7 +21,7 @@ from bushpc import weights
 from bushpc.config import CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import distinct, trained_on
-from bushpc.dispatch.grid_file import Grid, GridRow
+from bushpc.dispatch.grid_record import grid_record, read_grid
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.snapshot import commit, take_snapshot, versions
 from bushpc.dispatch.starting import Behind, behind
@@ -35,8 +34,6 @@ from bushpc.runs.records import HASH_LINE
 from bushpc.runs.run_record import (
     CellRecord,
     FoldsRecord,
-    GridRecord,
-    RowRecord,
     RunRecord,
     SubmissionRecord,
     VariantRecord,
@@ -155,18 +152,13 @@ def read_plan(run_dir: Path) -> Plan:
         kind=record.kind,
         cells=cells,
         wanted=list(cells),
-        grid=_read_grid(record.grid) if record.grid else None,
+        grid=read_grid(record.grid) if record.grid else None,
         row_of={entry.name: entry.row for entry in record.cells if entry.row is not None},
     )
 
 
 def _frozen(path: Path, run: RunDir) -> CellConfig:
     return load_frozen(path, run.path, f"resume {run.resolve()}")
-
-
-def _read_grid(grid: GridRecord) -> Grid:
-    rows = [GridRow(name=row.name, label=row.label, settings=row.settings) for row in grid.rows]
-    return Grid(name=grid.name, title=grid.title, base=(), rows=tuple(rows), baseline=grid.baseline or rows[0].name)
 
 
 def owner_of(run_dir: Path, cell: str) -> Path:
@@ -315,19 +307,9 @@ def _record(
         folds=FoldsRecord(**facts["folds"]),
         versions=now.versions,
         submissions=[*(known.submissions if known else ()), now],
-        grid=_grid_record(grid, models) if grid else None,
+        grid=grid_record(grid, models) if grid else None,
         cells=[_cell_record(plan, name, trainings[_data_of(cell)]) for name, cell in plan.cells.items()],
     )
-
-
-def _plain(settings: Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Without what only the reader of yaml needs: its numbers remember how they were typed."""
-    return dict(json.loads(json.dumps(settings)))
-
-
-def _grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
-    rows = [RowRecord(name=r.name, label=r.label, settings=_plain(r.settings), model=models[r.name]) for r in grid.rows]
-    return GridRecord(name=grid.name, title=grid.title, baseline=grid.baseline, rows=rows)
 
 
 def _data_of(cell: CellConfig) -> t.Any:

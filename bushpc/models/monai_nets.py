@@ -6,6 +6,7 @@ import functools
 import typing as t
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from bushpc.config import config_class, setting
@@ -13,10 +14,12 @@ from bushpc.errors import ConfigError
 from bushpc.models.one_mask import OneMask, OneMaskConfig
 from bushpc.nn.probe import Found, probe
 
-# Sizes of the shipped configs, in the library's terms. MONAI has no defaults for AttentionUnet's.
+# Sizes of the shipped configs, in the library's terms. MONAI has no defaults for AttentionUnet's; BasicUNetPlusPlus has
+# the publication's, of 9.04 million parameters (the library's own default has a quarter).
 WIDTHS: Mapping[str, tuple[int, ...]] = {
     "AttentionUnet": (32, 64, 128, 256, 512),
     "BasicUNet": (32, 32, 64, 128, 256, 32),
+    "BasicUNetPlusPlus": (32, 64, 128, 256, 512, 32),
     "SwinUNETR": (24,),
 }
 
@@ -31,21 +34,22 @@ class Shape(t.NamedTuple):
 
 @config_class
 class MonaiConfig(OneMaskConfig):
-    """MONAI's AttentionUnet (Oktay et al. 2018), BasicUNet (Falk et al. 2019) or SwinUNETR.
+    """MONAI's AttentionUnet (Oktay et al. 2018), BasicUNet (Falk et al. 2019), BasicUNetPlusPlus or SwinUNETR.
 
-    The last is Hatamizadeh et al. 2022. All are trained from scratch.
+    The last two are Zhou et al. 2018 (UNet++, of whose four outputs the mean is taken, its accurate mode) and
+    Hatamizadeh et al. 2022. All are trained from scratch.
     """
 
     image_size: int = setting(256, "Edge of the square input; a multiple of the network's stride.", unit="pixels", ge=1)
     pretrained: bool = setting(False, "MONAI has no weights of these networks in two dimensions.")
-    network: t.Literal["AttentionUnet", "BasicUNet", "SwinUNETR"] = setting(
+    network: t.Literal["AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "SwinUNETR"] = setting(
         "BasicUNet", "The network, by the library's name."
     )
     widths: tuple[int, ...] | None = setting(
         None,
-        "AttentionUnet: channels of its levels, at half the resolution each. BasicUNet: of its five levels, and of the "
-        "last one on the way up. SwinUNETR: one number, a multiple of 12. null: (32, 64, 128, 256, 512), the library's "
-        "six, and 24.",
+        "AttentionUnet: channels of its levels, at half the resolution each. BasicUNet, BasicUNetPlusPlus: of five "
+        "levels, and of the last one on the way up. SwinUNETR: one number, a multiple of 12. null: (32, 64, 128, 256, "
+        "512), the library's six, (32, 64, 128, 256, 512, 32), and 24.",
     )
 
     def __post_init__(self) -> None:
@@ -54,11 +58,12 @@ class MonaiConfig(OneMaskConfig):
         if self.pretrained:
             raise ConfigError("model.pretrained=true: MONAI has no weights of these networks in 2D; set it to false")
         given = self.shape.widths
-        fits = {"AttentionUnet": len(given) >= 2, "BasicUNet": len(given) == 6, "SwinUNETR": len(given) == 1}
-        if not fits[self.network] or min(given) < 1 or (self.network == "SwinUNETR" and given[0] % 12):
+        fits = {"AttentionUnet": len(given) >= 2, "SwinUNETR": len(given) == 1}.get(self.network, len(given) == 6)
+        if not fits or min(given) < 1 or (self.network == "SwinUNETR" and given[0] % 12):
             raise ConfigError(
-                f"model.widths={list(given)}: AttentionUnet takes two numbers or more, BasicUNet six, SwinUNETR one "
-                f"multiple of 12, all above 0; for example model.widths={list(WIDTHS[self.network])}"
+                f"model.widths={list(given)}: AttentionUnet takes two numbers or more, BasicUNet and "
+                "BasicUNetPlusPlus six, SwinUNETR one multiple of 12, all above 0; for example "
+                f"model.widths={list(WIDTHS[self.network])}"
             )
         if self.image_size % self.stride:
             raise ConfigError(
@@ -80,7 +85,7 @@ class MonaiConfig(OneMaskConfig):
     @property
     def stride(self) -> int:
         """Of the deepest level to the image."""
-        return {"AttentionUnet": 1 << len(self.shape.widths) - 1, "BasicUNet": 16, "SwinUNETR": 32}[self.network]
+        return {"AttentionUnet": 1 << len(self.shape.widths) - 1, "SwinUNETR": 32}.get(self.network, 16)
 
     @property
     def shape(self) -> Shape:
@@ -111,7 +116,8 @@ class Monai(OneMask):
 
     def cam_layer(self) -> nn.Module:
         """What the last convolution reads."""
-        layers = {"AttentionUnet": "model.1", "BasicUNet": "upcat_1", "SwinUNETR": "decoder1"}
+        layers = {"AttentionUnet": "model.1", "BasicUNet": "upcat_1", "BasicUNetPlusPlus": "upcat_0_4"}
+        layers["SwinUNETR"] = "decoder1"
         return self.net.get_submodule(layers[self.config.network])
 
 
@@ -126,6 +132,15 @@ def build(shape: Shape) -> nn.Module:
         return t.cast(nn.Module, nets.AttentionUnet(**common, channels=shape.widths, strides=strides))
     if shape.network == "BasicUNet":
         return t.cast(nn.Module, nets.BasicUNet(**common, features=shape.widths))
+    if shape.network == "BasicUNetPlusPlus":
+
+        class MeanOutput(nets.BasicUNetPlusPlus):  # type: ignore[misc]
+            """Without deep supervision the library makes three heads that get no gradient, at which DDP stops."""
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.stack(super().forward(x)).mean(dim=0)
+
+        return t.cast(nn.Module, MeanOutput(**common, features=shape.widths, deep_supervision=True))
     return t.cast(nn.Module, nets.SwinUNETR(**common, feature_size=shape.widths[0]))
 
 

@@ -37,21 +37,33 @@ class SubmissionRecord(Record, kw_only=True, frozen=True):
 
 
 class RowRecord(Record, kw_only=True, frozen=True):
-    """A row of a grid. settings: what sets it apart, key → value."""
+    """A row of a grid. settings: what sets it apart, key → value. printed_as: what the grid's paper calls it."""
 
     name: str
     label: str = ""
     settings: dict[str, t.Any]
     model: str = ""
+    printed_as: list[str] = []
+
+
+class QuotedRecord(Record, kw_only=True, frozen=True):
+    """A row of the grid's paper that is not run. reason: why. before: the row that it stands above; None: the end."""
+
+    label: str
+    printed_as: list[str]
+    reason: str
+    before: str | None
 
 
 class GridRecord(Record, kw_only=True, frozen=True):
-    """baseline: the row that the others are compared with."""
+    """baseline: the row that the others are compared with. paper: whose table of rivals it is."""
 
     name: str = ""
     title: str = ""
     baseline: str | None = None
     rows: list[RowRecord]
+    paper: str | None = None
+    quoted: list[QuotedRecord] = []
 
 
 class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):

@@ -43,7 +43,7 @@ def test_predicts_as_the_librarys_own_and_learns(name, make_batch):
         ),
         (["model=swin_unetr", "model.image_size=32"], "normalises a single value"),
         (["model=swin_unetr", "model.widths=[10]"], "SwinUNETR one multiple of 12"),
-        (["model=basic_unet", "model.widths=[8,8]"], "BasicUNet six"),
+        (["model=basic_unet", "model.widths=[8,8]"], "BasicUNetPlusPlus six"),
         (["model=attention_unet", "model.pretrained=true"], "MONAI has no weights"),
         (["model=attention_unet", "model.network=UNETR"], "unknown model.network 'UNETR'"),
     ],

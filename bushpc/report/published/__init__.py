@@ -68,6 +68,24 @@ def grid_sentence(paper: PublishedTable) -> str:
     return f"The paper {resized}does not say on which grid its metrics are taken."
 
 
+PAPERS = ("xbusnet", "hybrid_attention", "vit_diffusion", "sam_multitask", "tumor_downstream")  # begin files' names
+_OF_METHODS = ("overall", "by_class", "strata", "external")  # tables with one row per method
+
+
+def names_in(paper: str) -> tuple[str, ...]:
+    """Every name that a paper's tables of methods have for a row, whatever the dataset. paper: one of PAPERS."""
+    tables = [
+        content[kind] for content in _papers() if _is_of(content, paper) for kind in _OF_METHODS if kind in content
+    ]
+    return tuple(dict.fromkeys(name for table in tables for name in table["rows"]))
+
+
+def paper_table(paper: str, data: str, kind: str) -> PublishedTable | None:
+    """A paper's table of this kind for the dataset, if it has one. paper: one of PAPERS."""
+    found = (content for content in _papers() if _is_of(content, paper) and content["data"] == data)
+    return next((_table(content, content[kind]) for content in found if kind in content), None)
+
+
 def find_published(data: str, model: str, kind: str) -> PublishedTable | None:
     """The paper's table of this kind (overall, by_class, strata …) that fits the dataset and model, if there is one."""
     return next((table for table in tables_of(model, kind) if table.data == data), None)
@@ -86,7 +104,11 @@ def tables_of(model: str, kind: str) -> list[PublishedTable]:
 @functools.cache
 def _papers() -> list[dict[str, t.Any]]:
     files = sorted(Path(__file__).parent.glob("*.yaml"))
-    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+    return [{"file": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))} for path in files]
+
+
+def _is_of(content: dict[str, t.Any], paper: str) -> bool:
+    return bool(content["file"] == f"{paper}_{content['data']}")
 
 
 def _table(paper: dict[str, t.Any], table: dict[str, t.Any]) -> PublishedTable:

@@ -67,6 +67,25 @@ class PooledFigure(Mean, kw_only=True):
         return self.ci95 or self.partial_ci95
 
 
+# --- a paper's table of rivals ---
+
+
+class RivalLine(Record, kw_only=True):
+    """A method. arm: by position; None for one that is only quoted, for this reason. printed_as: the paper's names."""
+
+    label: str
+    arm: int | None
+    printed_as: list[str]
+    reason: str = ""
+
+
+class Rivals(Record, kw_only=True):
+    """The methods of a paper's tables, in their order. paper: as its files in `report.published` begin."""
+
+    paper: str
+    lines: list[RivalLine]
+
+
 # --- one arm ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@ from bushpc.report.scope import ReportScope
 from bushpc.report.stats import adjust
 from bushpc.report.summary.arms import cost_record, summarise_arm
 from bushpc.report.summary.comparisons import compare, compare_elsewhere, compare_labels, rank_all
+from bushpc.report.summary.records import RivalLine, Rivals
 from bushpc.report.summary.summary import EntryRecord, Summary
+from bushpc.runs.run_record import QuotedRecord
 
 
 def summarise(scope: ReportScope) -> Summary:
@@ -47,4 +49,23 @@ def summarise(scope: ReportScope) -> Summary:
         friedman=rank_all(scope),
         arms=arms,
         grids={metric: grid for metric in scope.metrics if (grid := METRICS[metric].grid)},
+        rivals=_rivals(scope),
     )
+
+
+def _rivals(scope: ReportScope) -> Rivals | None:
+    """The lines of a paper's table of methods: the grid's rows, and the quoted ones where the grid has them."""
+    grid = scope.runs[0].record.grid
+    if scope.kind != "grid" or grid is None or grid.paper is None:
+        return None
+    printed_as = {row.name: row.printed_as for row in grid.rows}
+    lines = []
+    for position, arm in enumerate(scope.arms):
+        lines += [_quoted_line(row) for row in grid.quoted if row.before == arm.name]
+        lines.append(RivalLine(label=arm.label, arm=position, printed_as=printed_as[arm.name]))
+    lines += [_quoted_line(row) for row in grid.quoted if row.before is None]
+    return Rivals(paper=grid.paper, lines=lines)
+
+
+def _quoted_line(row: QuotedRecord) -> RivalLine:
+    return RivalLine(label=row.label, arm=None, printed_as=row.printed_as, reason=row.reason)

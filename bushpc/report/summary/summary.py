@@ -16,7 +16,16 @@ from bushpc.report.summary.comparison_records import (
     FriedmanTest,
     LabelComparison,
 )
-from bushpc.report.summary.records import ArmSummary, Cost, Figure, PooledLabels, Record, SourceDifference, Stratum
+from bushpc.report.summary.records import (
+    ArmSummary,
+    Cost,
+    Figure,
+    PooledLabels,
+    Record,
+    Rivals,
+    SourceDifference,
+    Stratum,
+)
 
 
 class EntryRecord(Record, kw_only=True):
@@ -46,7 +55,10 @@ class Result(t.NamedTuple):
 
 
 class Summary(Record, kw_only=True):
-    """All figures of a report. grids: shown metric → grid that its pixels are counted on, see `metrics.registry`."""
+    """All figures of a report. grids: shown metric → grid that its pixels are counted on, see `metrics.registry`.
+
+    rivals: of a grid that is a paper's table of methods.
+    """
 
     title: str
     kind: str
@@ -68,6 +80,7 @@ class Summary(Record, kw_only=True):
     arms: list[ArmSummary]
     grids: dict[str, str] = msgspec.field(default_factory=dict)
     folds_note: str = ""
+    rivals: Rivals | None = None
 
     @property
     def several(self) -> bool:

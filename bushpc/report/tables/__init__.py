@@ -21,6 +21,7 @@ from bushpc.report.tables.labels import label_comparison_table, labels_table
 from bushpc.report.tables.normals import normals_table
 from bushpc.report.tables.postprocess import postprocess_table
 from bushpc.report.tables.provenance import cells_table, settings_table, shards_table
+from bushpc.report.tables.rivals import rivals_table
 from bushpc.report.tables.sources import difference_table, sources_table
 from bushpc.report.tables.strata import strata_table
 from bushpc.shards.manifest import Manifest
@@ -32,6 +33,7 @@ def all_tables(scope: ReportScope, summary: Summary, manifest: Manifest | None) 
     """Every table of the report by name, in order; tables without content are left out."""
     tables = [
         headline_table(summary),
+        rivals_table(summary),
         classes_table(summary),
         ablation_table(summary),
         comparison_table(summary),

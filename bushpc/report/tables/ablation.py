@@ -49,7 +49,7 @@ def ablation_table(summary: Summary) -> Table | None:
     right of ours where there are few (XBusNet's Table 4), below them where there are many (hybrid attention's Table 2).
     """
     settings = list(summary.arms[0].settings)
-    if summary.kind != "grid" or not settings:
+    if summary.kind != "grid" or not settings or summary.rivals:
         return None
     paper = published(summary, "ablation")
     theirs = _by_row(summary, paper, settings)

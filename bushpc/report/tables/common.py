@@ -7,7 +7,7 @@ import typing as t
 from dataclasses import dataclass
 
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS, ON_ORIGINAL
-from bushpc.report.published import PublishedTable, find_published
+from bushpc.report.published import PublishedTable, find_published, paper_table
 from bushpc.report.summary import ArmSummary, Result, Summary
 from bushpc.report.summary.comparison_records import (
     Comparison,
@@ -181,7 +181,9 @@ def effect_number(effect: t.Any) -> Number:
 
 
 def published(summary: Summary, kind: str) -> PublishedTable | None:
-    """The first paper's table that fits one of the arms."""
+    """The first paper's table that fits one of the arms; of a paper's table of rivals, that paper's."""
+    if summary.rivals:
+        return paper_table(summary.rivals.paper, summary.data, kind)
     found = (find_published(summary.data, arm.model, kind) for arm in summary.arms)
     return next((table for table in found if table), None)
 

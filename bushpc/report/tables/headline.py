@@ -40,7 +40,7 @@ def headline_table(summary: Summary) -> Table | None:
     """Mean ± SD over fold means for each entry with its interval, p and effect size; the paper's table below."""
     if not summary.results:
         return None
-    paper = published(summary, "overall")
+    paper = None if summary.rivals else published(summary, "overall")  # their own table has the paper's rows
     notes = headline_notes(summary, paper)
     if is_transposed(summary):
         return transposed_table(

@@ -1,0 +1,57 @@
+"""A grid as run.json has it, and back."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from collections.abc import Mapping
+
+from bushpc.dispatch.grid_file import Grid, GridRow, QuotedRow
+from bushpc.runs.run_record import GridRecord, QuotedRecord, RowRecord
+
+
+def grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
+    """As run.json has it. models: row → model."""
+    rows = [
+        RowRecord(
+            name=row.name,
+            label=row.label,
+            settings=_plain(row.settings),
+            model=models[row.name],
+            printed_as=list(row.printed_as),
+        )
+        for row in grid.rows
+    ]
+    quoted = [
+        QuotedRecord(label=row.label, printed_as=list(row.printed_as), reason=row.reason, before=row.before)
+        for row in grid.quoted
+    ]
+    return GridRecord(
+        name=grid.name, title=grid.title, baseline=grid.baseline, rows=rows, paper=grid.paper, quoted=quoted
+    )
+
+
+def read_grid(grid: GridRecord) -> Grid:
+    """The grid of a run that was planned before; its base is part of the frozen cells."""
+    rows = [
+        GridRow(name=row.name, label=row.label, settings=row.settings, printed_as=tuple(row.printed_as))
+        for row in grid.rows
+    ]
+    quoted = [
+        QuotedRow(label=row.label, printed_as=tuple(row.printed_as), reason=row.reason, before=row.before)
+        for row in grid.quoted
+    ]
+    return Grid(
+        name=grid.name,
+        title=grid.title,
+        base=(),
+        rows=tuple(rows),
+        baseline=grid.baseline or rows[0].name,
+        paper=grid.paper,
+        quoted=tuple(quoted),
+    )
+
+
+def _plain(settings: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Without what only the reader of yaml needs: its numbers remember how they were typed."""
+    return dict(json.loads(json.dumps(settings)))
