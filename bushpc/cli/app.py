@@ -20,7 +20,7 @@ from bushpc.files import why_not_writable
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE = "usage: bushpc COMMAND [KEY=VALUE …] [--OPTION …]"
 DESCRIPTION = "Train, cross-validate, ablate and report breast-ultrasound models on a Slurm cluster or on this machine."
-ENDS = """`bushpc COMMAND --help` explains a command, its words and settings.
+ENDS = """`bushpc COMMAND --help` explains a command, its words and settings. `bushpc --version` names version and commit.
 Exit status: 0 done, 1 incomplete or problems found, 2 the command cannot work as given, 3 images were rejected."""
 
 
@@ -68,6 +68,9 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(groups()))
         return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(_version())
+        return 0
     command, rest = _named(words)
     if command:
         return int(command.run(command.parse(rest)) or 0)
@@ -79,6 +82,14 @@ def _run(words: list[str]) -> int:
     given = " ".join(words[:2]) if family else words[0]
     print(f"bushpc: {unknown_name('command', given, family or valid, then)}", file=sys.stderr)
     return 2
+
+
+def _version() -> str:
+    """Of the package and the commit that it is, as a report of a fault needs them."""
+    from bushpc.config.freeze import version
+    from bushpc.dispatch.snapshot import commit
+
+    return f"bushpc {version()}, commit {commit() or 'unknown'}, Python {sys.version.split()[0]}"
 
 
 def _named(words: list[str]) -> tuple[Command | None, list[str]]:

@@ -48,9 +48,10 @@ def _to_copy(run_dir: Path) -> tuple[list[tuple[Path, Path]], Path]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with +changes when the tree differs from it; None outside a checkout."""
+    """The checkout's commit, with +changes when the tree differs from it, or that of an installed wheel; None if unknown."""
     if not places.IS_CLONE:  # the repository that an installed package may lie in is not ours
-        return None
+        noted = Path(places.__file__).parents[1] / "packaged" / "COMMIT"
+        return noted.read_text(encoding="utf-8").strip() if noted.is_file() else None
     git, env = ["git", "-C", str(places.CLONE)], environment.for_process(environment.WORKER)
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], env=env, capture_output=True, text=True, check=False)

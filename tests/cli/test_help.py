@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from bushpc.cli import main
 from bushpc.cli.app import commands, groups
 from bushpc.config import GROUPS, config_names
 
+ROOT = Path(__file__).resolve().parents[2]
 NEW_COMMAND = """
 from bushpc.cli.command import Command, Group
 
@@ -127,3 +129,12 @@ def test_a_new_command_is_one_file(tmp_path, monkeypatch, capsys):
 def test_the_rank_that_deepspeed_adds_is_ignored(capsys):
     assert main(["--local_rank=1", "--help"]) == 0
     assert "usage: bushpc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_names_package_and_commit(word, capsys):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert main([word]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"bushpc {importlib.metadata.version('bushpc')}, commit {head or 'unknown'}")
+    assert said.count("\n") == 1
