@@ -20,7 +20,7 @@ from bushpc.files import why_not_writable
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 USAGE = "usage: bushpc COMMAND [KEY=VALUE …] [--OPTION …]"
 DESCRIPTION = "Train, cross-validate, ablate and report breast-ultrasound models on a Slurm cluster or on this machine."
-ENDS = """`bushpc COMMAND --help` explains a command, its words and settings. `bushpc --version` names version and commit.
+ENDS = """`bushpc COMMAND --help` explains a command. `bushpc --version` names version and commit.
 Exit status: 0 done, 1 incomplete or problems found, 2 the command cannot work as given, 3 images were rejected."""
 
 

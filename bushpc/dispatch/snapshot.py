@@ -48,7 +48,7 @@ def _to_copy(run_dir: Path) -> tuple[list[tuple[Path, Path]], Path]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with +changes when the tree differs from it, or that of an installed wheel; None if unknown."""
+    """The checkout's commit, with +changes when the tree differs from it, or the wheel's; None if unknown."""
     if not places.IS_CLONE:  # the repository that an installed package may lie in is not ours
         noted = Path(places.__file__).parents[1] / "packaged" / "COMMIT"
         return noted.read_text(encoding="utf-8").strip() if noted.is_file() else None
