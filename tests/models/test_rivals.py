@@ -12,12 +12,15 @@ RELEASED = {
     ("transunet",): 105_275_921,
     ("transunet", "model.image_size=256"): 105_322_001,
     ("swin_unet",): 27_168_132,
+    ("u_kan",): 6_356_689,
+    ("u_kan", "model.widths=[32,64,256,320,512]"): 25_359_265,
     ("aau_net",): 27_046_442,  # of ours: the authors released the module alone, whose count is checked below
 }
 SMALL = {
     "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
     "swin_unet_small": [],
     "aau_net_small": ["model.widths=[8,16]"],
+    "u_kan_small": ["model.widths=[8,8,8,8,8]"],
 }
 
 
@@ -72,6 +75,9 @@ def test_trains_and_predicts(name, make_batch):
         ),
         (["model=aau_net", "model.pretrained=true"], "trained from scratch"),
         (["model=aau_net_small", "train.batch_size=1"], "train.batch_size to 2 or more"),
+        (["model=u_kan", "model.image_size=300"], "multiple of 32, the stride of the deepest tokens: .* 288 and 320"),
+        (["model=u_kan", "model.widths=[16,32,128]"], "5 numbers above 0"),
+        (["model=u_kan_small", "model.image_size=32", "train.batch_size=1"], "train.batch_size to 2 or more"),
         (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
     ],
 )
@@ -145,3 +151,25 @@ def test_haam_weighs_two_receptive_fields_against_each_other():
             module(x)
             torch.testing.assert_close(read[0].sum(dim=1), chosen(x).sum(dim=1))
         hook.remove()
+
+
+def test_splines_are_scipys():
+    from scipy.interpolate import BSpline
+
+    from bushpc.models.u_kan import cubic_splines
+
+    x, knots = torch.linspace(-1, 1, 41, dtype=torch.float64), torch.arange(-3, 9).double() * 0.4 - 1
+    theirs = BSpline.design_matrix(x.numpy(), knots.numpy(), k=3).toarray()
+    torch.testing.assert_close(cubic_splines(x, 5).double(), torch.from_numpy(theirs), atol=1e-6, rtol=0)
+
+
+def test_a_kan_layer_is_the_sum_of_its_edges():
+    from bushpc.models.u_kan import KanLinear, cubic_splines
+
+    layer, x = KanLinear(2, 3, 5), torch.tensor([0.3, -0.7])
+    silu, splines = torch.nn.functional.silu(x), cubic_splines(x, 5)
+    edges = [
+        sum(layer.w_OI[o, i] * silu[i] + layer.s_OI[o, i] * (layer.c_OIG[o, i] @ splines[i]) for i in range(2))
+        for o in range(3)
+    ]
+    torch.testing.assert_close(layer(x), torch.stack(edges))
