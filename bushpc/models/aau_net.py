@@ -19,6 +19,7 @@ from torch import nn
 from bushpc.config import config_class, setting
 from bushpc.errors import ConfigError
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
+from bushpc.nn.conv import conv_bn_relu
 
 
 @config_class
@@ -137,9 +138,3 @@ class HAAM(nn.Module):
         small = self.small(x)
         alpha_B1hw = self.space_gate(chosen + small)
         return t.cast(torch.Tensor, self.of_space(torch.cat([alpha_B1hw * chosen, (1 - alpha_B1hw) * small], dim=1)))
-
-
-def conv_bn_relu(channels: int, width: int, kernel: int = 3, dilation: int = 1) -> tuple[nn.Module, ...]:
-    """The size stays."""
-    conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2 * dilation, dilation=dilation)
-    return conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)

@@ -22,6 +22,7 @@ from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
+from bushpc.nn.conv import ConvPair, conv_bn_relu
 from bushpc.nn.pretrained import HALF
 
 R50_VIT_B16 = "vit_base_r50_s16_224.orig_in21k"  # timm's copy of the weights that the authors start from
@@ -154,7 +155,7 @@ class TransUNetNet(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config)
         first, *widths = config.decoder_channels
-        self.from_tokens = conv_bn_relu(config.width, first)
+        self.from_tokens = nn.Sequential(*conv_bn_relu(config.width, first, bias=False))
         skips = [config.resnet_channels[1], config.resnet_channels[0], STEM, 0]
         self.stages = nn.ModuleList(
             UpStage(before + skip, width)
@@ -184,7 +185,7 @@ class UpStage(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.UpsamplingBilinear2d(scale_factor=2)
-        self.convs = nn.Sequential(conv_bn_relu(channels, out_channels), conv_bn_relu(out_channels, out_channels))
+        self.convs = ConvPair(channels, out_channels, out_channels, bias=False)
 
     def forward(self, x: torch.Tensor, skip_BCHW: torch.Tensor | None) -> torch.Tensor:
         """B x c x h x w and the skip, 2h x 2w; together they have `channels`."""
@@ -222,9 +223,3 @@ def build_encoder(config: TransUNetConfig) -> t.Any:
         embed_layer=functools.partial(HybridEmbed, backbone=resnet),
         patch_size=1,
     )
-
-
-def conv_bn_relu(channels: int, out_channels: int) -> nn.Sequential:
-    """3 x 3, the size stays."""
-    conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from bushpc.config import config_class, setting
 from bushpc.errors import ConfigError
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
+from bushpc.nn.conv import ConvPair
 
 LEVELS = 5
 STRIDE = 1 << LEVELS  # of the deepest tokens to the image
@@ -131,16 +132,6 @@ class UKanNet(nn.Module):
             if level < len(self.tokens_up):
                 x = self.tokens_up[level](x)
         return t.cast(torch.Tensor, self.head(x))
-
-
-class ConvPair(nn.Sequential):
-    """Two 3 x 3 convolutions with BatchNorm and ReLU; the size stays."""
-
-    def __init__(self, given: int, between: int, made: int) -> None:
-        super().__init__(
-            *(nn.Conv2d(given, between, 3, padding=1), nn.BatchNorm2d(between), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(between, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU(inplace=True)),
-        )
 
 
 class Patches(nn.Module):

@@ -14,6 +14,7 @@ from bushpc.errors import ConfigError
 # Channels at strides 2, 4, 8 … of the encoders in our configs: with these the login node need not import timm.
 CHANNELS = {
     "resnet50.a1_in1k": (64, 256, 512, 1024, 2048),
+    "resnet50.tv_in1k": (64, 256, 512, 1024, 2048),
     "densenet121.tv_in1k": (64, 256, 512, 1024),
     "test_resnet": (32, 32, 48, 192, 96),
 }

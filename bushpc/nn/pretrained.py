@@ -23,6 +23,7 @@ HALF: tuple[Colour, Colour] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WRITTEN_DOWN = {
     "efficientnet_b0": IMAGENET,
     "resnet50.a1_in1k": IMAGENET,
+    "resnet50.tv_in1k": IMAGENET,
     "densenet121.tv_in1k": IMAGENET,
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k": HALF,
     "vit_base_r50_s16_224.orig_in21k": HALF,

@@ -14,12 +14,18 @@ RELEASED = {
     ("swin_unet",): 27_168_132,
     ("u_kan",): 6_356_689,
     ("u_kan", "model.widths=[32,64,256,320,512]"): 25_359_265,
+    # Without the ImageNet classifier of 2,049,000 parameters that their ResNet carries along.
+    ("anatosegnet",): 94_906_217 - 2_049_000,
+    # Theirs reads one channel, 576 filter values less.
+    ("multitask_nnunet",): 15_819_799 + 576,
     ("aau_net",): 27_046_442,  # of ours: the authors released the module alone, whose count is checked below
 }
 SMALL = {
     "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
     "swin_unet_small": [],
     "aau_net_small": ["model.widths=[8,16]"],
+    "anatosegnet_small": [],
+    "multitask_nnunet_small": [],
     "u_kan_small": ["model.widths=[8,8,8,8,8]"],
 }
 
@@ -78,6 +84,12 @@ def test_trains_and_predicts(name, make_batch):
         (["model=u_kan", "model.image_size=300"], "multiple of 32, the stride of the deepest tokens: .* 288 and 320"),
         (["model=u_kan", "model.widths=[16,32,128]"], "5 numbers above 0"),
         (["model=u_kan_small", "model.image_size=32", "train.batch_size=1"], "train.batch_size to 2 or more"),
+        (["model=anatosegnet", "model.image_size=250"], "multiple of 32, the encoder's stride: .* 224 and 256"),
+        (["model=anatosegnet", "model.heads=7"], "heads=7 must divide .* 1024 and 2048"),
+        (["model=anatosegnet", "model.encoder=efficientnet_b0"], "unknown model.encoder"),
+        (["model=multitask_nnunet", "model.image_size=144"], "multiple of 32, .* 128 and 160"),
+        (["model=multitask_nnunet", "model.image_size=32"], "must be 64 or more"),
+        (["model=multitask_nnunet", "model.widths=[32,64]"], "5 numbers"),
         (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
     ],
 )
@@ -173,3 +185,34 @@ def test_a_kan_layer_is_the_sum_of_its_edges():
         for o in range(3)
     ]
     torch.testing.assert_close(layer(x), torch.stack(edges))
+
+
+def test_anatosegnets_attention_adds_differences_and_prefers_near_positions():
+    from bushpc.models.anatosegnet import AnatomicalAttention
+
+    layer, x = AnatomicalAttention(4, heads=1, gamma=0.5), torch.rand(1, 4, 3, 3)
+    with torch.no_grad():
+        right, below = torch.zeros_like(x), torch.zeros_like(x)
+        right[..., :-1], below[..., :-1, :] = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+        W_q, W_k, W_v = layer.qkv.weight.chunk(3)
+        maps = [part.flatten(2)[0].T for part in (x, right, below)]  # N x C
+        scores = sum((part @ W_q.T) @ (part @ W_k.T).T for part in maps) / 4**0.5
+        position = torch.arange(9.0)
+        scores = scores + 2 - 0.5 * (position[:, None] - position[None]).abs()  # beta, which a softmax does not see
+        expected = layer.proj(scores.softmax(dim=-1) @ (maps[0] @ W_v.T))
+        torch.testing.assert_close(layer(x).flatten(2)[0].T, expected)
+
+
+def test_the_multitask_losses_are_the_authors(make_batch):
+    from bushpc.losses.overlap import soft_dice_loss
+
+    model = model_of("multitask_nnunet_small", "model.image_size=64")
+    batch = make_batch(count=3, label_B=torch.tensor([1, -1, 2]))
+    losses = model(batch)
+    logits, label_logits = model.net(model.normalize(batch.image_BCHW, model.net))
+    dice = sum(soft_dice_loss(each, batch.mask_BKHW) / (i + 1) for i, each in enumerate(logits))
+    prob = label_logits.softmax(dim=1)[[0, 2], [1, 2]]
+    focal = (-((1 - prob) ** 2) * prob.log()).mean()
+    torch.testing.assert_close(losses.total, 0.35 * dice + 0.65 * focal)
+    prediction = model.predict(batch)
+    torch.testing.assert_close(prediction.class_prob_BL.sum(dim=1), torch.ones(3))
