@@ -29,13 +29,15 @@ FIRST_WEIGHTS = ("pretrained", "weights_sha256", "base", "base_sha256")
 class Estimate:
     """Peak of a step on one GPU in GB (10^9 bytes): base_gb + image_gb for each image of a micro-batch.
 
-    floor_gb: at the least, as the optimizer has a peak too, which does not depend on the images.
+    floor_gb: at the least, as the optimizer has a peak too, which does not depend on the images. image_s: seconds of an
+    A100 for an image of a step, at half of what its peaks allow; a stated guess, see benchmarks/2026-11-30_fake_gpu.
     """
 
     name: str
     floor_gb: float
     base_gb: float
     image_gb: float
+    image_s: float = 0.0
 
     def peak_gb(self, images: int) -> float:
         """With this many images at a time."""

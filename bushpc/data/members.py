@@ -59,9 +59,14 @@ class Members(t.Generic[AnyScan]):
 
     def steps(self, config: TrainConfig) -> int:
         """Optimiser steps of `train.epochs` passes over what trains; `train.iterations` if that is null."""
-        if config.epochs is None:
-            return config.iterations
-        return math.ceil(config.epochs * sum(self.repeats) / config.batch_size)
+        return steps_of(config, sum(self.repeats))
+
+
+def steps_of(config: TrainConfig, draws: int) -> int:
+    """Optimiser steps of `train.epochs` passes of so many draws; `train.iterations` if that is null."""
+    if config.epochs is None:
+        return config.iterations
+    return math.ceil(config.epochs * draws / config.batch_size)
 
 
 def hold_out(scans: Sequence[AnyScan], share: float, seed: int) -> tuple[list[AnyScan], list[AnyScan]]:

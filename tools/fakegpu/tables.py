@@ -96,13 +96,15 @@ def write_memory(folder: Path) -> None:
             "floor_gb": round(row.floor_gb, 3),
             "base_gb": round(row.base_gb, 3),
             "image_gb": round(row.image_gb, 4),
+            "image_s": float(f"{row.ideal_s / row.batch / EFFICIENCY:.3g}"),
             "settings": row.settings,
         }
         for row in read(folder)
         if row.image_gb
     ]
     comment = (
-        "# Estimated peak of a training step on one GPU: base_gb + image_gb for each image at a time, in 10^9 bytes.\n"
+        "# Estimated peak of a training step on one GPU: base_gb + image_gb for each image at a time, in 10^9 bytes;\n"
+        "# image_s: seconds for an image of a step, at half of what the peaks of an A100 allow.\n"
         f"# Written by `tools/fake_gpu --tables {folder}`; how it was estimated stands there.\n"
     )
     TABLE.write_text(comment + yaml.safe_dump({"rows": rows}, sort_keys=False, default_flow_style=None, width=1000))
