@@ -26,12 +26,12 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError, WeightsError
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
+from bushpc.nn.diffusion import Noising, as_prob, check_steps, draw_noise, reverse
 from bushpc.nn.pretrained import HALF, timm_facts
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -39,7 +39,6 @@ if t.TYPE_CHECKING:  # importing timm takes seconds, which the login node need n
     from timm.models.vision_transformer import VisionTransformer
 
 GROUPS = 8  # of GroupNorm
-BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
 # Patch edges of the shipped configs' ViTs, listed here because importing timm takes seconds.
 PATCHES = {"vit_tiny_patch16_224.augreg_in21k_ft_in1k": 16, "test_vit": 16}
 
@@ -276,12 +275,7 @@ class VitDiffusionConfig(BackboneConfig):
             raise ConfigError(f"model.auxiliary_t={self.auxiliary_t}: must be ≤ {self.timesteps - 1} (T - 1)")
         if self.lookback >= self.timesteps:
             raise ConfigError(f"model.lookback={self.lookback}: must be ≤ {self.timesteps - 1} (T - 1)")
-        if self.steps > self.timesteps:
-            raise ConfigError(f"model.steps={self.steps}: must be ≤ {self.timesteps} (T)")
-        if self.sampler != "dpm_solver" and self.timesteps % self.steps:
-            # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
-            valid = ", ".join(str(n) for n in range(1, self.timesteps + 1) if self.timesteps % n == 0)
-            raise ConfigError(f"model.steps={self.steps} with model.sampler={self.sampler}: must be one of {valid}")
+        check_steps(self)
         if self.samples > 1 and not self.draws_noise:
             raise ConfigError(
                 f"model.samples={self.samples}: no noise is drawn with model.diffusion=false, or with model.inference="
@@ -336,15 +330,15 @@ class VitDiffusion(Model):
                 predicted_earlier = self.unet.noise_head(self.unet(x_earlier, earlier_B, condition))
                 x0_earlier = self.noising.clean(predicted_earlier.float(), x_earlier, earlier_B)
             topology = start_topological_loss(
-                _prob(x0_t),
-                _prob(x0_earlier),
+                as_prob(x0_t),
+                as_prob(x0_earlier),
                 min_persistence=config.topo_min_persistence,
                 downsample=config.topo_downsample,
             )
 
         target_BKHW = noise_BKHW if config.prediction == "epsilon" else self.noising.velocity(x_0, noise_BKHW, t_B)
         mse = F.mse_loss(predicted_BKHW, target_BKHW)
-        dice_x0 = dice_loss(_prob(x0_t), mask_BKHW)
+        dice_x0 = dice_loss(as_prob(x0_t), mask_BKHW)
         auxiliary = self._auxiliary_losses(map_BDhw, mask_BKHW)
         total = config.denoising_weight * (mse + config.x0_dice_weight * dice_x0) + auxiliary.total
         terms = {"mse": mse.detach(), "dice_x0": dice_x0.detach(), **auxiliary.terms}
@@ -376,7 +370,7 @@ class VitDiffusion(Model):
         condition = self.condition(batch.image_BCHW).repeated(config.samples)
         x_T, generators = self.draw(batch)
         if config.inference == "generative":
-            prob = _prob(self.sample(x_T, condition, generators))
+            prob = as_prob(self.sample(x_T, condition, generators))
         else:
             t_1 = torch.tensor([config.auxiliary_t if config.diffusion else 0])
             map_BDhw = self.unet(x_T if config.diffusion else None, t_1, condition)
@@ -400,17 +394,14 @@ class VitDiffusion(Model):
 
         generators: B of them, for what `ddpm` draws at each step. x'_0 is cut to [-1, 1] each time, as Ho et al. do.
         """
-        scheduler, unet, x = make_scheduler(self.config), self.unet, x_T
-        if x.device.type == "cpu":
+        unet = self.unet
+        if x_T.device.type == "cpu":
             # About a tenth less of the processor's time, a sixth in bfloat16. A copy, since training goes on with the
             # order of memory, and so with the rounding, that it began with. CUDA's GroupNorm has only the other order.
             unet = copy.deepcopy(unet).to(memory_format=torch.channels_last)
-        for step in scheduler.timesteps:
-            predicted = unet.noise_head(unet(x, step[None], condition)).float()
-            x_0 = self.noising.clean(predicted, x, step[None]).clamp(-1, 1)
-            more = {"generator": generators} if self.config.sampler == "ddpm" else {}
-            x = scheduler.step(x_0, int(step), x, **more, return_dict=False)[0]
-        return x
+        return reverse(
+            self.config, self.noising, lambda x, t_1: unet.noise_head(unet(x, t_1, condition)), x_T, generators
+        )
 
     def draw(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Generator]]:
         """x_T of all samples of all images, image by image, and the generators it came from; zeros without noise."""
@@ -418,79 +409,7 @@ class VitDiffusion(Model):
         count, _, *size = batch.image_BCHW.shape
         if not config.draws_noise:
             return torch.zeros(count, config.mask_classes, *size, device=device), []
-        generators = [
-            torch.Generator(device).manual_seed(keyed_seed(config.sampling_seed, "sampling", key, i))
-            for key in batch.keys
-            for i in range(config.samples)
-        ]
-        noise = [torch.randn(config.mask_classes, *size, generator=each, device=device) for each in generators]
-        return torch.stack(noise), generators
-
-
-# --- noise and losses -------------------------------------------------------------------------------------------
-
-
-class Noising:
-    """The forward process, and back to the clean mask; t_B are B times, or one for all, on the CPU.
-
-    Deliberately no nn.Module: as a buffer, alpha_bar would be rounded with the model to bfloat16, in which it is 1 for
-    small t.
-    """
-
-    def __init__(self, config: VitDiffusionConfig) -> None:
-        self.prediction = config.prediction
-        self.alpha_bar = make_scheduler(config).alphas_cumprod  # (2)
-
-    def noised(self, x_0: torch.Tensor, noise_BKHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        """(3)."""
-        signal, spread = self._roots(t_B, x_0.device)
-        return signal * x_0 + spread * noise_BKHW
-
-    def velocity(self, x_0: torch.Tensor, noise_BKHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        """What is predicted with `v` (Salimans and Ho, 2022)."""
-        signal, spread = self._roots(t_B, x_0.device)
-        return signal * noise_BKHW - spread * x_0
-
-    def clean(self, predicted_BKHW: torch.Tensor, x_t: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        """x'_0, float32: (3) solved for x_0, with the noise head's prediction. Not bounded."""
-        signal, spread = self._roots(t_B, x_t.device)
-        if self.prediction == "v":
-            return signal * x_t - spread * predicted_BKHW
-        return (x_t - spread * predicted_BKHW) / signal
-
-    def _roots(self, t_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        alpha_bar = self.alpha_bar[t_B].reshape(-1, 1, 1, 1)
-        return alpha_bar.sqrt().to(device), (1 - alpha_bar).sqrt().to(device)
-
-
-def make_scheduler(config: VitDiffusionConfig) -> t.Any:
-    """diffusers' scheduler of the configured sampler, set to its steps; what it is given is x'_0, already bounded.
-
-    Steps begin at T - 1 ("trailing"): a start from pure noise at a lower t, diffusers' default for some, promises the
-    network a signal that is not there (Lin et al., 2024).
-    """
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler  # takes seconds to import
-
-    shared = {
-        "num_train_timesteps": config.timesteps,
-        "beta_schedule": BETA_SCHEDULES[config.beta_schedule],
-        "prediction_type": "sample",
-        "timestep_spacing": "trailing",
-    }
-    scheduler: t.Any
-    if config.sampler == "dpm_solver":
-        scheduler = DPMSolverMultistepScheduler(**shared)
-    elif config.sampler == "ddim":
-        scheduler = DDIMScheduler(**shared, clip_sample=False)
-    else:
-        scheduler = DDPMScheduler(**shared, clip_sample=False)
-    scheduler.set_timesteps(config.steps)
-    return scheduler
-
-
-def _prob(x_0: torch.Tensor) -> torch.Tensor:
-    """x_0 or x'_0 as probability. Values beyond the bounds get no gradient."""
-    return ((x_0 + 1) / 2).clamp(0, 1)
+        return draw_noise(config, batch.keys, (config.mask_classes, *size), device)
 
 
 # --- network ----------------------------------------------------------------------------------------------------

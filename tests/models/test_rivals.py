@@ -1,5 +1,7 @@
 """Rivals that are written here from their publications: sizes, gradients, predictions and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,12 +92,54 @@ def test_trains_and_predicts(name, make_batch):
         (["model=multitask_nnunet", "model.image_size=144"], "multiple of 32, .* 128 and 160"),
         (["model=multitask_nnunet", "model.image_size=32"], "must be 64 or more"),
         (["model=multitask_nnunet", "model.widths=[32,64]"], "5 numbers"),
+        (["model=medsegdiff", "model.image_size=240"], "multiple of 32, the stride of the deepest of 6 .* 224 and 256"),
+        (["model=medsegdiff", "model.dynamic=false"], "set model.ff_parser=false as well"),
+        (["model=medsegdiff", "model.widths=[100,200]"], "multiples of model.groups=32"),
+        (["model=medsegdiff", "model.sampler=ddim", "model.steps=300"], "must be one of 1, 2, 4"),
+        (["model=medsegdiff", "model.attention=[6]"], "levels are 0 to 5"),
         (["model=transunet_small", "model.image_size=16", "train.batch_size=1"], "train.batch_size to 2 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_composed(words, message):
     with pytest.raises(ConfigError, match=message):
         compose([*COMMON, *words])
+
+
+def test_medsegdiffs_unet_has_the_parameters_of_the_released_one():
+    from bushpc.models.medsegdiff import ConditionedUNet
+
+    config = compose(["model=medsegdiff", *COMMON]).model
+    with torch.device("meta"):
+        net = ConditionedUNet(config)
+    one_map_less = 128 * 9 + 1  # the released one also predicts a deviation
+    assert sum(value.numel() for value in net.unet.parameters()) == 113_673_218 - one_map_less
+    assert sum(value.numel() for value in net.parameters()) == 144_057_985  # what the yaml states
+
+
+def test_medsegdiff_denoises_and_predicts(make_batch):
+    model, batch = model_of("medsegdiff_small", "model.image_size=32", "model.steps=2"), make_batch(size=32, count=2)
+    losses = model(batch)
+    losses.total.backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+    with torch.no_grad():
+        made, again = (model.eval().predict(given) for given in (batch, replace(batch, mask_BKHW=batch.mask_BKHW * 0)))
+    assert made.prob_BKHW.shape == made.uncertainty_BKHW.shape == (2, 1, 32, 32)
+    assert 0 <= float(made.prob_BKHW.min()) <= float(made.prob_BKHW.max()) <= 1
+    assert torch.equal(made.prob_BKHW, again.prob_BKHW), "the same noise for the same key, and no look at the mask"
+    alone = model_of("medsegdiff_small", "model.image_size=32", "model.dynamic=false", "model.ff_parser=false")
+    assert torch.isfinite(alone(batch).total)
+
+
+def test_ff_parser_filters_frequencies_and_fusion_weighs_the_image_by_both_maps():
+    from bushpc.models.medsegdiff import FFParser, attentive_fusion
+
+    parser, x, y = FFParser(2, 8), torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8)
+    with torch.no_grad():
+        parser.A.zero_()
+        parser.A[:, 0, 0, 0] = 1  # the mean alone passes
+        torch.testing.assert_close(parser(x), x.mean(dim=(2, 3), keepdim=True).expand_as(x))
+        unit = [(each - each.mean()) / (each.var(correction=0) + 1e-5).sqrt() for each in (x, y)]
+        torch.testing.assert_close(attentive_fusion(x, y), unit[0] * unit[1] * x)
 
 
 def test_transunets_tokens_are_those_of_timms_hybrid_vit():

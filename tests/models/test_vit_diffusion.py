@@ -13,7 +13,8 @@ from torch import nn
 from bushpc.config import compose
 from bushpc.errors import ConfigError, TrainingError, WeightsError
 from bushpc.losses.topology import topological_loss
-from bushpc.models.vit_diffusion import AdaptiveConditioningBridge, Noising, VitDiffusion, build_vit
+from bushpc.models.vit_diffusion import AdaptiveConditioningBridge, VitDiffusion, build_vit
+from bushpc.nn.diffusion import Noising
 from bushpc.nn.recompute import recompute
 
 

@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bushpc.cell import build_model
 from bushpc.config import compose
-from bushpc.models.vit_diffusion import BETA_SCHEDULES, DiffusionUNet, VitDiffusion
+from bushpc.models.vit_diffusion import DiffusionUNet, VitDiffusion
+from bushpc.nn.diffusion import BETA_SCHEDULES
 from bushpc.sample import Batch
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ours → diffusers'
