@@ -7,6 +7,7 @@ Only `pull` uses the network. Only `.safetensors` files are read, because a pick
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -93,6 +94,17 @@ def load_staged(
     except SafetensorError as error:
         advice = _advice_in_a_job(model_class, weights_dir)
         raise WeightsError(f"{path} is not a readable safetensors file ({error}): {advice}") from error
+
+
+@contextlib.contextmanager
+def fits(model_class: type[torch.nn.Module], file: WeightFile) -> t.Iterator[None]:
+    """Around loading tensors of a staged file: what torch says of those that don't fit. Raises: WeightsError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{file.name} does not fit the model it is meant for: {error} Run: {pull_command(model_class)}"
+        ) from error
 
 
 def origins(config: ModelConfig, weights_dir: str | Path) -> list[dict[str, t.Any]]:

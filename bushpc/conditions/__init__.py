@@ -12,6 +12,7 @@ from bushpc.conditions.base import Condition, Draw, Scan, Shown, Variant
 from bushpc.conditions.captions import Caption
 from bushpc.conditions.columns import COLUMNS, columns_of
 from bushpc.conditions.known import Known, kinds_for, read_table
+from bushpc.conditions.released import Highlight, NumericPrompt, SpreadsheetPrompt
 from bushpc.conditions.sentences import AttributePrompt, SpatialPrompt
 from bushpc.conditions.variants import NO_PROMPTS, SENTENCES, VARIANTS
 
@@ -24,10 +25,13 @@ __all__ = [
     "Caption",
     "Condition",
     "Draw",
+    "Highlight",
     "Known",
+    "NumericPrompt",
     "Scan",
     "Shown",
     "SpatialPrompt",
+    "SpreadsheetPrompt",
     "Variant",
     "columns_of",
     "kinds_for",

@@ -63,6 +63,7 @@ class Condition(abc.ABC):
     name: t.ClassVar[str]
     absent: t.ClassVar[t.Any] = ""
     from_mask: t.ClassVar[bool] = False
+    from_pixels: t.ClassVar[bool] = False
     column: t.ClassVar[str | None] = None
     note: t.ClassVar[str] = ""
 
@@ -78,6 +79,14 @@ class Condition(abc.ABC):
     def left_out(self, draw: Draw, turn: int, key: str) -> bool:
         """Whether training shows `absent` the `turn`-th time that it draws the sample `key`."""
         return False
+
+    def partner(self, draw: Draw, turn: int, key: str) -> str | None:
+        """With `from_pixels`: the training scan that the value of the sample `key` is made of; None for `absent`."""
+        return None
+
+    def pictured(self, image_SSC: np.ndarray, mask_SS: np.ndarray) -> t.Any:
+        """With `from_pixels`: the value, from the partner's pixels as the cache has them, uint8."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def of(self, scan: Scan, mask_HW: np.ndarray) -> t.Any:

@@ -220,15 +220,19 @@ class AttributePrompt(Condition):
         "table, where that has one: without it, expect lower scores."
     )
 
+    def worded(self, attributes: t.Mapping[str, t.Any]) -> str:
+        """The sentence on these attributes."""
+        return attribute_prompt(attributes)
+
     def of(self, scan: Scan, mask_HW: np.ndarray) -> str:
         """From the clinical table."""
-        return attribute_prompt(scan.attributes)
+        return self.worded(scan.attributes)
 
     def shown(self, variant: str, part: t.Sequence[Scan], draw: Draw) -> Shown:
         """Its own sentence; with `shuffled_attributes` that of another patient."""
         if variant != "shuffled_attributes":
             return self.of
-        another = _attributes_of_another(part, draw)
+        another = _attributes_of_another(part, draw, self.worded)
         return lambda scan, mask_HW: another(scan.key)
 
     @property
@@ -240,17 +244,19 @@ class AttributePrompt(Condition):
         """The sentence, or the attributes shape, margin and birads, worded as in training. Raises: DataError."""
         if sentence := super().from_user(given):
             return refuse_long(sentence, self.column)
-        return attribute_prompt({name: descriptor(name, given.get(name) or "") for name in ATTRIBUTES}) or None
+        return self.worded({name: descriptor(name, given.get(name) or "") for name in ATTRIBUTES}) or None
 
 
-def _attributes_of_another(part: t.Sequence[Scan], draw: Draw) -> t.Callable[[str], str]:
+def _attributes_of_another(
+    part: t.Sequence[Scan], draw: Draw, worded: t.Callable[[t.Mapping[str, t.Any]], str]
+) -> t.Callable[[str], str]:
     """Sample key → an attribute prompt that is wrong for it: another sentence, of another patient in `part`.
 
     Drawn by seed and key alone. If all other patients have the same sentence or none, it is one of theirs; if there is
     no other patient, "".
     """
     patients = {scan.key: scan.patient for scan in part}
-    sentences = {scan.key: attribute_prompt(scan.attributes) for scan in part}
+    sentences = {scan.key: worded(scan.attributes) for scan in part}
     keys = list(patients)
 
     def drawn(key: str) -> str:

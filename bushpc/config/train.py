@@ -46,8 +46,18 @@ class TrainConfig(FineTuneConfig):
     lr: float = setting(1e-4, "Peak learning rate of AdamW.", gt=0, lt=math.inf)
     schedule: t.Literal["cosine", "constant", "plateau"] = setting(
         "cosine",
-        "Learning rate after warm-up: cosine decays to 0 at the last step, constant stays, plateau drops when the loss "
-        "on held-out training samples stops improving.",
+        "Learning rate after warm-up: cosine decays to lr_end at the last step, constant stays, plateau drops when the "
+        "loss on held-out training samples stops improving.",
+    )
+    cosine_steps: int | None = setting(
+        None,
+        "With schedule=cosine, the step at which the cosine ends, if training ends before; null is the last step.",
+        unit="steps",
+        ge=1,
+        since=3,
+    )
+    lr_end: float = setting(
+        0.0, "With schedule=cosine, the learning rate at which the cosine ends.", ge=0, lt=math.inf, since=3
     )
     plateau_factor: float = setting(0.25, "With schedule=plateau, each drop multiplies the rate by this.", gt=0, lt=1)
     plateau_patience: int = setting(
@@ -128,6 +138,7 @@ class TrainConfig(FineTuneConfig):
                 f"{self.stop_patience}: training samples are held out exactly when something watches their loss; set "
                 "train.holdout=0.2 with train.schedule=plateau or train.stop_patience, else train.holdout=0"
             )
+        self._check_cosine()
         for tool in self.track:
             if tool not in TOOLS:
                 raise ConfigError(unknown_name("tool in train.track", tool, TOOLS))
@@ -136,6 +147,20 @@ class TrainConfig(FineTuneConfig):
         if self.keep_best is not None and not self.validate_every:
             raise ConfigError(
                 f"train.keep_best={self.keep_best} needs validations during training: set train.validate_every"
+            )
+
+    def _check_cosine(self) -> None:
+        if self.schedule != "cosine" and (self.cosine_steps is not None or self.lr_end):
+            raise ConfigError(
+                f"train.cosine_steps={self.cosine_steps} and train.lr_end={self.lr_end:g} belong to "
+                f"train.schedule=cosine, not {self.schedule}: leave them at null and 0, or set train.schedule=cosine"
+            )
+        if self.lr_end > self.lr:
+            raise ConfigError(f"train.lr_end={self.lr_end:g} is above train.lr={self.lr:g}: the cosine only falls")
+        if self.cosine_steps is not None and self.cosine_steps < self.iterations and self.epochs is None:
+            raise ConfigError(
+                f"train.cosine_steps={self.cosine_steps} ends before training does (train.iterations="
+                f"{self.iterations}), and the rate would rise again: set it to {self.iterations} or more, or null"
             )
 
     @property

@@ -218,11 +218,21 @@ class Samples(Dataset[Batch]):
             images[rows] if whole else [images[row] for row in rows],
             masks[rows] if whole else [masks[row] for row in rows],
         )
+        for kind in self.prepare.conditions:
+            if kind.from_pixels:
+                batch.conditions[kind.name] = [self._pictured(kind, draw) for draw in draws]
         if self.features is None:
             return batch
         augment = self.prepare.augment
         variants = [augment.variant(draw.turn) if augment else None for draw in draws]
         return replace(batch, features=self.features(batch.keys, variants))
+
+    def _pictured(self, kind: Condition, draw: Place) -> t.Any:
+        partner = kind.partner(draw_from(self.prepare.seed), draw.turn, self.records[draw.place].key)
+        if partner is None:
+            return kind.absent
+        row = self.cache.rows[partner]
+        return kind.pictured(self.cache.images_NSSC[row], self.cache.masks_NSS[row])
 
 
 def cached_training_batches(cell: CellConfig, data: FoldData, world: World, start: int) -> Generator[Batch, None, None]:

@@ -22,11 +22,17 @@ def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: f
     return dice_loss(logits_BKHW.float().sigmoid(), mask_BKHW.float(), smooth)
 
 
-def dice_loss(prob_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """`soft_dice_loss` of probabilities: float32 in [0, 1]."""
+def dice_loss(
+    prob_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0, above: float | None = None
+) -> torch.Tensor:
+    """`soft_dice_loss` of probabilities: float32 in [0, 1].
+
+    above: what the numerator gets instead of `smooth`. With 2 smooth the Dice is 2 (I + smooth) / (S + smooth), as some
+    codes have it: its loss is not below -1, which it reaches where mask and prediction are empty.
+    """
     intersection_BK = (prob_BKHW * mask_BKHW).sum(dim=(2, 3))
     size_BK = prob_BKHW.sum(dim=(2, 3)) + mask_BKHW.sum(dim=(2, 3))
-    return (1 - (2 * intersection_BK + smooth) / (size_BK + smooth)).mean()
+    return (1 - (2 * intersection_BK + (smooth if above is None else above)) / (size_BK + smooth)).mean()
 
 
 def jaccard_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import typing as t
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -26,35 +25,35 @@ from torch.nn import functional as F
 from bushpc import weights
 from bushpc.conditions import AttributePrompt, Condition, SpatialPrompt, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES, SPATIAL
-from bushpc.conditions.words import refuse_long
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
+from bushpc.nn.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CLIP_VIT_B16,
+    TextEncoder,
+    check_divides,
+    check_image_tower,
+    check_text_tower,
+    image_part,
+)
 from bushpc.nn.encoder import feature_channels, feature_extractor
 from bushpc.nn.normalize import Normalize
-from bushpc.nn.uncompiled import not_compiled
+from bushpc.nn.text_unet import ENCODER_STRIDES, SFA, TransformerBlock, UpBlock, conv_bn_relu
 from bushpc.sample import Batch, Losses, Prediction
 
-CLIP_VIT_B16 = WeightFile(
-    name="clip_vit_b16_openai.safetensors",
-    hub_repo="timm/vit_base_patch16_clip_224.openai",
-    hub_file="open_clip_model.safetensors",
-    revision="main",  # `weights pull` resolves it to a commit and records that commit with the file's hash
-    licence="apache-2.0",  # timm's word for its copy
-)
-# open_clip's OPENAI_DATASET_MEAN and _STD, without importing open_clip.
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ENCODER_REVISIONS = {"resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
-ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connections fit if the last divides it
 
 
 @config_class
 class XBusNetConfig(BackboneConfig):
     """The paper's values are the defaults. `configs/model/xbusnet.yaml` lists what it leaves open.
 
-    "Released" is the authors' published code and settings, used where the paper gives no value.
+    "Released" is the authors' published code and settings, used where the paper gives no value; as a whole their
+    network is another one, `bushpc.models.xbusnet_released`.
     """
 
     image_size: int = setting(352, "Edge of the square input (2.2).", unit="pixels", ge=1)
@@ -83,8 +82,8 @@ class XBusNetConfig(BackboneConfig):
     text_dim: int = setting(512, "d of (9), the width of a sentence's embedding.", ge=1)
     layers: tuple[int, ...] = setting(
         (3, 7, 9),
-        "L of (6): which of the image tower's blocks give tokens, counted from 1. The paper does not list it; "
-        "released: 3, 7, 9.",
+        "L of (6): which of the image tower's blocks give tokens, counted from 1. The paper does not list it; the "
+        "release has 3, 7, 9, which nothing reads there.",
     )
     reduce_dim: int = setting(64, "r of (6). The paper does not give it; released: 64.", ge=1)
     global_channels: int = setting(64, "Channels of F_g (8).", ge=1)
@@ -115,7 +114,8 @@ class XBusNetConfig(BackboneConfig):
     )
     dice_weight: float = setting(
         1.0,
-        "Weight of the soft Dice loss. The paper names no segmentation loss; released: this with smooth = 1.",
+        "Weight of the soft Dice loss, 1 - (2 I + 1) / (S + 1). The paper names no segmentation loss; released: "
+        "1 - 2 (I + 1) / (S + 1).",
         ge=0,
         lt=math.inf,
     )
@@ -127,7 +127,7 @@ class XBusNetConfig(BackboneConfig):
         if not (self.lfe or self.gfe):
             raise ConfigError("lfe=false and gfe=false leave no branch; switch at least one of them on.")
         if self.reads_text:
-            self._check_text()
+            check_text_tower(self)
         if self.gfe:
             self._check_global_branch()
         if self.lfe:
@@ -176,36 +176,16 @@ class XBusNetConfig(BackboneConfig):
         """Whether any part that is switched on reads a sentence."""
         return self.gfe or self.sfa
 
-    def _check_text(self) -> None:
-        _check_divides("text_heads", self.text_heads, "text_width", self.text_width)
-        shape = (self.text_width, self.text_layers, self.text_heads, self.text_dim)
-        if self.pretrained and shape != (512, 12, 8, 512):
-            raise ConfigError(
-                "pretrained=true loads CLIP's ViT-B/16, and (text_width, text_layers, text_heads, text_dim) "
-                f"are {shape}, not (512, 12, 8, 512). Use those, or pretrained=false."
-            )
-
     def _check_global_branch(self) -> None:
-        _check_divides("clip_patch_size", self.clip_patch_size, "image_size", self.image_size)
-        _check_divides("clip_heads", self.clip_heads, "clip_width", self.clip_width)
+        check_divides("clip_patch_size", self.clip_patch_size, "image_size", self.image_size)
+        check_image_tower(self)
         if not self.layers or not all(1 <= j <= self.clip_layers for j in self.layers):
             raise ConfigError(f"layers={list(self.layers)}; name at least one block from 1 to {self.clip_layers}.")
         if list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers={list(self.layers)}; name each block once, in rising order.")
-        shape = (
-            self.clip_patch_size,
-            self.clip_width,
-            self.clip_layers,
-            self.clip_heads,
-        )
-        if self.pretrained and shape != (16, 768, 12, 12):
-            raise ConfigError(
-                "pretrained=true loads CLIP's ViT-B/16, and (clip_patch_size, clip_width, clip_layers, clip_heads) "
-                f"are {shape}, not (16, 768, 12, 12). Use those, or pretrained=false."
-            )
 
     def _check_local_branch(self) -> None:
-        _check_divides("the encoder's stride", ENCODER_STRIDES[-1], "image_size", self.image_size)
+        check_divides("the encoder's stride", ENCODER_STRIDES[-1], "image_size", self.image_size)
         if len(self.decoder_channels) != 4:
             raise ConfigError(
                 f"decoder_channels={list(self.decoder_channels)}; four are needed: dec4, dec3, dec2, dec1."
@@ -217,12 +197,6 @@ class XBusNetConfig(BackboneConfig):
                 f"attention_heads={heads} must divide the channels of enc4 and enc5, which are {channels[3]} and "
                 f"{channels[4]} in encoder '{self.encoder}'."
             )
-
-
-def _check_divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
-    if value % divisor:
-        nearest = max(1, round(value / divisor)) * divisor
-        raise ConfigError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; the nearest is {nearest}.")
 
 
 class XBusNet(Model):
@@ -244,7 +218,8 @@ class XBusNet(Model):
         if config.pretrained and config.reads_text:
             clip_state = weights.load_staged(XBusNet, CLIP_VIT_B16, weights_dir)
         if config.reads_text:
-            self.text = TextEncoder(config, clip_state)
+            with weights.fits(XBusNet, CLIP_VIT_B16):
+                self.text = TextEncoder(config, clip_state)
         if config.gfe:
             self.gfe = GlobalFeatureExtractor(config, clip_state)
         if config.lfe:
@@ -327,65 +302,6 @@ class _PromptFree(t.NamedTuple):
     device: torch.device
 
 
-class TextEncoder:
-    """T of (9): CLIP's text tower, frozen, asked once per distinct sentence.
-
-    Deliberately no nn.Module. As a part of the model its weights would be written into every checkpoint
-    and broadcast by DDP; under ZeRO-3, ranks that meet a new sentence at different steps would wait for
-    each other for ever in the gathering of the tower's parameters. So the tower must be the same without
-    a checkpoint: staged weights, or a random draw from a separate seed.
-
-    e = sqrt(d) (T(p) - T("")) / |T(p) - T("")|, and 0 for "", so a sentence that was dropped asks for no
-    modulation beyond the biases of the layers that read e. The shift is one that those biases can undo.
-    The scale makes the components about 1 whatever the tower: without it |T(p)| is 7 for the small random
-    tower and 22 for a random one of CLIP's size. Sentences that differ in one word stay apart: their
-    cosine is at most 0.997 and 0.8 on average for random towers, before the shift and after it.
-
-    tower: open_clip's TextTransformer, in eval mode.
-    """
-
-    SEED = 2021
-
-    def __init__(self, config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> None:
-        from open_clip.transformer import QuickGELU, TextTransformer
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.SEED)
-            self.tower = TextTransformer(
-                width=config.text_width,
-                heads=config.text_heads,
-                layers=config.text_layers,
-                output_dim=config.text_dim,
-                act_layer=QuickGELU,
-            )
-        if clip_state is not None:
-            text_state = {k: v for k, v in clip_state.items() if not k.startswith(("visual.", "logit_"))}
-            _load(self.tower, text_state, CLIP_VIT_B16)
-        self.tower.requires_grad_(False).eval()
-        self._raw: dict[str, torch.Tensor] = {}
-
-    # Not compiled: there would be a graph for each sentence, and which were compiled would depend on the start.
-    @not_compiled
-    def __call__(self, prompts: list[str], device: torch.device) -> torch.Tensor:
-        """The embeddings of B sentences, B x E, float32, on `device`."""
-        for prompt in dict.fromkeys(("", *prompts)):
-            if prompt not in self._raw:
-                self._raw[prompt] = self._embed(prompt, device)
-        shifted_BE = torch.stack([self._raw[prompt] - self._raw[""] for prompt in prompts])
-        e_BE: torch.Tensor = F.normalize(shifted_BE, dim=-1) * shifted_BE.shape[-1] ** 0.5
-        return e_BE.to(device)
-
-    def _embed(self, prompt: str, device: torch.device) -> torch.Tensor:
-        # One sentence at a time: in a batch its last digits would depend on its neighbours, and a resumed
-        # run meets the sentences in other company than the run it must repeat. Not in inference mode: the
-        # tensor is kept, and training saves it for the backward pass.
-        from open_clip.tokenizer import tokenize
-
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            e_1E: torch.Tensor = self.tower.to(device)(tokenize([refuse_long(prompt, "a prompt")]).to(device))
-            return e_1E[0].cpu()
-
-
 def clip_image_tower(config: XBusNetConfig, clip_state: dict[str, torch.Tensor] | None) -> nn.Module:
     """CLIP's image tower up to the last block that is asked for; what lies above it is left out.
 
@@ -393,7 +309,6 @@ def clip_image_tower(config: XBusNetConfig, clip_state: dict[str, torch.Tensor] 
     pixels). Staged weights are interpolated bicubically to this model's grid once, when they are loaded; a tower
     trained from scratch has its own grid from the start.
     """
-    from open_clip.model import resize_pos_embed
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     indices = [j - 1 for j in config.layers]
@@ -416,9 +331,8 @@ def clip_image_tower(config: XBusNetConfig, clip_state: dict[str, torch.Tensor] 
         act_layer=QuickGELU,  # OpenAI's weights load into a GELU tower without complaint and mean less there
     )
     if clip_state is not None:
-        vision_state = {k: v for k, v in clip_state.items() if k.startswith("visual.")}
-        resize_pos_embed(vision_state, SimpleNamespace(visual=tower))
-        _load(tower, {k.removeprefix("visual."): v for k, v in vision_state.items()}, CLIP_VIT_B16)
+        with weights.fits(XBusNet, CLIP_VIT_B16):
+            tower.load_state_dict(image_part(clip_state, tower))
     # Parameters above the last block read would get no gradient, and DDP stops at those.
     tower.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
     if config.freeze_vision:
@@ -483,7 +397,8 @@ class LocalFeatureExtractor(nn.Module):
         self.encoder, channels = feature_extractor(config.encoder, ENCODER_STRIDES)
         if encoder_state is not None:
             features = {k: v for k, v in encoder_state.items() if not k.startswith("fc.")}
-            _load(self.encoder, features, _encoder_file(config.encoder))
+            with weights.fits(XBusNet, _encoder_file(config.encoder)):
+                self.encoder.load_state_dict(features)
         enc1, enc2, enc3, enc4, enc5 = channels
         dec4, dec3, dec2, dec1 = config.decoder_channels
         self.transformer4 = TransformerBlock(enc4, config.attention_heads)
@@ -520,72 +435,13 @@ class LocalFeatureExtractor(nn.Module):
         return feature
 
 
-class SFA(nn.Module):
-    """Semantic feature adjustment, section 2.9: channels scaled and shifted by what a sentence says.
-
-    The last layer starts at zero, so gamma = beta = 0 and F_out = F: training starts from the network
-    without text and takes up the sentence as far as it helps, instead of from randomly scaled features.
-    """
-
-    def __init__(self, channels: int, text_dim: int) -> None:
-        super().__init__()
-        first, last = nn.Linear(text_dim, text_dim), nn.Linear(text_dim, 2 * channels)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(first, nn.ReLU(), last)
-
-    def forward(self, F_BChw: torch.Tensor, e_BE: torch.Tensor) -> torch.Tensor:
-        """F_out (15), of the shape of F_BChw; e_BE (B x E) is cast to its type."""
-        z = self.mlp(e_BE.to(F_BChw.dtype))  # (14)
-        gamma, beta = z[:, :, None, None].chunk(2, dim=1)
-        F_out: torch.Tensor = gamma * F_BChw + beta + F_BChw  # (13), (15)
-        return F_out
-
-
-class TransformerBlock(nn.Module):
-    """TrEnc of (10): a pre-norm transformer layer over the positions of a feature map, shape unchanged."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(
-            channels,
-            heads,
-            4 * channels,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-
-    def forward(self, F_BChw: torch.Tensor) -> torch.Tensor:
-        tokens_BNC = F_BChw.flatten(2).transpose(1, 2)
-        attended_BNC: torch.Tensor = self.layer(tokens_BNC)
-        return attended_BNC.transpose(1, 2).reshape(F_BChw.shape)
-
-
-class UpBlock(nn.Module):
-    """U-Net decoder step: double the size, join the skip connection, two 3 x 3 convolutions."""
-
-    def __init__(self, channels: int, skip_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(channels, out_channels, kernel_size=2, stride=2)
-        self.merge = nn.Sequential(
-            *_conv_bn_relu(out_channels + skip_channels, out_channels),
-            *_conv_bn_relu(out_channels, out_channels),
-        )
-
-    def forward(self, F_BChw: torch.Tensor, skip_BCHW: torch.Tensor) -> torch.Tensor:
-        merged: torch.Tensor = self.merge(torch.cat([skip_BCHW, self.up(F_BChw)], dim=1))
-        return merged
-
-
 class ResidualBlock(nn.Module):
     """RB of (17): two 3 x 3 convolutions and a skip, which is a 1 x 1 convolution if the width changes."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv_bn_relu(channels, out_channels),
+            *conv_bn_relu(channels, out_channels),
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -595,25 +451,6 @@ class ResidualBlock(nn.Module):
         return F.relu(self.body(F_BChw) + self.skip(F_BChw))
 
 
-def _conv_bn_relu(channels: int, out_channels: int) -> list[nn.Module]:
-    # No bias: batch normalisation would take it away again.
-    return [
-        nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]
-
-
 def _encoder_file(name: str) -> WeightFile:
     """timm's own weights of `name`. Raises: ConfigError when there are none."""
     return WeightFile.of_timm(name, ENCODER_REVISIONS.get(name, "main"))
-
-
-def _load(module: nn.Module, state: dict[str, torch.Tensor], file: WeightFile) -> None:
-    """Load all of `state` into all of `module`. Raises: WeightsError naming what does not fit."""
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(XBusNet)}"
-        ) from error

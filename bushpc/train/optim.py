@@ -93,8 +93,9 @@ class Schedule:
             return peak * (step + 1) / config.warmup
         if config.schedule != "cosine":
             return peak
-        progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        end = config.cosine_steps or config.iterations
+        progress = min(1.0, (step - config.warmup) / max(1, end - config.warmup))
+        return config.lr_end + (config.lr - config.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def state(self) -> dict[str, t.Any]:
         """The schedule's memory, for meta.json."""

@@ -19,7 +19,7 @@ from bushpc.dispatch.run_folder import write_run
 from bushpc.dist import World
 from bushpc.errors import DataError
 from bushpc.evaluate.export import export
-from bushpc.models.xbusnet import TextEncoder
+from bushpc.nn.clip import TextEncoder
 from bushpc.sample import Batch
 from bushpc.shards.manifest import Manifest, read_image
 

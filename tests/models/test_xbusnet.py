@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.errors import ConfigError, WeightsError
-from bushpc.models.xbusnet import CLIP_VIT_B16, SFA, TextEncoder, XBusNet, clip_image_tower
+from bushpc.models.xbusnet import XBusNet, clip_image_tower
+from bushpc.nn.clip import CLIP_VIT_B16, TextEncoder
+from bushpc.nn.text_unet import SFA
 
 # Rows of Table 4: lfe, gfe, sfa.
 TABLE_4 = [(True, True, True), (False, True, False), (True, False, True), (True, True, False)]
