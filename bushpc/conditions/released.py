@@ -133,7 +133,7 @@ class Highlight(Condition):
         behind = BEHIND * cv2.GaussianBlur(x, (BLUR_PX, BLUR_PX), BLUR_SIGMA)
         lesion_SS = mask_SS > 0
         x = np.where(lesion_SS[..., None], x, behind)
-        rows, columns = (_with_margin(lesion_SS.any(axis=axis)) for axis in (1, 0))
+        rows, columns = (_with_margin(np.asarray(lesion_SS.any(axis=axis))) for axis in (1, 0))
         return _square(x[rows, columns], len(mask_SS))
 
 

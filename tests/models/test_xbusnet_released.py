@@ -43,7 +43,8 @@ def batch(make_batch):
 
 def test_all_parameters_learn_from_sentences_mixed_with_pictures(model, batch):
     model(batch).total.backward()
-    # timm's ResNets start with zeros in the last norm of each block, so what lies before it learns from the second step.
+    # timm's ResNets start with zeros in the last norm of each block, so what lies before it
+    # learns from the second step on.
     first = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert all(name.startswith("lfe.encoder.layer") for name in first)
 
@@ -134,13 +135,18 @@ def test_the_rate_is_torchs_cosine_of_20000_steps_to_1e_6():
         (["train.lr_end=1"], "is above train.lr"),
         (["train.schedule=constant"], "belong to train.schedule=cosine"),
         (["model.global_channels=12"], "not a multiple of the number of groups=8"),
-        (["data.stream=https://host/phantom/"], "model.mix=false"),
         (["evaluate.tta=mirror"], "positions in pixels"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_composed(words, message):
     with pytest.raises(ConfigError, match=message):
         compose([*TINY, *words])
+
+
+def test_a_stream_cannot_serve_the_pictures_and_is_refused_before_the_queue():
+    config = compose([*TINY, "data.stream=https://host/phantom/"])
+    with pytest.raises(ConfigError, match=r"model\.mix=false"):
+        config.model.check_run(config)
 
 
 # --- conditions -------------------------------------------------------------------------------------------

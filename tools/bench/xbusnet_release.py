@@ -171,7 +171,6 @@ def compare_network(release: SimpleNamespace, dataset: t.Any, images: int) -> li
     rows = [Row("logits", f"{images} x 352 x 352, deviation {spread:.3f}", _apart(mine, logits), 1e-4)]
 
     ours.train(), network.train()
-    ours.zero_grad(), network.zero_grad()
     torch.manual_seed(1)
     total = ours(batch).total
     total.backward()
@@ -190,7 +189,8 @@ def compare_network(release: SimpleNamespace, dataset: t.Any, images: int) -> li
     loss = loss.detach()
     rows.append(Row("training loss", "sentences mixed with pictures", abs(float(total) - float(loss)), 1e-4))
     gradients = dict(network.named_parameters())
-    pairs = [(mine.grad, gradients[theirs(name)].grad) for name, mine in ours.named_parameters() if mine.requires_grad]
+    trained = [(mine.grad, gradients[theirs(name)].grad) for name, mine in ours.named_parameters()]
+    pairs = [(a, t.cast(torch.Tensor, b)) for a, b in trained if a is not None]
     apart = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
     worst = apart / math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
     unused = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
@@ -236,7 +236,7 @@ def compare_sentences(clone: Path, breast: Path) -> list[Row]:
         ours = numeric_prompt(on_grid, record.height, record.width)
         assert re.sub(r"\d+", "N", ours) == re.sub(r"\d+", "N", row["Sentence"]), (ours, row["Sentence"])
         both = [list(map(int, re.findall(r"\d+", text))) for text in (ours, row["Sentence"])]
-        numbers.append(np.abs(np.subtract(*both)).max())
+        numbers.append(int(np.abs(np.subtract(both[0], both[1])).max()))
         differing_words += spreadsheet_prompt(record.attributes) != row["AGM_Prompt"]
     exact = sum(n == 0 for n in numbers)
     note = f"{exact} of {len(numbers)} equal to the pixel; median {np.median(numbers):.0f}"
@@ -270,14 +270,19 @@ def compare_metrics(release: SimpleNamespace, dataset: t.Any, masks: int) -> lis
         )
         pair = MaskPair(prob=prob_HW, mask=mask.numpy().astype(np.uint8))
         for name, value in {"dice": dice, "iou": iou, "fpr": fpr, "fnr": fnr}.items():
-            worst[name] = max(worst[name], abs(float(METRICS[f"{name}_2class"].function(pair)) - float(value)))
-        means.append((float(METRICS["dice"].function(pair)), float(dice)))
+            worst[name] = max(worst[name], abs(value_of(f"{name}_2class", pair) - float(value)))
+        means.append((value_of("dice", pair), float(dice)))
     lesion, both = np.mean(means, axis=0)
     note = f"a mean lesion Dice of {lesion:.3f} is {both:.3f} there"
     return [
         Row(f"{name}_2class", f"{masks} disturbed masks", difference, 1e-6, note if name == "dice" else "")
         for name, difference in worst.items()
     ]
+
+
+def value_of(metric: str, pair: MaskPair) -> float:
+    """Of a metric of masks."""
+    return float(t.cast(t.Any, METRICS[metric].function)(pair))
 
 
 def disturbed(mask_HW: np.ndarray, draw: np.random.Generator) -> np.ndarray:
