@@ -22,7 +22,7 @@ from bushpc import weights
 from bushpc.conditions import AttributePrompt, Condition, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.nn.clip import CLIP_MEAN, CLIP_STD, CLIP_VIT_B16, TextEncoder
@@ -134,7 +134,8 @@ class ClipTnseg(Model):
     def __init__(self, config: ClipTnsegConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
         state = weights.load_staged(type(self), CLIP_VIT_B16, weights_dir) if config.pretrained else None
-        self.text = TextEncoder(config, state)
+        with weights.fits(type(self), CLIP_VIT_B16):
+            self.text = TextEncoder(config, state)
         self.normalize = Normalize(CLIP_MEAN, CLIP_STD)
         self.vision, self.coarse = build_clipseg(config)
         if state is not None:
@@ -218,14 +219,10 @@ def build_clipseg(config: ClipTnsegConfig) -> tuple[t.Any, t.Any]:
 def _load(vision: nn.Module, clip: t.Mapping[str, torch.Tensor]) -> None:
     """Blocks above the last one that is read are left out. Raises: WeightsError."""
     own = vision.state_dict()
-    try:
+    with weights.fits(ClipTnseg, CLIP_VIT_B16):
         given = vision_state(clip)
         given[POSITIONS] = on_grid(given[POSITIONS], len(own[POSITIONS]))
-        vision.load_state_dict({name: given[name] for name in own})
-    except (KeyError, RuntimeError) as error:
-        raise WeightsError(
-            f"{CLIP_VIT_B16.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(ClipTnseg)}"
-        ) from error
+        vision.load_state_dict({name: given[name] for name in own if name in given})
 
 
 def on_grid(positions_ND: torch.Tensor, count: int) -> torch.Tensor:
