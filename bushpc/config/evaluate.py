@@ -27,7 +27,7 @@ class EvaluateConfig(Settings):
         "network's image), betti_error (components and holes), dice_2class, iou_2class, fpr_2class, fnr_2class (means "
         "over lesion and background, as XBusNet's release). "
         "Labels, for models that predict them: label_accuracy, label_f1 (macro), label_auc (macro, one against the "
-        "rest), label_ce.",
+        "rest; with two labels the AUC of P(malignant | benign or malignant)), label_ce.",
         affects="evaluation",
     )
     threshold: float = setting(

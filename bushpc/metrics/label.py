@@ -12,6 +12,7 @@ Shapes: N images, L labels, R weightings.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,12 @@ class LabelSet:
         """Of the classes that occur among the images, each against all others."""
         return [Ranking(self.prob_NL[:, label], self.label_N == label) for label in np.unique(self.label_N)]
 
+    @functools.cached_property
+    def pair_rankings(self) -> dict[tuple[int, int], Ranking]:
+        """Of every two classes a and b that occur, by P(b | a or b); other images need a weight of 0."""
+        pairs = itertools.combinations(map(int, np.unique(self.label_N)), 2)
+        return {(a, b): Ranking(pair_score(self.prob_NL, a, b), self.label_N == b) for a, b in pairs}
+
     def mean(self, value_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
         """Weighted mean of a value of each image, (R,)."""
         # A single sum in numpy's order gives exactly `value_N.mean()`; many are faster as a matrix product.
@@ -59,6 +66,12 @@ class LabelSet:
         """Weighted counts (R, L, L): true class by row, most probable class by column."""
         labels = self.prob_NL.shape[1]
         return np.asarray((weight_RN @ self._pairs_NK).reshape(-1, labels, labels))
+
+
+def pair_score(prob_NL: np.ndarray, a: int, b: int) -> np.ndarray:
+    """P(b | a or b) of each image, which a third class does not move; 1/2 where both are 0."""
+    both_N = prob_NL[:, a] + prob_NL[:, b]
+    return np.divide(prob_NL[:, b], both_N, out=np.full(len(both_N), 0.5), where=both_N > 0)
 
 
 class Ranking:
@@ -98,8 +111,19 @@ def f1(labels: LabelSet, weight_RN: np.ndarray) -> np.ndarray:
 
 
 def auc(labels: LabelSet, weight_RN: np.ndarray) -> np.ndarray:
-    """Mean AUC over the classes that occur among the images, one against all others; NaN if there is only one."""
-    return _mean_of_defined(np.stack([ranking.auc(weight_RN) for ranking in labels.rankings], axis=1))
+    """Mean AUC over the classes that occur among the images, one against all others; NaN if there is only one.
+
+    Where a weighting has images of two classes alone, it is their plain AUC, of P(b | a or b): the probability of a
+    third class, which no image has, then moves no image.
+    """
+    auc_R = _mean_of_defined(np.stack([ranking.auc(weight_RN) for ranking in labels.rankings], axis=1))
+    occurring = np.unique(labels.label_N)
+    there_RL = np.stack([weight_RN[:, labels.label_N == label].sum(axis=1) > 0 for label in occurring], axis=1)
+    for pair, ranking in labels.pair_rankings.items():
+        alone_R = (there_RL == np.isin(occurring, pair)).all(axis=1)
+        if alone_R.any():
+            auc_R[alone_R] = ranking.auc(weight_RN[alone_R])
+    return auc_R
 
 
 def cross_entropy(labels: LabelSet, weight_RN: np.ndarray) -> np.ndarray:

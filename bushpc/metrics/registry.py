@@ -123,7 +123,7 @@ _TWO_CLASSES = (
 _NO_PIXEL_SIZE = "the size of a pixel is known for no image with a lesion"
 _LABELS = (
     "Classification: over all images of a fold that have a label. F1 and AUC are means over the labels, AUC of "
-    "each against all others; CE is the mean cross-entropy."
+    "each against all others; of two labels it is the AUC of P(second | first or second). CE is the mean cross-entropy."
 )
 _NO_LABEL = "no model here gives a probability of each label, or no image has a label"
 _ONE_LABEL = "no model here gives a probability of each label, or all images have one label"

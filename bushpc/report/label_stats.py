@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bushpc.metrics.label import LabelSet
+from bushpc.metrics.label import LabelSet, pair_score
 from bushpc.metrics.registry import LABEL_METRICS, label_metrics, weighted_label_metrics
 from bushpc.report.per_image import PROB_COLUMNS
 from bushpc.report.stats import Interval, percentiles, resamples
@@ -126,6 +126,8 @@ def _influence(prob_NL: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     influence_N = np.zeros(len(label_N))
     for label in occurring:
         score_N, positive_N = prob_NL[:, label], label_N == label
+        if len(occurring) == 2:  # as `bushpc.metrics.label.auc`
+            score_N = pair_score(prob_NL, int(occurring.sum() - label), int(label))
         # A rank among all less the rank among its kind counts the others below, ties half.
         below_N = scipy.stats.rankdata(score_N)
         for kind_N in (positive_N, ~positive_N):

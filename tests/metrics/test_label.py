@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc, multiclass_f1_score
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_auroc,
+    multiclass_f1_score,
+)
 
 from bushpc.metrics.registry import LABEL_METRICS, label_metrics
 
@@ -49,3 +54,21 @@ def test_auc_is_not_defined_with_one_class_and_nothing_is_without_labels():
 
 def test_a_probability_of_nothing_for_the_truth_costs_much_but_not_infinitely():
     assert 10 < label_metrics(np.array([[0.0, 1.0, 0.0]]), np.array([0]))["label_ce"] < 20
+
+
+def plain_auc(label_N: np.ndarray, score_N: np.ndarray) -> float:
+    return float(binary_auroc(torch.tensor(score_N), torch.tensor(label_N).int()))
+
+
+def test_with_two_labels_auc_is_the_plain_one_of_malignant_given_benign_or_malignant():
+    """P(normal) is large for one malignant image: a three-way mean ranks it below, P(M | B or M) above all benign."""
+    prob = np.array([[0.60, 0.40, 0.0], [0.70, 0.30, 0.0], [0.02, 0.18, 0.80], [0.30, 0.70, 0.0]])
+    label = np.array([0, 0, 1, 1])
+    given = prob[:, 1] / (prob[:, 0] + prob[:, 1])
+    assert label_metrics(prob, label)["label_auc"] == plain_auc(label, given) == 1.0
+    assert np.mean([plain_auc(label == k, prob[:, k]) for k in (0, 1)]) < 1
+    draw = np.random.default_rng(0)
+    prob, label = draw.dirichlet(np.ones(3), 60), draw.integers(0, 2, 60)
+    expected = plain_auc(label, prob[:, 1] / (prob[:, 0] + prob[:, 1]))
+    assert label_metrics(prob, label)["label_auc"] == pytest.approx(expected, abs=1e-6)
+    assert 0 <= label_metrics(np.eye(3)[[2] * 60], label)["label_auc"] <= 1  # neither benign nor malignant: a tie
