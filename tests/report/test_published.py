@@ -60,3 +60,14 @@ def test_a_table_by_mask_class_holds_what_the_paper_prints_of_each() -> None:
 )
 def test_a_paper_of_six_datasets_is_shown_for_each_with_that_ones_figures(data: str, row: str, printed: dict) -> None:
     assert find_published(data, "vit_diffusion", "overall").rows[row] == printed
+
+
+def test_distances_whose_unit_cannot_be_right_stand_beside_nothing_and_the_table_says_so() -> None:
+    for kind in ("overall", "ablation"):
+        table = find_published("precise", "sam_multitask", kind)
+        assert not {"hd95_mm", "hd95_px", "hd95_network_px", "nsd_mm", "nsd_px"} & set(table.metrics)
+        assert "probably pixels" in table.note
+    ablation = find_published("busi", "vit_diffusion", "ablation")
+    assert ablation.rows["Enhanced Loss (with TDC)"]["hd95_network_px"] == 0.74
+    assert "hd95_px" not in ablation.metrics
+    assert "inferred" in ablation.note
