@@ -25,7 +25,10 @@ import rich.console
 from bushpc.errors import DataError
 from bushpc.files import flush_folder, why_not_writable
 from bushpc.report import figures, render, tables
+from bushpc.report.conclusion import conclusion
+from bushpc.report.methods import claim_table, methods
 from bushpc.report.pictures import RANKS, Shards, case_pictures, heat_maps, open_shards, side_by_side
+from bushpc.report.references import bibtex
 from bushpc.report.scope import ReportScope, scope_of_run, scope_of_runs
 from bushpc.report.standalone import environment
 from bushpc.report.summary import Summary, summarise
@@ -93,8 +96,10 @@ def _require_place(folder: Path, *, given: bool) -> None:
 def _build(scope: ReportScope, folder: Path) -> ReportResult:
     summary = summarise(scope)
     shards = open_shards(scope.runs[0])
-    shown = tables.all_tables(scope, summary, shards.manifest)
+    claim = claim_table(scope, summary)
+    shown = {**tables.all_tables(scope, summary, shards.manifest), claim.name: claim}
     files = {
+        "references.bib": bibtex(scope, summary),
         "index.html": _render(scope, summary, shown, shards),
         "report.md": _markdown(scope, summary, shown),
         "summary.json": summary.to_json(),
@@ -116,6 +121,9 @@ def _render(scope: ReportScope, summary: Summary, shown: dict[str, Table], shard
         scope=scope,
         summary=summary,
         status=_status(summary),
+        conclusion=conclusion(summary),
+        methods=methods(scope, summary),
+        references=bibtex(scope, summary),
         tables=collections.defaultdict(lambda: None, shown),  # what there is nothing to say in is None
         most=ROWS_ON_PAGE,
         tall=_ROWS_IN_SIGHT,
@@ -153,10 +161,11 @@ def _status(summary: Summary) -> list[str]:
 
 
 def _markdown(scope: ReportScope, summary: Summary, shown: dict[str, Table]) -> str:
-    """The commands that were run, and all tables."""
-    parts = [f"# {render.markdown(summary.title)}", ""]
+    """The conclusion, the methods, the commands that were run, and all tables."""
+    parts = [f"# {render.markdown(summary.title)}", "", render.markdown(conclusion(summary)), ""]
     if not summary.complete:
         parts += ["**INCOMPLETE**", "", *(f"- {render.markdown(line)}" for line in _status(summary)), ""]
+    parts += [render.markdown(methods(scope, summary)), ""]
     for run in scope.runs:
         command = shlex.join(str(part) for part in run.record.command).replace("`", "'")
         parts += [f"- {render.markdown(run.record.name)}: `{command}`, commit {run.record.commit or 'unknown'}"]

@@ -183,7 +183,7 @@ def test_the_page_is_one_file_that_loads_nothing(realistic) -> None:
 def test_every_link_of_the_contents_leads_to_a_section(realistic) -> None:
     page = Page(build_report(realistic.path).html)
     targets = [value[1:] for value in page.loads if value.startswith("#")]
-    assert len(targets) == 12
+    assert len(targets) == 13
     assert all(f'<section id="{target}">' in page.source for target in targets)
 
 
@@ -208,8 +208,8 @@ def test_the_same_run_gives_the_same_report_twice(realistic) -> None:
 
     first = files()
     names = ("headline", "comparisons", "fold_comparisons", "nemenyi", "folds", "strata", "calibration", "difference")
-    assert set(first) == {"index.html", "report.md", "summary.json"} | {
-        f"{name}.{kind}" for name in (*names, "cells", "shards") for kind in ("csv", "tex")
+    assert set(first) == {"index.html", "report.md", "summary.json", "references.bib"} | {
+        f"{name}.{kind}" for name in (*names, "cells", "shards", "claim") for kind in ("csv", "tex")
     }
     assert files() == first
 
