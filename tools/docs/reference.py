@@ -88,16 +88,15 @@ def _class_of(name: str) -> type[Model]:
 
 
 def _commands() -> dict[str, str]:
-    found = {}
-    for group in groups():
-        name = re.sub(r"\W+", "-", group.title.lower()).strip("-")
-        found[f"reference/commands/{name}.md"] = f"# {group.title}\n\n" + "\n".join(map(_command, group.commands))
-    links = "\n".join(
-        f"- [{group.title}]({place.rpartition('/')[2]}): "
-        + ", ".join(f"`{command.name}`" for command in group.commands)
-        for place, group in zip(found, groups(), strict=True)
-    )
-    return {**found, "reference/commands/index.md": f"# Every command\n\n{links}\n"}
+    by_title: dict[str, list[Command]] = {}
+    for group in groups():  # several files may add to one group
+        by_title.setdefault(group.title, []).extend(group.commands)
+    found, lines = {}, []
+    for title, commands in by_title.items():
+        name = re.sub(r"\W+", "-", title.lower()).strip("-")
+        found[f"reference/commands/{name}.md"] = f"# {title}\n\n" + "\n".join(map(_command, commands))
+        lines.append(f"- [{title}]({name}.md): " + ", ".join(f"`{command.name}`" for command in commands))
+    return {**found, "reference/commands/index.md": "# Every command\n\n" + "\n".join(lines) + "\n"}
 
 
 def _command(command: Command) -> str:
