@@ -1,0 +1,174 @@
+"""Small versions of the four grids of rivals on an excerpt of BrEaST, on a CPU, to their tables; and full-size counts.
+
+    python tools/bench/rivals.py counts [--out benchmarks/<date>_rivals]
+    python tools/bench/rivals.py xbusnet hybrid_attention … --src <raw BrEaST> [--work FOLDER] [--out …]
+
+A small version is the grid's own yaml with small networks in its rows; all else, quoted rows included, stays. It shows
+that every row trains, is evaluated and stands in the table, and says nothing about the rows' quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import typing as t
+from pathlib import Path
+
+import yaml
+from common import ROOT, machine, write_result
+
+PAPERS = ("xbusnet", "hybrid_attention", "vit_diffusion", "sam_multitask")
+BUSHPC = [sys.executable, "-m", "bushpc.cli"]
+CASES = 24  # of BrEaST, and the normal ones among its first 64
+NORMAL = (45, 61)
+WORDS = (
+    *("model.image_size=64", "train.epochs=null", "train.iterations=24", "train.batch_size=4", "train.lr=1e-3"),
+    *("train.holdout=0", "train.schedule=cosine", "train.stop_patience=0", "train.ema=0", "train.save_every=24"),
+    *("evaluate.batch_size=4", "loader.workers=0", "cluster=local"),
+)
+# Of models without a small version in configs/model: what makes them small.
+SMALL: dict[str, dict[str, t.Any]] = {
+    "classic_unet": {"model.width": 8},
+    "attention_unet": {"model.widths": [8, 16, 32]},
+    "unet_plus_plus": {"model.widths": [8, 8, 16, 16, 32, 8]},
+    "swin_unetr": {"model.widths": [12]},
+    "fcn": {"model.pretrained": False},
+    "deeplabv3": {"model.pretrained": False},
+    "mask_rcnn": {"model.network": "resnet18", "model.pretrained": False},
+    "smp": {"model.architecture": "DeepLabV3Plus", "model.encoder": "resnet18", "model.pretrained": False},
+    "edcnn": {"model.xception": "test_resnet", "model.mobilenet": "test_efficientnet", "model.width": 8},
+}
+SMALL_SAMPLING = {"model.inference": "generative", "model.sampler": "ddim", "model.steps": 4}
+PUBLISHED = {  # model and settings → (published count, where; what differs)
+    "classic_unet": (34_513_345, "Aslam et al., Table 2", ""),
+    "unet_plus_plus": (9_040_000, "Zhou et al. 2018: 9.04 M", "MONAI's transposed convolutions"),
+    "attention_unet model.widths=[64,128,256,512,1024]": (None, "published in three dimensions", "MONAI's"),
+    "fcn": (35_322_218, "torchvision", "21 classes and an auxiliary head there"),
+    "deeplabv3": (42_004_074, "torchvision", "21 classes and an auxiliary head there"),
+    "mask_rcnn": (44_401_393, "torchvision", "91 classes there, scales of the frozen normalisations not counted"),
+    "smp model.architecture=DeepLabV3Plus model.encoder=resnet101": (None, "on Xception there", ""),
+    "unet": (None, "the paper cites nothing for U-ResNet", ""),
+    "swin_unetr model.widths=[48]": (61_980_000, "Hatamizadeh et al. 2022: 61.98 M", "three dimensions there"),
+    "edcnn": (None, "parts: Keras' Xception 22.86 M, MobileNet 4.23 M trained, with 1000 labels", ""),
+    "bussam": (None, "", ""),
+    "clip_tnseg": (None, "", "CLIP's text tower included"),
+    "transunet model.image_size=224": (105_280_000, "Chen et al. 2024: 105.28 M", ""),
+    "swin_unet": (27_170_000, "as printed of Swin-Unet: 27.17 M", ""),
+    "u_kan": (6_350_000, "Li et al. 2025: 6.35 M", ""),
+    "aau_net": (None, "the authors released the module alone", ""),
+    "anatosegnet": (None, "", ""),
+    "multitask_nnunet": (15_819_799, "the released network", "one channel there"),
+    "medsegdiff": (None, "", ""),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=["counts", *PAPERS])
+    parser.add_argument("--src", type=Path, help="the publisher's folder of BrEaST")
+    parser.add_argument("--work", type=Path, help="folder of packed data and runs; by default a temporary one")
+    parser.add_argument("--out", type=Path, help="folder for the tables")
+    given = parser.parse_args()
+    if "counts" in given.what:
+        report = counts()
+        print(report)
+        if given.out:
+            write_result(given.out, "counts", report, {"machine": machine()})
+    papers = [paper for paper in PAPERS if paper in given.what]
+    if papers and not given.src:
+        parser.error("--src is needed")
+    with tempfile.TemporaryDirectory(prefix="rivals-") as temporary:
+        work = given.work or Path(temporary)
+        for paper in papers:
+            table = run(paper, excerpt(given.src, work), work)
+            print(table)
+            if given.out:
+                given.out.mkdir(parents=True, exist_ok=True)
+                (given.out / f"{paper}.md").write_text(table)
+
+
+def excerpt(src: Path, work: Path) -> Path:
+    """A packed excerpt of BrEaST in two folds."""
+    from bushpc.shards.manifest import Manifest
+    from bushpc.shards.split import make_folds, write_folds
+
+    packed, raw = work / "breast", work / "raw"
+    if packed.exists():
+        return packed
+    cases = [f"case{number:03d}" for number in (*range(1, CASES + 1), *NORMAL)]
+    for path in src.rglob("*"):
+        if path.suffix == ".xlsx" or (path.suffix == ".png" and path.name[:7] in cases):
+            target = raw / path.relative_to(src)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    pack = ["pack", "data=breast", f"src={raw}", f"out={packed}", "excerpt=true", "workers=1"]
+    subprocess.run([*BUSHPC, *pack], check=True)
+    records = Manifest.load(packed).records
+    write_folds(packed / "folds.csv", records, make_folds(records, k=2))
+    return packed
+
+
+def small(paper: str) -> dict[str, t.Any]:
+    """The paper's grid with small networks."""
+    content = yaml.safe_load((ROOT / "configs" / "grid" / f"{paper}_rivals.yaml").read_text())
+    kept = [word for word in content["base"] if not word.startswith(("model", "train"))]
+    content["base"] = [f"model={paper}_small", *kept]
+    for row in content["rows"].values():
+        if "set" in row:
+            row["set"] = _small_row(row["set"])
+    return t.cast("dict[str, t.Any]", content)
+
+
+def _small_row(full: dict[str, t.Any]) -> dict[str, t.Any]:
+    name = full["model"]
+    if name in SMALL:
+        return {"model": name, **SMALL[name]}
+    made: dict[str, t.Any] = {"model": f"{name}_small"}
+    if name == "nnunet":  # it decides most settings itself
+        made |= {"model.iterations_per_epoch": 4, "train.batch_size": 1, "train.save_every": 4}
+    if full.get("model.inference") == "generative":
+        made |= SMALL_SAMPLING
+    return made | {key: value for key, value in full.items() if key in ("model.decoder", "model.mask_guided")}
+
+
+def run(paper: str, packed: Path, work: Path) -> str:
+    """Run the small grid to the end; returns its table in Markdown."""
+    grid = work / f"{paper}_rivals.yaml"
+    grid.write_text(yaml.safe_dump(small(paper), sort_keys=False))
+    folder = work / "runs" / paper
+    words = [f"grid={grid}", "data=breast", f"data.root={packed}", f"runs_dir={folder.parent}", f"name={paper}"]
+    subprocess.run([*BUSHPC, "grid", *words, *WORDS, "--wait"], check=True)
+    report = (folder / "report" / "report.md").read_text()
+    section = re.search(r"^### [^\n]*: every row of the paper's table\n.*?(?=^### )", report, flags=re.M | re.S)
+    assert section, "a grid of rivals has this table"
+    return section[0].replace("### ", "# ", 1).rstrip() + "\n"
+
+
+def counts() -> str:
+    """Parameters of every full-size rival, counted without memory where its library builds on the meta device."""
+    import torch
+
+    from bushpc.config import compose
+
+    lines = ["| model | here | published | where | what differs |", "| --- | ---: | ---: | --- | --- |"]
+    for words, (published, where, differs) in PUBLISHED.items():
+        config = compose([f"model={words.split()[0]}", *words.split()[1:], "model.pretrained=false"])
+        for device in ("meta", "cpu"):
+            try:
+                with torch.device(device):
+                    count = config.model_class(config.model).parameter_count()
+                break
+            except (RuntimeError, NotImplementedError):
+                if device == "cpu":
+                    raise
+        shown = f"{published:,}" if published else "—"
+        lines.append(f"| `{words}` | {count:,} | {shown} | {where} | {differs} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
