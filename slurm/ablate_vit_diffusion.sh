@@ -11,6 +11,10 @@
 #   sbatch slurm/ablate_vit_diffusion.sh             from anywhere in the clone
 #   bash slurm/ablate_vit_diffusion.sh data=breast   on a login node, with settings
 #
+# The rows with TDC match persistence diagrams on the CPU from epoch 1 on, which takes longest while the predictions are
+# still noise: 2 to 8 processor seconds a sample of 256 pixels (benchmarks/2026-11-30_matching). Give their ranks as many
+# processors as there are (cluster.cpus_per_rank), or set model.topo_downsample=2.
+#
 # Samplers and steps on one training. Submit the second when the first run is done:
 #   sbatch slurm/cv_vit_diffusion.sh name=X
 #   sbatch slurm/ablate_vit_diffusion.sh grid=vit_diffusion_sampling train.weights_from=runs/X

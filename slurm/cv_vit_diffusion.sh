@@ -15,7 +15,7 @@
 #   sbatch slurm/cv_vit_diffusion.sh data=isic2018 model.inference=generative
 #   sbatch slurm/cv_vit_diffusion.sh data=refuge2 model.inference=generative model.mask_classes=2
 #   sbatch slurm/cv_vit_diffusion.sh data=brats2021 model.inference=generative model.mask_classes=3 model.channels=4
-# Of several classes only the first is scored: the disc, the enhancing tumour.
+# Of several classes each is scored; the tables have their mean, and one per class.
 #
 # This job submits the others and ends. Partition, account and GPUs come from configs/cluster/*.yaml (cluster=NAME).
 # Submit it again to run only what is missing.

@@ -90,7 +90,9 @@ class VitDiffusionConfig(BackboneConfig):
         "its total of parameters.",
     )
     depth: int = setting(3, "Residual blocks per level. Not in the paper; see widths.", ge=1)
-    timesteps: int = setting(1000, "T (3.1).", ge=1)
+    timesteps: int = setting(
+        1000, "T (3.1). With the linear schedule, each beta is multiplied by 1000 / T, so that x_T is noise.", ge=1
+    )
     beta_schedule: t.Literal["linear", "cosine"] = setting(
         "linear", "Schedule of the noise; the paper does not say which, linear is DDPM's."
     )
@@ -306,6 +308,7 @@ class VitDiffusion(Model):
         """(6), and with a topo_weight (8); terms "mse", "dice_x0", "dice_aux", "focal_aux" and "topo".
 
         "topo" is L_topo of (9), the mean over samples and classes; the total has the mean of w_epoch log(1 + L_topo).
+        Where w_epoch is 0 for the whole batch, as in epoch 0, L_topo is not computed and its term is 0.
         Both masks of (9) come from the same noise: x_t and x_t-k then lie on one path of denoising, and differ by k
         steps of it alone. Before the first step there is nothing: t - k is 0 at the least, and with t = 0 L_topo is 0.
         """
@@ -323,18 +326,23 @@ class VitDiffusion(Model):
         predicted_BKHW = self.unet.noise_head(map_BDhw).float()
         x0_t = self.noising.clean(predicted_BKHW, x_t, t_B)
         topology = None
+        w_B = torch.tensor([config.topo_weight * min(1.0, epoch / config.topo_ramp) for epoch in batch.epochs])
+        no_topology = 0.0
         if config.topo_weight:  # in every epoch, or ranks would differ in their passes where ZeRO-3 gathers parameters
             earlier_B = (t_B - config.lookback).clamp(min=0)
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.topo_gradient == "both"):
                 x_earlier = self.noising.noised(x_0, noise_BKHW, earlier_B)
                 predicted_earlier = self.unet.noise_head(self.unet(x_earlier, earlier_B, condition))
                 x0_earlier = self.noising.clean(predicted_earlier.float(), x_earlier, earlier_B)
-            topology = start_topological_loss(
-                as_prob(x0_t),
-                as_prob(x0_earlier),
-                min_persistence=config.topo_min_persistence,
-                downsample=config.topo_downsample,
-            )
+            if w_B.any():  # diagrams cost the most by far, and in epoch 0 they would count for nothing
+                topology = start_topological_loss(
+                    as_prob(x0_t),
+                    as_prob(x0_earlier),
+                    min_persistence=config.topo_min_persistence,
+                    downsample=config.topo_downsample,
+                )
+            else:  # the same backward pass on all ranks
+                no_topology = 0.0 * predicted_earlier.float().mean()
 
         target_BKHW = noise_BKHW if config.prediction == "epsilon" else self.noising.velocity(x_0, noise_BKHW, t_B)
         mse = F.mse_loss(predicted_BKHW, target_BKHW)
@@ -344,9 +352,11 @@ class VitDiffusion(Model):
         terms = {"mse": mse.detach(), "dice_x0": dice_x0.detach(), **auxiliary.terms}
         if topology is not None:
             topo_BK = topology.loss()
-            w_B = torch.tensor([config.topo_weight * min(1.0, epoch / config.topo_ramp) for epoch in batch.epochs])
             total = total + (w_B.to(topo_BK)[:, None] * topo_BK.log1p()).mean()
             terms["topo"] = topo_BK.detach().mean()
+        elif config.topo_weight:
+            total = total + no_topology
+            terms["topo"] = torch.zeros_like(mse.detach())
         return Losses(total=total, terms=terms)
 
     def _auxiliary_losses(self, map_BDhw: torch.Tensor, mask_BKHW: torch.Tensor) -> Losses:

@@ -8,6 +8,7 @@ of Singh, Dholey and Vinod (bushpc/models/vit_diffusion.py).
 
 from __future__ import annotations
 
+import math
 import typing as t
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,10 @@ import torch
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError
 
+DDPM_STEPS, FIRST_BETA, LAST_BETA = 1000, 1e-4, 0.02  # Ho et al.'s linear schedule
+MOST_BETA = 0.999  # as the cosine schedule's
+# √ᾱ_T must be below this: sampling starts from pure noise, and what the network was trained to find in x_T is missing.
+MOST_SIGNAL = 0.1
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
 
 
@@ -45,13 +50,26 @@ class Diffusion(t.Protocol):
 
 
 def check_steps(config: Diffusion) -> None:
-    """Refuse steps that the sampler cannot take. Raises: ConfigError."""
+    """Refuse steps that the sampler cannot take, and schedules whose x_T is not noise. Raises: ConfigError."""
+    signal = math.sqrt(math.prod(1 - beta for beta in linear_betas(config)))
+    if config.beta_schedule == "linear" and signal > MOST_SIGNAL:
+        raise ConfigError(
+            f"model.timesteps={config.timesteps} with model.beta_schedule=linear: {signal:.2f} of the mask is left in "
+            f"x_T, and sampling starts from pure noise; at most {MOST_SIGNAL} can be. Set model.timesteps to 2 or more"
+        )
     if config.steps > config.timesteps:
         raise ConfigError(f"model.steps={config.steps}: must be ≤ {config.timesteps} (T)")
     if config.sampler != "dpm_solver" and config.timesteps % config.steps:
         # diffusers steps from t to t - T // steps: with a remainder that is not the next t.
         valid = ", ".join(str(n) for n in range(1, config.timesteps + 1) if config.timesteps % n == 0)
         raise ConfigError(f"model.steps={config.steps} with model.sampler={config.sampler}: must be one of {valid}")
+
+
+def linear_betas(config: Diffusion) -> list[float]:
+    """Ho et al.'s betas for T steps: each multiplied by 1000 / T, so that as much noise is added in fewer steps."""
+    T = config.timesteps
+    evenly = [FIRST_BETA + (LAST_BETA - FIRST_BETA) * i / max(1, T - 1) for i in range(T)]
+    return [min(beta * DDPM_STEPS / T, MOST_BETA) for beta in evenly]
 
 
 def draw_noise(
@@ -130,12 +148,14 @@ def make_scheduler(config: Diffusion) -> t.Any:
     """
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler  # takes seconds to import
 
-    shared = {
+    shared: dict[str, t.Any] = {
         "num_train_timesteps": config.timesteps,
         "beta_schedule": BETA_SCHEDULES[config.beta_schedule],
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
     }
+    if config.beta_schedule == "linear" and config.timesteps != DDPM_STEPS:  # there diffusers' own are the same
+        shared["trained_betas"] = linear_betas(config)
     scheduler: t.Any
     if config.sampler == "dpm_solver":
         scheduler = DPMSolverMultistepScheduler(**shared)

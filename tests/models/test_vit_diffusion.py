@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ from bushpc.config import compose
 from bushpc.errors import ConfigError, TrainingError, WeightsError
 from bushpc.losses.topology import topological_loss
 from bushpc.models.vit_diffusion import AdaptiveConditioningBridge, VitDiffusion, build_vit
-from bushpc.nn.diffusion import Noising
+from bushpc.nn.diffusion import Noising, check_steps
 from bushpc.nn.recompute import recompute
 
 
@@ -161,9 +162,44 @@ def test_at_the_first_step_there_is_nothing_to_look_back_to(tiny, make_batch):
         torch.manual_seed(seed)
         if not torch.randint(2, (4,)).any():  # t = 0 for all
             torch.manual_seed(seed)
-            assert model(make_batch(size=16)).terms["topo"] == 0
+            assert model(make_batch(size=16, epochs=[1] * 4)).terms["topo"] == 0
             return
     raise AssertionError("no seed draws t = 0 four times")
+
+
+@pytest.mark.parametrize("topo_gradient", ["current", "both"])
+def test_no_diagram_is_computed_while_its_weight_is_0(tiny, make_batch, topo_gradient):
+    model = tiny(topo_weight=0.1, topo_gradient=topo_gradient)
+
+    def step(epochs):
+        torch.manual_seed(0)
+        model.zero_grad()
+        losses = model(make_batch(size=16, epochs=epochs))
+        losses.total.backward()
+        return losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    (first, gradients), (later, _) = step([0] * 4), step([0, 0, 0, 1])
+    assert first.terms["topo"] == 0 < later.terms["topo"]
+    assert len(gradients) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("timesteps", [2, 25, 100, 500, 1000, 4000])
+def test_x_T_is_noise_whatever_T(tiny, timesteps):
+    """The signal left in x_T of Ho et al.'s schedule is 0.006; with a T of 100 and its betas it would be 0.60."""
+    model = tiny(timesteps=timesteps, steps=1, auxiliary_t=1, lookback=1, sampler="ddim", beta_schedule="linear")
+    alpha_bar = model.noising.alpha_bar
+    assert len(alpha_bar) == timesteps
+    assert float(alpha_bar[-1].sqrt()) < 0.05
+    if timesteps >= 100:
+        assert float(alpha_bar[-1].sqrt()) == pytest.approx(0.006, abs=0.003)
+    unscaled = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
+    expected = (1 - (unscaled * 1000 / timesteps).clamp(max=0.999)).cumprod(0)
+    torch.testing.assert_close(alpha_bar.double(), expected, rtol=2e-3, atol=1e-6)
+
+
+def test_a_single_step_that_leaves_the_mask_in_x_T_is_refused():
+    with pytest.raises(ConfigError, match=r"0\.95 of the mask is left in x_T"):
+        check_steps(SimpleNamespace(timesteps=1, steps=1, sampler="ddim", beta_schedule="linear"))
 
 
 @pytest.mark.parametrize("topo_weight", [0.0, 0.1])
@@ -179,7 +215,7 @@ def test_a_prediction_that_is_no_number_is_an_error_and_no_gradient(tiny, make_b
     model = tiny(topo_weight=0.1)
     nn.init.constant_(model.unet.noise_head[2].bias, math.nan)
     with pytest.raises(TrainingError, match="NaN"):
-        model(make_batch(size=16, epochs=[0] * 4))
+        model(make_batch(size=16, epochs=[1] * 4))
 
 
 # --- parameters and switches ------------------------------------------------------------------------------------

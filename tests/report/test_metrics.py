@@ -259,7 +259,7 @@ def test_the_papers_grids_are_reported_with_the_papers_figures(
     rows = {row.name: json.loads(json.dumps(row.settings)) for row in load_grid(name).rows}  # as run.json has them
     grid = shared_run(name, rows=rows, model=model, metrics=metrics, folds=1, run={"data": data})
     for row in rows:
-        grid.of(row).complete({0: [{**dict.fromkeys(OVERLAP, 0.5), **line} for line in two_tasks(0)]})
+        grid.of(row).complete({0: [dict.fromkeys((*OVERLAP, "hd95_network_px"), 0.5) | line for line in two_tasks(0)]})
     result = build_report(grid.path)
     text = (result.html.parent / "ablation.tex").read_text()
     assert all(figure in text for figure in shown)
