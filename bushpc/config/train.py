@@ -82,7 +82,8 @@ class TrainConfig(FineTuneConfig):
     grad_clip: float = setting(1.0, "Clip gradients to this global L2 norm; 0 disables clipping.", ge=0)
     ema: float = setting(
         0.0,
-        "Decay of the exponential moving average of the weights, which predictions then use; 0 disables it.",
+        "Decay of the exponential moving average of the weights, and of BatchNorm's running statistics, which "
+        "predictions then use; 0 disables it.",
         ge=0,
         lt=1,
     )

@@ -94,6 +94,9 @@ class Engine:
         self.facts = self._check(world)
         self.scale = _LossScale() if self.config.precision == "fp16" else None
         self.average = Average(self._ranks.local_weights(), cell.train.ema) if cell.train.ema else None
+        # Averaged weights give other features than today's, whose statistics would not fit them.
+        statistics = running_statistics(model)
+        self.average_statistics = Average(list(statistics.values()), cell.train.ema) if cell.train.ema else None
         if resumed:
             self._load(resumed)
 
@@ -130,8 +133,9 @@ class Engine:
         norm = self._ranks.update(lr, self.scale.value if self.scale else None)
         if self.scale:
             self.scale.update(overflow=not math.isfinite(float(norm)))
-        if self.average:
+        if self.average and self.average_statistics:
             self.average.update(self._ranks.local_weights())
+            self.average_statistics.update(list(running_statistics(self.model).values()))
         return norm
 
     def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -146,6 +150,8 @@ class Engine:
         if self.average:
             for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
                 yield "ema", name, self._ranks.full(averaged, parameter)
+        for name, statistic in self._averaged_statistics().items():
+            yield "ema", name, statistic
 
     def state(self) -> dict[str, t.Any]:
         """What a checkpoint's meta.json holds besides the tensors."""
@@ -177,8 +183,16 @@ class Engine:
                 replica_parameters[name].copy_(full)
             for buffer, replica_buffer in zip(self.model.buffers(), replica.buffers(), strict=True):
                 replica_buffer.copy_(buffer)
+            for name, statistic in self._averaged_statistics().items():
+                replica.get_buffer(name).copy_(statistic)
+        share_buffers(replica)
         replica.eval()
         yield replica
+
+    def _averaged_statistics(self) -> dict[str, torch.Tensor]:
+        if not self.average_statistics:
+            return {}
+        return dict(zip(running_statistics(self.model), self.average_statistics.tensors, strict=True))
 
     def _with_autocast(self, forward: t.Callable[[Batch], Losses], batch: Batch) -> Losses:
         with self.autocast():
@@ -221,6 +235,12 @@ class Engine:
             for (name, parameter), averaged in zip(self.trained.items(), self.average.tensors, strict=True):
                 averaged.copy_(self._ranks.local_part(resumed.parts["ema"][name].to(averaged.device), parameter))
             self.average.updates = resumed.meta["average_updates"]
+        if self.average_statistics:
+            # A checkpoint from before they were averaged has today's alone, which the model has by now.
+            ema, today = resumed.parts.get("ema", {}), running_statistics(self.model)
+            for name, statistic in self._averaged_statistics().items():
+                statistic.copy_(ema.get(name, today[name]))
+            self.average_statistics.updates = resumed.meta["average_updates"]
 
 
 class _LossScale:
@@ -291,6 +311,17 @@ def _load_model(model: Model, resumed: Checkpoint) -> None:
         model.load_state_dict(resumed.parts["model"])
     except RuntimeError as error:
         raise ResumeError(f"{resumed.path} does not fit this model: {error}") from error
+
+
+def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Running means and variances of all BatchNorms, by name, in float32."""
+    norms = ((name, norm) for name, norm in model.named_modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm))
+    return {
+        f"{name}.{buffer}": tensor.float()
+        for name, norm in norms
+        for buffer, tensor in norm.named_buffers()
+        if tensor.is_floating_point()
+    }
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -118,6 +118,26 @@ def test_an_overflow_under_fp16_skips_the_step_and_halves_the_scale(make_cell):
         engine.update(1e-3)
 
 
+def test_averaged_weights_predict_with_averaged_statistics(make_cell):
+    """Of 2 steps with decays (1 + u) / (10 + u): 1/10 and 2/11. Today's statistics would be those of other features."""
+    cell = CellConfig.load(make_cell("averaged", "train.ema=0.9") / "config.yaml")
+    start_ranks(cell, World())
+    seed_everything(cell.seed, "init")
+    engine = Engine(cell, World(), cell.model_class(cell.model))
+    engine.train()
+    name, norm = next((n, m) for n, m in engine.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    expected = norm.running_var.clone()
+    for kept in (1 / 10, 2 / 11):
+        engine.losses(global_batch(0))
+        engine.update(cell.train.lr)
+        expected = kept * expected + (1 - kept) * norm.running_var
+    assert not torch.allclose(expected, norm.running_var, rtol=1e-3)
+    with engine.predictor() as model:
+        torch.testing.assert_close(model.get_buffer(f"{name}.running_var"), expected)
+    saved = {key: tensor for part, key, tensor in engine.tensors() if part == "ema"}
+    torch.testing.assert_close(saved[f"{name}.running_var"], expected)
+
+
 def test_a_world_that_is_not_the_one_asked_for_is_refused(make_cell):
     cell = CellConfig.load(make_cell("two", "cluster.ranks_per_node=2") / "config.yaml")
     with pytest.raises(TrainingError, match=r"asked for ddp, 2 rank\(s\) on cpu, fp32, batch 4; got .*1 rank\(s\)"):
