@@ -268,9 +268,6 @@ def _headline(run_dir: RunDir, asked: str, sources: list[str]) -> str:
     # A source that changes nothing that the model reads was evaluated as the plain source.
     if asked == "shuffled_attributes" and "first_pass" in sources:
         return "first_pass"
-    # A model without a first pass was evaluated under its first source, and no other model lacks it.
-    if asked == "first_pass" and "oracle" in sources:
-        return "oracle"
     if "none" in sources and set(sources) <= {"none", "shuffled_attributes"}:
         return "none"
     raise DataError(f"{run_dir}: the headline prompts are {asked!r}, but only {', '.join(sources)} were evaluated.")

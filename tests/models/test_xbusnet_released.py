@@ -143,6 +143,12 @@ def test_what_cannot_work_is_refused_when_it_is_composed(words, message):
         compose([*TINY, *words])
 
 
+def test_its_headline_is_an_oracles_and_says_so():
+    variants = compose(TINY).variants
+    assert [variant.name for variant in variants] == ["oracle", "none", "shuffled_attributes"]
+    assert variants[0].uses_ground_truth
+
+
 def test_a_stream_cannot_serve_the_pictures_and_is_refused_before_the_queue():
     config = compose([*TINY, "data.stream=https://host/phantom/"])
     with pytest.raises(ConfigError, match=r"model\.mix=false"):
