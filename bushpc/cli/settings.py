@@ -30,13 +30,17 @@ def config(given: Arguments) -> None:
 
 
 def _print_all(given: Arguments) -> None:
-    import json
-
     from bushpc.config import compose, described
 
     model = described(type(compose(given.typed).model))
-    settings = _only(given.only, [*described(), *model], given.typed)
-    if given.json:
+    print_described(_only(given.only, [*described(), *model], given.typed), as_json=given.json)
+
+
+def print_described(settings: Iterable[Described], *, as_json: bool) -> None:
+    """Settings with what is allowed, default and meaning."""
+    import json
+
+    if as_json:
         rows = {
             each.key: {
                 "allowed": each.allowed,
