@@ -58,7 +58,7 @@ class SwinUnetConfig(OneMaskConfig):
         for name, given in (("depths", self.depths), ("heads", self.heads)):
             if len(given) != STAGES or min(given) < 1:
                 raise ConfigError(f"model.{name}={list(given)}: {STAGES} numbers above 0 are needed, one per stage")
-        for heads, channels in zip(self.heads, self.channels, strict=True):
+        for heads, channels in zip(self.heads, self.stage_widths, strict=True):
             if channels % heads:
                 raise ConfigError(
                     f"model.heads={list(self.heads)}: {heads} must divide the {channels} channels of its stage; "
@@ -76,7 +76,7 @@ class SwinUnetConfig(OneMaskConfig):
         return self.width, self.depths, self.heads
 
     @property
-    def channels(self) -> list[int]:
+    def stage_widths(self) -> list[int]:
         """Of the four stages."""
         return [self.width << i for i in range(STAGES)]
 
@@ -181,7 +181,7 @@ class DecoderStage(nn.Module):
         from timm.models.swin_transformer import SwinTransformerStage
 
         super().__init__()
-        channels, edge = config.channels[level], config.image_size // PATCH >> level
+        channels, edge = config.stage_widths[level], config.image_size // PATCH >> level
         self.expand = PatchExpanding(2 * channels, channels, 2)
         self.join = nn.Linear(2 * channels, channels)
         self.blocks = SwinTransformerStage(
@@ -224,8 +224,8 @@ class ChannelsFirst(nn.Module):
 
 
 def _small_start(module: nn.Module) -> None:
-    """Linear maps start as Swin's do."""
+    """Linear maps start as Swin's do, whose cut at 2 is a hundred deviations away."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
