@@ -32,7 +32,7 @@ CV = ("cv", "model=unet_small", "data=phantom")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("cv", "model=unet_smal"), "did you mean 'unet_small'? Valid: aau_net, aau_net_small, attention_unet, "),
+        (("cv", "model=unet_smal"), "did you mean 'unet_small'? Valid: aau_net, aau_net_small, anatosegnet, "),
         ((*CV, "fold=7"), "fold=7 does not exist: there are 5 folds, 0 to 4"),
         ((*CV, "folds=published"), "no folds_published.csv"),
         ((*CV, "train.iteration=5"), "did you mean 'train.iterations'"),
