@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except BushpcError as error:
         print(f"bushpc: {error}", file=sys.stderr)
+        if "--json" in words:
+            print(_as_json(error))
         return 2
     except OSError as error:
         if error.errno not in REFUSALS or error.filename is None:
@@ -82,6 +84,13 @@ def _run(words: list[str]) -> int:
     given = " ".join(words[:2]) if family else words[0]
     print(f"bushpc: {unknown_name('command', given, family or valid, then)}", file=sys.stderr)
     return 2
+
+
+def _as_json(error: BushpcError) -> str:
+    """For scripts, which asked for JSON: a code that stays the same, and the message."""
+    import json
+
+    return json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False)
 
 
 def _version() -> str:

@@ -78,3 +78,13 @@ def test_bash_completes(line, words, tmp_path, capsys):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
     done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True)
     assert set(done.stdout.split()) == words, done.stderr
+
+
+def test_with_json_an_error_has_its_code_for_scripts(capsys):
+    assert main(["config", "model=nonsense", "--json"]) == 2
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert error["code"] == "config"
+    assert said.err == f"bushpc: {error['message']}\n"
+    assert main(["config", "model=nonsense"]) == 2
+    assert capsys.readouterr().out == ""

@@ -139,7 +139,8 @@ def _errors() -> str:
     return f"""# Errors
 
 Every error that you can mend is one message that says what was given, what is allowed and what to do next. The command
-then exits with status 2. The error's code does not change between versions.
+then exits with status 2. With `--json` it also prints `{{"error": {{"code": …, "message": …}}}}`. Codes stay the same
+between versions.
 
 {table(("code", "cause and cure"), rows)}
 
