@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bushpc.report import build_report
 from bushpc.report.scope import scope_of_run
 from bushpc.report.summary.summarise import summarise
 from bushpc.report.summary.summary import read_summary
@@ -102,3 +103,11 @@ def test_methods_are_columns_where_there_are_two_tasks(tables_of, new_run, two_t
     pixels = next(line for title, line in by_title.items() if title.startswith("HD95"))
     assert pixels["EDCNN paper"] == "—"  # the paper's are in millimetres, ours in pixels
     assert json.loads(summarise(scope).to_json())["rivals"]["paper"] == "sam_multitask"
+
+
+def test_the_page_shows_the_papers_table(tables_of, tmp_path):
+    tables_of()
+    page = build_report(tmp_path / "rivals").html.read_text()
+    section = page.partition('<section id="rivals">')[2].partition("</section>")[0]
+    assert "U-KAN" in section
+    assert "Quoted only" in section
