@@ -25,7 +25,7 @@ SMALL = ["model=xbusnet_small", "data=phantom"]
         ("train.iterations=abc", "train.iterations='abc' is a str; allowed: int"),
         ("train.iterations=0", "train.iterations=0: must be ≥ 1; for example train.iterations=1000"),
         ("prompts=gt", "Valid: first_pass, none, oracle, shuffled_attributes, wrong_quadrant, wrong_size"),
-        ("folds=mine", "Valid: frozen, grouped, published"),
+        ("folds=mine", "Valid: frozen, grouped, hybrid_attention_split"),
         ("train.accumulate=3", "in train.accumulate=3 parts each: make it a multiple of 3"),
         ("train.keep_best=dice", "train.keep_best=dice needs validations during training: set train.validate_every"),
         ("train.keep_best=loss", "unknown train.keep_best 'loss'"),
