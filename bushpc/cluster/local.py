@@ -63,7 +63,7 @@ class LocalCluster(Cluster):
         return [note] if note else []
 
     def submit(self, request: JobRequest) -> list[Job]:
-        lines = [*detach_lines(request.folder), *_slot_lines(request), *request.setup]
+        lines = [*detach_lines(request.folder), *_after_lines(request), *_slot_lines(request), *request.setup]
         jobs = submit_all(_executor(request, lines), request.work, self.executor, "the job could not be started")
         here = socket.gethostname()
         return [replace(job, host=here, process_start=process_start(int(job.id))) for job in jobs]
@@ -143,6 +143,11 @@ def detach_lines(folder: Path) -> list[str]:
     """A local job survives the command that submitted it and its terminal, and holds none of its pipes open."""
     log = shlex.quote(str(folder / "local_controller.log"))
     return ["trap '' HUP INT", f"exec </dev/null >>{log} 2>&1", f"bushpc_job=$$; export {CONTROLLER}=$$"]
+
+
+def _after_lines(request: JobRequest) -> list[str]:
+    """Wait until the jobs before it have ended, without taking a place on the machine."""
+    return [f"while kill -0 {int(job_id)} 2>/dev/null; do sleep 0.5; done" for job_id in request.after]
 
 
 def _slot_lines(request: JobRequest) -> list[str]:

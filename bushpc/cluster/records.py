@@ -57,7 +57,7 @@ class JobRequest:
     turns: instead of it, only where `takes_turns`, a command that the shell runs before it starts the ranks, with the
     exit status of the last ones added (`none` at first): what it prints is BUSHPC_TURN for the next ones, until it ends
     with another status than 0.
-    after: ids of jobs that have to end first; only where `waits`. lead_s: seconds before the time limit at which the
+    after: ids of jobs that have to end first. lead_s: seconds before the time limit at which the
     job is told; None takes the profile's. takes_place: False for a small job that need not wait until the machine has
     room.
     """

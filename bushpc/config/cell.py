@@ -27,6 +27,7 @@ from bushpc.config.model import ModelConfig, model_of, target_of
 from bushpc.config.places import FOLDER_NAME
 from bushpc.config.prompting import PromptingConfig
 from bushpc.config.read import YAML_DUMPER, YAML_FAILS, build_fields, flat, load_yaml, plain
+from bushpc.config.synthesis import SynthesisConfig, Work
 from bushpc.config.train import TrainConfig
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS
@@ -98,6 +99,13 @@ class CellConfig(Settings):
     loader: LoaderConfig = group(LoaderConfig, "How samples reach the model.")
     engine: EngineConfig = group(EngineConfig, "What runs a training step.")
     cluster: ClusterConfig = group(ClusterConfig, "Where and with what resources jobs run.")
+    synthesis: SynthesisConfig = group(SynthesisConfig, "What generators do after their training.")
+    work: Work = setting(
+        "train", "What the cell does. Set when a run is planned: see synthesis.n.", affects="evaluation", since=4
+    )
+    source: str | None = setting(
+        None, "The cell of the same run whose result this one reads. Set when planned.", affects="nothing"
+    )
     choices: dict[str, str] = group(dict, "The name chosen of each group.", affects="nothing")
 
     def __post_init__(self) -> None:
@@ -259,6 +267,8 @@ class CellConfig(Settings):
         if not self.data.mixed:
             hashed |= {"data.synthetic_sha256": None, "data.synthetic_ratio": None}
         hashed["evaluate.external"] = self.evaluate.external_names  # wherever they lie
+        if self.work == "train":  # what follows it changes no training
+            hashed = {key: value for key, value in hashed.items() if not key.startswith("synthesis.")}
         if not self.augment.changes:  # a cell without augmentation is what it was before there were two methods
             hashed.pop("augment.method", None)
         # Where epochs are counted, each fold's number of steps follows from them.

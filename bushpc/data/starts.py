@@ -148,7 +148,7 @@ def _cells_of_row(said: str, record: RunRecord, row: str | None) -> dict[int, Ce
         raise ConfigError(f"{said} is a grid, each row another model: choose one of {', '.join(rows)} {BY_ROW}")
     if row is not None and row not in rows:
         raise ConfigError(unknown_name(f"row of {said}", row, rows))
-    return {cell.fold: cell for cell in record.cells if cell.row == row}
+    return {cell.fold: cell for cell in record.trainings if cell.row == row}
 
 
 def _of_run(said: str, path: Path, cells: dict[int, CellRecord], fold: int | None) -> Start:

@@ -153,14 +153,14 @@ class CellJob:
         if rank == 0:
             stop.deadline = time_limit()  # the ranks agree at every step, so it takes one that watches the clock
 
-        from bushpc.cell import run_cell
+        from bushpc.dispatch.work import run_work
         from bushpc.dist import World, meet
 
         world = World(rank=rank, size=ranks, local_rank=local_rank)
         ours = this_job()
         attempt = f"{self.submission}-{task.job_id}-{ours.restarts if ours else 0}-{self.turn}"
         meet(world, RunDir(run_dir).jobs, attempt, ours.node if ours else "")
-        stopped = run_cell(cell_dir, world, stop)
+        stopped = run_work(cell_dir, RunDir(run_dir), world, stop)
         # The other ranks leave quietly: it takes one to bring the job back, and rank 0 has saved for all.
         if stopped and world.is_main and stopped.signal_name != CANCEL:
             note_outcome(run_dir, "stopped", stopped.signal_name)

@@ -62,18 +62,20 @@ def queue_cells(
     code: Path | None = None,
     way: Way | None = None,
     said: list[str] | None = None,
+    after: Sequence[str] = (),
 ) -> list[Job]:
     """Submit cells of a written run: those of one profile together, in parts where the cluster limits submissions.
 
     profiles: cell → its profile. code: what jobs import bushpc from; None takes a snapshot of what runs now. way: None
-    for a job per pack. said: takes what is to be told. Raises: DispatchError if the cluster refuses.
+    for a job per pack. said: takes what is to be told. after: ids of jobs that have to end
+    first. Raises: DispatchError if the cluster refuses.
     """
     code = code or take_snapshot(run_dir)
     queued: list[Job] = []
     for profile, packs in packs_by_profile(profiles).items():
         if way is None or profile in way.jobs:
             try:
-                queued += _queue_packs(run_dir, packs, profile, code, way, [] if said is None else said)
+                queued += _queue_packs(run_dir, packs, profile, code, way, [] if said is None else said, after)
             except TooManyJobs as error:
                 before = f"{counted(len(queued), 'job')} of this command, which run" if queued else "none"
                 raise TooManyJobs(f"{error}. Accepted until then: {before}") from error
@@ -81,13 +83,19 @@ def queue_cells(
 
 
 def _queue_packs(
-    run_dir: Path, packs: Sequence[Pack], profile: ClusterConfig, code: Path, way: Way | None, said: list[str]
+    run_dir: Path,
+    packs: Sequence[Pack],
+    profile: ClusterConfig,
+    code: Path,
+    way: Way | None,
+    said: list[str],
+    first: Sequence[str],
 ) -> list[Job]:
     """Submit packs of one profile. What the site refuses as too many jobs is tried again as half as many lanes."""
-    cluster, after, queued = cluster_for(profile.executor), None, []
+    cluster, after, queued = cluster_for(profile.executor), list(first), []
     todo, at_once = _jobs_of(packs, profile, way)
     while todo:
-        part = part_of(run_dir, todo[:at_once], profile, code, way, after if profile.parallel else None)
+        part = part_of(run_dir, todo[:at_once], profile, code, way, after)
         try:
             jobs = _send(RunDir(run_dir), part)
         except TooManyJobs:
@@ -102,7 +110,8 @@ def _queue_packs(
             )
             continue
         # One part after the other, where `cluster.parallel` cells may run at a time and not twice as many.
-        todo, after = todo[len(jobs) :], jobs[0].id
+        todo = todo[len(jobs) :]
+        after = [*first, jobs[0].id] if profile.parallel else list(first)
         queued += jobs
     return queued
 
@@ -119,9 +128,9 @@ def part_of(
     profile: ClusterConfig,
     code: Path,
     way: Way | None,
-    after: str | None = None,
+    after: Sequence[str] = (),
 ) -> Part:
-    """The submission of one job for each list of packs. after: a job that has to end first."""
+    """The submission of one job for each list of packs. after: jobs that have to end first."""
     run, cluster, lanes = RunDir(run_dir), cluster_for(profile.executor), way is not None and way.lanes
     submission, packed = uuid.uuid4().hex, profile.cells_per_job > 1
     intent = SubmittingNote(
@@ -152,7 +161,7 @@ def part_of(
         setup=shell_lines(profile, run_dir, code),
         at_end=() if lanes else command_at_end(run_dir),
         turns=command_for_turns(run_dir, submission) if lanes else (),
-        after=[after] if after else [],
+        after=after,
     )
     notes = {
         lane_name(submission, number): LaneNote(

@@ -99,7 +99,8 @@ def cv_plan(config: CellConfig) -> Plan:
     name = config.name or f"cv-{config.choices['model']}-{config.data.name}-{digest}"
     named = dataclasses.replace(config, name=name)
     cells = {f"fold{k}": data.cell(named, k) for k in range(data.count)}
-    wanted = list(cells) if config.fold is None else [f"fold{config.fold}"]
+    cells |= {name: cell for first in list(cells) for name, cell in following(first, cells[first]).items()}
+    wanted = [name for name, cell in cells.items() if config.fold in (None, cell.fold)]
     return Plan(kind="cv", cells=cells, wanted=wanted, checked=data.shared, warnings=data.warnings)
 
 
@@ -143,10 +144,12 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     cells, row_of, wanted = {}, {}, []
     for row_name, of_row in rows.items():
         for k, cell in enumerate(of_row):
-            cells[f"{row_name}-fold{k}"] = cell
-            row_of[f"{row_name}-fold{k}"] = row_name
-            if base.fold in (None, k):
-                wanted.append(f"{row_name}-fold{k}")
+            first = f"{row_name}-fold{k}"
+            for cell_name, each in {first: cell, **following(first, cell)}.items():
+                cells[cell_name] = each
+                row_of[cell_name] = row_name
+                if base.fold in (None, k):
+                    wanted.append(cell_name)
     return Plan(
         kind="grid",
         cells=cells,
@@ -156,6 +159,19 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
         checked=data.shared,
         warnings=data.warnings,
     )
+
+
+def following(name: str, cell: CellConfig) -> dict[str, CellConfig]:
+    """The cells that follow a generator's training, by name: one generates scans, the next measures them.
+
+    They run on one rank, in the order of `WORKS`; none for a model that generates nothing, or with synthesis.n=0.
+    """
+    if not cell.synthesis.n or not hasattr(cell.model_class, "generate") or not cell.model.reads("captions"):
+        return {}
+    alone = dataclasses.replace(cell.cluster, nodes=1, ranks_per_node=1, gpus=min(1, cell.cluster.gpu_count))
+    made = f"{name}-generate"
+    generate = dataclasses.replace(cell, work="generate", source=name, cluster=alone)
+    return {made: generate, f"{name}-quality": dataclasses.replace(generate, work="quality", source=made)}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -169,7 +185,8 @@ def plan_table(plan: Plan) -> Table:
     for column in ("row", "label", "sets", "folds", "ranks", "GPUs"):
         table.add_column(column, justify="right" if column in ("folds", "ranks", "GPUs") else "left")
     for row in plan.grid.rows:
-        cells = [plan.cells[name] for name in plan.wanted if plan.row_of[name] == row.name]
+        of_row = [plan.cells[name] for name in plan.wanted if plan.row_of[name] == row.name]
+        cells = [cell for cell in of_row if cell.work == "train"]
         cluster = plan.cells[f"{row.name}-fold0"].cluster
         sets = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.settings.items())
         gpus = str(cluster.nodes * cluster.gpu_count)

@@ -6,6 +6,7 @@ plan ─write_run→ run folder ─what is missing→ packs per profile ─lanes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import typing as t
@@ -25,6 +26,7 @@ from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import alone_in, done_elsewhere, owner_of, write_run
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
+from bushpc.dispatch.work import WORKS
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.runs.goodput import read_note
 from bushpc.runs.layout import META_FILE, CellDir, RunDir
@@ -76,7 +78,7 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
                 left = {name for name in missing if plan.cells[name].cluster not in way.jobs}
                 said += way.said
                 _require_taken(run_dir, profiles, profile, code, way)
-                queued = queue_cells(run_dir, profiles, code, way, said)
+                queued = _queue_in_order(run_dir, plan, profiles, code, way, said)
                 warnings += [*_held(queued), *short_grace(run_dir, profile)]
                 warnings += _memory(plan, missing)
                 for each in dict.fromkeys(profiles.values()):
@@ -93,6 +95,33 @@ def submit(plan: Plan, command: Sequence[str]) -> Submission:
         warnings=warnings,
         said=said,
     )
+
+
+def _queue_in_order(
+    run_dir: Path,
+    plan: Plan,
+    profiles: Mapping[str, ClusterConfig],
+    code: Path,
+    way: Way,
+    said: list[str],
+) -> list[Job]:
+    """Submit trainings, then the cells that follow them: a cell's job waits until those of its source have ended.
+
+    Where jobs work on one cell after the other, all are submitted at once, sources first.
+    """
+    works = [work for work in WORKS if any(plan.cells[name].work == work for name in profiles)]
+    if way.lanes or works == ["train"]:
+        in_order = sorted(profiles, key=lambda name: WORKS.index(plan.cells[name].work))
+        return queue_cells(run_dir, {name: profiles[name] for name in in_order}, code, way, said)
+    queued: list[Job] = []
+    for work in works:
+        of_work = {name: profile for name, profile in profiles.items() if plan.cells[name].work == work}
+        jobs = {profile: len(packs) for profile, packs in packs_by_profile(of_work).items()}
+        sources = {str(plan.cells[name].source) for name in of_work}
+        after = [cell.job_id for cell in read_status(run_dir).cells if cell.name in sources and cell.live]
+        part = dataclasses.replace(way, jobs={profile: count for profile, count in jobs.items() if profile in way.jobs})
+        queued += queue_cells(run_dir, of_work, code, part, said, after=list(dict.fromkeys(after)))
+    return queued
 
 
 def _memory(plan: Plan, names: Sequence[str]) -> list[str]:

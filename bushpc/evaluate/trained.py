@@ -85,7 +85,7 @@ def _cells_of_row(path: Path, record: RunRecord, row: str | None) -> list[CellRe
         raise ConfigError(f"{path} is a grid, each row another model. Choose one, `--row NAME`: {', '.join(rows)}")
     if rows and row not in rows:
         raise ConfigError(unknown_name("row", str(row), rows))
-    return [cell for cell in record.cells if not rows or cell.row == row]
+    return [cell for cell in record.trainings if not rows or cell.row == row]
 
 
 def rule_for(run: TrainedRun, fold: int | None) -> Rule:

@@ -165,7 +165,7 @@ def find_generator(
     find = functools.partial(open_run, run_dir, row=row, say=lambda line: None)
     try:
         run = find(fold=fold)
-        if fold is None and like in {cell.fold for cell in run.record.cells}:
+        if fold is None and like in {cell.fold for cell in run.record.trainings}:
             run = find(fold=like)
     except ConfigError as error:
         raise ConfigError(f"{error} (`bushpc generate` has {of}fold= and {of}row= for them)") from error

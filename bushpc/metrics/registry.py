@@ -214,6 +214,13 @@ for _metric in (
     Metric(name="denoising_mse", title="Denoising MSE", of="pixels", more_is_better=False, high=INFINITE),
     Metric(name="reconstruction_mse", title="Reconstruction MSE", of="pixels", more_is_better=False, high=INFINITE),
     Metric(
+        name="discriminator_prob",
+        title="Discriminator: real",
+        of="pixels",
+        more_is_better=False,
+        note="Discriminator: how probable a GAN's discriminator finds it that a held-out scan is real.",
+    ),
+    Metric(
         name="label_accuracy",
         title="Accuracy",
         of="labels",

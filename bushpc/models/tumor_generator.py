@@ -102,6 +102,12 @@ class TumorGeneratorConfig(ModelConfig):
         None,
         "SHA-256 of the tensors in base, as `bushpc export` noted it; null if that did not write it. Set when planned.",
     )
+    guided_by: t.Literal["both", "text", "mask"] = setting(
+        "both",
+        "What conditions it: `both`; `text`, a caption without a mask (Ours-t of Table 1); `mask`, a mask without a "
+        "caption (Ours-m). The ControlNet then gets an empty mask, the text encoder an empty caption.",
+        since=4,
+    )
     lora_rank: int = setting(8, "r of (8): 2, 4 or 8 in Table 2, where 8 is best.", ge=1)
     kl_weight: float = setting(0.001, "alpha of (5).", ge=0, lt=math.inf)
     caption_dropout: float = setting(
@@ -363,8 +369,16 @@ class TumorGenerator(Model):
     def _predicted_noise(
         self, z_t: torch.Tensor, t_B: torch.Tensor, captions: list[str], mask_BKHW: torch.Tensor
     ) -> torch.Tensor:
+        captions, mask_BKHW = self._guides(captions, mask_BKHW)
         e_BND = self.text(captions, z_t.device)
         return self.denoise(z_t, t_B.to(z_t.device), e_BND, mask_BKHW.expand(-1, 3, -1, -1)).float()
+
+    def _guides(self, captions: list[str], mask: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+        """Captions and masks without what `guided_by` leaves out."""
+        guided_by = self.config.guided_by
+        if guided_by == "mask":
+            captions = [""] * len(captions)
+        return captions, torch.zeros_like(mask) if guided_by == "text" else mask
 
     def denoise(
         self, z_t: torch.Tensor, t_B: torch.Tensor, e_BND: torch.Tensor, mask_BCHW: torch.Tensor
@@ -424,9 +438,10 @@ class TumorGenerator(Model):
                 "a run with model.stage=vae generates nothing: train model.stage=controlnet on its export"
             )
         device = self.unet.device
+        captions, mask_BHW = self._guides(captions, mask_BHW)
         shape = (config.latent_channels, config.image_size // config.stride, config.image_size // config.stride)
         z = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        z, guided = z.to(device), config.guidance > 1
+        z, guided = z.to(device), config.guidance > 1 and config.guided_by != "mask"  # without captions both agree
         e_BND = self.text([""] * len(seeds) * guided + captions, device)
         mask_BCHW = mask_BHW.to(device)[:, None].expand(-1, 3, -1, -1).repeat(1 + guided, 1, 1, 1)
         scheduler = make_sampler(config)

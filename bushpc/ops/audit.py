@@ -88,7 +88,7 @@ def audit_run(run_dir: Path) -> RunAudit:
     run = RunDir(run_dir)
     record = RunRecord.open(run)
     scans = read_scans(run, record)
-    cells = [audit_cell(run.cell(cell.name), scans, cell.fold) for cell in record.cells]
+    cells = [audit_cell(run.cell(cell.name), scans, cell.fold) for cell in record.trainings]
     return RunAudit(run_dir=run_dir, cells=cells)
 
 

@@ -51,7 +51,7 @@ def read_run(run_dir: Path, only: str | None = None) -> Run:
 def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]]:
     """Every row of the run with its cells; a run that is no grid is one row."""
     if run.kind != "grid":
-        return [(RowRecord(name=run.model, label=run.model, model=run.model, settings={}), run.cells)]
+        return [(RowRecord(name=run.model, label=run.model, model=run.model, settings={}), run.trainings)]
     rows = run.grid.rows if run.grid else []
     if not rows or not all(row.label and row.model for row in rows) or not all(cell.row for cell in run.cells):
         raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")

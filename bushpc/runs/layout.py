@@ -341,6 +341,16 @@ class CellDir(_Folder):
         return self.path / "explain"
 
     @property
+    def scans(self) -> Path:
+        """Shards that a cell of work `generate` makes."""
+        return self.path / "scans"
+
+    @property
+    def quality(self) -> Path:
+        """Figures of generated scans, with a page in the same folder, of a cell of work `quality`."""
+        return self.path / "quality" / "quality.json"
+
+    @property
     def nnunet(self) -> Path:
         return self.path / "nnunet"
 

@@ -69,7 +69,8 @@ class GridRecord(Record, kw_only=True, frozen=True):
 class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     """A cell of a run. hash: of its settings. row: in a grid. generator_saw: datasets of `evaluate.external` on which
     the generator of its synthetic scans trained. trained_on: see `data.lineage`; absent in runs of early versions.
-    started_from: the run or the imported weights that it started from. pulled: see `weights.origins`.
+    started_from: the run or the imported weights that it started from. pulled: see `weights.origins`. work: `train`,
+    or what follows the training of a generator: `generate`, `quality`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):
     trained_on: list[dict[str, t.Any]] | None = None
     started_from: dict[str, t.Any] | None = None
     pulled: list[dict[str, t.Any]] = []
+    work: str = "train"
 
 
 class VariantRecord(Record, kw_only=True, frozen=True):
@@ -137,7 +139,13 @@ class RunRecord(Record, kw_only=True, frozen=True):
         raise KeyError(name)
 
     def cells_of(self, row: str) -> list[CellRecord]:
-        return [cell for cell in self.cells if cell.row == row]
+        """Its trainings."""
+        return [cell for cell in self.trainings if cell.row == row]
+
+    @property
+    def trainings(self) -> list[CellRecord]:
+        """The cells that train; others follow them."""
+        return [cell for cell in self.cells if cell.work == "train"]
 
     @property
     def facts(self) -> dict[str, t.Any]:

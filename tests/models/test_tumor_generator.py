@@ -574,3 +574,17 @@ def _exported(folder):
 
     [member] = load_export(folder)[0]
     return member.model.eval()
+
+
+@pytest.mark.parametrize(("guided_by", "mask_counts", "caption_counts"), [("text", False, True), ("mask", True, False)])
+def test_what_guided_by_leaves_out_changes_no_image(guided_by, mask_counts, caption_counts):
+    config = compose(["model=tumor_generator_small", "data=phantom", "cluster=local"]).model
+    config = dataclasses.replace(config, guided_by=guided_by, image_size=32, steps=2)
+    torch.manual_seed(0)
+    model = TumorGenerator(config).eval()
+    for parameter in model.controlnet.parameters():  # its last layers start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    empty, full = torch.zeros(1, 32, 32), torch.ones(1, 32, 32)
+    first = model.generate(empty, ["a benign tumor"], [1])
+    assert torch.equal(first, model.generate(full, ["a benign tumor"], [1])) != mask_counts
+    assert torch.equal(first, model.generate(empty, ["a malignant tumor"], [1])) != caption_counts

@@ -15,6 +15,7 @@ The form of these files:
                     stratum or dataset.
                     Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
                     or `row`, the grid's own name for it.
+  generators        distances of trained generators: `table`, and `rows`: the paper's name → fid and kid
 """
 
 from __future__ import annotations
@@ -60,6 +61,26 @@ class PublishedTable(t.NamedTuple):
     def printed(self) -> str:
         """How far its figures are the paper's own words."""
         return "figures as printed there" + (", percent as fractions" if self.percent else "")
+
+
+class GeneratorRow(t.NamedTuple):
+    """FID and KID that a paper prints of a generator. heading: paper and table."""
+
+    label: str
+    fid: float
+    kid: float
+    heading: str
+    citation: str
+
+
+def generator_rows(data: str) -> list[GeneratorRow]:
+    """The rows of every paper's table of generators trained on a dataset."""
+    return [
+        GeneratorRow(name, row["fid"], row["kid"], f"{paper['short']}, {table['table']}", paper["citation"])
+        for paper in _papers()
+        if paper["data"] == data and (table := paper.get("generators"))
+        for name, row in table["rows"].items()
+    ]
 
 
 def grid_sentence(paper: PublishedTable) -> str:

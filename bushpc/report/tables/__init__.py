@@ -16,6 +16,7 @@ from bushpc.report.tables.comparisons import comparison_table, fold_comparison_t
 from bushpc.report.tables.cost import cost_table, time_table
 from bushpc.report.tables.external import external_comparison_table, external_table
 from bushpc.report.tables.folds import folds_table
+from bushpc.report.tables.generators import generators_table
 from bushpc.report.tables.headline import headline_table, overview_table
 from bushpc.report.tables.labels import label_comparison_table, labels_table
 from bushpc.report.tables.normals import normals_table
@@ -33,6 +34,7 @@ def all_tables(scope: ReportScope, summary: Summary, manifest: Manifest | None) 
     """Every table of the report by name, in order; tables without content are left out."""
     tables = [
         headline_table(summary),
+        generators_table(scope),
         rivals_table(summary),
         classes_table(summary),
         ablation_table(summary),
