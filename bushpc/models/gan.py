@@ -13,6 +13,7 @@ player's gradients are of its own loss alone.
 
 from __future__ import annotations
 
+import itertools
 import typing as t
 
 import torch
@@ -178,7 +179,7 @@ def dc_discriminator(config: GanConfig) -> DcDiscriminator:
     """As many stages as the generator has."""
     channels = [4, *(config.width * 2**k for k in range(_stages(config)))]
     layers: list[nn.Module] = []
-    for i, o in zip(channels[:-1], channels[1:], strict=True):
+    for i, o in itertools.pairwise(channels):
         layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(0.2)]
     return DcDiscriminator(*layers, nn.Conv2d(channels[-1], 1, SMALLEST))
 
