@@ -73,7 +73,7 @@ class Gan(Model):
         labels = LABELS if config.kind == "cgan" else 0
         if config.kind == "dcgan":
             self.generator: nn.Module = DcGenerator(config)
-            self.discriminator: nn.Module = dc_discriminator(config)
+            self.discriminator: nn.Module = DcDiscriminator(config)
         else:
             self.generator = MlpGenerator(config, labels)
             self.discriminator = MlpDiscriminator(config, labels)
@@ -167,21 +167,23 @@ class DcGenerator(nn.Module):
         return x.tanh()
 
 
-class DcDiscriminator(nn.Sequential):
-    """Strided convolutions of image and mask. Without normalisation, so that each logit is of its own image alone."""
+class DcDiscriminator(nn.Module):
+    """Strided convolutions of image and mask, as many as the generator has stages.
+
+    Without normalisation, so that each logit is of its own image alone.
+    """
+
+    def __init__(self, config: GanConfig) -> None:
+        super().__init__()
+        channels = [4, *(config.width * 2**k for k in range(_stages(config)))]
+        layers: list[nn.Module] = []
+        for i, o in itertools.pairwise(channels):
+            layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, SMALLEST))
 
     def forward(self, image_BCHW: torch.Tensor, mask_BKHW: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         """B logits; the label is not read."""
-        return super().forward(torch.cat([image_BCHW, mask_BKHW], dim=1))[:, 0, 0, 0]  # type: ignore[no-any-return]
-
-
-def dc_discriminator(config: GanConfig) -> DcDiscriminator:
-    """As many stages as the generator has."""
-    channels = [4, *(config.width * 2**k for k in range(_stages(config)))]
-    layers: list[nn.Module] = []
-    for i, o in itertools.pairwise(channels):
-        layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(0.2)]
-    return DcDiscriminator(*layers, nn.Conv2d(channels[-1], 1, SMALLEST))
+        return self.net(torch.cat([image_BCHW, mask_BKHW], dim=1))[:, 0, 0, 0]  # type: ignore[no-any-return]
 
 
 def one_hot(label_B: torch.Tensor, labels: int) -> list[torch.Tensor]:
