@@ -121,17 +121,17 @@ class ClaimItem(RowData):
 
 
 def claim_table(scope: ReportScope, summary: Summary) -> Table:
-    """The items of CLAIM (Mongan, Moy and Kahn 2020) by number: what the run knows, and what only the authors can."""
+    """The items of CLAIM (Mongan, Moy and Kahn 2020) by number: what is known, and what only the authors can."""
     known = _known(scope, summary)
     topics = {number: topic for topic, numbers in _TOPICS.items() for number in numbers}
     rows = [ClaimItem(number=n, topic=topics[n], answer=known.get(n) or OPEN) for n in sorted(topics)]
     columns = (
         Column(key="item", header="Item", of=lambda row: row.number),
         Column(key="topic", header="Subject", numeric=False, of=lambda row: row.topic),
-        Column(key="answer", header="What this run knows", numeric=False, of=lambda row: row.answer),
+        Column(key="answer", header="What is known", numeric=False, of=lambda row: row.answer),
     )
     note = "Numbers of the items are those of CLAIM 2020 (doi 10.1148/ryai.2020200029), which has their wording."
-    return Table.of("claim", "CLAIM checklist, filled in as far as the run knows", columns, rows, [note])
+    return Table.of("claim", "CLAIM checklist, filled in as far as the files tell", columns, rows, [note])
 
 
 _TOPICS: dict[str, tuple[int, ...]] = {
@@ -196,7 +196,7 @@ def _known(scope: ReportScope, summary: Summary) -> dict[int, str]:
         28: listed([titled(name) for name in summary.shown_metrics]),
         29: _tests(summary),
         31: "Grad-CAM maps of a few scans" if settings.get("evaluate.explain") else "",
-        32: listed(summary.external) if summary.external else "none in this run",
+        32: listed(summary.external) if summary.external else "none",
         33: f"{sum(arm.images.values())} scans" if arm.images else "",
         35: "the table “Overall”",
         36: "the intervals of that table",
