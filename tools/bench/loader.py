@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -38,7 +39,8 @@ from bushpc.dist import World
 from bushpc.shards.manifest import verify
 from bushpc.shards.write import pack
 
-AUGMENTATION = ("augment.hflip=0.5", "augment.rotate=10", "augment.zoom=0.1", "augment.brightness=0.2")
+LIGHT = ("augment.hflip=0.5", "augment.rotate=15", "augment.zoom=0.1", "augment.brightness=0.2", "augment.contrast=0.2")
+BEFORE, NOW, ALBUMENTATIONS = "bushpc, augmented by torchvision", "bushpc, augmented", "albumentations over arrays"
 ENDLESS = 10**9
 Rates = dict[str, float]
 
@@ -129,11 +131,22 @@ class Bench:
             "bushpc, text model": Way(
                 delivers=f"{whole}; spatial prompts drawn", measure=self.in_child(self.ours("model=xbusnet"))
             ),
-            "bushpc, augmented": Way(
-                delivers=f"{whole}; flip, affine, brightness",
-                measure=self.in_child(self.ours("model=unet", *AUGMENTATION)),
+            BEFORE: Way(
+                delivers=f"{whole}; flip, affine, brightness, contrast",
+                measure=self.in_child(self.ours("model=unet", "augment.method=torchvision", *LIGHT)),
+            ),
+            NOW: Way(
+                delivers=f"{whole}; flip, affine, brightness, contrast",
+                measure=self.in_child(self.ours("model=unet", *LIGHT)),
             ),
         }
+        if importlib.util.find_spec("albumentations"):
+            ways[ALBUMENTATIONS] = Way(
+                delivers=f"{arrays}; flip, affine, brightness, contrast; global shuffle",
+                measure=self.in_child(self.albumentations),
+            )
+        else:
+            self.missing[ALBUMENTATIONS] = "not measured: albumentations cannot be imported"
         try:
             self.mosaicml()
         except (OSError, subprocess.SubprocessError) as error:
@@ -220,6 +233,21 @@ class Bench:
             _Files(sorted(self.files.glob("*.image.png")), self.asked.size), self.asked.batch, shuffle=True
         )
 
+    def albumentations(self) -> Callable[[], int]:
+        """Its transforms in a DataLoader over pictures that are decoded and resized already, one thread a worker."""
+        import albumentations as A
+        import cv2
+
+        cv2.setNumThreads(1)
+        change = A.Compose(
+            [
+                A.HorizontalFlip(p=0.5),
+                A.Affine(rotate=(-15, 15), scale=(0.9, 1.1), interpolation=cv2.INTER_LINEAR, p=1),
+                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=1),
+            ]
+        )
+        return self.loaded(_Changed(*self.arrays(), change), self.asked.batch, shuffle=True)
+
     def loaded(self, data: t.Any, batch_size: int | None, **how: t.Any) -> Callable[[], int]:
         """A DataLoader, whose workers start with the first epoch and stay."""
         workers = self.asked.workers
@@ -228,11 +256,7 @@ class Bench:
 
     def copy(self) -> Callable[[], int]:
         """What remains if nothing but the bytes of each batch has to be moved."""
-        cell = self.cell("model=unet")
-        with tempfile.TemporaryDirectory() as caches:
-            loader = dataclasses.replace(cell.loader, cache_dir=caches)
-            cache = open_cache(self.manifest, self.shards, self.asked.size, loader, log=lambda text: None)
-            images_NSSC, masks_NSS = np.array(cache.images_NSSC), np.array(cache.masks_NSS)
+        images_NSSC, masks_NSS = self.arrays()
         rng = np.random.default_rng(0)
 
         def epoch() -> int:
@@ -244,6 +268,14 @@ class Bench:
             return done
 
         return epoch
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images and masks, decoded and resized, in memory."""
+        cell = self.cell("model=unet")
+        with tempfile.TemporaryDirectory() as caches:
+            loader = dataclasses.replace(cell.loader, cache_dir=caches)
+            cache = open_cache(self.manifest, self.shards, self.asked.size, loader, log=lambda text: None)
+            return np.array(cache.images_NSSC), np.array(cache.masks_NSS)
 
     def mosaicml(self) -> Rates:
         """Raises: OSError, SubprocessError where it cannot be had."""
@@ -275,6 +307,20 @@ class _Files(Dataset[t.Any]):
         return torch.from_numpy(image_SSC), torch.from_numpy(mask_SS)
 
 
+class _Changed(Dataset[t.Any]):
+    """Arrays through a transform of albumentations."""
+
+    def __init__(self, images_NSSC: np.ndarray, masks_NSS: np.ndarray, change: t.Any) -> None:
+        self.images_NSSC, self.masks_NSS, self.change = images_NSSC, masks_NSS, change
+
+    def __len__(self) -> int:
+        return len(self.images_NSSC)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        changed = self.change(image=self.images_NSSC[i], mask=self.masks_NSS[i])
+        return torch.from_numpy(changed["image"]), torch.from_numpy(changed["mask"])
+
+
 def table(result: dict[str, t.Any]) -> str:
     """Markdown."""
     ways, asked, facts = result["ways"], result["asked"], result["machine"]
@@ -283,7 +329,11 @@ def table(result: dict[str, t.Any]) -> str:
         turns = zip(ways[name]["all"], ways[to]["all"], strict=True)
         return statistics.median(one[epoch] / other[epoch] for one, other in turns)
 
-    peers = [name for name in ways if not name.startswith(("bushpc", "memory"))]
+    peers = [name for name in ways if not name.startswith(("bushpc", "memory", "albumentations"))]
+    augmented_peer = []
+    if ALBUMENTATIONS in ways:
+        found = ratio("later", NOW, ALBUMENTATIONS)
+        augmented_peer = [f"- Augmented epochs / albumentations': {found:.1f} (wanted: 1.5 or more)"]
     best = max(peers, key=lambda name: ways[name]["first"])
     lines = [
         f"{result['images']} lesions of {result['data']} at {asked['size']} x {asked['size']}, image and mask, batches "
@@ -305,6 +355,8 @@ def table(result: dict[str, t.Any]) -> str:
         f"- First epoch / best peer's ({best}): {ratio('first', 'bushpc', best):.2f} (wanted: 1 or more)",
         f"- Later epochs / webdataset: {ratio('later', 'bushpc', 'webdataset'):.0f} (wanted: 10 or more)",
         f"- Later epochs / memory copy: {ratio('later', 'bushpc', 'memory copy'):.2f} (wanted: more than 0.5)",
+        f"- Augmented epochs / by torchvision, as before: {ratio('later', NOW, BEFORE):.1f} (wanted: 10 or more)",
+        *augmented_peer,
         "",
         "Without augmentation bushpc's batches are copied out of the node's cache in the training process, whatever "
         "loader.workers says.",
