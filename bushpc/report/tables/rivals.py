@@ -27,7 +27,7 @@ from bushpc.report.tables.common import (
 )
 from bushpc.report.tables.notes import grid_notes, paper_note
 
-HERE, PAPER, NOT_RUN = "here", "paper", "not run"
+HERE, PAPER, NOT_RUN, NOT_DONE = "here", "paper", "not run", "not done"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def _of_arm(summary: Summary, line: RivalLine, result: Result | None) -> Rival:
     count = summary.arms[line.arm].parameters
     return Rival(
         label=line.label,
-        source=HERE,
+        source=HERE if result else NOT_DONE,
         parameters=f"{count:,}" if count else "—",
         figures=numbers(result.figures, summary.shown_metrics) if result else {},
         ranked=bool(result and result.ranked),
