@@ -96,7 +96,8 @@ class Engine:
         self.average = Average(self._ranks.local_weights(), cell.train.ema) if cell.train.ema else None
         # Averaged weights give other features than today's, whose statistics would not fit them.
         statistics = running_statistics(model)
-        self.average_statistics = Average(list(statistics.values()), cell.train.ema) if cell.train.ema else None
+        averaged = bool(statistics and cell.train.ema)
+        self.average_statistics = Average(list(statistics.values()), cell.train.ema) if averaged else None
         if resumed:
             self._load(resumed)
 

@@ -65,10 +65,11 @@ def is_a_rank():
     return b"submitit.core._submit" in Path("/proc/self/cmdline").read_bytes() and "SLURM_PROCID" in os.environ
 
 if is_a_rank():
-    run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
-    run.run_cell, dist.meet = run_cell, lambda *args: None
+    work, dist = types.ModuleType("bushpc.dispatch.work"), types.ModuleType("bushpc.dist")
+    work.run_work = lambda cell_dir, run, world, stop: run_cell(cell_dir, world, stop)
+    dist.meet = lambda *args: None
     dist.World = lambda rank, size, local_rank: types.SimpleNamespace(rank=rank, is_main=rank == 0)
-    sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})
+    sys.modules.update({"bushpc.dispatch.work": work, "bushpc.dist": dist})
     names = json.loads(Path("names.json").read_text())
     cell_dir = Path("cells") / names[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))]
     with (cell_dir / f"starts{os.environ['SLURM_PROCID']}").open("a") as file:
