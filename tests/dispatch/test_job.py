@@ -309,7 +309,7 @@ import os, signal, sys, types
 import bushpc.dispatch.job as job
 from bushpc.runs.lease import Lease
 
-def run_cell(cell_dir, world, stop):
+def run_work(cell_dir, run, world, stop):
     from pathlib import Path
     cell_dir = Path(cell_dir)
     with Lease(cell_dir):
@@ -320,10 +320,10 @@ def run_cell(cell_dir, world, stop):
         exec(sys.argv[2])
 
 job.FAILED_IS_WRITTEN_S = 0.2
-run, dist = types.ModuleType("bushpc.cell"), types.ModuleType("bushpc.dist")
-run.run_cell, dist.meet = run_cell, lambda *args: None
+work, dist = types.ModuleType("bushpc.dispatch.work"), types.ModuleType("bushpc.dist")
+work.run_work, dist.meet = run_work, lambda *args: None
 dist.World = lambda rank, size, local_rank: types.SimpleNamespace(is_main=rank == 0)
-sys.modules.update({"bushpc.cell": run, "bushpc.dist": dist})
+sys.modules.update({"bushpc.dispatch.work": work, "bushpc.dist": dist})
 job.CellJob(run_dir=sys.argv[1], packs=(("fold0",),), packed=False, submission="a")()
 """
 
