@@ -85,7 +85,7 @@ class EvaluateConfig(Settings):
         for name in names:
             if not re.fullmatch(places.FOLDER_NAME, name) or names.count(name) > 1:
                 raise ConfigError(
-                    f"evaluate.external={list(self.external)}: the last part of each path names the dataset in the "
+                    f"evaluate.external has {name[:100]!r}: the last part of each path names the dataset in the "
                     "tables; it must consist of letters, digits, '.', '_' and '-', and each name may occur once"
                 )
         for metric in self.metrics:
