@@ -58,7 +58,10 @@ class WeightFile(t.NamedTuple):
 
 
 class CellGroups(t.Protocol):
-    """What a model's `check_run` may ask of a cell: the groups besides the model's."""
+    """What a model's `check_run` may ask of a cell: the groups besides the model's, and the headline's prompts."""
+
+    @property
+    def prompts(self) -> str: ...
 
     @property
     def data(self) -> DataConfig: ...

@@ -149,6 +149,12 @@ def test_its_headline_is_an_oracles_and_says_so():
     assert variants[0].uses_ground_truth
 
 
+def test_prompts_of_a_first_pass_are_refused_before_the_queue():
+    cell = compose([*TINY, "prompts=first_pass"])
+    with pytest.raises(ConfigError, match="set prompts to one of oracle, none, shuffled_attributes"):
+        cell.model.check_run(cell)
+
+
 def test_a_stream_cannot_serve_the_pictures_and_is_refused_before_the_queue():
     config = compose([*TINY, "data.stream=https://host/phantom/"])
     with pytest.raises(ConfigError, match=r"model\.mix=false"):
