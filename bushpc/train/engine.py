@@ -134,8 +134,9 @@ class Engine:
         norm = self._ranks.update(lr, self.scale.value if self.scale else None)
         if self.scale:
             self.scale.update(overflow=not math.isfinite(float(norm)))
-        if self.average and self.average_statistics:
+        if self.average:
             self.average.update(self._ranks.local_weights())
+        if self.average_statistics:
             self.average_statistics.update(list(running_statistics(self.model).values()))
         return norm
 

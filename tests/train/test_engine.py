@@ -138,6 +138,20 @@ def test_averaged_weights_predict_with_averaged_statistics(make_cell):
     torch.testing.assert_close(saved[f"{name}.running_var"], expected)
 
 
+def test_a_model_without_batch_norm_keeps_an_average(make_cell):
+    cell = CellConfig.load(make_cell("averaged", "train.ema=0.9") / "config.yaml")
+    start_ranks(cell, World())
+    engine = Engine(cell, World(), TinyModel(cell.model))
+    engine.train()
+    name, weight = next(iter(engine.trained.items()))
+    start = weight.detach().clone()
+    engine.losses(global_batch(0))
+    engine.update(cell.train.lr)
+    assert not torch.equal(weight, start)
+    with engine.predictor() as model:
+        torch.testing.assert_close(model.get_parameter(name).detach(), 0.1 * start + 0.9 * weight.detach())
+
+
 def test_a_world_that_is_not_the_one_asked_for_is_refused(make_cell):
     cell = CellConfig.load(make_cell("two", "cluster.ranks_per_node=2") / "config.yaml")
     with pytest.raises(TrainingError, match=r"asked for ddp, 2 rank\(s\) on cpu, fp32, batch 4; got .*1 rank\(s\)"):
