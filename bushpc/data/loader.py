@@ -8,9 +8,6 @@ the position of a run is one number: its step.
 from __future__ import annotations
 
 import functools
-import os
-import signal
-import threading
 import typing as t
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from bushpc.conditions import Condition, Draw
 from bushpc.config import CellConfig
@@ -28,8 +25,8 @@ from bushpc.data.cache import Cache, open_cache
 from bushpc.data.feature_files import FeatureStore
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import open_synthetic
+from bushpc.data.workers import in_workers
 from bushpc.dist import World, keyed_seed
-from bushpc.process import STOP_SIGNALS, end_with_parent
 from bushpc.sample import Batch, label_index
 from bushpc.shards.manifest import Manifest, Record
 from bushpc.shards.split import load_folds, refuse_synthetic
@@ -260,33 +257,6 @@ def training_preparation(cell: CellConfig, data: FoldData) -> Preparation:
 def plain_preparation(data: FoldData) -> Preparation:
     """Pixels as they are, without conditions: `batches.validation_batches` adds those of a variant."""
     return Preparation(mask_classes=len(data.manifest.mask_classes))
-
-
-def in_workers(batches: Dataset[t.Any], workers: int, sampler: StepSampler | None = None) -> Iterator[t.Any]:
-    """Yield the items of `batches`, made by `workers` processes, which end with this process even if it is killed.
-
-    Slurm sends its stop signals to every process of a step. Workers ignore them, as the training process saves first
-    and needs its batches until then; torch's own handler would end them, and the training process with them.
-    """
-    start = functools.partial(_start_worker, os.getpid())
-    loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=workers, worker_init_fn=start)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers are born with them blocked
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(parent: int, worker: int) -> None:
-    end_with_parent(parent=parent)
-    threading.Thread(target=_leave_at_parents_word, args=(parent,), daemon=True).start()
-
-
-def _leave_at_parents_word(parent: int) -> None:
-    """End this worker when its parent sends TERM; only sigwaitinfo tells who sent a signal."""
-    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 def cached_validation_batches(cell: CellConfig, data: FoldData, world: World, part: list[Record]) -> Iterator[Batch]:

@@ -22,10 +22,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bushpc.config import CellConfig
-from bushpc.data.loader import FoldData, Preparation, in_workers, plain_preparation, training_preparation
+from bushpc.data.loader import FoldData, Preparation, plain_preparation, training_preparation
 from bushpc.data.square import fit
 from bushpc.data.stream_order import Lanes
 from bushpc.data.stream_read import Connection, Encoded, LaneReader, with_retries
+from bushpc.data.workers import in_workers
 from bushpc.dist import World
 from bushpc.errors import DataError
 from bushpc.sample import Batch

@@ -23,8 +23,9 @@ from bushpc.conditions.sentences import FROM_MASK, FirstPass, SpatialPrompt, att
 from bushpc.config import CellConfig
 from bushpc.data.augment import Augment
 from bushpc.data.batches import training_batches, validation_batches
-from bushpc.data.loader import FoldData, StepSampler, in_workers
+from bushpc.data.loader import FoldData, StepSampler
 from bushpc.data.square import resize
+from bushpc.data.workers import in_workers
 from bushpc.dist import World, keyed_seed
 from bushpc.sample import LABELS
 from bushpc.shards.manifest import read_image, read_mask

@@ -71,7 +71,9 @@ class Augment:
         """
         if self._one_by_one:
             return *self._each_by_itself(images, masks, records, seed, turns, mask_classes), None
-        from bushpc.data.augment import pixels  # here: OpenCV takes a moment to import
+        import cv2  # here: OpenCV takes a moment to import
+
+        from bushpc.data.augment import pixels
 
         scans = [self._scan(*of) for of in zip(images, masks, records, strict=True)]
         drawn = [self._drawn(*of, seed) for of in zip(scans, images, records, turns, strict=True)]
@@ -79,12 +81,12 @@ class Augment:
         *size, channels = images[0].shape
         out = np.empty((len(drawn), *size, *(() if grey else (channels,))), np.uint8)
         out_masks = np.empty((len(drawn), *size), np.uint8)
-        for i, (change, image, mask_SS) in enumerate(zip(drawn, images, masks, strict=True)):
-            there = pixels.first_channel(image) if grey else image
-            if self.on_device:
-                out[i], out_masks[i] = there, mask_SS
-            else:
-                out[i], out_masks[i] = pixels.apply(change, there, mask_SS)
+        for i, (scan, change, image, mask_SS) in enumerate(zip(scans, drawn, images, masks, strict=True)):
+            there = pixels.first_channel(image) if scan.grey else image
+            if not self.on_device:
+                there, mask_SS = pixels.apply(change, there, mask_SS)
+            out[i] = cv2.merge([there] * channels) if scan.grey and not grey else there
+            out_masks[i] = mask_SS
         image_B = torch.from_numpy(out)
         image_BCHW = image_B[:, None].expand(-1, channels, -1, -1) if grey else image_B.permute(0, 3, 1, 2)
         mask_BKHW = mask_planes(torch.from_numpy(out_masks), mask_classes)
