@@ -30,8 +30,6 @@ CLOCK_S = 2.0
 OPEN_FILES = 1024
 # Bytes of a float32, and how many more of them AdamW keeps per trained parameter.
 FLOAT, ADAM_MOMENTS = 4, 2
-# Batches that torch's DataLoader keeps ready per worker.
-PREFETCH = 2
 
 
 def expected_checkpoint_bytes(config: CellConfig, cells: int) -> tuple[float, int, int]:
@@ -150,19 +148,6 @@ def _disk_room(config: CellConfig) -> Iterator[Check]:
     yield Check(name="disk room", verdict=verdict, found=found, advice=advice)
 
 
-def _shared_memory(config: CellConfig) -> Iterator[Check]:
-    """Loader workers hand batches over through /dev/shm: image and mask in float32."""
-    shm = Path("/dev/shm")
-    if not config.loader.workers or not shm.exists():
-        return
-    per_node = config.train.batch_size / config.cluster.nodes * 4 * FLOAT * config.model.image_size**2
-    needed, free = per_node * config.loader.workers * PREFETCH, shutil.disk_usage(shm).free
-    found = f"{size_text(free)} free, loader workers hold up to {size_text(needed)}"
-    verdict = OK if free > 2 * needed else WARNING
-    advice = "" if verdict == OK else "lower loader.workers, or start the container with more shared memory"
-    yield Check(name="shared memory", verdict=verdict, found=found, advice=advice)
-
-
 def _image_cache(config: CellConfig) -> Iterator[Check]:
     """Where decoded images are kept on a node like this one: three bytes of image and one of mask per pixel."""
     if config.data.stream:
@@ -209,7 +194,6 @@ def _file_system(folder: Path) -> str:
 FOLDERS: tuple[tuple[str, Callable[[CellConfig], Iterable[Check]]], ...] = (
     ("run folder", _run_folder),
     ("disk room", _disk_room),
-    ("shared memory", _shared_memory),
     ("image cache", _image_cache),
     ("open files", _open_files),
 )
