@@ -12,18 +12,20 @@ import dataclasses
 import json
 import shlex
 import tempfile
+import textwrap
 import typing as t
 from pathlib import Path
 
 from bushpc import weight_file
 from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names, target_of
-from bushpc.errors import DataError, WeightsError
+from bushpc.errors import DataError, WeightsError, first_of
 from bushpc.files import read_json, sha256_of, write_atomically
 
 if t.TYPE_CHECKING:
     import torch
 
 LOCK = "weights.lock.json"
+MOST_OF_A_REASON = 600  # characters: torch names each of a network's hundreds of tensors
 
 
 def pull(model_class: type[torch.nn.Module], config: ModelConfig, weights_dir: str | Path) -> list[Path]:
@@ -98,13 +100,35 @@ def load_staged(
 
 @contextlib.contextmanager
 def fits(model_class: type[torch.nn.Module], file: WeightFile) -> t.Iterator[None]:
-    """Around loading tensors of a staged file: what torch says of those that don't fit. Raises: WeightsError."""
+    """Around loading tensors of a staged file. Raises: WeightsError for tensors that are missing or have other shapes.
+
+    A RuntimeError is torch's, of `load_state_dict`; a KeyError is of a tensor that the model looks up by its name.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
+        reason = f"it has no tensor {error}." if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{file.name} does not fit the model it is meant for: {error} Run: {pull_command(model_class)}"
+            f"{file.name} does not fit the model it is meant for: {textwrap.shorten(reason, MOST_OF_A_REASON)} "
+            f"Run: {pull_command(model_class)}"
         ) from error
+
+
+def start_features(
+    network: torch.nn.Module, model_class: type[torch.nn.Module], file: WeightFile, weights_dir: str | Path | None
+) -> None:
+    """`network`, which makes features, starts from a staged classifier, whose last layer is left out.
+
+    Raises: WeightsError.
+    """
+    staged = load_staged(model_class, file, weights_dir)
+    with fits(model_class, file):
+        missing, beyond = network.load_state_dict(staged, strict=False)
+        if missing:
+            raise KeyError(missing[0])
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in beyond))
+        if len(layers) > 1:
+            raise RuntimeError(f"it has layers that the network lacks: {first_of(layers, 3)}.")
 
 
 def origins(config: ModelConfig, weights_dir: str | Path) -> list[dict[str, t.Any]]:

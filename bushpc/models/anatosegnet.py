@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.errors import ConfigError, unknown_name
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
 from bushpc.nn.conv import ConvPair
 from bushpc.nn.encoder import feature_channels
@@ -98,13 +98,7 @@ class AnatoSegNet(OneMask):
         super().__init__(config, weights_dir)
         self.net = AnatoSegNetNet(config)
         for file in config.weight_files():
-            staged = weights.load_staged(AnatoSegNet, file, weights_dir)
-            try:
-                self.net.encoder.load_state_dict({k: v for k, v in staged.items() if not k.startswith("fc.")})
-            except RuntimeError as error:
-                raise WeightsError(
-                    f"{file.name} does not fit {config.encoder}: {error} Run: {weights.pull_command(AnatoSegNet)}"
-                ) from error
+            weights.start_features(self.net.encoder, AnatoSegNet, file, weights_dir)
 
     def backbone(self) -> nn.Module:
         """The ResNet."""

@@ -24,7 +24,7 @@ from bushpc.conditions import Condition, Variant
 from bushpc.conditions.places import PlacePrompt
 from bushpc.conditions.variants import SPATIAL
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.overlap import overlap_losses
 from bushpc.models.base import Model
 from bushpc.models.sam_multitask import ConvNormAct, SamMultitaskConfig, build_encoder
@@ -288,10 +288,5 @@ def _load(prompts: nn.Module, decoder: nn.Module, state: dict[str, torch.Tensor]
         own = {name: value for name, value in own.items() if not name.startswith("mask_embed.")}
         if module is prompts and code in state:
             own["shared_embedding.positional_embedding"] = state[code]
-        try:
+        with weights.fits(Bussam, SAM_PROMPTED):
             module.load_state_dict(own)
-        except RuntimeError as error:
-            raise WeightsError(
-                f"{SAM_PROMPTED.name} does not fit the model it is meant for: {error} Run: "
-                f"{weights.pull_command(Bussam)}"
-            ) from error

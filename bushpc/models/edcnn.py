@@ -101,9 +101,7 @@ class Edcnn(OneMask):
         self.net = ClassicNet(config.width)
         self.networks = nn.ModuleList(timm.create_model(name, pretrained=False, num_classes=0) for name in names)
         for network, file in zip(self.networks, config.weight_files(), strict=False):
-            staged = weights.load_staged(type(self), file, weights_dir)
-            own = network.state_dict()  # ImageNet's classifier is left out
-            network.load_state_dict({name: staged[name] for name in own if name in staged})
+            weights.start_features(network, type(self), file, weights_dir)
         joined = sum(_channels(network) for network in self.networks)
         self.classifier = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(joined, len(LABELS)))
 

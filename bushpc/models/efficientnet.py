@@ -109,7 +109,8 @@ class EfficientNet(Model):
         for file in config.weight_files():
             staged = weights.load_staged(EfficientNet, file, weights_dir)
             own = {name: value for name, value in self.net.state_dict().items() if name.startswith("classifier.")}
-            self.net.load_state_dict(staged | own)  # ImageNet's classifier has other labels
+            with weights.fits(EfficientNet, file):
+                self.net.load_state_dict(staged | own)  # ImageNet's classifier has other labels
 
     def backbone(self) -> nn.Module:
         """All of timm's network, its classifier included."""

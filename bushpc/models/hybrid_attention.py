@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.overlap import bce_loss, jaccard_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
@@ -338,9 +338,5 @@ def _load_encoder(encoder: nn.Module, state: dict[str, torch.Tensor], file: Weig
     # A feature extractor is flat: what is `features.denseblock1` in a DenseNet is its `features_denseblock1`.
     flat = {name.replace("features.", "features_", 1): tensor for name, tensor in state.items()}
     own = encoder.state_dict()
-    try:
+    with weights.fits(HybridAttention, file):
         encoder.load_state_dict({name: tensor for name, tensor in flat.items() if name in own}, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(HybridAttention)}"
-        ) from error

@@ -15,7 +15,6 @@ from torch import nn
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import WeightsError
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -68,11 +67,7 @@ class MaskRcnn(Model):
         super().__init__(config, weights_dir)
         self.net = build(config)
         for file in config.weight_files():
-            staged = weights.load_staged(type(self), file, weights_dir)
-            with weights.fits(type(self), file):
-                missing = self.backbone().load_state_dict(staged, strict=False).missing_keys
-            if missing:  # the classifier of ImageNet's labels is all that may be left over
-                raise WeightsError(f"{file.name} lacks {missing[0]}. Run: {weights.pull_command(type(self))}")
+            weights.start_features(self.backbone(), type(self), file, weights_dir)
 
     def backbone(self) -> nn.Module:
         """The ResNet."""

@@ -48,13 +48,12 @@ class MedSegDiffConfig(BackboneConfig):
     groups: int = setting(32, "Groups of GroupNorm, which divide every width.", ge=1)
     dynamic: bool = setting(
         True,
-        "Dynamic conditional encoding (3.2): the image's encoder reads the U-Net's maps. false: it reads the image "
-        "alone.",
+        "Dynamic conditional encoding: the image's encoder reads the U-Net's maps. false: it reads the image alone.",
     )
-    ff_parser: bool = setting(True, "FF-Parser (3.3): a learned filter of the maps' frequencies; needs dynamic.")
+    ff_parser: bool = setting(True, "FF-Parser: a learned filter of the maps' frequencies; needs dynamic.")
     timesteps: int = setting(1000, "T.", ge=1)
     beta_schedule: t.Literal["linear", "cosine"] = setting("linear", "Schedule of the noise.")
-    prediction: t.Literal["epsilon", "v"] = setting("epsilon", "What the U-Net predicts; epsilon in the paper (3).")
+    prediction: t.Literal["epsilon", "v"] = setting("epsilon", "What the U-Net predicts; epsilon in the paper.")
     sampler: t.Literal["ddpm", "ddim", "dpm_solver"] = setting(
         "dpm_solver",
         "`ddpm`, `ddim` (eta = 0) or `dpm_solver` (DPM-Solver++ of second order). The paper samples by ddpm; the "
@@ -127,7 +126,7 @@ class MedSegDiff(Model):
         self.noising = Noising(config)
 
     def forward(self, batch: Batch) -> Losses:
-        """The mean squared error of the predicted noise (3); term "mse"."""
+        """The mean squared error of the predicted noise; term "mse"."""
         x_0 = 2 * batch.mask_BKHW - 1
         # On the CPU, where the schedule is; torch's generator there is seeded by step and rank too.
         t_B = torch.randint(self.config.timesteps, (len(x_0),))
@@ -209,7 +208,7 @@ class ImageLevel(nn.Module):
 
 
 class FFParser(nn.Module):
-    """A learned complex factor A for every frequency of every channel (3.3); shape unchanged."""
+    """A learned complex factor A for every frequency of every channel; shape unchanged."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -222,7 +221,7 @@ class FFParser(nn.Module):
 
 
 def attentive_fusion(m_I: torch.Tensor, m_x: torch.Tensor) -> torch.Tensor:
-    """LN(m_I) LN(m_x) m_I (3.2), each map normalised as a whole; shape unchanged."""
+    """LN(m_I) LN(m_x) m_I, each map normalised as a whole; shape unchanged."""
     shape = m_I.shape[1:]
     return F.layer_norm(m_I, shape) * F.layer_norm(m_x, shape) * m_I
 

@@ -15,7 +15,7 @@ from bushpc.models.one_mask import OneMask, OneMaskConfig
 from bushpc.nn.probe import Found, probe
 
 # Sizes of the shipped configs, in the library's terms. MONAI has no defaults for AttentionUnet's; BasicUNetPlusPlus has
-# the publication's, of 9.04 million parameters (the library's own default has a quarter).
+# its authors' Keras code's, whose network has 9,041,601 parameters (the library's own default has a quarter).
 WIDTHS: Mapping[str, tuple[int, ...]] = {
     "AttentionUnet": (32, 64, 128, 256, 512),
     "BasicUNet": (32, 32, 64, 128, 256, 32),

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.label import labelled_cross_entropy
 from bushpc.losses.overlap import bce_loss, soft_dice_loss
 from bushpc.models.base import Model
@@ -329,14 +329,9 @@ def build_encoder(config: SamMultitaskConfig, weights_dir: str | None) -> Vision
         norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # SAM's own; timm's default is 1e-5
     )
     if config.pretrained:
-        state = checkpoint_filter_fn(weights.load_staged(SamMultitask, SAM_VIT_B, weights_dir), encoder)
-        try:
-            encoder.load_state_dict(_on_its_grid(state, encoder))
-        except RuntimeError as error:
-            raise WeightsError(
-                f"{SAM_VIT_B.name} does not fit the model it is meant for: {error} "
-                f"Run: {weights.pull_command(SamMultitask)}"
-            ) from error
+        staged = weights.load_staged(SamMultitask, SAM_VIT_B, weights_dir)
+        with weights.fits(SamMultitask, SAM_VIT_B):
+            encoder.load_state_dict(_on_its_grid(checkpoint_filter_fn(staged, encoder), encoder))
     for block in encoder.blocks:
         block.attn.__class__ = FoldedAttention  # the same parameters under the same names; timm has no door for it
     return encoder

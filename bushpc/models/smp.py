@@ -15,7 +15,7 @@ from torch import nn
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError, unknown_name
+from bushpc.errors import ConfigError, unknown_name
 from bushpc.models.one_mask import OneMask, OneMaskConfig
 from bushpc.nn.pretrained import TIMM, Colour, normalisation_of_smp, timm_facts, unknown_encoder
 from bushpc.nn.probe import Found, probe
@@ -256,17 +256,14 @@ class Smp(OneMask):
 
     def __init__(self, config: SmpConfig, weights_dir: str | None = None) -> None:
         super().__init__(config, weights_dir)
-        staged = [(file, weights.load_staged(type(self), file, weights_dir)) for file in config.weight_files()]
-        try:
-            self.net = self.built(staged[0][1] if staged and config.of_timm else None)
-            if staged and not config.of_timm:
-                self.backbone().load_state_dict(staged[0][1])
-        except RuntimeError as error:  # of tensors that have other names or shapes
-            if not staged:
-                raise
-            raise WeightsError(
-                f"{staged[0][0].name} does not fit {config.encoder}: {error} Run: {weights.pull_command(type(self))}"
-            ) from error
+        if not config.weight_files():
+            self.net = self.built(None)
+        for file in config.weight_files():  # one
+            staged = weights.load_staged(type(self), file, weights_dir)
+            with weights.fits(type(self), file):
+                self.net = self.built(staged if config.of_timm else None)
+                if not config.of_timm:
+                    self.backbone().load_state_dict(staged)
 
     def built(self, state: dict[str, torch.Tensor] | None) -> nn.Module:
         """The network. state: see `build`."""

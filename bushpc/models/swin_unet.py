@@ -20,7 +20,7 @@ from torch import nn
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
 
 SWIN_T = "swin_tiny_patch4_window7_224.ms_in1k"  # timm's copy of the weights that the authors start from
@@ -32,13 +32,13 @@ STRIDE = PATCH << STAGES - 1  # of the deepest stage to the image
 class SwinUnetConfig(OneMaskConfig):
     """The paper's values are the defaults. Losses are Dice and cross-entropy at equal weight."""
 
-    image_size: int = setting(224, "Edge of the square input (4.2); a multiple of 32.", unit="pixels", ge=1)
+    image_size: int = setting(224, "Edge of the square input; a multiple of 32.", unit="pixels", ge=1)
     pretrained: bool = setting(
         True,
-        "Encoder and decoder start from staged ImageNet weights of Swin-T (4.2), the decoder's stages from the "
+        "Encoder and decoder start from staged ImageNet weights of Swin-T, the decoder's stages from the "
         "encoder's of the same width: `bushpc weights pull model=swin_unet`.",
     )
-    width: int = setting(96, "C (3.1): channels of the first stage; each stage doubles them.", ge=1)
+    width: int = setting(96, "C: channels of the first stage; each stage doubles them.", ge=1)
     depths: tuple[int, ...] = setting((2, 2, 2, 2), "Blocks of the four stages; the decoder mirrors the first three.")
     heads: tuple[int, ...] = setting((3, 6, 12, 24), "Heads of their attention.")
     window: int = setting(
@@ -126,13 +126,9 @@ class SwinUnet(OneMask):
         encoder = self.net.encoder
         # The classifier stays: by its name timm tells the age of a file.
         known = {name: state[name] for name in (*encoder.state_dict(), "head.fc.weight") if name in state}
-        try:
+        with weights.fits(SwinUnet, file):
             fitted = checkpoint_filter_fn(known, encoder)
             encoder.load_state_dict({name: fitted[name] for name in encoder.state_dict()})
-        except (KeyError, RuntimeError) as error:
-            raise WeightsError(
-                f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(SwinUnet)}"
-            ) from error
         for stage, twin in zip(self.net.decoder, reversed(encoder.layers[:-1]), strict=True):
             stage.get_submodule("blocks").load_state_dict(twin.blocks.state_dict())
 
@@ -174,7 +170,7 @@ class SwinUnetNet(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Patch expanding (3.4), the skip connection (3.5), and as many blocks as the encoder has at this level."""
+    """Patch expanding, the skip connection, and as many blocks as the encoder has at this level."""
 
     def __init__(self, config: SwinUnetConfig, level: int) -> None:
         from timm.layers.drop import calculate_drop_path_rates
@@ -202,7 +198,7 @@ class DecoderStage(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """The inverse of patch merging (3.4): each position's linear map becomes a square of positions."""
+    """The inverse of patch merging: each position's linear map becomes a square of positions."""
 
     def __init__(self, channels: int, out_channels: int, scale: int) -> None:
         super().__init__()

@@ -14,7 +14,6 @@ from torch import nn
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import WeightsError
 from bushpc.models.one_mask import OneMask, OneMaskConfig
 from bushpc.nn.probe import Found, probe
 
@@ -80,15 +79,7 @@ class Torchvision(OneMask):
         super().__init__(config, weights_dir)
         self.net = build(config.network)
         for file in config.weight_files():
-            staged = weights.load_staged(type(self), file, weights_dir)
-            try:
-                missing = self.backbone().load_state_dict(staged, strict=False).missing_keys
-            except RuntimeError as error:
-                missing = [str(error)]
-            if missing:  # the classifier of ImageNet's labels is all that may be left over
-                raise WeightsError(
-                    f"{file.name} does not fit {config.backbone}: {missing[0]}. Run: {weights.pull_command(type(self))}"
-                )
+            weights.start_features(self.backbone(), type(self), file, weights_dir)
 
     def backbone(self) -> nn.Module:
         """The ResNet."""

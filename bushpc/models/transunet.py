@@ -1,7 +1,7 @@
 """TransUNet: a ResNet, a ViT on its last feature map, and a decoder that reads the ResNet's earlier maps.
 
 Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation" (2021), with the hybrid
-encoder R50-ViT-B/16 of its section 3. Both halves of the encoder are timm's, under timm's names.
+encoder R50-ViT-B/16. Both halves of the encoder are timm's, under timm's names.
 
     image ─stem─┬─stage 1─┬─stage 2─┬─stage 3─ 1 x 1 convolution, positions ─ViT─ conv
                 │         │         └────────────────────────── up, 2 convs ──┘
@@ -20,7 +20,7 @@ from torch import nn
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
 from bushpc.nn.conv import ConvPair, conv_bn_relu
 from bushpc.nn.pretrained import HALF
@@ -38,11 +38,11 @@ class TransUNetConfig(OneMaskConfig):
     usual = HALF  # of the ViT
 
     image_size: int = setting(
-        224, "Edge of the square input (4.2); a multiple of 16. Positions are learned for it.", unit="pixels", ge=1
+        224, "Edge of the square input; a multiple of 16. Positions are learned for it.", unit="pixels", ge=1
     )
     pretrained: bool = setting(
         True,
-        "ResNet and ViT start from staged ImageNet-21k weights (4.2): `bushpc weights pull model=transunet`.",
+        "ResNet and ViT start from staged ImageNet-21k weights: `bushpc weights pull model=transunet`.",
     )
     layers: tuple[int, ...] = setting((3, 4, 9), "Blocks of the ResNet's three stages: ResNet-50's without its last.")
     resnet_channels: tuple[int, ...] = setting(
@@ -139,13 +139,9 @@ class TransUNet(OneMask):
 
         encoder = self.net.encoder
         state = {name: value for name, value in state.items() if not name.startswith(("head.", "cls_token"))}
-        try:
+        with weights.fits(TransUNet, file):
             state["pos_embed"] = state["pos_embed"][:, 1:]
             encoder.load_state_dict(checkpoint_filter_fn(state, t.cast(t.Any, encoder)))
-        except (KeyError, RuntimeError) as error:
-            raise WeightsError(
-                f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(TransUNet)}"
-            ) from error
 
 
 class TransUNetNet(nn.Module):
@@ -171,8 +167,8 @@ class TransUNetNet(nn.Module):
         eighth_BCHW = resnet.stages[1](quarter_BCHW)
         z_BDhw = encoder.patch_embed.proj(resnet.stages[2](eighth_BCHW))
         size = z_BDhw.shape[2:]
-        z_BND = encoder.pos_drop(z_BDhw.flatten(2).transpose(1, 2) + encoder.pos_embed)  # (1)
-        z_BND = encoder.norm(encoder.blocks(z_BND))  # (2), (3)
+        z_BND = encoder.pos_drop(z_BDhw.flatten(2).transpose(1, 2) + encoder.pos_embed)
+        z_BND = encoder.norm(encoder.blocks(z_BND))
         x = self.from_tokens(z_BND.transpose(1, 2).unflatten(2, size))
         for stage, skip in zip(self.stages, (eighth_BCHW, quarter_BCHW, half_BCHW, None), strict=True):
             x = stage(x, skip)
@@ -180,7 +176,7 @@ class TransUNetNet(nn.Module):
 
 
 class UpStage(nn.Module):
-    """One step of the cascaded upsampler (3.2): twice the size, the skip connection, two 3 x 3 convolutions."""
+    """One step of the cascaded upsampler: twice the size, the skip connection, two 3 x 3 convolutions."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ RANGE = 1.0  # splines lie between -RANGE and RANGE; beyond, an edge fades to it
 class UKanConfig(OneMaskConfig):
     """The paper's values are the defaults."""
 
-    image_size: int = setting(256, "Edge of the square input (4.1); a multiple of 32.", unit="pixels", ge=1)
+    image_size: int = setting(256, "Edge of the square input; a multiple of 32.", unit="pixels", ge=1)
     pretrained: bool = setting(False, "The network is trained from scratch.")
     widths: tuple[int, ...] = setting(
         (16, 32, 128, 160, 256),
@@ -135,7 +135,7 @@ class UKanNet(nn.Module):
 
 
 class Patches(nn.Module):
-    """Tokens from overlapping patches (3.2), at half the size."""
+    """Tokens from overlapping patches, at half the size."""
 
     def __init__(self, given: int, made: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Patches(nn.Module):
 
 
 class TokKan(nn.Module):
-    """The tokenized KAN block (3.2): three times a KAN layer and a depthwise convolution, a shortcut, LayerNorm.
+    """The tokenized KAN block: three times a KAN layer and a depthwise convolution, a shortcut, LayerNorm.
 
     The authors' code also normalises what enters the layers, which the paper's equation does not have.
     """

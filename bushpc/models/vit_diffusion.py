@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from bushpc import weights
 from bushpc.config import WeightFile, config_class, setting
-from bushpc.errors import ConfigError, WeightsError
+from bushpc.errors import ConfigError
 from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
 from bushpc.models.backbone import BackboneConfig
@@ -457,14 +457,10 @@ def build_vit(config: VitDiffusionConfig, weights_dir: str | None) -> VisionTran
         file = WeightFile.of_timm(config.vit)
         state = weights.load_staged(VitDiffusion, file, weights_dir)
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
-        try:
+        with weights.fits(VitDiffusion, file):
             name = "patch_embed.proj.weight"
             state[name] = adapt_input_conv(config.channels, state[name])
             vit.load_state_dict(checkpoint_filter_fn(state, vit))
-        except (KeyError, RuntimeError) as error:
-            raise WeightsError(
-                f"{file.name} does not fit the model it is meant for: {error} Run: {weights.pull_command(VitDiffusion)}"
-            ) from error
     return vit
 
 

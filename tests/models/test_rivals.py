@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 
 from bushpc.config import compose
-from bushpc.errors import ConfigError
+from bushpc.errors import ConfigError, WeightsError
 
 COMMON = ("data=phantom", "cluster=local")
 # Parameters of the authors' released networks, built on torch's meta device, with one class.
@@ -20,7 +22,6 @@ RELEASED = {
     ("anatosegnet",): 94_906_217 - 2_049_000,
     # Theirs reads one channel, 576 filter values less.
     ("multitask_nnunet",): 15_819_799 + 576,
-    ("aau_net",): 27_046_442,  # of ours: the authors released the module alone, whose count is checked below
 }
 SMALL = {
     "transunet_small": ["model.decoder_channels=[32,16,16,8,8]"],
@@ -41,6 +42,38 @@ def model_of(name, *words):
 def test_as_many_parameters_as_the_authors_network(words):
     with torch.device("meta"):
         assert model_of(*words).parameter_count() == RELEASED[words]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("transunet",),
+        ("swin_unet",),
+        ("anatosegnet",),
+        ("edcnn", "model.xception=xception41", "model.mobilenet=mobilenetv1_100.ra4_e3600_r224_in1k"),
+        ("fcn",),
+        ("mask_rcnn",),
+        ("efficientnet",),
+        ("bussam",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_staged_file_of_another_architecture_is_refused(words, tmp_path):
+    config = compose([f"model={words[0]}", *words[1:], "model.pretrained=true", *COMMON])
+    for file in config.model.weight_files():
+        safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), tmp_path / file.name)
+    with torch.device("meta"), pytest.raises(WeightsError, match=r"does not fit the model .* bushpc weights pull"):
+        config.model_class(config.model, str(tmp_path))
+
+
+def test_a_staged_file_with_more_layers_is_refused(tmp_path):
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in timm.create_model("resnet101").state_dict().items()}
+    deeper = {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in shapes.items()}
+    config = compose(["model=fcn", "model.pretrained=true", *COMMON])
+    safetensors.torch.save_file(deeper, tmp_path / config.model.weight_files()[0].name)
+    with torch.device("meta"), pytest.raises(WeightsError, match=r"layers that the network lacks: fc, layer3\.6"):
+        config.model_class(config.model, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -75,7 +75,7 @@ def test_a_staged_file_of_another_network_is_no_start(tmp_path):
     (file,) = config.weight_files()
     wrong = {name: value[:1] for name, value in timm.create_model("test_resnet").state_dict().items() if value.ndim}
     safetensors.torch.save_file(wrong, tmp_path / file.name)
-    with pytest.raises(WeightsError, match=r"test_resnet.safetensors does not fit tu-test_resnet"):
+    with pytest.raises(WeightsError, match=r"test_resnet.safetensors does not fit the model"):
         Smp(config, str(tmp_path))
 
 

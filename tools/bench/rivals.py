@@ -43,26 +43,39 @@ SMALL: dict[str, dict[str, t.Any]] = {
     "edcnn": {"model.xception": "test_resnet", "model.mobilenet": "test_efficientnet", "model.width": 8},
 }
 SMALL_SAMPLING = {"model.inference": "generative", "model.sampler": "ddim", "model.steps": 4}
+# A release's count is that of its network with one class, built from the code of its repository.
 PUBLISHED = {  # model and settings → (published count, where; what differs)
     "classic_unet": (34_513_345, "Aslam et al., Table 2", ""),
-    "unet_plus_plus": (9_040_000, "Zhou et al. 2018, commonly printed: 9.04 M", "MONAI's transposed convolutions"),
+    "unet_plus_plus": (
+        9_041_601,
+        "Zhou et al.'s Keras code, MrGiovanni/UNetPlusPlus, keras/helper_functions.py",
+        "one channel and no normalisation there; MONAI's transposed convolutions",
+    ),
     "attention_unet model.widths=[64,128,256,512,1024]": (None, "published in three dimensions", "MONAI's"),
     "fcn": (35_322_218, "torchvision", "21 classes and an auxiliary head there"),
     "deeplabv3": (42_004_074, "torchvision", "21 classes and an auxiliary head there"),
     "mask_rcnn": (44_401_393, "torchvision", "91 classes there, scales of the frozen normalisations not counted"),
     "smp model.architecture=DeepLabV3Plus model.encoder=resnet101": (None, "on Xception there", ""),
     "unet": (None, "the paper cites nothing for U-ResNet", ""),
-    "swin_unetr model.widths=[48]": (61_980_000, "commonly printed: 61.98 M", "three dimensions there"),
+    "swin_unetr model.widths=[48]": (
+        62_100_000,
+        "62.1 M, Project-MONAI/research-contributions, SwinUNETR/BTCV/README.md",
+        "three dimensions, one channel and 14 classes there",
+    ),
     "edcnn": (None, "parts: Keras' Xception 22.86 M, MobileNet 4.23 M trained, with 1000 labels", ""),
     "bussam": (None, "", ""),
     "clip_tnseg": (None, "", "CLIP's text tower included"),
-    "transunet model.image_size=224": (105_280_000, "commonly printed: 105.28 M", ""),
-    "swin_unet": (27_170_000, "commonly printed: 27.17 M", ""),
-    "u_kan": (6_350_000, "Li et al. 2025: 6.35 M", ""),
-    "aau_net": (None, "the authors released the module alone", ""),
-    "anatosegnet": (None, "", ""),
-    "multitask_nnunet": (15_819_799, "the released network", "one channel there"),
-    "medsegdiff": (None, "", ""),
+    "transunet model.image_size=224": (105_275_921, "release: Beckschen/TransUNet at 02ef001", ""),
+    "swin_unet": (27_168_132, "release: HuCaoFighting/Swin-Unet at f48f623", ""),
+    "u_kan": (6_356_689, "release: CUHK-AIM-Group/U-KAN at b20bf63", ""),
+    "aau_net": (None, "the count is of our network: the authors released its module alone", ""),
+    "anatosegnet": (
+        94_906_217,
+        "release: kuanhuang0624/AnatoSegNet at 7292d02",
+        "2,049,000 of a classifier there, which nothing reads",
+    ),
+    "multitask_nnunet": (15_819_799, "release: caumente/multi_task_breast_cancer at 6f02482", "one channel there"),
+    "medsegdiff": (130_527_814, "release: KidsWithTokens/MedSegDiff at 60850bf", "another encoder of the image there"),
 }
 
 
