@@ -17,6 +17,7 @@ import itertools
 import typing as t
 
 import torch
+import typing_extensions as te
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +26,7 @@ from bushpc.errors import ConfigError
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.models.one_mask import require_multiple
-from bushpc.nn.diffusion import Noising, as_prob, check_steps, draw_noise, reverse
+from bushpc.nn.diffusion import Noising, as_prob, check_steps, draw_noise, follow_timesteps, reverse
 from bushpc.sample import Batch, Losses, Prediction
 
 
@@ -53,6 +54,12 @@ class MedSegDiffConfig(BackboneConfig):
     ff_parser: bool = setting(True, "FF-Parser: a learned filter of the maps' frequencies; needs dynamic.")
     timesteps: int = setting(1000, "T.", ge=1)
     beta_schedule: t.Literal["linear", "cosine"] = setting("linear", "Schedule of the noise.")
+    scaled_betas: bool | None = setting(
+        None,
+        "Whether the linear schedule's betas are multiplied by 1000 / T, so that x_T is noise. With another T, null "
+        "becomes true when a command is composed; in the frozen config of an earlier version it stands for false.",
+        since=5,
+    )
     prediction: t.Literal["epsilon", "v"] = setting("epsilon", "What the U-Net predicts; epsilon in the paper.")
     sampler: t.Literal["ddpm", "ddim", "dpm_solver"] = setting(
         "dpm_solver",
@@ -92,6 +99,10 @@ class MedSegDiffConfig(BackboneConfig):
                 "filtered; set model.ff_parser=false as well"
             )
         check_steps(self)
+
+    def follow_network(self) -> te.Self:
+        """And with betas that follow T."""
+        return follow_timesteps(super().follow_network())
 
     @property
     def needs(self) -> frozenset[str]:

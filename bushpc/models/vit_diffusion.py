@@ -21,6 +21,7 @@ import math
 import typing as t
 
 import torch
+import typing_extensions as te
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ from bushpc.losses.overlap import dice_loss, soft_dice_loss
 from bushpc.losses.topology import start_topological_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
-from bushpc.nn.diffusion import Noising, as_prob, check_steps, draw_noise, reverse
+from bushpc.nn.diffusion import Noising, as_prob, check_steps, draw_noise, follow_timesteps, reverse
 from bushpc.nn.pretrained import HALF, timm_facts
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -90,11 +91,15 @@ class VitDiffusionConfig(BackboneConfig):
         "its total of parameters.",
     )
     depth: int = setting(3, "Residual blocks per level. Not in the paper; see widths.", ge=1)
-    timesteps: int = setting(
-        1000, "T (3.1). With the linear schedule, each beta is multiplied by 1000 / T, so that x_T is noise.", ge=1
-    )
+    timesteps: int = setting(1000, "T (3.1).", ge=1)
     beta_schedule: t.Literal["linear", "cosine"] = setting(
         "linear", "Schedule of the noise; the paper does not say which, linear is DDPM's."
+    )
+    scaled_betas: bool | None = setting(
+        None,
+        "Whether the linear schedule's betas are multiplied by 1000 / T, so that x_T is noise. With another T, null "
+        "becomes true when a command is composed; in the frozen config of an earlier version it stands for false.",
+        since=5,
     )
     prediction: t.Literal["epsilon", "v"] = setting(
         "epsilon", "What the noise head predicts; epsilon in the paper (2.1)."
@@ -185,6 +190,10 @@ class VitDiffusionConfig(BackboneConfig):
             )
         self._check_shapes()
         self._check_sampling()
+
+    def follow_network(self) -> te.Self:
+        """And with betas that follow T."""
+        return follow_timesteps(super().follow_network())
 
     @property
     def needs(self) -> frozenset[str]:

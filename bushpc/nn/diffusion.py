@@ -8,6 +8,7 @@ of Singh, Dholey and Vinod (bushpc/models/vit_diffusion.py).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import typing as t
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ class Diffusion(t.Protocol):
     def beta_schedule(self) -> t.Literal["linear", "cosine"]: ...
 
     @property
+    def scaled_betas(self) -> bool | None: ...
+
+    @property
     def prediction(self) -> t.Literal["epsilon", "v"]: ...
 
     @property
@@ -49,13 +53,25 @@ class Diffusion(t.Protocol):
     def sampling_seed(self) -> int: ...
 
 
+C = t.TypeVar("C", bound=Diffusion)
+
+
+def follow_timesteps(config: C) -> C:
+    """With scaled betas where nothing is said about them and T is not that of the schedule."""
+    if config.scaled_betas is not None or config.beta_schedule != "linear" or config.timesteps == DDPM_STEPS:
+        return config
+    return t.cast(C, dataclasses.replace(t.cast(t.Any, config), scaled_betas=True))
+
+
 def check_steps(config: Diffusion) -> None:
     """Refuse steps that the sampler cannot take, and schedules whose x_T is not noise. Raises: ConfigError."""
     signal = math.sqrt(math.prod(1 - beta for beta in linear_betas(config)))
-    if config.beta_schedule == "linear" and signal > MOST_SIGNAL:
+    # Where it is null, the config is an earlier version's, and its weights were trained with that schedule.
+    if config.beta_schedule == "linear" and config.scaled_betas is not None and signal > MOST_SIGNAL:
+        way_on = "model.timesteps to 2 or more" if config.scaled_betas else "model.scaled_betas=true"
         raise ConfigError(
             f"model.timesteps={config.timesteps} with model.beta_schedule=linear: {signal:.2f} of the mask is left in "
-            f"x_T, and sampling starts from pure noise; at most {MOST_SIGNAL} can be. Set model.timesteps to 2 or more"
+            f"x_T, and sampling starts from pure noise; at most {MOST_SIGNAL} can be. Set {way_on}"
         )
     if config.steps > config.timesteps:
         raise ConfigError(f"model.steps={config.steps}: must be ≤ {config.timesteps} (T)")
@@ -66,10 +82,10 @@ def check_steps(config: Diffusion) -> None:
 
 
 def linear_betas(config: Diffusion) -> list[float]:
-    """Ho et al.'s betas for T steps: each multiplied by 1000 / T, so that as much noise is added in fewer steps."""
+    """Ho et al.'s betas for T steps; scaled ones times 1000 / T, so that as much noise is added in fewer steps."""
     T = config.timesteps
     evenly = [FIRST_BETA + (LAST_BETA - FIRST_BETA) * i / max(1, T - 1) for i in range(T)]
-    return [min(beta * DDPM_STEPS / T, MOST_BETA) for beta in evenly]
+    return [min(beta * DDPM_STEPS / T, MOST_BETA) for beta in evenly] if config.scaled_betas else evenly
 
 
 def draw_noise(
@@ -154,7 +170,7 @@ def make_scheduler(config: Diffusion) -> t.Any:
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
     }
-    if config.beta_schedule == "linear" and config.timesteps != DDPM_STEPS:  # there diffusers' own are the same
+    if config.beta_schedule == "linear" and config.scaled_betas:  # diffusers' own are those that are not
         shared["trained_betas"] = linear_betas(config)
     scheduler: t.Any
     if config.sampler == "dpm_solver":

@@ -8,10 +8,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
-from bushpc.config import compose
+from bushpc.config import CellConfig, compose
 from bushpc.errors import ConfigError, TrainingError, WeightsError
 from bushpc.losses.topology import topological_loss
 from bushpc.models.vit_diffusion import AdaptiveConditioningBridge, VitDiffusion, build_vit
@@ -186,7 +187,8 @@ def test_no_diagram_is_computed_while_its_weight_is_0(tiny, make_batch, topo_gra
 @pytest.mark.parametrize("timesteps", [2, 25, 100, 500, 1000, 4000])
 def test_x_T_is_noise_whatever_T(tiny, timesteps):
     """The signal left in x_T of Ho et al.'s schedule is 0.006; with a T of 100 and its betas it would be 0.60."""
-    model = tiny(timesteps=timesteps, steps=1, auxiliary_t=1, lookback=1, sampler="ddim", beta_schedule="linear")
+    changes = {"timesteps": timesteps, "steps": 1, "auxiliary_t": 1, "lookback": 1, "sampler": "ddim"}
+    model = tiny(**changes, beta_schedule="linear", scaled_betas=True)
     alpha_bar = model.noising.alpha_bar
     assert len(alpha_bar) == timesteps
     assert float(alpha_bar[-1].sqrt()) < 0.05
@@ -199,7 +201,31 @@ def test_x_T_is_noise_whatever_T(tiny, timesteps):
 
 def test_a_single_step_that_leaves_the_mask_in_x_T_is_refused():
     with pytest.raises(ConfigError, match=r"0\.95 of the mask is left in x_T"):
-        check_steps(SimpleNamespace(timesteps=1, steps=1, sampler="ddim", beta_schedule="linear"))
+        check_steps(SimpleNamespace(timesteps=1, steps=1, sampler="ddim", beta_schedule="linear", scaled_betas=True))
+
+
+HUNDRED = ["data=phantom", "model.timesteps=100", "model.steps=4", "model.sampler=ddim", "model.beta_schedule=linear"]
+
+
+@pytest.mark.parametrize("name", ["vit_diffusion_small", "medsegdiff_small"])
+def test_a_run_of_an_earlier_version_keeps_the_betas_that_it_was_trained_with(name):
+    words = [f"model={name}", *HUNDRED, *(["model.auxiliary_t=99"] if name.startswith("vit") else [])]
+    today = compose(words)
+    assert today.model.scaled_betas
+    frozen = today.to_dict()
+    del frozen["model"]["scaled_betas"]  # there was no such field
+    earlier = CellConfig.from_dict(frozen)
+    theirs = DDIMScheduler(num_train_timesteps=100, beta_schedule="linear")
+    torch.testing.assert_close(Noising(earlier.model).alpha_bar, theirs.alphas_cumprod)
+    assert CellConfig.from_dict(yaml.safe_load(earlier.to_yaml())) == earlier, "also when it is frozen again"
+    assert earlier.hash != today.hash
+    if name.startswith("vit"):  # as the version before computed them
+        assert (earlier.hash, earlier.training_hash) == ("99893584686d", "2e00c50a7934")
+
+
+def test_betas_that_leave_the_mask_in_x_T_are_refused_where_they_are_asked_for():
+    with pytest.raises(ConfigError, match=r"0\.60 of the mask .* Set model\.scaled_betas=true"):
+        compose(["model=medsegdiff_small", *HUNDRED, "model.scaled_betas=false"])
 
 
 @pytest.mark.parametrize("topo_weight", [0.0, 0.1])
