@@ -214,3 +214,23 @@ def test_kinds_of_site_that_cannot_be_are_refused(
     refused = slurm.beside(tmp_path / "s").tool("up", *options)
     assert refused.returncode == 1
     assert told in refused.stderr
+
+
+def test_a_sandbox_whose_controller_was_replaced_is_still_known_and_taken_down_whole(
+    make_sandbox: Callable[..., Sandbox],
+) -> None:
+    sandbox = make_sandbox("--nodes", "1", "--no-accounting")
+    stopped = sandbox.tool("stop-daemon", "slurmctld")
+    assert stopped.returncode == 0, stopped.stderr
+    assert sandbox.tool("env").returncode == 1
+    # As its user would: a daemon without the tool's mark.
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    subprocess.run(["slurmctld"], env={"PATH": path, "SLURM_CONF": sandbox.env["SLURM_CONF"]}, check=True)
+    known = sandbox.until(lambda: sandbox.tool("env").stdout)
+    assert known.strip() == f"export SLURM_CONF={sandbox.env['SLURM_CONF']}"
+    assert sandbox.status()["up"]
+    for command in ("stop-daemon", "start-daemon"):
+        done = sandbox.tool(command, "slurmctld")
+        assert done.returncode == 0, done.stderr
+    sandbox.run(["sinfo"])
+    assert "no slurmdbd" in sandbox.tool("stop-daemon", "slurmdbd").stderr

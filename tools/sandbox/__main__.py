@@ -25,7 +25,18 @@ from collections.abc import Callable
 
 import sites
 from configuration import bound_to_loopback, choose_ports, host_name
-from daemons import bring_up, clear, client_env, node_started, node_state, start_slurmd, take_down, wait_until
+from daemons import (
+    accepts,
+    bring_up,
+    clear,
+    client_env,
+    node_started,
+    node_state,
+    start,
+    start_slurmd,
+    take_down,
+    wait_until,
+)
 from install import ensure_installed
 from layout import Layout, SandboxError, dir_option, locked, sandbox_root, say
 from processes import DAEMON_MARK, boot_id, end, everything_of, read_environ
@@ -151,6 +162,35 @@ def command_run(layout: Layout, args: argparse.Namespace) -> int:
         raise SandboxError(f"run: {command[0]}: {e.strerror}") from e
 
 
+def command_stop_daemon(layout: Layout, args: argparse.Namespace) -> int:
+    """What a restart of a daemon does to a site while it lasts: jobs go on, and nobody answers."""
+    with locked(layout):
+        end([known_daemon(layout, args.daemon).daemons[args.daemon]])
+    say(f"{args.daemon} is stopped; jobs go on")
+    return 0
+
+
+def command_start_daemon(layout: Layout, args: argparse.Namespace) -> int:
+    with locked(layout):
+        record = known_daemon(layout, args.daemon)
+        if record.daemons[args.daemon].alive():
+            say(f"{args.daemon} already runs")
+            return 0
+        daemon = start(layout, record, args.daemon, args.daemon, "-D")
+        port = record.ports[args.daemon]
+        wait_until(lambda: accepts(("127.0.0.1", port)), f"{args.daemon} to listen", layout, {args.daemon: daemon})
+    say(f"{args.daemon} is back")
+    return 0
+
+
+def known_daemon(layout: Layout, name: str) -> Record:
+    """The record of a sandbox that has this daemon, running or not. Raises: SandboxError."""
+    record = Record.read(layout)
+    if record is None or name not in record.daemons:
+        raise SandboxError(f"{layout.root} has no {name}: no sandbox is up there, or one without accounting")
+    return record
+
+
 def command_kill_node(layout: Layout, args: argparse.Namespace) -> int:
     """What a power cut does: slurmd, its steps and their processes are gone at once, and nobody reports it."""
     with locked(layout):
@@ -243,6 +283,11 @@ def parser() -> argparse.ArgumentParser:
         ("start-node", command_start_node, "start a killed node again"),
     ):
         add(name, function, text).add_argument("node", help="n1, n2 …")
+    for name, function, text in (
+        ("stop-daemon", command_stop_daemon, "stop slurmctld or slurmdbd; jobs go on"),
+        ("start-daemon", command_start_daemon, "start it again"),
+    ):
+        add(name, function, text).add_argument("daemon", choices=("slurmctld", "slurmdbd"))
     return top
 
 

@@ -77,7 +77,7 @@ def everything_of(layout: Layout, node: str | None = None) -> list[Process]:
     while pid in stats:
         spared.add(pid)
         pid = stats[pid].parent
-    ours = {pid for pid in stats if _belongs(read_environ(pid), layout, node)} - spared
+    ours = {pid for pid in stats if _belongs(pid, layout, node)} - spared
     grown = -1
     while grown != len(ours):
         grown = len(ours)
@@ -85,10 +85,35 @@ def everything_of(layout: Layout, node: str | None = None) -> list[Process]:
     return [Process(pid, stats[pid].started) for pid in sorted(ours) if stats[pid].state not in "ZX"]
 
 
-def _belongs(environ: Mapping[str, str], layout: Layout, node: str | None) -> bool:
+def daemon_in_place(layout: Layout, name: str) -> Process | None:
+    """A daemon of this sandbox that its user started by hand (`slurmctld`), after the recorded one had ended."""
+    for path in Path("/proc").glob("[0-9]*"):
+        pid = int(path.name)
+        stat = read_stat(pid)
+        if stat and stat.state not in "ZX" and read_name(pid) == name and _is_turned_to(read_environ(pid), layout):
+            return Process(pid, stat.started)
+    return None
+
+
+def read_name(pid: int) -> str:
+    """Of the program that a process runs, at most 15 characters; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is_turned_to(environ: Mapping[str, str], layout: Layout) -> bool:
+    return environ.get("SLURM_CONF") == str(layout.slurm_conf)
+
+
+def _belongs(pid: int, layout: Layout, node: str | None) -> bool:
+    environ = read_environ(pid)
     if environ.get(DAEMON_MARK) == str(layout.root):
         return node is None or environ.get(NODE_MARK) == node
-    in_a_job = environ.get("SLURM_CONF") == str(layout.slurm_conf) and "SLURM_JOB_ID" in environ
+    if node is None and _is_turned_to(environ, layout) and read_name(pid) in ("slurmctld", "slurmdbd"):
+        return True
+    in_a_job = _is_turned_to(environ, layout) and "SLURM_JOB_ID" in environ
     return in_a_job and (node is None or environ.get("SLURMD_NODENAME") == node)
 
 

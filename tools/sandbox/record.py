@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 
 from layout import Layout, SandboxError
-from processes import Process, boot_id
+from processes import Process, boot_id, daemon_in_place
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Record:
             raise SandboxError(f"{layout.record} is not a sandbox's record ({e}); remove {layout.root} by hand") from e
         alive_since_boot = raw["boot_id"] == boot_id()
         daemons = {name: Process(**p) for name, p in raw["daemons"].items()} if alive_since_boot else {}
+        for name in ("slurmctld", "slurmdbd"):
+            # Somebody may have started it again by hand.
+            if name in daemons and not daemons[name].alive() and (other := daemon_in_place(layout, name)):
+                daemons[name] = other
         settings = Settings(**{**raw["settings"], "like": tuple(raw["settings"]["like"])})
         return cls(settings, raw["boot_id"], raw["ports"], daemons)
 
