@@ -65,17 +65,26 @@ class SlurmCluster(Cluster):
                 "cluster=slurm: there is no sbatch here; run this on a login node, or use cluster=local"
             )
         request.folder.mkdir(parents=True, exist_ok=True)
+        here = patiently(self.here)  # first: jobs that are submitted are to be noted, whatever Slurm does then
+        jobs = patiently(functools.partial(self._send, request))
+        return [replace(job, owner=os.getuid(), cluster=here, name=request.name) for job in jobs]
+
+    def _send(self, request: JobRequest) -> list[Job]:
+        """Submit, once. Raises: DispatchError; TooManyJobs; NoAnswer, and then no such job is there."""
         try:
             executor = executor_of(request, self.scratch)
-            jobs = submit_all(executor, request.work, self.executor, "the cluster refused the job")
+            return submit_all(executor, request.work, self.executor, "the cluster refused the job")
         except DispatchError as error:
             from bushpc.cluster.slurm_limits import explain_refusal
 
             if explained := explain_refusal(str(error)):
                 raise TooManyJobs(explained) from error
-            raise
-        here = self.here()
-        return [replace(job, owner=os.getuid(), cluster=here, name=request.name) for job in jobs]
+            if not is_away(error):
+                raise
+            # A controller may have taken the jobs and lost its answer. They were not told yet what to run.
+            if taken := self.find(request.name):
+                patiently(functools.partial(ask_controller, "scancel", *taken))
+            raise NoAnswer(str(error)) from error
 
     def here(self) -> str:
         return _cluster_name(os.environ.get(self.chosen_by))
@@ -100,7 +109,7 @@ class SlurmCluster(Cluster):
     def refusal(self, request: JobRequest) -> str:
         from bushpc.cluster import slurm_trial
 
-        return slurm_trial.refusal(self.script(request))
+        return patiently(functools.partial(slurm_trial.refusal, self.script(request)))
 
     def require(self, profile: ClusterConfig) -> None:
         """Also refuses options that Slurm does not have, and what no node or partition could ever give."""

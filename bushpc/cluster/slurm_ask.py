@@ -46,7 +46,7 @@ def ask_controller(*command: str) -> str:
 
 def site_settings() -> dict[str, str]:
     """Slurm's own configuration, as `scontrol show config` tells it: KillWait, JobRequeue, PreemptMode …"""
-    pairs = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
+    pairs = (line.partition("=") for line in ask_controller("scontrol", "show", "config").splitlines())
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 

@@ -16,7 +16,7 @@ import re
 import typing as t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bushpc.cluster.base import ask
+from bushpc.cluster.base import NoAnswer, ask, patiently
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check
 from bushpc.cluster.profile import tasks_per_node
 from bushpc.cluster.records import Limits
@@ -57,10 +57,12 @@ class Count(t.NamedTuple):
 
 
 def read_limits(profile: ClusterConfig) -> Limits:
-    """What Slurm allows jobs of this profile at present."""
+    """What Slurm allows jobs of this profile at present. Raises: NoAnswer, after `patiently`."""
     profile = in_force(profile)
     try:
-        site = site_settings()
+        site = patiently(site_settings)
+    except NoAnswer:
+        raise
     except DispatchError:
         return Limits(jobs_at_once=MAX_ARRAY_SIZE)
     size, count = site.get("MaxArraySize", ""), site.get("MaxJobCount", "")

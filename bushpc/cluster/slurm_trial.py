@@ -12,10 +12,11 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
-from bushpc.cluster.base import ask, cluster_for
+from bushpc.cluster.base import NoAnswer, ask, cluster_for
 from bushpc.cluster.checks import BROKEN, OK, Check
 from bushpc.cluster.profile import report_profile
 from bushpc.cluster.records import JobRequest
+from bushpc.cluster.slurm_ask import is_away
 from bushpc.cluster.slurm_limits import explain_refusal
 from bushpc.errors import DispatchError
 
@@ -34,7 +35,10 @@ CPU_JOBS_ADVICE = (
 
 
 def refusal(script: str) -> str:
-    """The site's words where it would never take this script; "" where it would, or where it does not say."""
+    """The site's words where it would never take this script; "" where it would, or where it does not say.
+
+    Raises: NoAnswer where the controller is away.
+    """
     with tempfile.TemporaryDirectory(prefix="bushpc-trial-") as folder:
         path = Path(folder) / "job.sh"
         path.write_text(script, encoding="utf-8")
@@ -43,6 +47,8 @@ def refusal(script: str) -> str:
         except DispatchError as error:
             if not isinstance(error.__cause__, subprocess.CalledProcessError):
                 return ""  # no answer in time; the submission itself will tell
+            if is_away(error):
+                raise NoAnswer(str(error)) from error
             said = " ".join(AROUND.sub("", error.__cause__.stderr).split())
             # Limits on the number of jobs are looked at by whoever deals cells over jobs.
             return "" if ONLY_NOW.search(said) or explain_refusal(said) else said

@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import time
 import typing as t
 import uuid
@@ -183,6 +184,8 @@ def _write_folder(folder: Path, files: dict[str, str]) -> None:
     try:
         aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
         aside.mkdir()  # with the modes of umask and folder, as mkdtemp would not: co-authors read reports
+        # Who may replace this report must be able to delete it as well.
+        aside.chmod(stat.S_IMODE(aside.stat().st_mode | folder.parent.stat().st_mode & stat.S_IRWXG))
         for name, text in files.items():
             with (aside / name).open("w", encoding="utf-8") as file:
                 file.write(text)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -248,6 +249,17 @@ def test_a_report_killed_between_its_two_renames_is_brought_back(two_sources) ->
     with pytest.raises(DataError, match="no column"):
         build_report(two_sources.path)
     assert (two_sources.path / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(("run", "report"), [(0o2775, 0o775), (0o755, 0o755)])
+def test_who_may_write_into_the_run_may_delete_its_report_to_replace_it(two_sources, run, report) -> None:
+    two_sources.path.chmod(run)
+    before = os.umask(0o022)
+    try:
+        build_report(two_sources.path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((two_sources.path / "report").stat().st_mode) & 0o777 == report
 
 
 def test_damaged_results_leave_the_old_report_alone(two_sources) -> None:
