@@ -17,12 +17,14 @@ class Number:
     """A figure and how many decimals are shown. None is shown as a dash, and is empty in CSV.
 
     is_p: a p value; if the decimals would round it to zero, it is shown as less than the smallest they can show.
+    competes: may be the best of its group.
     """
 
     value: float | None
     sd: float | None = None
     decimals: int = 4
     is_p: bool = False
+    competes: bool = True
 
     def __str__(self) -> str:
         if self.value is None:
@@ -164,7 +166,7 @@ def _best(values: t.Mapping[int, Value], better: Better | None) -> set[int]:
     figures = {
         i: round(value.value, value.decimals)
         for i, value in values.items()
-        if isinstance(value, Number) and value.value is not None
+        if isinstance(value, Number) and value.value is not None and value.competes
     }
     if better is None or len(figures) < 2:
         return set()

@@ -8,6 +8,7 @@ from bushpc.report import build_report
 from bushpc.report.scope import scope_of_run
 from bushpc.report.summary.summarise import summarise
 from bushpc.report.summary.summary import read_summary
+from bushpc.report.table import bold_cells
 from bushpc.report.tables import all_tables
 
 ROWS = {"unet": {"model": "classic_unet"}, "xbusnet": {"model": "xbusnet"}}
@@ -37,6 +38,20 @@ def tables_of(new_run, row):
         return all_tables(scope, summary, None)
 
     return make
+
+
+def test_a_network_that_finds_no_lesion_has_no_competing_false_positive_rate(new_run, row):
+    run = new_run("empty")
+    run.rows, run.run = {**ROWS, "fcn": {"model": "fcn"}}, {}
+    run.write_run_json(data="phantom")
+    for name, dice, fpr in (("unet", 0.0, 0.0), ("xbusnet", 0.7, 0.2), ("fcn", 0.6, 0.1)):
+        run.of(name).complete({k: [row(f"{k}{i}", k, dice=dice, fpr=fpr) for i in range(3)] for k in range(5)})
+    scope = scope_of_run(run.path)
+    table = all_tables(scope, summarise(scope), None)["headline"]
+    bold = {(str(table.rows[i].values[0]), table.columns[j].key) for i, j in bold_cells(table, list(table.rows))}
+    assert {("xbusnet", "dice"), ("fcn", "fpr")} <= bold
+    assert not any(name == "unet" for name, _ in bold)
+    assert table.notes[-1] == "Bold: the best of its group; mask metrics of methods with a Dice of 0 do not compete."
 
 
 def _saved(folder, summary):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bushpc.metrics.registry import ALWAYS, LABEL_METRICS, METRICS, ON_ORIGINAL
 from bushpc.report.published import PublishedTable, find_published, paper_table
@@ -159,8 +159,21 @@ def without_sd(figure: Mean) -> Number:
 
 
 def numbers(figures: t.Mapping[str, Mean], metrics: t.Iterable[str]) -> dict[str, Number]:
-    """Metric → number, for those of the metrics that have a figure."""
-    return {metric: number(figures[metric]) for metric in metrics if metric in figures}
+    """Metric → number, for those of the metrics that have a figure.
+
+    Those of masks don't compete where no lesion is found: an FPR of 0 is then no merit.
+    """
+    empty = finds_nothing(figures)
+    found = {metric: number(figures[metric]) for metric in metrics if metric in figures}
+    return {
+        metric: replace(shown, competes=False) if empty and metric not in LABEL_METRICS else shown
+        for metric, shown in found.items()
+    }
+
+
+def finds_nothing(figures: t.Mapping[str, Mean]) -> bool:
+    """Whether no pixel of any lesion was found in any fold: the Dice is 0."""
+    return "dice" in figures and figures["dice"].value == 0
 
 
 def bound(bounds: t.Sequence[float] | None, side: t.Literal[0, 1]) -> Number:
@@ -261,10 +274,13 @@ def bold_note(summary: Summary, sources: t.Iterable[Source] = (), *, across: boo
     """
     entries = [summary.arms[entry.arm].sources[entry.source] for entry in summary.entries]
     unranked = list(dict.fromkeys(source.label for source in sources or entries if source.uses_ground_truth))
+    groups = []
     if summary.several and not summary.complete and not sources:
-        unranked.append("incomplete arms")
-    does = "does" if len(unranked) == 1 else "do"
-    competes = f"; {', '.join(unranked)} {does} not compete." if unranked else "."
+        groups.append("incomplete arms")
+    if any(finds_nothing(summary.arms[entry.arm].metrics[entry.source]) for entry in summary.entries):
+        groups.append("mask metrics of methods with a Dice of 0")
+    does = "does" if len(unranked) == 1 and not groups else "do"
+    competes = f"; {', '.join([*unranked, *groups])} {does} not compete." if unranked or groups else "."
     return f"Bold: the best of its {'row' if across else 'group'}{competes}"
 
 

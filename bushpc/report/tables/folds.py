@@ -93,5 +93,8 @@ def _fold_rows(summary: Summary, arm: ArmSummary, result: Result | None, group: 
 
 def _same_folds_as_paper(summary: Summary) -> str:
     if summary.folds_source == "published":
-        return "The folds are those that the paper's authors published, so rows can be compared one by one."
+        return (
+            "The folds are those that the paper's authors published: a fold's row here and there is of the same scans, "
+            "and its figures can be compared where they are the same quantity."
+        )
     return "These folds are not the paper's, so only the means can be compared."

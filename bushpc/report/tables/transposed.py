@@ -11,12 +11,12 @@ from bushpc.metrics.registry import LABEL_METRICS
 from bushpc.report.published import PublishedTable
 from bushpc.report.summary import ArmSummary, Result, Summary
 from bushpc.report.summary.records import Bounds
-from bushpc.report.table import Column, Number, RowData, Table, Value
+from bushpc.report.table import NOTHING, Column, Number, RowData, Table, Value
 from bushpc.report.tables.common import (
     bound,
     folds_count,
     metric_columns,
-    number,
+    numbers,
     ours,
     published_numbers,
     same_folds,
@@ -131,7 +131,7 @@ def _metric_row(column: Column, only: Result | None, paper: PublishedTable | Non
     metric = column.key
 
     def of_method(method: Method) -> Number:
-        return number(method.result.figures[metric] if method.result else None)
+        return numbers(method.result.figures, [metric])[metric] if method.result else NOTHING
 
     def of_interval(side: t.Literal[0, 1]) -> Number:
         assert only is not None, "the columns are left out without it"
