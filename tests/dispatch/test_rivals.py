@@ -12,7 +12,7 @@ from bushpc.dispatch.grid_file import load_grid
 from bushpc.dispatch.plan import grid_plan
 from bushpc.dispatch.run_folder import read_plan, write_run
 from bushpc.errors import ConfigError
-from bushpc.report.published import names_in
+from bushpc.report.published import generator_rows, names_in
 
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32")
 TABLE = """
@@ -46,6 +46,17 @@ def test_every_row_of_the_papers_tables_is_in_its_grid_once(paper):
     assert sorted(named) == sorted(names_in(paper))
     assert all(row.printed_as for row in grid.rows)
     assert grid.paper == paper
+
+
+def test_the_compared_generators_are_run_or_quoted_once():
+    """Ours without mask or without text are rows of tumor_generator_table1."""
+    grid = load_grid("tumor_generator_rivals")
+    named = [name for row in (*grid.rows, *grid.quoted) for name in row.printed_as]
+    printed = {row.label for row in generator_rows("busi")}
+    assert sorted(named) == sorted(printed - {"Ours-t", "Ours-m"})
+    (quoted,) = grid.quoted
+    assert (quoted.label, quoted.before) == ("MT-DDPM", "sgd")
+    assert "was not written here" in quoted.reason
 
 
 def test_quoted_rows_are_no_cells_and_keep_their_place_in_the_run_folder(words):

@@ -89,16 +89,26 @@ def grid_sentence(paper: PublishedTable) -> str:
     return f"The paper {resized}does not say on which grid its metrics are taken."
 
 
-PAPERS = ("xbusnet", "hybrid_attention", "vit_diffusion", "sam_multitask", "tumor_downstream")  # begin files' names
-_OF_METHODS = ("overall", "by_class", "strata", "external")  # tables with one row per method
+PAPERS = (  # begin files' names
+    *("xbusnet", "hybrid_attention", "vit_diffusion", "sam_multitask"),
+    *("tumor_generator", "tumor_downstream"),
+)
+_OF_METHODS = ("overall", "by_class", "strata", "external")  # tables of metrics with one row per method
 
 
 def names_in(paper: str) -> tuple[str, ...]:
     """Every name that a paper's tables of methods have for a row, whatever the dataset. paper: one of PAPERS."""
-    tables = [
-        content[kind] for content in _papers() if _is_of(content, paper) for kind in _OF_METHODS if kind in content
-    ]
+    tables = _tables_in(paper, (*_OF_METHODS, "generators"))
     return tuple(dict.fromkeys(name for table in tables for name in table["rows"]))
+
+
+def prints_metrics(paper: str) -> bool:
+    """Whether a paper's tables of methods have the metrics of predictions, not of generated scans alone."""
+    return bool(_tables_in(paper, _OF_METHODS))
+
+
+def _tables_in(paper: str, kinds: t.Iterable[str]) -> list[t.Any]:
+    return [content[kind] for content in _papers() if _is_of(content, paper) for kind in kinds if kind in content]
 
 
 def paper_table(paper: str, data: str, kind: str) -> PublishedTable | None:

@@ -284,6 +284,14 @@ def bold_note(summary: Summary, sources: t.Iterable[Source] = (), *, across: boo
     return f"Bold: the best of its {'row' if across else 'group'}{competes}"
 
 
+def why_quoted(rows: t.Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each reason why rows of a paper are not run. rows: labels with their reasons."""
+    reasons: dict[str, list[str]] = {}
+    for label, reason in rows:
+        reasons.setdefault(reason, []).append(label)
+    return [f"Quoted only, {listed(labels)}: {reason.rstrip('.')}." for reason, labels in reasons.items()]
+
+
 def lower_is_better(metrics: t.Iterable[str]) -> list[str]:
     """The sentence that names the metrics of which less is better, if there are any."""
     lower = [titled(metric) for metric in metrics if not METRICS[metric].more_is_better]

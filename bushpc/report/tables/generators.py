@@ -11,6 +11,7 @@ from bushpc.report.published import GeneratorRow, generator_rows
 from bushpc.report.results import Arm, Run
 from bushpc.report.scope import ReportScope
 from bushpc.report.table import NOTHING, Column, Number, RowData, Table
+from bushpc.report.tables.common import why_quoted
 from bushpc.runs.layout import RunDir
 
 INCEPTION = "Inception"
@@ -72,6 +73,8 @@ def generators_table(scope: ReportScope) -> Table | None:
             f"The paper's rows were not computed here{other}; it does not say how many scans it generated and "
             f"compared: {paper[0].citation}."
         )
+    grid = scope.runs[0].record.grid
+    notes += why_quoted((row.label, row.reason) for row in (grid.quoted if grid else []))
     return Table.of("generators", "Generated scans against real ones held out", columns, rows, notes)
 
 

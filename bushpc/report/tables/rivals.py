@@ -9,7 +9,7 @@ import functools
 import typing as t
 from dataclasses import dataclass
 
-from bushpc.report.published import PARAMETERS, PublishedTable
+from bushpc.report.published import PARAMETERS, PublishedTable, prints_metrics
 from bushpc.report.summary import Result, Summary
 from bushpc.report.summary.records import RivalLine
 from bushpc.report.table import NOTHING, Column, Number, RowData, Table
@@ -18,12 +18,12 @@ from bushpc.report.tables.common import (
     Scores,
     bold_note,
     is_transposed,
-    listed,
     lower_is_better,
     metric_columns,
     numbers,
     published,
     published_numbers,
+    why_quoted,
 )
 from bushpc.report.tables.notes import grid_notes, paper_note
 
@@ -48,7 +48,7 @@ class AcrossRivals(RowData):
 
 def rivals_table(summary: Summary) -> Table | None:
     """Every row of the paper's table in its order: ours, then the paper's; one of them where there is no other."""
-    if summary.rivals is None or not summary.results:
+    if summary.rivals is None or not summary.results or not prints_metrics(summary.rivals.paper):
         return None
     paper = published(summary, "overall")
     rows = list(_rows(summary, paper))
@@ -135,9 +135,5 @@ def _notes(summary: Summary, paper: PublishedTable | None) -> list[str]:
         notes.append(paper_note(paper, summary.shown_metrics))
     else:
         notes.append(f"The paper prints no figures of {summary.data}, so none stand beside ours.")
-    reasons: dict[str, list[str]] = {}
-    for line in summary.rivals.lines:
-        if line.arm is None:
-            reasons.setdefault(line.reason, []).append(line.label)
-    notes += [f"Quoted only, {listed(labels)}: {reason.rstrip('.')}." for reason, labels in reasons.items()]
+    notes += why_quoted((line.label, line.reason) for line in summary.rivals.lines if line.arm is None)
     return [*notes, bold_note(summary, across=is_transposed(summary))]
