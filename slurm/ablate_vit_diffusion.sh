@@ -12,8 +12,9 @@
 #   bash slurm/ablate_vit_diffusion.sh data=breast   on a login node, with settings
 #
 # The rows with TDC match persistence diagrams on the CPU from epoch 1 on, which takes longest while the predictions are
-# still noise: 2 to 8 processor seconds a sample of 256 pixels (benchmarks/2026-11-30_matching). Give their ranks as many
-# processors as there are (cluster.cpus_per_rank), or set model.topo_downsample=2.
+# still noise: for a sample of 256 pixels whose predicted noise is itself noise, 4 processor seconds at t = 50, 3 at 300
+# and 1 at 600 (measured once, 2026-12-01). Give their ranks as many processors as there are (cluster.cpus_per_rank), or
+# set model.topo_downsample=2.
 #
 # Samplers and steps on one training. Submit the second when the first run is done:
 #   sbatch slurm/cv_vit_diffusion.sh name=X

@@ -82,8 +82,8 @@ class CellConfig(Settings):
         "Source of the prompts behind the report's headline: first_pass (sees no mask), oracle (uses the ground-truth "
         "mask and is labelled so), none (no spatial prompt), or a deliberately wrong one: wrong_size and "
         "wrong_quadrant (the oracle's sentence with another size or the opposite quadrant) and shuffled_attributes "
-        "(first_pass with another patient's attributes). A variant that the model "
-        "lacks becomes its first one; one that reads no prompts has `none` alone.",
+        "(first_pass with another patient's attributes). A model that reads no prompts has `none` alone. One that "
+        "lacks the source is refused, but for rows of a grid and for first_pass, which become `none`.",
         affects="predictions",
     )
     also_prompts: tuple[str, ...] = setting(
@@ -250,6 +250,22 @@ class CellConfig(Settings):
         own = {variant.name: variant for variant in self.model.variants}
         asked = [own.get(name, self.model.variants[0]) for name in (self.prompts, *self.also_prompts)]
         return list({variant.name: variant for variant in asked}.values())
+
+    def check_prompts(self, *, in_grid: bool) -> None:
+        """Refuse a headline whose prompts the model lacks. On the login node: frozen cells go on as they began.
+
+        Models that read no prompts follow any. In a grid, whose rows share the source, and with the default source, a
+        model goes without a spatial prompt; but its first variant is no stand-in if that looks at the ground truth.
+        Raises: ConfigError.
+        """
+        first, own = self.model.variants[0], [variant.name for variant in self.model.variants]
+        asked_here = not in_grid and self.prompts != self.default("prompts")
+        if self.prompts in own or len(own) == 1 or not (first.uses_ground_truth or asked_here):
+            return
+        raise ConfigError(
+            f"prompts={self.prompts}: {self.model.title} with these settings has no such prompt source; set prompts to "
+            f"one of {', '.join(own)}, or choose another model"
+        )
 
     @functools.cached_property
     def hash(self) -> str:

@@ -58,10 +58,7 @@ class WeightFile(t.NamedTuple):
 
 
 class CellGroups(t.Protocol):
-    """What a model's `check_run` may ask of a cell: the groups besides the model's, and the headline's prompts."""
-
-    @property
-    def prompts(self) -> str: ...
+    """What a model's `check_run` may ask of a cell: the groups besides the model's."""
 
     @property
     def data(self) -> DataConfig: ...

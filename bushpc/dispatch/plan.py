@@ -91,6 +91,7 @@ def cv_plan(config: CellConfig) -> Plan:
 
     Raises: DataError (shards or folds missing, damaged or leaking), WeightsError (not staged), ConfigError.
     """
+    config.check_prompts(in_grid=False)
     data = _Data(config)
     weights.require(config.model_class, config.model.for_fold(config.fold or 0), config.weights_folder)
     whole = dataclasses.replace(config, fold=None)
@@ -254,6 +255,7 @@ class _Data:
         """
         cluster_for(config.cluster.executor).require(config.cluster)
         config.model.check_data(self.manifest.mask_classes, self.manifest.channels)
+        config.check_prompts(in_grid=True)
         config.model.check_run(config)
         synthetic, of_fold = [], config.data
         model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now

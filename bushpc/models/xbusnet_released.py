@@ -90,13 +90,7 @@ class XBusNetReleasedConfig(BackboneConfig):
             check_divides("attention_heads", self.attention_heads, f"a channel count of {self.encoder}", channels)
 
     def check_run(self, cell: CellGroups) -> None:
-        """It has no first pass, and a stream does not hold the other scans of its pictures. Raises: ConfigError."""
-        own = [variant.name for variant in self.variants]
-        if cell.prompts not in own:
-            raise ConfigError(
-                f"prompts={cell.prompts}: the released XBusNet is only asked with the ground truth's sentences; set "
-                f"prompts to one of {', '.join(own)}, or use model=xbusnet"
-            )
+        """A stream does not hold the other scans of its pictures. Raises: ConfigError."""
         if self.mix and cell.data.stream:
             raise ConfigError(
                 "model.mix=true with data.stream: a stream cannot give the pictures of other scans that the release "

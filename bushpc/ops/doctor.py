@@ -119,6 +119,7 @@ def _weights(config: CellConfig) -> Iterator[Check]:
 
 
 def _trainer(config: CellConfig) -> Iterator[Check]:
+    config.check_prompts(in_grid=False)
     config.model.check_run(config)
     if config.model_class.trainer:
         yield Check(name="trainer", verdict=OK, found="the model's own; its package is there, and it can follow this")

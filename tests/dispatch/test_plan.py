@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bushpc.cli import main
-from bushpc.config import CellConfig, Composer, config_names
+from bushpc.config import CellConfig, Composer, compose, config_names
 from bushpc.dispatch.grid_file import load_grid
-from bushpc.dispatch.plan import Plan, grid_plan
+from bushpc.dispatch.plan import Plan, cv_plan, grid_plan
 from bushpc.dispatch.run_folder import read_plan, write_run
 from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.errors import ConfigError, DataError
@@ -58,6 +58,26 @@ def states(run_dir: Path) -> dict[str, str]:
 
 
 TABLE = "rows:\n  a: {label: first, set: {train.lr: 1.0e-3}}\n  b: {set: {train.lr: 2.0e-3}}\n"
+
+
+def test_prompts_that_a_model_lacks_are_refused_and_a_grids_rows_without_them_go_on(plan_of, where):
+    """They become `none`, which sees no ground truth either; a model that reads no prompts follows any."""
+    xbusnet = ("model=xbusnet_small", "model.image_size=64")
+    no_spatial = [*SMALL, *xbusnet, "model.gfe=false", *where]
+    with pytest.raises(
+        ConfigError, match=r"prompts=oracle: XBusNet .* set prompts to one of none, shuffled_attributes"
+    ):
+        cv_plan(compose([*no_spatial, "prompts=oracle"]))
+    assert cv_plan(compose(no_spatial)).first.variants[0].name == "none"
+    assert cv_plan(compose([*SMALL, *where, "prompts=oracle"])).first.variants[0].name == "none"
+    grid = plan_of(
+        "rows: {a: {set: {model.gfe: true}}, b: {set: {model.gfe: false}}}",
+        *(*xbusnet, "prompts=oracle", "also_prompts=[]"),
+    )
+    assert {grid.row_of[name]: cell.variants[0].name for name, cell in grid.cells.items()} == {
+        "a": "oracle",
+        "b": "none",
+    }
 
 
 def test_axes_are_multiplied_out_and_rows_come_besides(plan_of):

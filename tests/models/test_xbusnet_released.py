@@ -18,6 +18,7 @@ from torch import nn
 
 from bushpc.conditions import AttributePrompt, Highlight, NumericPrompt, SpreadsheetPrompt
 from bushpc.config import compose
+from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import ConfigError
 from bushpc.models.xbusnet_released import FusionBlock, XBusNetReleased
 from bushpc.train.optim import Schedule
@@ -149,16 +150,17 @@ def test_its_headline_is_an_oracles_and_says_so():
     assert variants[0].uses_ground_truth
 
 
-def test_prompts_of_a_first_pass_are_refused_before_the_queue():
-    cell = compose([*TINY, "prompts=first_pass"])
+def test_prompts_of_a_first_pass_are_refused_before_the_queue(phantom_folder):
+    words = [*TINY, f"data.root={phantom_folder}"]
     with pytest.raises(ConfigError, match="set prompts to one of oracle, none, shuffled_attributes"):
-        cell.model.check_run(cell)
+        cv_plan(compose([*words, "prompts=first_pass"]))
+    assert cv_plan(compose([*words, "prompts=none"])).first.variants[0].name == "none"
 
 
-def test_a_stream_cannot_serve_the_pictures_and_is_refused_before_the_queue():
-    config = compose([*TINY, "data.stream=https://host/phantom/"])
+def test_a_stream_cannot_serve_the_pictures_and_is_refused_before_the_queue(phantom_folder):
+    config = compose([*TINY, f"data.root={phantom_folder}", f"data.stream={phantom_folder}/"])
     with pytest.raises(ConfigError, match=r"model\.mix=false"):
-        config.model.check_run(config)
+        cv_plan(config)
 
 
 # --- conditions -------------------------------------------------------------------------------------------
