@@ -37,6 +37,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=("full", "ci"), default="full", help="ci: a row of some parts")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="rows with one of these in their name")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep rows.jsonl and bad_days.md here")
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="of the runs; undisturbed ones there are used again"
+    )
     parser.add_argument("--list", action="store_true", help="names of the rows, and end")
     given = parser.parse_args(words)
     rows = choose(given.size, given.only)
@@ -44,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("\n".join(row.name for row in rows or all_rows()))
         return 0 if rows else 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, so that all is taken down
-    folder = Path(tempfile.mkdtemp(prefix="bad-days-"))
+    folder = given.work.absolute() if given.work else Path(tempfile.mkdtemp(prefix="bad-days-"))
     days, site = Days(folder), Site(folder / "slurm", accounting=any(row.accounting for row in rows))
     try:
         site.up()
@@ -59,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if failed:
         print(f"the runs are kept in {folder}", file=sys.stderr)
         return 1
-    shutil.rmtree(folder)
+    if not given.work:
+        shutil.rmtree(folder)
     return 0
 
 
@@ -81,6 +85,7 @@ def run_all(rows: Sequence[Row], days: Days, site: Site, out: Path | None) -> in
         undisturbed(reference, days, site)
     failed = 0
     for row in rows:
+        shutil.rmtree(days.runs_of(row) / row.name, ignore_errors=True)
         with disk_of(days, row):
             day = Day(days, row, site)
             result = day.run()
@@ -92,6 +97,9 @@ def run_all(rows: Sequence[Row], days: Days, site: Site, out: Path | None) -> in
 def undisturbed(reference: Case, days: Days, site: Site) -> None:
     """Raises: CaseError if it does not end."""
     days.announce(reference)
+    if all((days.run_dir(reference) / "cells" / f"fold{fold}" / "DONE").exists() for fold in range(reference.cells)):
+        days.ended(reference)
+        return
     result = Trial(days, reference, site, "lane0").run()
     days.ended(reference)
     if result.faults:
@@ -135,7 +143,7 @@ def disk_of(days: Days, row: Row) -> Iterator[None]:
     seen = days.runs_of(row)
     real = seen.with_name(seen.name + ".real")
     for path in (seen, real):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
     try:
         mount("-t", "tmpfs", "-o", DISK, "tmpfs", real)
         mount("--bind", real, seen)
