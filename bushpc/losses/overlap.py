@@ -5,10 +5,29 @@ logits (model) + mask (Batch) → Losses
 
 from __future__ import annotations
 
+import typing as t
+
 import torch
 from torch.nn import functional as F
 
+from bushpc.errors import ConfigError
 from bushpc.sample import Losses
+
+
+class Weights(t.Protocol):
+    """Settings of the two losses' weights."""
+
+    @property
+    def dice_weight(self) -> float: ...
+
+    @property
+    def bce_weight(self) -> float: ...
+
+
+def require_loss(config: Weights) -> None:
+    """Raises: ConfigError where both weights are 0."""
+    if config.dice_weight + config.bce_weight == 0:
+        raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
 
 
 def soft_dice_loss(logits_BKHW: torch.Tensor, mask_BKHW: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:

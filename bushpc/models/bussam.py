@@ -25,7 +25,7 @@ from bushpc.conditions.places import PlacePrompt
 from bushpc.conditions.variants import SPATIAL
 from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.losses.overlap import overlap_losses
+from bushpc.losses.overlap import overlap_losses, require_loss
 from bushpc.models.base import Model
 from bushpc.models.sam_multitask import ConvNormAct, SamMultitaskConfig, build_encoder
 from bushpc.nn.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -65,8 +65,7 @@ class BussamConfig(SamMultitaskConfig):
         """Refuse combinations that cannot be built. Raises: ConfigError."""
         super().__post_init__()
         self._check_blocks("cross_blocks", self.cross_blocks)
-        if self.dice_weight + self.bce_weight == 0:
-            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
+        require_loss(self)
         if self.neck % (4 * self.decoder_heads):
             raise ConfigError(
                 f"model.neck={self.neck} is no multiple of 4 x model.decoder_heads={self.decoder_heads}; choose other "

@@ -17,7 +17,7 @@ from torch import nn
 
 from bushpc.config import config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.models.one_mask import OneMask, OneMaskConfig
+from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
 
 LEVELS = 5
 STRIDE = 2 ** (LEVELS - 1)
@@ -39,12 +39,7 @@ class ClassicUNetConfig(OneMaskConfig):
                 "model.pretrained=true: the classic U-Net trains from scratch; set it to false, or take model=unet, "
                 "whose encoder has ImageNet weights"
             )
-        if self.image_size % STRIDE:
-            nearest = max(1, round(self.image_size / STRIDE)) * STRIDE
-            raise ConfigError(
-                f"model.image_size={self.image_size} is not a multiple of {STRIDE}, the stride of the deepest level; "
-                f"the nearest is {nearest}"
-            )
+        require_multiple(self.image_size, STRIDE, "the stride of the deepest level")
 
     @property
     def backbone(self) -> None:

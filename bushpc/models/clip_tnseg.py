@@ -23,9 +23,10 @@ from bushpc.conditions import AttributePrompt, Condition, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES
 from bushpc.config import ModelConfig, WeightFile, config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.losses.overlap import overlap_losses
+from bushpc.losses.overlap import overlap_losses, require_loss
 from bushpc.models.base import Model
-from bushpc.nn.clip import CLIP_MEAN, CLIP_STD, CLIP_VIT_B16, TextEncoder
+from bushpc.nn.clip import CLIP_MEAN, CLIP_STD, CLIP_VIT_B16, TextEncoder, check_image_tower, check_text_tower
+from bushpc.nn.conv import PreNormResidual
 from bushpc.nn.normalize import Normalize
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -64,11 +65,11 @@ class ClipTnsegConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be built. Raises: ConfigError."""
         super().__post_init__()
+        check_text_tower(self)
+        check_image_tower(self)
         divisors = (
             ("image_size", STRIDE, "the U-Net's stride"),
             ("image_size", self.clip_patch_size, "model.clip_patch_size"),
-            ("clip_width", self.clip_heads, "model.clip_heads"),
-            ("text_width", self.text_heads, "model.text_heads"),
             ("reduce_dim", self.decoder_heads, "model.decoder_heads"),
             ("reduce_dim", self.groups, "model.groups"),
             ("fine_channels", self.groups, "model.groups"),
@@ -85,16 +86,7 @@ class ClipTnsegConfig(ModelConfig):
                 f"model.layers={list(self.layers)}: name blocks from 0 to {self.clip_layers - 1}, each once, in rising "
                 "order"
             )
-        if self.dice_weight + self.bce_weight == 0:
-            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
-        clip = (self.clip_patch_size, self.clip_width, self.clip_layers, self.clip_heads)
-        text = (self.text_width, self.text_layers, self.text_heads, self.text_dim)
-        if self.pretrained and (*clip, *text) != (16, 768, 12, 12, 512, 12, 8, 512):
-            raise ConfigError(
-                "pretrained=true loads CLIP's ViT-B/16, and (clip_patch_size, clip_width, clip_layers, clip_heads, "
-                f"text_width, text_layers, text_heads, text_dim) are {(*clip, *text)}, not (16, 768, 12, 12, 512, 12, "
-                "8, 512). Use those, or pretrained=false"
-            )
+        require_loss(self)
 
     @property
     def title(self) -> str:
@@ -116,7 +108,7 @@ class ClipTnsegConfig(ModelConfig):
         """The residual blocks, and CLIP's."""
         from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
 
-        return Residual, CLIPSegEncoderLayer
+        return PreNormResidual, CLIPSegEncoderLayer
 
     def weight_files(self) -> list[WeightFile]:
         """CLIP's towers."""
@@ -144,7 +136,9 @@ class ClipTnseg(Model):
         self.fine = ResidualUNet(config.fine_channels, config.groups)
         joined, r = config.reduce_dim + config.fine_channels, config.reduce_dim
         self.head = nn.Sequential(
-            Residual(joined, r, config.groups), Residual(r, r, config.groups), nn.Conv2d(r, 1, kernel_size=1)
+            PreNormResidual(joined, r, config.groups),
+            PreNormResidual(r, r, config.groups),
+            nn.Conv2d(r, 1, kernel_size=1),
         )
 
     def outside_state(self) -> dict[str, nn.Module]:
@@ -262,25 +256,6 @@ def vision_state(clip: t.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return made
 
 
-class Residual(nn.Module):
-    """RB: GroupNorm, SiLU and a 3 x 3 convolution, twice, and a skip."""
-
-    def __init__(self, given: int, made: int, groups: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(groups, given),
-            nn.SiLU(),
-            nn.Conv2d(given, made, 3, padding=1),
-            nn.GroupNorm(groups, made),
-            nn.SiLU(),
-            nn.Conv2d(made, made, 3, padding=1),
-        )
-        self.skip = nn.Identity() if given == made else nn.Conv2d(given, made, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return t.cast(torch.Tensor, self.body(x) + self.skip(x))
-
-
 class ResidualUNet(nn.Module):
     """The fine branch: every output on the way down is joined on the way up."""
 
@@ -292,16 +267,16 @@ class ResidualUNet(nn.Module):
         now, skips = channels, [channels]
         for level, width in enumerate(widths):
             for _ in range(BLOCKS):
-                self.down.append(Residual(now, width, groups))
+                self.down.append(PreNormResidual(now, width, groups))
                 now = width
                 skips.append(now)
             if level < len(widths) - 1:
                 self.down.append(nn.Conv2d(now, now, 3, padding=1, stride=2))
                 skips.append(now)
-        self.middle = nn.Sequential(Residual(now, now, groups), Residual(now, now, groups))
+        self.middle = nn.Sequential(PreNormResidual(now, now, groups), PreNormResidual(now, now, groups))
         for level, width in reversed(list(enumerate(widths))):
             for block in range(BLOCKS + 1):
-                layers: list[nn.Module] = [Residual(now + skips.pop(), width, groups)]
+                layers: list[nn.Module] = [PreNormResidual(now + skips.pop(), width, groups)]
                 now = width
                 if level and block == BLOCKS:
                     layers += [nn.Upsample(scale_factor=2), nn.Conv2d(now, now, 3, padding=1)]

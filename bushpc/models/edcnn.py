@@ -21,7 +21,7 @@ from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError, unknown_name
 from bushpc.losses.label import labelled_cross_entropy
 from bushpc.models.classic_unet import STRIDE, ClassicNet
-from bushpc.models.one_mask import OneMask, OneMaskConfig
+from bushpc.models.one_mask import OneMask, OneMaskConfig, require_multiple
 from bushpc.sample import LABELS, Batch, Losses, Prediction
 
 # Networks of the shipped configs, listed here because importing timm takes seconds.
@@ -53,12 +53,7 @@ class EdcnnConfig(OneMaskConfig):
 
                 if not timm.is_model(network.partition(".")[0]):
                     raise ConfigError(unknown_name(f"model.{name}", network, timm.list_models()))
-        if self.image_size % STRIDE:
-            nearest = max(1, round(self.image_size / STRIDE)) * STRIDE
-            raise ConfigError(
-                f"model.image_size={self.image_size} is not a multiple of {STRIDE}, the stride of the U-Net's deepest "
-                f"level; the nearest is {nearest}"
-            )
+        require_multiple(self.image_size, STRIDE, "the stride of the U-Net's deepest level")
 
     @property
     def title(self) -> str:

@@ -11,10 +11,10 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bushpc.config import config_class, setting
 from bushpc.errors import ConfigError
+from bushpc.losses.label import focal_loss
 from bushpc.losses.overlap import soft_dice_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
@@ -172,9 +172,3 @@ def norm_conv(given: int, made: int) -> nn.Sequential:
     conv = nn.Conv2d(given, made, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="leaky_relu")
     return nn.Sequential(conv, nn.InstanceNorm2d(made), nn.LeakyReLU(inplace=True))
-
-
-def focal_loss(logits_BL: torch.Tensor, label_B: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(1 - p)^gamma times the cross-entropy -log p, averaged over the labelled samples; 0 if there are none."""
-    ce_B = F.cross_entropy(logits_BL.float(), label_B, ignore_index=-1, reduction="none")
-    return ((1 - (-ce_B).exp()) ** gamma * ce_B).sum() / (label_B >= 0).sum().clamp(min=1)

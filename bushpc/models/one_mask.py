@@ -9,7 +9,7 @@ from torch import nn
 
 from bushpc.config import config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.losses.overlap import overlap_losses
+from bushpc.losses.overlap import overlap_losses, require_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.sample import Batch, Losses, Prediction
@@ -25,8 +25,7 @@ class OneMaskConfig(BackboneConfig):
     def __post_init__(self) -> None:
         """Refuse settings without a loss. Raises: ConfigError."""
         super().__post_init__()
-        if self.dice_weight + self.bce_weight == 0:
-            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
+        require_loss(self)
 
 
 def require_multiple(image_size: int, stride: int, of_what: str) -> None:

@@ -18,6 +18,7 @@ from bushpc.config import ModelConfig, config_class, setting
 from bushpc.dist import keyed_seed
 from bushpc.errors import ConfigError
 from bushpc.models.base import Model
+from bushpc.models.one_mask import require_multiple
 from bushpc.nn.uncompiled import not_compiled
 from bushpc.sample import Batch, Losses, Prediction
 
@@ -47,8 +48,7 @@ class PixelDiffusionConfig(ModelConfig):
             raise ConfigError(
                 f"model.channels={list(self.channels)}: two or more multiples of model.groups={self.groups} are needed"
             )
-        if self.image_size % stride:
-            raise ConfigError(f"model.image_size={self.image_size} is not a multiple of {stride}, the UNet's stride")
+        require_multiple(self.image_size, stride, "the UNet's stride")
         if TIMESTEPS % self.steps:
             raise ConfigError(f"model.steps={self.steps}: must divide {TIMESTEPS}")
 

@@ -27,7 +27,7 @@ from bushpc.conditions import AttributePrompt, Condition, SpatialPrompt, Variant
 from bushpc.conditions.variants import NO_PROMPTS, SHUFFLED_ATTRIBUTES, SPATIAL
 from bushpc.config import WeightFile, config_class, setting
 from bushpc.errors import ConfigError
-from bushpc.losses.overlap import overlap_losses
+from bushpc.losses.overlap import overlap_losses, require_loss
 from bushpc.models.backbone import BackboneConfig
 from bushpc.models.base import Model
 from bushpc.nn.clip import (
@@ -40,9 +40,10 @@ from bushpc.nn.clip import (
     check_text_tower,
     image_part,
 )
+from bushpc.nn.conv import conv_bn_relu
 from bushpc.nn.encoder import feature_channels, feature_extractor
 from bushpc.nn.normalize import Normalize
-from bushpc.nn.text_unet import ENCODER_STRIDES, SFA, TransformerBlock, UpBlock, conv_bn_relu
+from bushpc.nn.text_unet import ENCODER_STRIDES, SFA, TransformerBlock, UpBlock
 from bushpc.sample import Batch, Losses, Prediction
 
 ENCODER_REVISIONS = {"resnet50.a1_in1k": "5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8"}
@@ -132,8 +133,7 @@ class XBusNetConfig(BackboneConfig):
             self._check_global_branch()
         if self.lfe:
             self._check_local_branch()
-        if self.dice_weight + self.bce_weight == 0:
-            raise ConfigError("model.dice_weight=0 and model.bce_weight=0 leave no loss: set one of them above 0")
+        require_loss(self)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -441,7 +441,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *conv_bn_relu(channels, out_channels),
+            *conv_bn_relu(channels, out_channels, bias=False),
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )

@@ -35,6 +35,7 @@ from bushpc.nn.clip import (
     check_image_tower,
     check_text_tower,
 )
+from bushpc.nn.conv import PreNormResidual
 from bushpc.nn.encoder import feature_channels, feature_extractor
 from bushpc.nn.text_unet import ENCODER_STRIDES, SFA, TransformerBlock, UpBlock
 from bushpc.sample import Batch, Losses, Prediction
@@ -132,7 +133,7 @@ class XBusNetReleasedConfig(BackboneConfig):
         """Transformer, decoder and residual blocks of both branches."""
         from timm.models.resnet import BasicBlock, Bottleneck
 
-        return TransformerBlock, UpBlock, FusionBlock, BasicBlock, Bottleneck
+        return TransformerBlock, UpBlock, PreNormResidual, BasicBlock, Bottleneck
 
 
 class XBusNetReleased(Model):
@@ -162,9 +163,9 @@ class XBusNetReleased(Model):
                 features = {name: tensor for name, tensor in encoder_state.items() if not name.startswith("fc.")}
                 self.lfe.encoder.load_state_dict(features)
         width = config.fusion_channels
-        self.fusion = nn.Sequential(  # (17)
-            FusionBlock(config.global_channels + config.local_channels, width),
-            FusionBlock(width, width),
+        self.fusion = nn.Sequential(  # (17), with norms and SiLU before the convolutions
+            PreNormResidual(config.global_channels + config.local_channels, width, GROUPS),
+            PreNormResidual(width, width, GROUPS),
             nn.Conv2d(width, 1, kernel_size=1),
         )
 
@@ -285,23 +286,3 @@ class LocalBranch(nn.Module):
     @staticmethod
     def _sfa(channels: int, text_dim: int) -> SFA:
         return SFA(channels, text_dim, width=max(LEAST_SFA_WIDTH, channels), neutral=False)
-
-
-class FusionBlock(nn.Module):
-    """RB of (17) with norms and SiLU before its convolutions."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *self._norm_silu_conv(channels, out_channels), *self._norm_silu_conv(out_channels, out_channels)
-        )
-        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, kernel_size=1)
-
-    def forward(self, F_BCHW: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.body(F_BCHW) + self.skip(F_BCHW)
-        return out
-
-    @staticmethod
-    def _norm_silu_conv(channels: int, out_channels: int) -> tuple[nn.Module, ...]:
-        conv = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1)
-        return nn.GroupNorm(GROUPS, channels), nn.SiLU(), conv

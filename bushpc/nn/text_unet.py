@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bushpc.nn.conv import ConvPair
+
 ENCODER_STRIDES = [2, 4, 8, 16, 32]  # of enc1 to enc5 to the image; skip connections fit if the last divides it
 
 
@@ -71,20 +73,8 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, skip_channels: int, out_channels: int, *, bias: bool = False) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, out_channels, kernel_size=2, stride=2)
-        self.merge = nn.Sequential(
-            *conv_bn_relu(out_channels + skip_channels, out_channels, bias=bias),
-            *conv_bn_relu(out_channels, out_channels, bias=bias),
-        )
+        self.merge = ConvPair(out_channels + skip_channels, out_channels, out_channels, bias=bias)
 
     def forward(self, F_BChw: torch.Tensor, skip_BCHW: torch.Tensor) -> torch.Tensor:
         merged: torch.Tensor = self.merge(torch.cat([skip_BCHW, self.up(F_BChw)], dim=1))
         return merged
-
-
-def conv_bn_relu(channels: int, out_channels: int, *, bias: bool = False) -> list[nn.Module]:
-    """A 3 x 3 convolution and what follows it."""
-    return [
-        nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=bias),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]

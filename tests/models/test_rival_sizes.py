@@ -83,10 +83,10 @@ def test_the_classic_unet_learns_and_its_map_is_explained_where_it_is_made(make_
     ("words", "said"),
     [
         (["model=classic_unet", "model.pretrained=true"], "take model=unet"),
-        (["model=classic_unet", "model.image_size=100"], "the nearest is 96"),
+        (["model=classic_unet", "model.image_size=100"], "the nearest are 96 and 112"),
         (["model=fcn", "model.network=fcn_vgg16"], "unknown model.network"),
         (["model=edcnn", "model.xception=xeption"], "model.xception"),
-        (["model=edcnn", "model.image_size=100"], "the nearest is 96"),
+        (["model=edcnn", "model.image_size=100"], "the nearest are 96 and 112"),
     ],
 )
 def test_what_cannot_be_built_is_refused_when_composed(words, said):

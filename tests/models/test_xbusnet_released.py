@@ -20,7 +20,8 @@ from bushpc.conditions import AttributePrompt, Highlight, NumericPrompt, Spreads
 from bushpc.config import compose
 from bushpc.dispatch.plan import cv_plan
 from bushpc.errors import ConfigError
-from bushpc.models.xbusnet_released import FusionBlock, XBusNetReleased
+from bushpc.models.xbusnet_released import XBusNetReleased
+from bushpc.nn.conv import PreNormResidual
 from bushpc.train.optim import Schedule
 
 TINY = (
@@ -67,7 +68,7 @@ def test_sfa_is_at_least_256_wide_and_does_not_start_as_the_identity(model):
 
 
 def test_a_fusion_block_normalises_and_activates_before_its_convolutions():
-    block = FusionBlock(16, 8)
+    block = PreNormResidual(16, 8, 8)
     x = torch.randn(2, 16, 5, 5)
     norm1, _, conv1, norm2, _, conv2 = block.body
 
