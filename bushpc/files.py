@@ -159,6 +159,16 @@ def read_json(path: Path) -> dict[str, t.Any] | None:
     return content
 
 
+def is_inside(name: t.Any) -> bool:
+    """Whether a file's name, as somebody else's file states it, stays in the folder that it is relative to."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and not os.path.isabs(name)
+        and os.path.normpath(name).split("/", 1)[0] not in ("..", ".", "")
+    )
+
+
 def share_file(source: Path, target: Path) -> None:
     """Make `target` a hard link to `source`, or else a copy. `source` must not change any more.
 

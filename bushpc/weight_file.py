@@ -97,7 +97,7 @@ def read_header(path: Path) -> Header:
         raise WeightsError(f"{path} does not exist; {HOW_TO_MAKE}") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
         raise WeightsError(f"{path} is no .safetensors file, or is damaged ({error}); {HOW_TO_MAKE}") from error
     return Header(None if origin is None else _origin(path, origin), shapes)
 

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from bushpc.errors import DataError
 
+# What opening a file raises that is none of ours.
+DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 # Samples per file. If a process is killed, its unfinished group is computed again.
 GROUP = 32
 
@@ -84,7 +86,7 @@ def _open(path: Path) -> _File:
     """Raises: DataError."""
     try:
         return _File(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} cannot be read ({error}). Delete it, and run the same command again") from error
 
 
@@ -92,7 +94,7 @@ def is_whole(path: Path) -> bool:
     """Whether a file exists with the length that its header states; its tensors are verified on reading."""
     try:
         _File(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return False
     return True
 

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from bushpc import environment, weights
 from bushpc.config import YAML_FAILS, CellConfig, Composer, config_names, places
 from bushpc.config.paper_splits import SOURCES, split_of
+from bushpc.config.read import load_yaml
 from bushpc.data.members import steps_of
 from bushpc.dispatch.grid_file import load_grid
 from bushpc.dispatch.status import read_status
@@ -128,7 +127,7 @@ def load_paper(name: str, words: Sequence[str] = ()) -> Paper:
     if path is None:
         raise ConfigError(unknown_name("paper", name, config_names("reproduce"), "Or the path of a .yaml file."))
     try:
-        content = yaml.safe_load(path.read_text())
+        content = load_yaml(path.read_text())
         steps = tuple(
             Step(name=str(step), what=str(each["what"]), command=tuple(map(str, each["command"])))
             for step, each in content["steps"].items()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import typing as t
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bushpc.errors import ConfigError, DataError
 from bushpc.evaluate.graphs import FILES
-from bushpc.files import EXPORT_FILE, read_json
+from bushpc.files import EXPORT_FILE, is_inside, read_json
 from bushpc.weights import hub_errors
 
 PREFIX = "hub:"
@@ -43,10 +44,23 @@ def fetch(address: str, fold: int | None = None) -> Path:
             raise DataError(
                 f"{address} has no {EXPORT_FILE}: it is no model of bushpc. `bushpc export --push` makes one"
             )
-        folds = content.get("folds", [])
-        files = [each["weights"] for each in folds if fold is None or each["fold"] == fold]
+        files = weight_files(content, address, fold)
         # By commit: a branch may move between two requests.
         return Path(snapshot_download(repo, revision=folder.name, allow_patterns=[EXPORT_FILE, "README.md", *files]))
+
+
+def weight_files(content: Mapping[str, t.Any], address: str, fold: int | None) -> list[str]:
+    """What an export.json of somebody else names to be fetched. The Hub's library takes these names for patterns, by
+    which one could name every file of a repository. Raises: DataError.
+    """
+    try:
+        files = [each["weights"] for each in content.get("folds", []) if fold is None or each["fold"] == fold]
+    except (TypeError, LookupError, AttributeError) as error:
+        raise DataError(f"{address}: its {EXPORT_FILE} is damaged ({type(error).__name__}: {error})") from error
+    for file in files:
+        if not is_inside(file) or not file.endswith(".safetensors") or any(sign in file for sign in "*?[]"):
+            raise DataError(f"{address}: its {EXPORT_FILE} names {file!r}; allowed: a .safetensors file in it")
+    return files
 
 
 def check_push(repo: str, licence: str | None) -> None:

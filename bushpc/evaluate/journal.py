@@ -37,7 +37,7 @@ class Journal:
                     line = json.loads(text)
                     if line["weights"] == self._weights:
                         lines[line["row"]["key"]] = line
-                except (ValueError, TypeError, LookupError):
+                except (ValueError, TypeError, LookupError, RecursionError):
                     continue
         return lines
 

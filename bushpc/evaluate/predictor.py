@@ -38,7 +38,7 @@ from bushpc.evaluate.components import processed
 from bushpc.evaluate.measure import Measures, measure
 from bushpc.evaluate.trained import TrainedCell, open_run, rule_for
 from bushpc.evaluate.views import predict_view, resized, views_of
-from bushpc.files import EXPORT_FILE, read_json, sha256_of
+from bushpc.files import EXPORT_FILE, is_inside, read_json, sha256_of
 from bushpc.models.base import OUTSIDE, Model, all_tensors, load_imported
 from bushpc.runs import checkpoint
 from bushpc.runs.chosen import PLAIN, Rule, rule_of
@@ -380,23 +380,34 @@ def load_export(path: Path, fold: int | None = None) -> tuple[list[Member], Reci
         # Whatever it started from is in the file: nothing is staged, nothing fetched.
         model_class, config = model_of({**content["model"], "pretrained": False})
         recipe = Recipe(**content["recipe"])
+        msgspec.convert(content["recipe"], Recipe)  # of these types
+        if recipe.precision not in DTYPES:
+            raise ValueError(f"precision '{recipe.precision}'")
         return [_load_exported_fold(path, each, model_class, config) for each in wanted], recipe
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise DataError(f"{path / EXPORT_FILE} is damaged ({type(error).__name__}: {error}): export again") from error
 
 
 def _load_exported_fold(path: Path, each: Mapping[str, t.Any], model_class: type[Model], config: t.Any) -> Member:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not is_inside(each["weights"]):
+        raise DataError(f"{path / EXPORT_FILE} names weights outside its folder: {each['weights']!r}")
     file = path / each["weights"]
     if not file.is_file() or sha256_of(file) != each["sha256"]:
         raise DataError(f"{file} is missing, or is not what {EXPORT_FILE} says: copy or export the folder again")
     with torch.random.fork_rng(devices=[]):
         model = model_class(config)
-    tensors = load_file(file)
-    for name, module in model.outside_state().items():
-        prefix = f"{OUTSIDE}{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    try:
+        tensors = load_file(file)
+        for name, module in model.outside_state().items():
+            prefix = f"{OUTSIDE}{name}/"
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{file} does not hold this model's weights ({error}): copy or export the folder again"
+        ) from error
     state = {k: v for k, v in tensors.items() if not k.startswith(OUTSIDE)}
     conditions = tuple(kind.restored(each["conditions"].get(kind.name, {})) for kind in model.config.conditions)
     return _member(each["name"], model, conditions, state, str(file))

@@ -67,7 +67,7 @@ def read_events(path: Path) -> Iterator[Event]:
     for line in path.read_text(errors="replace").splitlines():
         try:
             yield json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
 
 

@@ -149,8 +149,9 @@ _OTHER_VERSION = "It was written by another version or by hand; run again, or us
 def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
     folder = run_dir.cell(cell.name)
     curve = _read_curve(folder.metrics)
-    config = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
+    config = _config(folder.config)
     settings = _settings(config, run)
+    _require_kinds(folder.config, settings)
     external = [Path(given).name for given in settings.get("evaluate.external") or ()]
     reason = _why_incomplete(folder, curve, settings.get("train.iterations"), external)
     done = DoneRecord() if reason else DoneRecord.read(folder.done) or DoneRecord()
@@ -177,6 +178,28 @@ def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
         config=config,
         settings=settings,
     )
+
+
+def _config(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Restore it, or run again.") from error
+
+
+def _require_kinds(path: Path, settings: dict[str, t.Any]) -> None:
+    """Of the settings that the report reads; a cell's own code checks all. Raises: DataError."""
+    for key in ("evaluate.threshold", "evaluate.nsd_mm", "evaluate.nsd_px"):
+        value = settings.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise DataError(f"{path}: {key} is a {type(value).__name__}, not a number. {_OTHER_VERSION}")
+    for key in ("evaluate.metrics", "evaluate.external"):
+        value = settings.get(key)
+        if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)):
+            raise DataError(f"{path}: {key} is no list of names. {_OTHER_VERSION}")
+    for key in ("prompts", "evaluate.resolution", "evaluate.tta"):
+        if isinstance(settings.get(key), (list, tuple, dict)):
+            raise DataError(f"{path}: {key} is a {type(settings[key]).__name__}, not a word. {_OTHER_VERSION}")
 
 
 def _settings(config: str | None, run: RunRecord) -> dict[str, t.Any]:
@@ -220,7 +243,7 @@ def _read_curve(path: Path) -> Curve:
                 loss[int(entry["step"])] = float(entry["loss"])
             elif entry["kind"] == "validation":
                 dice[int(entry["step"])] = float(entry["dice"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
             unreadable += 1
     return Curve(loss=_by_step(loss), dice=_by_step(dice), unreadable=unreadable)
 

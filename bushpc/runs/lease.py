@@ -229,7 +229,7 @@ class Lease:
             return None
         try:
             return Holder(**json.loads(content)), renewed
-        except (ValueError, TypeError):  # being written at this moment, or by someone who died in it
+        except (ValueError, TypeError, RecursionError):  # being written at this moment, or by someone who died in it
             return None, renewed
 
     def _age(self, renewed: float) -> float:

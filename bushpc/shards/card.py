@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from bushpc.config import places
+from bushpc.config.read import YAML_FAILS, load_yaml
 from bushpc.errors import ConfigError, DataError, unknown_name
 from bushpc.files import write_atomically
 from bushpc.sample import LABELS, UNLABELLED
@@ -72,10 +73,10 @@ class Card:
         """Read `folder`/card.yaml. Raises: DataError naming the key that is missing, unknown or has the wrong type."""
         path = Path(folder) / FILE_NAME
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = load_yaml(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{path} does not exist; every dataset needs a card (CONTRIBUTING.md).") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except YAML_FAILS as error:
             raise DataError(f"{path} cannot be read as yaml: {error}") from error
         if not isinstance(content, dict):
             raise DataError(f"{path} must be a mapping of keys to values, not {type(content).__name__}.")

@@ -34,6 +34,9 @@ FORMATS = {
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128
 # The index file of a DICOM medium has the magic bytes but no pixels.
 NO_IMAGES = ("DICOMDIR",)
+# What Pillow refuses as a decompression bomb; and more frames than any clip has.
+MOST_PIXELS = 178_956_970
+MOST_FRAMES = 100_000
 # DICOM names what a file holds. Segmentations, reports, dose and presentation states are no pictures, whatever they
 # hold; what has no public name may be one.
 IMAGE_STORAGE = ("Image", "Volume")
@@ -64,6 +67,20 @@ class Picture:
     def scale(self) -> PixelSize | Regions | None:
         """The regions, if there are any, else the size of every pixel."""
         return self.regions or self.pixel_mm
+
+
+def check_dicom_size(dataset: Dataset) -> None:
+    """A header may promise any size; decoders of compressed pixels take the memory before they read the first one.
+
+    Raises: DataError for more pixels or frames than Pillow would take, or an ultrasound clip can have.
+    """
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if rows * columns > MOST_PIXELS or not 0 < frames <= MOST_FRAMES:
+        raise DataError(
+            f"{frames} frames of {columns}x{rows} pixels; allowed: 1 to {MOST_FRAMES:,} frames of at most "
+            f"{MOST_PIXELS:,} pixels"
+        )
 
 
 def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> list[Path]:
@@ -167,6 +184,7 @@ def _open_dicom(content: bytes) -> dict[str, t.Any]:
             raise DataError(f"the DICOM file holds no picture, but {dataset.SOPClassUID.name}")
         if "PixelData" not in dataset:
             raise DataError("the DICOM file has no pixels")
+        check_dicom_size(dataset)
         frames = int(dataset.get("NumberOfFrames") or 1)
         scale, notes = _dicom_scale(dataset)
         if dataset.get("BurnedInAnnotation") == "YES":

@@ -12,6 +12,7 @@ import contextvars
 import csv
 import io
 import typing as t
+import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ if t.TYPE_CHECKING:
     from bushpc.shards.sources import Item
 
 HALF = 128  # of a mask's brightness
+MOST_UNPACKED = 1 << 28  # bytes of a workbook, which is a zip; a table of a million cells has some 50 MB
 MOST_SHOWN = 20  # a wrong folder has hundreds of missing files; the first few are enough to see why
 
 
@@ -236,6 +238,9 @@ def spreadsheet_rows(path: Path, columns: Sequence[str]) -> t.Iterator[tuple[int
     import openpyxl  # imported here because the processes that decode images don't need it
 
     try:
+        with zipfile.ZipFile(path) as parts:
+            if (unpacked := sum(part.file_size for part in parts.infolist())) > MOST_UNPACKED:
+                raise ValueError(f"{unpacked:,} bytes when unpacked; allowed: {MOST_UNPACKED:,}")
         book = openpyxl.load_workbook(path, data_only=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: the folder must contain this spreadsheet.") from None

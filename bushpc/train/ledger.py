@@ -20,6 +20,7 @@ from pathlib import Path
 from bushpc.errors import BushpcWarning
 from bushpc.files import flush_folder, write_atomically
 from bushpc.runs.layout import CellDir
+from bushpc.runs.record import MOST_DIGITS
 
 if t.TYPE_CHECKING:  # readers do without torch
     from bushpc.dist import World
@@ -49,6 +50,8 @@ class LedgerLine(t.NamedTuple):
         if len(numbers) != 4 or not all(number.isdecimal() for number in numbers) or not samples:
             return None
         if not all(word.partition(":")[0].isdecimal() and word.partition(":")[2] for word in samples.split(" ")):
+            return None
+        if any(len(number) > MOST_DIGITS for number in numbers):
             return None
         attempt, step, world, rank = (int(number) for number in numbers)
         return cls(attempt, step, world, rank, samples)

@@ -32,6 +32,11 @@ def _full(model: str, *words: str, name: str = "", memory: bool = True) -> Case:
 
 
 GENERATIVE = ("model.inference=generative", "model.steps=2", "model.samples=2")
+SEGMENTATION_RIVALS = (
+    *("classic_unet", "attention_unet", "basic_unet", "unet_plus_plus", "fcn", "deeplabv3", "swin_unetr", "smp"),
+    *("smp_label", "edcnn", "aau_net", "transunet", "swin_unet", "u_kan", "anatosegnet", "multitask_nnunet"),
+    *("mask_rcnn", "bussam", "clip_tnseg", "xbusnet_released"),
+)
 CASES = (
     _small("unet_small"),
     _small("unet_small", "engine.channels_last=true", name="unet_small channels_last"),
@@ -60,6 +65,9 @@ CASES = (
     _small("anatosegnet_small"),
     _small("multitask_nnunet_small"),
     _small("medsegdiff_small", "model.steps=2"),
+    _small("bus_recipe_small"),
+    _small("bussam_small"),
+    _small("clip_tnseg_small"),
     _full("unet"),
     _full("efficientnet"),
     _full("hybrid_attention"),
@@ -82,6 +90,11 @@ CASES = (
     ),
     _full("tumor_generator", "loader.features=true", name="tumor_generator features"),
     _full("tumor_generator", "model.stage=lora", "loader.features=true", name="tumor_generator lora features"),
+    _full("bus_recipe"),
+    *(_full(rival) for rival in SEGMENTATION_RIVALS),
+    _full("medsegdiff", "model.steps=2"),
+    *(_full(rival) for rival in ("gan", "cgan", "dcgan")),
+    *(_full(rival, "model.steps=2") for rival in ("ddpm", "sgd")),
 )
 
 

@@ -7,6 +7,7 @@ import json
 import typing as t
 from dataclasses import dataclass
 
+from bushpc.errors import DataError
 from bushpc.report.published import GeneratorRow, generator_rows
 from bushpc.report.results import Arm, Run
 from bushpc.report.scope import ReportScope
@@ -87,27 +88,34 @@ def _rows(run: Run, arm: Arm) -> t.Iterator[tuple[Measured, str]]:
         if not file.exists():
             yield Measured(label=arm.label, fold=str(cell.fold), frechet=nothing, kernel=nothing, state="not done"), ""
             continue
-        content = json.loads(file.read_text(encoding="utf-8"))
-        counts = content["counts"]
-        found = next((d for d in content["distances"] if (d["label"], d["images"]) == ("all", "synthetic")), None)
-        yield (
-            Measured(
-                label=arm.label,
-                fold=str(cell.fold),
-                number=sum(counts["synthetic"].values()),
-                against=sum(counts["real, held out"].values()),
-                frechet=_estimate(found, "frechet", 2),
-                kernel=_estimate(found, "kernel", 4),
-                copies=content["copies"],
-            ),
-            content["features"] or "",
-        )
+        try:
+            yield _measured(json.loads(file.read_text(encoding="utf-8")), arm.label, str(cell.fold))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{file} is damaged ({type(error).__name__}: {error}): run `bushpc retry` with this cell, or restore it"
+            ) from error
+
+
+def _measured(content: dict[str, t.Any], label: str, fold: str) -> tuple[Measured, str]:
+    """The row of a quality.json, and the features that its distances are of."""
+    counts = content["counts"]
+    found = next((d for d in content["distances"] if (d["label"], d["images"]) == ("all", "synthetic")), None)
+    row = Measured(
+        label=label,
+        fold=fold,
+        number=sum(counts["synthetic"].values()),
+        against=sum(counts["real, held out"].values()),
+        frechet=_estimate(found, "frechet", 2),
+        kernel=_estimate(found, "kernel", 4),
+        copies=content["copies"],
+    )
+    return row, content["features"] or ""
 
 
 def _estimate(found: dict[str, t.Any] | None, name: str, decimals: int) -> tuple[Number, Number, Number]:
     if found is None:
         return NOTHING, NOTHING, NOTHING
-    value, low, high = (Number(found[name][key], decimals=decimals) for key in ("value", "low", "high"))
+    value, low, high = (Number(float(found[name][key]), decimals=decimals) for key in ("value", "low", "high"))
     return value, low, high
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import typing as t
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from bushpc.errors import ConfigError, DataError
-from bushpc.shards import readers, tree
+from bushpc.files import is_inside
+from bushpc.shards import images, readers, tree
 from bushpc.shards.card import MOST_MASK_CLASSES
 from bushpc.shards.exchange.scans import Cohort, Found, class_names, image_label, stem
 from bushpc.shards.exchange.settings import ImportSettings
@@ -61,6 +63,8 @@ def decode(segmentation: t.Any, height: int, width: int) -> np.ndarray:
 
     try:
         if isinstance(segmentation, list):
+            if not all(_is_near(polygon, height, width) for polygon in segmentation):
+                raise DataError("a polygon's corner lies far outside the image")
             if not segmentation or any(len(polygon) < LEAST_POLYGON or len(polygon) % 2 for polygon in segmentation):
                 raise DataError("a polygon needs three corners or more, as x and y in turn")
             runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -77,6 +81,12 @@ def decode(segmentation: t.Any, height: int, width: int) -> np.ndarray:
         raise
     except Exception as error:  # of any wrong type or structure
         raise DataError(f"its segmentation is neither polygons nor run lengths ({error})") from error
+
+
+def _is_near(polygon: t.Sequence[float], height: int, width: int) -> bool:
+    """Whether all corners lie within an image's length of it: pycocotools takes memory for each pixel of an edge."""
+    most = max(height, width)
+    return all(-most <= value <= 2 * most for value in polygon)
 
 
 def _lengths(text: str) -> list[int]:
@@ -127,6 +137,9 @@ def find(folder: Path, settings: ImportSettings) -> Cohort:
             cohort.problems.append(f"{name} lists {file} twice, as images {seen[place]} and {entry['id']}")
             continue
         seen[place] = entry["id"]
+        if not 0 < entry["height"] * entry["width"] <= images.MOST_PIXELS:
+            cohort.problems.append(f"{file} is {entry['width']}x{entry['height']} pixels, says {name}")
+            continue
         own = parts.get(entry["id"], [])
         mask = Instances(height=entry["height"], width=entry["width"], parts=tuple((k, seg) for k, seg, _ in own))
         given = {fact: entry[fact] for fact in FACTS if entry.get(fact) is not None}
@@ -244,5 +257,8 @@ def _place(folder: Path, annotations: str, file: str, images: str | None) -> str
     bases = [folder / images] if images else [beside, beside / "images", folder, folder / "images"]
     for base in bases:
         if (base / file).is_file():
-            return (base / file).relative_to(folder).as_posix()
+            place = os.path.relpath(base / file, folder)
+            if not is_inside(place):  # somebody else's file may name any picture of this machine
+                raise DataError(f"{folder / annotations} lists {file}, which lies outside {folder}: move it inside")
+            return place
     return None

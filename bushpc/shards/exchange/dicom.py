@@ -82,7 +82,10 @@ def find(folder: Path, settings: ImportSettings) -> Cohort:
         raise DataError(f"{folder} holds no DICOM images.")
     segmented: dict[tuple[str, int], _Segmented] = defaultdict(_Segmented)
     for file, dataset in segmentations:
-        _add(file, dataset, headers, segmented, cohort)
+        try:
+            _add(file, dataset, headers, segmented, cohort)
+        except Exception as error:  # an element is missing, or cannot be decoded, which happens when it is asked for
+            cohort.problems.append(f"{file} is not a readable DICOM SEG ({type(error).__name__}: {error})")
     names = list(dict.fromkeys(plane[3] for each in segmented.values() for plane in each.planes))
     if settings.classes:
         names = [name for name in names if name in settings.classes]
@@ -128,9 +131,13 @@ def _headers(folder: Path, cohort: Cohort) -> tuple[dict[str, _Header], list[tup
         elif uid in headers:
             cohort.problems.append(f"{file} and {headers[uid].file} are one image (SOP Instance UID {uid})")
         else:
-            frames = int(dataset.get("NumberOfFrames") or 1)
-            size = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-            headers[uid] = _Header(file, str(dataset.get("PatientID") or "").strip(), frames, *size)
+            try:
+                images.check_dicom_size(dataset)
+                frames = int(dataset.get("NumberOfFrames") or 1)
+                size = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+                headers[uid] = _Header(file, str(dataset.get("PatientID") or "").strip(), frames, *size)
+            except Exception as error:  # an element is decoded when it is asked for
+                cohort.problems.append(f"{file} is not readable DICOM ({type(error).__name__}: {error})")
     if others:
         cohort.notes.append(f"{others} DICOM files are neither images nor segmentations and are left out")
     return headers, segmentations
@@ -275,6 +282,7 @@ def _plane(folder: Path, plane: Plane) -> np.ndarray:
     path = folder / plane.file
     try:
         dataset = pydicom.dcmread(path)
+        images.check_dicom_size(dataset)
         values_HW = pixel_array(dataset, index=plane.frame)
         if plane.level is not None:
             return (values_HW == plane.level).astype(np.uint8)

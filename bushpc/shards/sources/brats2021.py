@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 import typing as t
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ EDITIONS = (
 )
 # Percentiles of a sequence's values in the brain, mapped to 1 and 255. Without clipping, a few bright vessels would
 # leave all tissue dark.
+MOST_VOXELS = 1 << 28  # a header may promise any number, and BraTS has 9 million
 PERCENTILES = (0.5, 99.5)
 
 
@@ -188,6 +190,8 @@ def _volume(folder: Path, name: str) -> Volume:
     path = folder / name
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))  # x to the right, y to the front, z upwards
+        if math.prod(image.shape) > MOST_VOXELS:
+            raise ValueError(f"{image.shape} voxels")
         values_XYZ = np.asarray(image.dataobj, dtype=np.float32)
         width_mm, height_mm, *_ = (float(edge) for edge in image.header.get_zooms())
     except Exception as error:  # nibabel lets any error from header parsing and gzip through

@@ -80,7 +80,7 @@ def _records(path: Path) -> dict[str, dict[str, t.Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: the folder must contain this file.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
         raise DataError(f"{path} must hold an object with one record for each image.")
