@@ -16,6 +16,7 @@ from bushpc.dist import (
     any_rank,
     gather,
     gpu_of,
+    join,
     keyed_seed,
     meet,
     reachable_address,
@@ -136,6 +137,23 @@ def test_variables_that_make_no_world_are_refused_by_name(launched_with, variabl
 )
 def test_a_rank_drives_its_own_gpu_also_where_it_sees_no_other(local_rank, visible, gpu):
     assert gpu_of(local_rank, visible) == gpu
+
+
+@pytest.mark.parametrize(("visible", "gpu"), [(4, 3), (1, 0)], ids=["four seen", "one bound"])
+def test_a_rank_takes_its_gpu_before_nccl_opens_and_flags_go_by_gloo(monkeypatch, visible, gpu):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: calls.append(number))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *words, **given: calls.append((words, given)))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    join(World(rank=7, size=8, local_rank=3), cuda=True, timeout_s=90)
+    first, ((backend,), given) = calls
+    assert first == gpu
+    assert backend == "cpu:gloo,cuda:nccl"
+    assert (given["rank"], given["world_size"], given["store"]) == (7, 8, None)
+    assert given["timeout"].total_seconds() == 90
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("7", "8", "3")
 
 
 def test_more_ranks_than_gpus_are_refused():
