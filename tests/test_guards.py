@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -61,11 +62,18 @@ def test_nothing_in_the_package_reads_a_file_by_a_call_that_can_run_code():
     assert seen == {"torch.load", "np.load", "yaml.load"}
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    shards.READERS["an export's settings"].write(folder, folder)
+    load(folder / "export", device="cpu")
+    return folder / "export"
+
+
 @pytest.fixture
-def export(tmp_path, phantom_folder):
+def export(template, tmp_path):
     """The folder of an export, and a way to change what it states."""
-    shards.READERS["an export's settings"].write(tmp_path, phantom_folder)
-    folder = tmp_path / "export"
+    folder = Path(shutil.copytree(template, tmp_path / "export"))
 
     def change(what) -> Path:
         content = json.loads((folder / EXPORT_FILE).read_text())
