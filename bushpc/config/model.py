@@ -155,6 +155,11 @@ class ModelConfig(Settings):
         """Why no mirror images are averaged at test time, as the end of a sentence; "" where they can be."""
         return ""
 
+    @property
+    def needs_every_label(self) -> bool:
+        """Whether it cannot train on scans without a label."""
+        return False
+
     def reads(self, condition: str) -> bool:
         """Whether the model is conditioned on the kind with this name."""
         return any(kind.name == condition for kind in self.conditions)

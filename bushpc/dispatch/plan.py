@@ -277,6 +277,13 @@ class _Data:
                 f"{self.manifest.dataset} has {'only ' + labels.pop() if labels else 'none'}. Take a dataset with "
                 f"labels ({', '.join(LABELS)}), see `bushpc shards list`"
             )
+        unlabelled = sum(record.label not in LABELS for record in members.train)
+        if config.model.needs_every_label and unlabelled:
+            raise DataError(
+                f"model={config.choices['model']} reads the label of every scan, and {unlabelled} of the "
+                f"{len(members.train)} that train in fold {fold} of {self.manifest.dataset} have none. Take a dataset "
+                f"with labels ({', '.join(LABELS)}), see `bushpc shards list`, or another model"
+            )
         cell = dataclasses.replace(
             config,
             fold=fold,

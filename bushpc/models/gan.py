@@ -55,6 +55,11 @@ class GanConfig(ModelConfig):
         return frozenset({"image_BCHW", "mask_BKHW", "label_B"})
 
     @property
+    def needs_every_label(self) -> bool:
+        """The label is an input of cgan's networks."""
+        return self.kind == "cgan"
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """Generators are asked with captions; of these cgan reads the label, the others nothing."""
         return (Caption(),)

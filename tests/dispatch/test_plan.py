@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,10 @@ from bushpc.dispatch.plan import Plan, cv_plan, grid_plan
 from bushpc.dispatch.run_folder import read_plan, write_run
 from bushpc.dispatch.status import read_status, report_is_current
 from bushpc.errors import ConfigError, DataError
+from bushpc.sample import UNLABELLED
+from bushpc.shards.sources import phantom
+from bushpc.shards.split import ensure_folds
+from bushpc.shards.write import pack
 
 SMALL = ("model=unet_small", "data=phantom", "cluster=local", "model.image_size=32")
 
@@ -78,6 +83,26 @@ def test_prompts_that_a_model_lacks_are_refused_and_a_grids_rows_without_them_go
         "a": "oracle",
         "b": "none",
     }
+
+
+def test_a_model_that_reads_every_label_is_refused_where_scans_have_none(tmp_path, monkeypatch):
+    planned = phantom.plan
+
+    def without_labels(*args, **how):
+        items = [type(item)(key=item.key, label=UNLABELLED, recipe=item.recipe) for item in planned(*args, **how).items]
+        return planned(*args, **how)._replace(items=items)
+
+    load = phantom.load
+    monkeypatch.setattr(phantom, "plan", without_labels)
+    monkeypatch.setattr(phantom, "load", lambda item: dataclasses.replace(load(item), label=UNLABELLED))
+    folder = tmp_path / "phantom"
+    ensure_folds(folder, pack("phantom", None, folder, parameters={"count": 10, "normals": 0}))
+    words = ["data=phantom", "cluster=local", "model.image_size=32", f"data.root={folder}"]
+    with pytest.raises(
+        DataError, match="model=cgan reads the label of every scan, and 8 of the 8 that train in fold 0"
+    ):
+        cv_plan(compose(["model=cgan", *words]))
+    assert len(cv_plan(compose(["model=gan", *words])).cells) == 5
 
 
 def test_axes_are_multiplied_out_and_rows_come_besides(plan_of):
