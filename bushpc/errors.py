@@ -10,6 +10,10 @@ import difflib
 import typing as t
 from collections.abc import Iterable, Sequence
 
+# Valid names that a message lists; of more only the nearest.
+MOST_NAMES = 100
+NEAREST = 8
+
 
 class BushpcError(Exception):
     """Base class of every error that the user can fix; the command line then exits with 2.
@@ -90,4 +94,7 @@ def unknown_name(kind: str, given: str, valid: Iterable[str], then: str = "") ->
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     tail = f" {then}" if then else ""
+    if len(names) > MOST_NAMES:  # of hundreds only those that it may be
+        others = difflib.get_close_matches(given, names, n=NEAREST, cutoff=0.0)
+        return f"unknown {kind} '{given}'{hint} Nearest: {', '.join(others)}; and {len(names) - NEAREST} more.{tail}"
     return f"unknown {kind} '{given}'{hint} Valid: {', '.join(names) or 'none'}.{tail}"

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment.prepare_command()
     words = _without_local_rank(list(sys.argv[1:] if argv is None else argv))
     try:
-        return _run(words)
+        status = _run(words)
+        sys.stdout.flush()
+        return status
     except BushpcError as error:
         print(f"bushpc: {error}", file=sys.stderr)
         if "--json" in words:
             print(_as_json(error))
         return 2
+    except BrokenPipeError:  # `bushpc … | head` has read enough; Python would complain once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in REFUSALS or error.filename is None:
             raise
@@ -56,8 +62,15 @@ def groups() -> tuple[Group, ...]:
     package = importlib.import_module("bushpc.cli")
     names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "__main__"]
     modules = [importlib.import_module(f"bushpc.cli.{name}") for name in names]
-    found = [module.GROUP for module in modules if hasattr(module, "GROUP")]
-    return tuple(sorted(found, key=lambda group: (group.place, group.title)))
+    found = sorted(
+        (module.GROUP for module in modules if hasattr(module, "GROUP")), key=lambda group: (group.place, group.title)
+    )
+    together: dict[str, Group] = {}  # several files may have commands of one group
+    for group in found:
+        before = together.get(group.title)
+        commands = (*before.commands, *group.commands) if before else group.commands
+        together[group.title] = Group(group.title, before.place if before else group.place, commands)
+    return tuple(together.values())
 
 
 def commands() -> dict[str, Command]:

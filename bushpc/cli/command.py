@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bushpc.cli.words import Words
+from bushpc.cli.words import Words, setting_hint
 from bushpc.errors import ConfigError, unknown_name
 
 Arguments = argparse.Namespace
@@ -48,7 +48,7 @@ class Command:
     name: what the user types, one or two words.
     summary: one sentence for `bushpc --help`.
     run: does it. Returns the exit status; None is 0.
-    example: a line that works, given a dataset or run of that name.
+    example: a line that works, given a dataset or run of that name. examples: further ones.
     notes: further help, one paragraph each.
     words: the `key=value` words; `run` finds each as an attribute of its arguments, and all as typed in `typed`.
         With `settings`, the other words are settings, and `run` finds them in `settings`.
@@ -65,6 +65,7 @@ class Command:
     words: Words | None = None
     after_interrupt: str = ""
     settings: bool = False
+    examples: tuple[str, ...] = ()
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Typed arguments. Raises: ConfigError; SystemExit after the help text or argparse's own error."""
@@ -91,7 +92,8 @@ class Command:
         wrong = next((word for word in rest if word.startswith("-")), None)
         then = f"Help: bushpc {self.name} --help"
         if wrong is None:
-            return f"bushpc {self.name} takes no '{rest[0]}'. Example: {self.example}. {then}"
+            why = setting_hint(rest[0].partition("=")[0]) if "=" in rest[0] else ""
+            return f"bushpc {self.name} takes no '{rest[0]}'{why or '.'} Example: {self.example}. {then}"
         return unknown_name(f"option of bushpc {self.name}", wrong.partition("=")[0], options, then)
 
 
@@ -108,9 +110,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse with the tables of words and settings below its own help. They are only made when help is asked for."""
 
     def __init__(self, command: Command) -> None:
+        lines = (command.example, *command.examples)
         super().__init__(
             prog=f"bushpc {command.name}",
-            description=command.summary,
+            description="\n".join([command.summary, "", "examples:", *(f"  {line}" for line in lines)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -130,5 +133,4 @@ class _Parser(argparse.ArgumentParser):
             from bushpc.cli.settings_help import settings_help
 
             parts.append(settings_help(grid=self.command.name == "grid"))
-        parts.append(f"example:\n  {self.command.example}")
         return super().format_help() + "\n" + "\n\n".join(parts) + "\n"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bushpc.cli.command import JOBS_CONTINUE, Arguments, Command, Group, option, run_folder
+from bushpc.cli.command import JOBS_CONTINUE, JSON, Arguments, Command, Group, option, run_folder
 from bushpc.cli.follow import print_submission
-from bushpc.cli.show import some
+from bushpc.cli.show import print_json, some
 
 CELL_HELP = "a cell, or a row of a grid for all its folds"
 
@@ -14,20 +14,25 @@ def resume(given: Arguments) -> int:
 
     words = [*(["--only", given.only] if given.only else []), *given.typed]
     command = ["bushpc", "resume", str(given.run_dir), *words]
-    return print_submission(control.resume(given.run_dir, command, only=given.only, overrides=given.typed))
+    return print_submission(
+        control.resume(given.run_dir, command, only=given.only, overrides=given.typed), as_json=given.json
+    )
 
 
 def retry(given: Arguments) -> int:
     from bushpc.dispatch import control
 
     command = ["bushpc", "retry", str(given.run_dir), *given.cells, *(["--fresh"] if given.fresh else [])]
-    return print_submission(control.retry(given.run_dir, given.cells, command, fresh=given.fresh))
+    return print_submission(control.retry(given.run_dir, given.cells, command, fresh=given.fresh), as_json=given.json)
 
 
 def cancel(given: Arguments) -> None:
     from bushpc.dispatch import control
 
     found = control.cancel(given.run_dir, given.cells)
+    if given.json:
+        print_json({"cancelled": found.cells, "not_ours": found.left})
+        return
     print(f"cancelled: {some(found.cells) or 'nothing was running or queued'}")
     if found.left:
         left = some([f"{cell} ({run})" for cell, run in found.left.items()])
@@ -47,6 +52,7 @@ GROUP = Group(
             options=(
                 run_folder(),
                 option("--only", metavar="STATE", help="only cells that are failed, stopped, stale or missing"),
+                JSON,
             ),
             settings=True,
             notes=("Of the settings only cluster=, cluster.* and loader.* may change.",),
@@ -61,6 +67,7 @@ GROUP = Group(
                 run_folder(),
                 option("cells", nargs="+", metavar="CELL", help=CELL_HELP),
                 option("--fresh", action="store_true", help="start at step 0; old files are moved to RUN/replaced"),
+                JSON,
             ),
         ),
         Command(
@@ -68,7 +75,7 @@ GROUP = Group(
             summary="End all jobs of a run, or those of some cells; running cells save first.",
             run=cancel,
             example="bushpc cancel runs/table4 full",
-            options=(run_folder(), option("cells", nargs="*", metavar="CELL", help=CELL_HELP)),
+            options=(run_folder(), option("cells", nargs="*", metavar="CELL", help=CELL_HELP), JSON),
         ),
     ),
 )

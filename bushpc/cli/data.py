@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bushpc.cli import shards_export, shards_import, shards_show
 from bushpc.cli.command import CONTINUE, JSON, Arguments, Command, Group, option
-from bushpc.cli.show import print_packed, wide_console
+from bushpc.cli.show import print_json, print_packed, wide_console
 from bushpc.cli.words import NUMBER, PATH, SHARDS, SWITCH, TEXT, WHOLE, Word, Words
 
 if t.TYPE_CHECKING:
@@ -186,6 +186,11 @@ def audit_shards(given: Arguments) -> int:
             page = out / "gallery.html"
             gallery = write_scans(found, page, command, only_findings=only, links=links, progress=show).name
     page = write_page(found, out, command, gallery)
+    if given.json:
+        import json
+
+        print_json({"page": page, **json.loads(found.to_json())})
+        return 1 if found.grave else 0
     wide_console().print(summary(found))
     print(f"page: {page}")
     return 1 if found.grave else 0
@@ -276,6 +281,7 @@ GROUP = Group(
             run=audit_shards,
             example=AUDIT.example,
             words=AUDIT,
+            options=(JSON,),
             notes=("Exit status 1: something serious was found.",),
         ),
         Command(

@@ -8,10 +8,12 @@ import typing as t
 from pathlib import Path
 
 from bushpc.cli.command import JSON, Arguments, Command, Group, option, run_folder
-from bushpc.cli.show import some, warn, wide_console
+from bushpc.cli.show import print_json, some, warn, wide_console
 from bushpc.errors import ConfigError, DispatchError
 
 if t.TYPE_CHECKING:
+    from rich.console import Group as Lines
+
     from bushpc.dispatch.status import RunStatus
     from bushpc.dispatch.submit import Submission
 
@@ -28,10 +30,13 @@ def status(given: Arguments) -> int:
 
     if given.watch and given.json:
         raise ConfigError("--watch with --json: --json prints the state once, --watch follows it. Choose one")
+    page = _page_of(given) if given.html else None
     if given.watch:
-        found = watch(given.run_dir, until_report=False)
+        found = watch(given.run_dir, until_report=False, each_time=page)
     else:
         found = read_status(given.run_dir, only_show=True)
+        if page:
+            page(found)
         if given.json:
             print(found.to_json())
         else:
@@ -40,8 +45,27 @@ def status(given: Arguments) -> int:
     return 0 if found.complete or any(cell.live for cell in found.cells) else 1
 
 
-def watch(run_dir: Path, until_report: bool) -> RunStatus:
-    """Follow a run: a live table on a terminal; in a log one line per change and every LINE_EVERY_S."""
+def _page_of(given: Arguments) -> t.Callable[[RunStatus], None]:
+    """What writes the page of a state."""
+    import shlex
+
+    from bushpc.dispatch.status_page import refuse_page, write_status_page
+
+    path = given.html.expanduser()
+    refuse_page(path)
+    command = ["bushpc", "status", str(given.run_dir), *(["--watch"] if given.watch else []), "--html", str(given.html)]
+
+    def write(found: RunStatus) -> None:
+        write_status_page(found, path, [shlex.quote(word) for word in command], watched=given.watch)
+
+    return write
+
+
+def watch(run_dir: Path, until_report: bool, each_time: t.Callable[[RunStatus], None] | None = None) -> RunStatus:
+    """Follow a run: a live table on a terminal; in a log one line per change and every LINE_EVERY_S.
+
+    each_time: gets every state that is read.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -63,13 +87,19 @@ def watch(run_dir: Path, until_report: bool) -> RunStatus:
                 print(f"{error}; asking again", file=sys.stderr)
         raise AssertionError
 
+    def shown(found: RunStatus) -> Lines:
+        return status_table(found, console.width, height=console.height)
+
+    tell = each_time or (lambda found: None)
     console = Console()
     found = read_status(run_dir)
+    tell(found)
     if console.is_terminal:
-        with Live(status_table(found, console.width), console=console, refresh_per_second=4) as live:
+        with Live(shown(found), console=console, refresh_per_second=4) as live:
             while active(found):
                 found = read_later(found)
-                live.update(status_table(found, console.width))
+                tell(found)
+                live.update(shown(found))
         return found
     printed: dict[str, tuple[str, float]] = {}
     while True:
@@ -82,10 +112,17 @@ def watch(run_dir: Path, until_report: bool) -> RunStatus:
         if not active(found):
             return found
         found = read_later(found)
+        tell(found)
 
 
-def print_submission(result: Submission, wait_for: t.Sequence[str] | None = None) -> int:
-    """Print what was submitted; if `wait_for` names cells, follow the run and print the report."""
+def print_submission(result: Submission, wait_for: t.Sequence[str] | None = None, *, as_json: bool = False) -> int:
+    """Print what was submitted; if `wait_for` names cells, follow the run and print the report.
+
+    as_json: only what was submitted, as one object.
+    """
+    if as_json:
+        print_json(result._asdict())
+        return 0
     for verb, names in (
         ("submitted", result.submitted),
         ("already running", result.live),
@@ -128,13 +165,21 @@ GROUP = Group(
             summary="Show the state of every cell of a run.",
             run=status,
             example="bushpc status runs/table4 --watch",
+            examples=("bushpc status runs/table4 --watch --html status.html", "bushpc status runs/table4 --json"),
             options=(
                 run_folder(),
                 option("--watch", action="store_true", help="keep the table on the screen until every cell has ended"),
                 JSON,
+                option(
+                    "--html", type=Path, metavar="FILE", help="also write a page with curves, time left and reasons"
+                ),
                 option("--all", action="store_true", help="list all cells of a large run, done and queued ones too"),
             ),
-            notes=("Exit status 1: cells are missing or failed, and nothing is running.",),
+            notes=(
+                "Exit status 1: cells are missing or failed, and nothing is running.",
+                "--watch --html FILE writes the page again until every cell has ended, and it reloads itself. FILE may "
+                "lie anywhere, also where the run folder is read-only.",
+            ),
         ),
     ),
 )

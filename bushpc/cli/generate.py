@@ -8,9 +8,9 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bushpc.cli.command import Arguments, Command, Group, option, run_folder
+from bushpc.cli.command import JSON, Arguments, Command, Group, option, run_folder
 from bushpc.cli.data import fold_sources
-from bushpc.cli.show import print_packed, warn, wide_console
+from bushpc.cli.show import print_json, print_packed, warn, wide_console
 from bushpc.cli.words import PATH, SHARDS, TEXT, WHOLE, Word, Words
 from bushpc.errors import BushpcError
 
@@ -136,6 +136,11 @@ def quality(given: Arguments) -> int:
         found = measure_quality(request, warn, show)
     write(found, out)
     page = write_page(found, out, ["bushpc", "quality", str(given.synthetic), *given.typed])
+    if given.json:
+        import json
+
+        print_json({"page": page, **json.loads(found.to_json())})
+        return 1 if found.copies else 0
     for table in make_tables(found):
         wide_console().print(to_rich(table))
     print(f"page: {page}")
@@ -162,7 +167,10 @@ GROUP = Group(
             summary="Compare synthetic scans with real ones: FID, copies, masks, variety.",
             run=quality,
             example=QUALITY.example,
-            options=(option("synthetic", type=Path, metavar="FOLDER", help="folder that `bushpc generate` wrote"),),
+            options=(
+                option("synthetic", type=Path, metavar="FOLDER", help="folder that `bushpc generate` wrote"),
+                JSON,
+            ),
             words=QUALITY,
             notes=("Exit status 1: a generated image is a copy of a training image.",),
         ),

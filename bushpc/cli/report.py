@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import typing as t
 from pathlib import Path
 
 from bushpc.cli.command import JSON, ROW, Arguments, Command, Group, option, run_folder
+from bushpc.cli.show import print_json
+
+if t.TYPE_CHECKING:
+    from bushpc.report.page import ReportResult
 
 
 def report(given: Arguments) -> None:
-    from rich.console import Console
-
     from bushpc.report.page import build_report
 
-    result = build_report(given.run_dir, given.out)
-    Console().print(result.fold_table)
-    print(f"report: {result.html}")
+    _show(given, build_report(given.run_dir, given.out))
 
 
 def compare(given: Arguments) -> None:
-    from rich.console import Console
-
     from bushpc.report import build_comparison
 
-    result = build_comparison(given.run_dirs, given.out)
+    _show(given, build_comparison(given.run_dirs, given.out))
+
+
+def _show(given: Arguments, result: ReportResult) -> None:
+    from rich.console import Console
+
+    if given.json:
+        print_json({"page": result.html, "summary": result.content})
+        return
     Console().print(result.fold_table)
     print(f"report: {result.html}")
 
@@ -34,6 +41,11 @@ def postprocess(given: Arguments) -> None:
     sizes = SIZES if given.sizes is None else tuple(given.sizes)
     with progress("postprocess") as show:
         chosen, path = choose(given.run_dir, given.row, sizes, show)
+    if given.json:
+        import msgspec
+
+        print_json({"path": path, **msgspec.to_builtins(chosen)})
+        return
     for each in chosen.folds:
         plain, after = (
             "—" if value is None else f"{value:.4f}"
@@ -66,9 +78,11 @@ GROUP = Group(
             summary="Write tables, figures and the HTML page of a run.",
             run=report,
             example="bushpc report runs/table4",
+            examples=("bushpc report runs/table4 --out ~/table4 --json",),
             options=(
                 run_folder(),
                 option("--out", type=Path, metavar="FOLDER", help="where to write (default: report in the run folder)"),
+                JSON,
             ),
         ),
         Command(
@@ -84,6 +98,7 @@ GROUP = Group(
                     metavar="FOLDER",
                     help="where to write (default: compare-<names> beside the first run)",
                 ),
+                JSON,
             ),
         ),
         Command(
@@ -101,6 +116,7 @@ GROUP = Group(
                     metavar="SHARE",
                     help="smallest parts to try, as shares of the image's area (default: 0.001 0.0025 0.005 0.01)",
                 ),
+                JSON,
             ),
             notes=("Tried are filled holes, dropped small parts, the largest part alone, and all combinations.",),
         ),

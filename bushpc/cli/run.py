@@ -5,8 +5,9 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from bushpc.cli.command import JOBS_CONTINUE, Arguments, Command, Group, option
+from bushpc.cli.command import JOBS_CONTINUE, JSON, Arguments, Command, Group, option
 from bushpc.cli.follow import print_submission
+from bushpc.cli.show import print_json
 from bushpc.errors import ConfigError
 
 if t.TYPE_CHECKING:
@@ -27,7 +28,7 @@ def cv(given: Arguments) -> int:
     if given.dry_run:
         return _print_scripts(plan)
     result = submit(plan, ["bushpc", "cv", *given.typed])
-    return print_submission(result, plan.wanted if given.wait else None)
+    return print_submission(result, plan.wanted if given.wait else None, as_json=given.json)
 
 
 def grid(given: Arguments) -> int:
@@ -38,16 +39,22 @@ def grid(given: Arguments) -> int:
 
     _refuse_to_wait(given)
     plan = grid_plan(given.typed)
+    if given.list and given.json:
+        print_json({"run": plan.first.run_dir, "cells": plan.wanted})
+        return 0
     if given.list:
         Console().print(plan_table(plan))
         return 0
     if given.dry_run:
         return _print_scripts(plan)
     result = submit(plan, ["bushpc", "grid", *given.typed])
-    return print_submission(result, plan.wanted if given.wait else None)
+    return print_submission(result, plan.wanted if given.wait else None, as_json=given.json)
 
 
 def _refuse_to_wait(given: Arguments) -> None:
+    if given.json and (given.wait or given.dry_run):
+        raise ConfigError("--json prints what was submitted, once: leave out --wait and --dry-run; `bushpc status RUN "
+                          "--json` shows the rest")  # fmt: skip
     if given.dry_run and given.wait:
         raise ConfigError("--dry-run with --wait: nothing is submitted that could be waited for; leave one out")
 
@@ -93,6 +100,9 @@ def job(given: Arguments) -> int:
         return 0
     request.folder.mkdir(parents=True, exist_ok=True)
     [submitted] = cluster.submit(request)
+    if given.json:
+        print_json({"job": submitted.id, "log": submitted.log})
+        return 0
     print(f"job: {submitted.id}\nlog: {submitted.log}")
     return 0
 
@@ -113,7 +123,11 @@ GROUP = Group(
             after_interrupt=JOBS_CONTINUE,
             run=cv,
             example="bushpc cv model=xbusnet_small data=phantom cluster=local --wait",
-            options=(DRY_RUN, WAIT),
+            examples=(
+                "bushpc cv model=xbusnet data=breast cluster=slurm name=first",
+                "bushpc cv model=unet data=busi cluster=slurm train.lr=3e-4 train.iterations=2000 --dry-run",
+            ),
+            options=(DRY_RUN, WAIT, JSON),
             settings=True,
             notes=("Run the same command again to submit only what is missing.",),
         ),
@@ -123,10 +137,12 @@ GROUP = Group(
             after_interrupt=JOBS_CONTINUE,
             run=grid,
             example="bushpc grid grid=xbusnet_components data=breast cluster=slurm",
+            examples=("bushpc grid grid=xbusnet_components data=breast --list",),
             options=(
                 option("--list", action="store_true", help="check and list the rows; submit nothing"),
                 DRY_RUN,
                 WAIT,
+                JSON,
             ),
             settings=True,
             notes=(
@@ -145,6 +161,7 @@ GROUP = Group(
                 option("--cores", type=int, default=1, metavar="N", help="CPU cores (default 1)"),
                 option("--minutes", type=int, metavar="N", help="time limit (default cluster.time_min)"),
                 DRY_RUN,
+                JSON,
             ),
             settings=True,
             notes=("The settings choose the cluster. The command runs in the folder where you call this.",),

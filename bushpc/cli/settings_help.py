@@ -5,6 +5,11 @@ from __future__ import annotations
 import textwrap
 
 WIDTH = 100
+# What most runs set.
+MATTER = (
+    *("name", "train.iterations", "train.lr", "train.batch_size", "fold", "seed"),
+    *("cluster.gpus", "cluster.time_min"),
+)
 
 
 def groups_help(grid: bool) -> list[str]:
@@ -23,7 +28,14 @@ def settings_help(grid: bool = False) -> str:
     from bushpc.config import described
 
     lines = ["groups (KEY=VALUE), each choosing a yaml file in configs/:", *groups_help(grid), ""]
-    lines.append("settings (KEY=VALUE), for example train.lr=1e-4:")
+    lines.append("settings that most runs set (KEY=VALUE, for example train.lr=1e-4):")
+    by_key = {setting.key: setting for setting in described()}
+    for key in MATTER:
+        each = by_key[key]
+        unit = f" {each.about.unit}" if each.about.unit else ""
+        text = each.about.sentence + (f" (default {each.default}{unit})" if each.default else "")
+        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {key + '=':<19}  ", subsequent_indent=" " * 23)
+    lines += ["", "all settings:"]
     sections: dict[str, list[str]] = {}
     for setting in described():
         section, _, name = setting.key.partition(".")

@@ -27,6 +27,13 @@ def wide_console() -> Console:
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
 
 
+def print_json(content: t.Any) -> None:
+    """What `--json` prints: one object on stdout, whose keys stay; everything else that is said goes to stderr."""
+    import json
+
+    print(json.dumps(content, indent=1, default=str, ensure_ascii=False))
+
+
 def warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 

@@ -31,10 +31,9 @@ def _survey(given: Arguments) -> int:
 
     from bushpc.cluster.checks import is_broken
     from bushpc.config import compose
-    from bushpc.files import write_atomically
     from bushpc.ops.doctor import check_cluster
     from bushpc.ops.survey import survey
-    from bushpc.ops.survey_profile import completed, profile_path, profile_text
+    from bushpc.ops.survey_profile import completed, profile_path, profile_text, write_profile
 
     config = compose(given.typed)
     if config.cluster.executor != "slurm":
@@ -51,7 +50,7 @@ def _survey(given: Arguments) -> int:
         print("interrupted; the probe jobs are cancelled", file=sys.stderr)
         return 130
     if profile:
-        write_atomically(profile, profile_text(config, found, datetime.date.today()))
+        write_profile(profile, profile_text(config, found, datetime.date.today()))
     more = {**found.to_dict(), "profile": str(profile) if profile else None}
     status = _print_checks([*before, *found.checks], more, given.json)
     if profile and not given.json:

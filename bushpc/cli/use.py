@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bushpc.cli.command import CONTINUE, FOLD, ROW, Arguments, Command, Group, option, run_folder
-from bushpc.cli.show import warn
+from bushpc.cli.command import CONTINUE, FOLD, JSON, ROW, Arguments, Command, Group, option, run_folder
+from bushpc.cli.show import print_json, warn
 
 
 def predict(given: Arguments) -> int:
@@ -39,6 +39,11 @@ def predict(given: Arguments) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    if given.json:
+        rejected = [{"file": file, "reason": reason} for file, reason in summary.rejected]
+        counts = {"predicted": summary.predicted, "done_before": summary.kept, "rejected": rejected}
+        print_json({"csv": given.out / CSV_FILE, **counts})
+        return 3 if summary.rejected else 0
     print(f"predicted: {summary.predicted}, done before: {summary.kept} file(s), rejected: {len(summary.rejected)}")
     print(f"written: {given.out / CSV_FILE}")
     return 3 if summary.rejected else 0
@@ -62,6 +67,9 @@ def test(given: Arguments) -> None:
             show=show,
             say=warn,
         )
+    if given.json:
+        print_json({"csv": given.out / CSV_FILE, **content})
+        return
     print(
         f"{len(content['members'])} model(s) on {content['images']} scans of {content['data']} "
         f"(original grid, tta {content['tta']}, post-processing: {content['postprocess']})"
@@ -88,6 +96,10 @@ def export(given: Arguments) -> None:
         to_share=given.push is not None,
         say=warn,
     )
+    if given.json:
+        pushed = hub.push(given.out, given.push) if given.push is not None else None
+        print_json({"folder": given.out, "pushed": pushed, **content})
+        return
     names = ", ".join(fold["name"] for fold in content["folds"])
     print(f"{given.out}: {names}; use it with `bushpc predict {given.out} INPUT OUT`, or bushpc.load in Python")
     if given.push is not None:
@@ -122,6 +134,7 @@ GROUP = Group(
             summary="Segment and measure new images.",
             run=predict,
             example="bushpc predict runs/table4 scans/ out/ --row full --overlay",
+            examples=("bushpc predict model/ scan.dcm out/ --as dicom-seg nifti",),
             options=(
                 run_folder("model", help="run folder, exported folder, or hub:OWNER/NAME[@REVISION]"),
                 option("input", type=Path, metavar="INPUT", help="an image (PNG, JPEG, TIFF, BMP, DICOM) or a folder"),
@@ -154,6 +167,7 @@ GROUP = Group(
                 ),
                 DEVICE,
                 option("--batch", type=int, metavar="N", help="images per forward pass"),
+                JSON,
             ),
             notes=("Run the same command again to continue. Exit status 3: some images were rejected.",),
         ),
@@ -171,6 +185,7 @@ GROUP = Group(
                 TTA,
                 NO_POSTPROCESS,
                 DEVICE,
+                JSON,
             ),
         ),
         Command(
@@ -194,6 +209,7 @@ GROUP = Group(
                 ),
                 option("--licence", metavar="ID", help="licence of the model, such as cc-by-4.0, for its card"),
                 option("--push", metavar="OWNER/NAME", help="also upload it to this repository of the Hub"),
+                JSON,
             ),
         ),
     ),

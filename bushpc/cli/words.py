@@ -98,6 +98,14 @@ class Word:
         return "" if self.default is None else f"default {self.default}"
 
 
+def setting_hint(key: str) -> str:
+    """What a word is that this command does not take but a training does; "" for one that no command knows."""
+    from bushpc.config import described, group_names
+
+    is_setting = key in group_names() or key in {each.key for each in described()} or key.startswith("model.")
+    return ": it is a setting of a training, such as `bushpc cv` and `bushpc grid` take." if is_setting else ""
+
+
 @dataclass(frozen=True, init=False)
 class Words:
     """The table of a command's words.
@@ -159,7 +167,9 @@ class Words:
     def _unknown(self, key: str, text: str, table: Iterable[Word]) -> str:
         names = {name: word.name for word in table for name in (word.name, *word.instead_of)}
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        hint = f"; did you mean '{names[near[0]]}'? Write {names[near[0]]}={text}." if near else "."
+        hint = (
+            f"; did you mean '{names[near[0]]}'? Write {names[near[0]]}={text}." if near else setting_hint(key) or "."
+        )
         valid = ", ".join(f"{name}=" for name in dict.fromkeys(names.values()))
         return f"unknown word '{key}'{hint} Words of `{self.command}`: {valid}. Example: {self.example}"
 

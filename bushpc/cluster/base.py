@@ -188,6 +188,11 @@ class Cluster(abc.ABC):
         """Settings of `cluster.` that this profile leaves open → what the site has for them. Raises: DispatchError."""
         return {}
 
+    def choices(self, profile: ClusterConfig) -> dict[str, list[str]]:
+        """Settings of `cluster.` → what the site has to choose from: partitions, accounts, the most GPUs of each type
+        on a node, the longest time. Raises: DispatchError."""
+        return {}
+
     def describe(self) -> Iterator[Check]:
         """What the site has, whatever a profile asks for. Raises: DispatchError."""
         return iter(())

@@ -276,6 +276,11 @@ class SlurmCluster(Cluster):
 
         return slurm_suggest.suggest(profile)
 
+    def choices(self, profile: ClusterConfig) -> dict[str, list[str]]:
+        from bushpc.cluster import slurm_suggest
+
+        return slurm_suggest.choices(profile)
+
     def describe(self) -> Iterator[Check]:
         from bushpc.cluster import slurm_suggest
 

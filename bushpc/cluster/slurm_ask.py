@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import re
 import subprocess
@@ -91,6 +92,19 @@ def partition_facts(profile: ClusterConfig) -> list[dict[str, str]]:
         if name not in by_name:
             raise DispatchError(unknown_name("cluster.partition", name, by_name))
     return [by_name[name] for name in names]
+
+
+def associations() -> list[tuple[str, list[str]]]:
+    """Accounts that accounting knows this user to have, each with its qualities of service. Raises: DispatchError."""
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc"]
+    rows = ask(*command, f"user={getpass.getuser()}", "format=account,qos").splitlines()
+    pairs = [line.partition("|") for line in rows if line]
+    return [(account, qos.split(",")) for account, _, qos in pairs]
+
+
+def enforces_accounts() -> bool:
+    """Whether the site holds jobs to accounts; without it Slurm takes any name. Raises: DispatchError."""
+    return site_settings().get("AccountingStorageEnforce", "none") != "none"
 
 
 def job_facts(text: str, job_id: str, name: str = "") -> JobFacts:

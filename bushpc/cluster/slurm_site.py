@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import getpass
 import itertools
 import math
 import os
@@ -15,7 +14,14 @@ from bushpc.cluster import container, slurm_trial
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import BROKEN, OK, WARNING, Check, is_broken
 from bushpc.cluster.profile import report_profile
-from bushpc.cluster.slurm_ask import minutes_of, partition_facts, partitions, site_settings
+from bushpc.cluster.slurm_ask import (
+    associations,
+    enforces_accounts,
+    minutes_of,
+    partition_facts,
+    partitions,
+    site_settings,
+)
 from bushpc.cluster.slurm_limits import check_limits
 from bushpc.cluster.slurm_nodes import asks_gpus, has_feature, lacks, needed_cores, needed_mb, node_kinds, why_none_fits
 from bushpc.errors import ConfigError, DispatchError, unknown_name
@@ -235,12 +241,9 @@ def _account(profile: ClusterConfig) -> Iterator[Check]:
     if not any(asked.values()):
         yield Check(name="account and qos", verdict=OK, found="the cluster's defaults")
         return
-    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc"]
-    rows = ask(*command, f"user={getpass.getuser()}", "format=account,qos").splitlines()
-    pairs = [line.split("|") for line in rows if line]
-    valid = {"account": {row[0] for row in pairs}, "qos": {name for row in pairs for name in row[1].split(",")}}
-    # Without enforcement Slurm takes any name.
-    strict = BROKEN if site_settings().get("AccountingStorageEnforce", "none") != "none" else WARNING
+    pairs = associations()
+    valid = {"account": {account for account, _ in pairs}, "qos": {name for _, names in pairs for name in names}}
+    strict = BROKEN if enforces_accounts() else WARNING
     for key, given in asked.items():
         if given is None:
             continue

@@ -14,7 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bushpc.cluster.base import ask
 from bushpc.cluster.checks import OK, Check
-from bushpc.cluster.slurm_ask import minutes_of, partitions, site_settings
+from bushpc.cluster.slurm_ask import (
+    associations,
+    enforces_accounts,
+    minutes_of,
+    partition_facts,
+    partitions,
+    site_settings,
+)
 from bushpc.cluster.slurm_nodes import UNTYPED, NodeKind, node_kinds
 from bushpc.errors import DispatchError
 
@@ -39,6 +46,30 @@ def suggest(profile: ClusterConfig) -> dict[str, t.Any]:
     return {key: value for key, value in found.items() if not _is_said(profile, key)}
 
 
+def choices(profile: ClusterConfig) -> dict[str, list[str]]:
+    """Setting → what the site has to choose from; of times the longest, where there is one.
+
+    Raises: DispatchError, also for a partition of the profile that does not exist.
+    """
+    facts = partitions()
+    up = [name for name, words in facts.items() if words.get("State") == "UP"]
+    has_default = any(words.get("Default") == "YES" for words in facts.values())
+    mine = partition_facts(profile) if profile.partition or has_default else []
+    longest = max((minutes_of(words["MaxTime"]) for words in mine), default=math.inf)
+    nodes = [node for node in node_kinds(profile.partition) if node.gpus]
+    accounts: list[str] = []
+    with contextlib.suppress(DispatchError):  # a site without accounting
+        accounts = [account for account, _ in associations()]
+    found = {
+        "partition": up,
+        "account": accounts,
+        "gpus": [f"{kind}:{count}" if kind else str(count) for node in nodes for kind, count in node.gpus.items()],
+        "time_min": [] if longest == math.inf else [f"{longest:.0f}"],
+        "cpu_jobs.partition": up,
+    }
+    return {key: list(dict.fromkeys(names)) for key, names in found.items()}
+
+
 def site_lines() -> Iterator[Check]:
     """What the site has, for whoever reads the profile later. Raises: DispatchError."""
     nodes = node_kinds()
@@ -52,7 +83,7 @@ def site_lines() -> Iterator[Check]:
 def default_account() -> str | None:
     """This user's, where the site holds jobs to accounts."""
     with contextlib.suppress(DispatchError):
-        if site_settings().get("AccountingStorageEnforce", "none") == "none":
+        if not enforces_accounts():
             return None
         command = ["sacctmgr", "--noheader", "--parsable2", "show", "user", getpass.getuser(), "format=defaultaccount"]
         return ask(*command).strip() or None

@@ -19,13 +19,16 @@ MATTER = ("cell", "state", "step", "metric", "left", "goodput", "restarts", "log
 COLUMN_GAP = 3
 # Cells that a table shows one by one.
 MOST_ROWS = 60
+# On a screen: title, head, totals (three lines where it is narrow), what is not listed.
+LINES_AROUND = 10
 
 
-def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
+def status_table(status: RunStatus, width: int, every: bool = False, height: int | None = None) -> Group:
     """What `bushpc status` shows: a row per cell, totals, then a line for each one that failed or stopped.
 
     width: characters that there is room for; columns that matter less are left out where it is too little.
     every: all cells also of a run of more than MOST_ROWS, where else those that need nobody are only counted.
+    height: lines that there is room for, on a screen that is drawn again; the totals then stay in sight.
     """
     from rich import box
     from rich.console import Group
@@ -33,9 +36,14 @@ def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
     from rich.text import Text
 
     shown = status.cells
-    if len(shown) > MOST_ROWS and not every:
-        shown = [cell for cell in shown if cell.state not in ("done", "queued", "missing") or cell.reason][:MOST_ROWS]
-    rows = [_row(cell, status.run_dir) for cell in shown]
+    most = MOST_ROWS if height is None else min(MOST_ROWS, max(3, height - LINES_AROUND))
+    if len(shown) > most and not every:
+        shown = [cell for cell in shown if needs_eyes(cell)][:most]
+    reasons = [cell for cell in shown if cell.reason]
+    if height is not None and len(shown) + len(reasons) > most:
+        shown = shown[: max(3, most - min(len(reasons), most // 3))]
+        reasons = [cell for cell in shown if cell.reason][: most // 3]
+    rows = [row_of(cell, status.run_dir) for cell in shown]
     table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = _fitting(rows, width)
     for name in columns:
@@ -45,7 +53,7 @@ def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
     lines = [Text(totals_line(status))]
     if len(shown) < len(status.cells):
         rest = len(status.cells) - len(shown)
-        lines.append(Text(f"{rest} cells that are done, queued or missing are not listed; --all lists them", "dim"))
+        lines.append(Text(f"{rest} cells are not listed, those first that need nobody; --all lists them", "dim"))
     if status.silent:
         lines.append(
             Text(f"{status.silent}. States are from the cells' own heartbeats; jobs go on meanwhile", "yellow")
@@ -54,12 +62,18 @@ def status_table(status: RunStatus, width: int, every: bool = False) -> Group:
         lines.append(Text(f"{status.report_failed}; to write it: bushpc report {status.run_dir}", "red"))
     elif status.report_due:
         lines.append(Text(f"there is no report of these cells yet: bushpc report {status.run_dir}", "yellow"))
-    lines += [Text(f"{cell.name} {cell.state}: {cell.reason}", STYLES[cell.state]) for cell in shown if cell.reason]
+    one_line: dict[str, t.Any] = {} if height is None else {"no_wrap": True, "overflow": "ellipsis"}
+    lines += [Text(f"{cell.name} {cell.state}: {cell.reason}", STYLES[cell.state], **one_line) for cell in reasons]
     return Group(table, *lines)
 
 
-def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
-    """By COLUMNS."""
+def needs_eyes(cell: CellStatus) -> bool:
+    """Whether a large run's table lists the cell: it runs, or somebody has to do something."""
+    return cell.state not in ("done", "queued", "missing") or bool(cell.reason)
+
+
+def row_of(cell: CellStatus, run_dir: Path) -> dict[str, str]:
+    """What a table shows of a cell, by COLUMNS."""
     return {
         "cell": cell.name,
         "state": f"behind {cell.behind}" if cell.behind else cell.phase or cell.state,
@@ -67,7 +81,7 @@ def _row(cell: CellStatus, run_dir: Path) -> dict[str, str]:
         "step": f"{cell.step}/{cell.total}" if cell.total else "",
         "metric": next((f"{name} {value:.3f}" for name, value in cell.metric.items()), ""),
         "rate": f"{cell.rate:.3g}/s" if cell.rate and cell.state == "running" else "",
-        "left": "" if cell.left_s is None else _duration(cell.left_s),
+        "left": "" if cell.left_s is None else duration(cell.left_s),
         "restarts": str(cell.restarts or ""),
         "goodput": "" if cell.trained_in else _percent(cell.goodput),
         "log": os.path.relpath(cell.log, run_dir) if cell.log else "",
@@ -93,7 +107,7 @@ def totals_line(status: RunStatus) -> str:
     if totals["total"]:
         parts.append(f"{totals['step']}/{totals['total']} steps")
     if totals["left_s"] is not None:
-        parts.append(f"{totals['rate']:.3g} steps/s, about {_duration(totals['left_s'])} left at that")
+        parts.append(f"{totals['rate']:.3g} steps/s, about {duration(totals['left_s'])} left at that")
     if totals["gpu_hours"]:
         parts.append(f"{totals['gpu_hours']:.1f} GPU hours")
     if taken := [CellDir(cell.trained_in).run for cell in status.cells if cell.trained_in]:
@@ -119,6 +133,7 @@ def _percent(account: Goodput | None) -> str:
     return f"{100 * account.share:.0f} %" if account and account.share is not None else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`01:02:03`: hours, minutes, seconds."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

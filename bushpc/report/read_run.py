@@ -24,7 +24,7 @@ from bushpc.runs.chosen import Chosen
 from bushpc.runs.goodput import goodput, read_attempts, trained_in
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.records import DoneRecord
-from bushpc.runs.run_record import CellRecord, FoldsRecord, RowRecord, RunRecord
+from bushpc.runs.run_record import CellRecord, FoldsRecord, RowRecord, RunRecord, no_run
 
 KINDS = ("cv", "grid", "train")
 
@@ -129,10 +129,7 @@ def _variants(run: RunRecord) -> dict[str, Variant]:
 def _read_run(folder: RunDir) -> RunRecord:
     run = RunRecord.read(folder.file)
     if run is None:
-        raise DataError(
-            f"{folder} is not a run directory: it has no run.json. Give the folder that `bushpc cv`, `grid` or "
-            "`train` made."
-        )
+        raise DataError(no_run(folder))
     missing = [key for key in _RUN_KEYS if getattr(run, key) in ("", [], {}, FoldsRecord())]
     if missing:
         raise DataError(f"{folder.file}: no {', '.join(missing)}. {_OTHER_VERSION}")
@@ -148,7 +145,7 @@ _OTHER_VERSION = "It was written by another version or by hand; run again, or us
 
 def _read_cell(run_dir: RunDir, run: RunRecord, cell: CellRecord) -> Cell:
     folder = run_dir.cell(cell.name)
-    curve = _read_curve(folder.metrics)
+    curve = read_curve(folder.metrics)
     config = _config(folder.config)
     settings = _settings(config, run)
     _require_kinds(folder.config, settings)
@@ -230,7 +227,8 @@ def _first_setting(cells: list[Cell], key: str, otherwise: t.Any) -> t.Any:
     return next((cell.settings[key] for cell in cells if cell.settings.get(key) is not None), otherwise)
 
 
-def _read_curve(path: Path) -> Curve:
+def read_curve(path: Path) -> Curve:
+    """The curves of a cell's metrics.jsonl; empty without that file."""
     if not path.is_file():
         return Curve()
     loss: dict[int, float] = {}

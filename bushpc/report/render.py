@@ -34,7 +34,8 @@ def to_html(table: Table, most: int) -> Markup:
 def _html_head(table: Table) -> Markup:
     lines = []
     if any(column.over for column in table.columns):
-        cells = (Markup('<th colspan="{}" scope="colgroup">{}</th>').format(span, over) for over, span in table.overs())
+        tags = {True: Markup('<th colspan="{}" scope="colgroup">{}</th>'), False: Markup('<td colspan="{}">{}</td>')}
+        cells = (tags[bool(over)].format(span, over) for over, span in table.overs())
         lines.append(Markup('<tr class="over">{}</tr>').format(Markup("").join(cells)))
     cells = (Markup('<th scope="col"{}>{}</th>').format(_html_class(column), column.header) for column in table.columns)
     lines.append(Markup("<tr>{}</tr>").format(Markup("").join(cells)))

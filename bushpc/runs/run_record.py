@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import typing as t
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bushpc.errors import DataError
+from bushpc.errors import DataError, first_of
 from bushpc.runs.layout import RunDir
 from bushpc.runs.record import Record, json_object
 
@@ -93,6 +94,20 @@ class VariantRecord(Record, kw_only=True, frozen=True):
     uses_ground_truth: bool = False
 
 
+def no_run(run: RunDir) -> str:
+    """The message for a folder that is no run: the nearest runs beside it, or inside it."""
+    beside, inside = ([path.parent for path in folder.glob("*/run.json")] for folder in (run.path.parent, run.path))
+    near = difflib.get_close_matches(run.path.name, [path.name for path in beside], n=1, cutoff=0.5)
+    if near:
+        hint = f"Did you mean {run.path.parent / near[0]}?"
+    elif found := inside or beside:
+        hint = f"Runs there: {first_of(sorted(map(str, found)), most=8)}."
+    else:
+        hint = "Give the folder that `bushpc cv`, `grid` or `train` made; runs lie below `runs/`."
+    what = "it has no run.json" if run.path.is_dir() else "there is no such folder"
+    return f"{run} is not a run folder: {what}. {hint}"
+
+
 class RunRecord(Record, kw_only=True, frozen=True):
     """`RunDir.file`, run.json.
 
@@ -125,7 +140,7 @@ class RunRecord(Record, kw_only=True, frozen=True):
         """Raises: DataError if it is no run folder, a newer bushpc wrote it, or run.json is damaged."""
         record = cls.read(run.file)
         if record is None:
-            raise DataError(f"{run} is not a run folder: it has no run.json. Runs lie below `runs/`; see `ls runs`")
+            raise DataError(no_run(run))
         return record
 
     def to_json(self) -> str:

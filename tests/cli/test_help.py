@@ -79,7 +79,8 @@ def test_help_of_a_command_names_its_words_groups_options_and_an_example(name, c
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert command.summary in " ".join(text.split())
-    assert command.example in text
+    first = text.index(command.example)
+    assert first < min(text.find(head) for head in ("options:", "words:", "groups (") if head in text)
     for option in command.options:
         assert option.names[-1] in text or option.how["metavar"] in text
     for word in command.words.table if command.words else ():
@@ -93,9 +94,10 @@ def test_help_of_a_command_names_its_words_groups_options_and_an_example(name, c
 def test_every_example_can_be_parsed(name, monkeypatch):
     command = commands()[name]
     monkeypatch.setattr("bushpc.config.shards_folder", Path)
-    first, *words = shlex.split(command.example)
-    assert (first, words[: len(name.split())]) == ("bushpc", name.split())
-    assert command.parse(words[len(name.split()) :])
+    for example in (command.example, *command.examples):
+        first, *words = shlex.split(example)
+        assert (first, words[: len(name.split())]) == ("bushpc", name.split())
+        assert command.parse(words[len(name.split()) :])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_every_example_can_be_parsed(name, monkeypatch):
     [
         (["stauts"], "unknown command 'stauts'; did you mean 'status'? Valid: audit, "),
         (["shards", "lst"], "unknown command 'shards lst'; did you mean 'shards list'?"),
-        (["status", "--wacth", "x"], "did you mean '--watch'? Valid: --all, --json, --watch."),
+        (["status", "--wacth", "x"], "did you mean '--watch'? Valid: --all, --html, --json, --watch."),
         (["report", "a", "b"], "bushpc report takes no 'b'. Example: bushpc report runs/table4."),
     ],
 )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import socket
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bushpc.cli import main
 from bushpc.dispatch.control import cancel
 from bushpc.dispatch.status import read_status
+from bushpc.dispatch.status_page import write_status_page
+from bushpc.dispatch.status_table import status_table
 from bushpc.errors import DispatchError
 from bushpc.process import process_start
 from bushpc.runs.goodput import SPENDINGS, Attempt
@@ -251,3 +256,43 @@ def test_it_gives_up_after_the_stated_time(run_dir, away, monkeypatch):
     away(10_000)
     with pytest.raises(DispatchError, match="Unable to contact"):
         read_status(run_dir)
+
+
+def test_the_page_says_what_the_table_says_and_needs_nothing_else(run_dir, tmp_path, capsys):
+    """A second cell has failed with a reason full of signs that HTML knows."""
+    (run_dir / "cells/fold1").mkdir()
+    (run_dir / "cells/fold1/FAILED").write_text("<b>loss</b> & more\n")
+    lines = [json.dumps({"kind": "train", "step": step, "loss": 2 / step}) for step in range(1, 9)]
+    (run_dir / "cells/fold0/metrics.jsonl").write_text("\n".join(lines))
+    page = tmp_path / "elsewhere" / "status.html"
+    assert main(["status", str(run_dir), "--html", str(page)]) == 1
+    text = page.read_text()
+    assert "&lt;b&gt;loss&lt;/b&gt; &amp; more" in text
+    assert "training loss: 2.000 → 0.250, best 0.250" in text
+    assert "Goodput 45 %" in text
+    assert not re.search(r"(?:src|href)=|https?:", text)
+    assert 'http-equiv="refresh"' not in text, "nobody writes it again"
+    assert [path.name for path in page.parent.iterdir()] == ["status.html"]
+    assert main(["status", str(run_dir), "--html", str(run_dir)]) == 2
+    assert "it is a folder; name a file" in capsys.readouterr().err
+
+
+def test_a_page_of_a_running_run_that_is_watched_reloads_itself(run_dir, tmp_path):
+    make_running(run_dir / "cells/fold0")
+    path = write_status_page(read_status(run_dir), tmp_path / "status.html", ["bushpc"], watched=True)
+    assert 'http-equiv="refresh"' in path.read_text()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 24), (40, 10)])
+def test_a_screen_of_a_large_run_keeps_its_totals_in_sight(run_dir, width, height):
+    cells = [{"name": f"a_row_of_a_grid_{k}-fold0", "fold": 0, "iterations": 9} for k in range(1000)]
+    (run_dir / "run.json").write_text(json.dumps({"cells": cells}))
+    for cell in cells[:100]:
+        (run_dir / "cells" / cell["name"]).mkdir()
+        (run_dir / "cells" / cell["name"] / "FAILED").write_text("a reason that is longer than the screen is wide " * 3)
+    console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
+    console.print(status_table(read_status(run_dir), width, height=height))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= max(height, 16)
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("1000 cells: 100 failed, 900") for line in lines)

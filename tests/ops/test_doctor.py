@@ -25,6 +25,7 @@ from bushpc.ops import doctor_installation as installation
 from bushpc.ops.doctor import check_cluster, check_config, examine
 from bushpc.ops.doctor_folders import expected_checkpoint_bytes
 from bushpc.ops.gpu_build import Build
+from tests.ops.fake_slurm import FAKE, SCONTROL
 
 SMALL = ("model=unet_small", "data=phantom")
 
@@ -39,21 +40,6 @@ def words(tmp_path, phantom_folder):
 def no_deepspeed(monkeypatch):
     """Without the one check that takes seconds."""
     monkeypatch.setattr(doctor, "CONFIGURED", tuple(pair for pair in doctor.CONFIGURED if pair[0] != "DeepSpeed"))
-
-
-@pytest.fixture
-def fake_slurm(tmp_path, monkeypatch):
-    """fake_slurm(squeue="echo …", …): only these commands exist, as shell scripts."""
-
-    def make(**scripts: str) -> None:
-        folder = tmp_path / "fake bin"
-        folder.mkdir()
-        for name, script in scripts.items():
-            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-            (folder / name).chmod(0o755)
-        monkeypatch.setenv("PATH", str(folder))
-
-    return make
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:
@@ -224,23 +210,6 @@ def test_the_types_of_gpus_that_a_job_may_get_are_read_from_the_site(fake_slurm,
     assert checks["precision"].advice == "set engine.precision=fp16"
 
 
-PARTITION = (
-    "echo PartitionName=gpu Default=YES MaxTime=1-00:00:00 MaxNodes=2 State=UP GraceTime=60 PreemptMode=REQUEUE; "
-    "echo PartitionName=long Default=NO MaxTime=UNLIMITED MaxNodes=UNLIMITED State=DOWN GraceTime=0 PreemptMode=OFF"
-)
-SCONTROL = (
-    f'case "$*" in *partition*) {PARTITION};; *config*) echo "KillWait = 30 sec"; echo "JobRequeue = 0"; '
-    'echo "AccountingStorageEnforce = associations";; *) echo up;; esac'
-)
-FAKE = {
-    "squeue": "true",
-    "sbatch": "echo slurm 23.11",
-    "scontrol": SCONTROL,
-    "sinfo": "echo 'gpu*|64|512000|gpu:a100:8(S:0-1)|a100,ib|3|mix'; echo 'gpu*|32|128000|(null)|cpu|40|idle~'",
-    "sacctmgr": "echo 'lab|normal,long'",
-}
-
-
 def slurm_checks(words, *more: str) -> dict[str, Check]:
     return by_name(check_cluster(compose([*words, "cluster=a100", *more])))
 
@@ -396,7 +365,7 @@ def test_the_profile_is_a_cluster_that_composes_with_what_was_measured(words, tm
         time_limit_min=720.0,
     )
     path = survey_profile.profile_path("mysite", force=False)
-    path.write_text(survey_profile.profile_text(config, found, datetime.date(2026, 11, 20)))
+    survey_profile.write_profile(path, survey_profile.profile_text(config, found, datetime.date(2026, 11, 20)))
     cluster = compose([*words, "cluster=mysite"]).cluster
     assert (cluster.grace_s, cluster.time_min, cluster.partition) == (14.9, 720, "night")
     assert cluster.setup == ("module load cuda",)

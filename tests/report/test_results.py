@@ -150,7 +150,7 @@ def test_a_headline_source_that_was_not_evaluated_is_refused(builder, rows_with_
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "is not a run directory"),
+        (None, "is not a run folder"),
         ("{", r"run\.json is damaged"),
         ("[]", "holds a list where an object is needed"),
         ('{"name": "x"}', r"run\.json is damaged: cells is missing"),
