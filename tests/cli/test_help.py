@@ -63,6 +63,12 @@ def test_help_of_no_command_imports_torch():
     assert done.returncode == 0, done.stderr[-1000:]
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -c 'from bushpc.cli import main; main([\"--help\"])' | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

@@ -46,6 +46,9 @@ CV = ("cv", "model=unet_small", "data=phantom")
         (("pack", "data=phantom", "count=three"), "count=three: a number is needed"),
         (("status", "/nowhere"), "not a run folder"),
         (("report", "/nowhere"), "/nowhere"),
+        (("status", "/nowhere", "train.lr=3"), "takes no 'train.lr=3': it is a setting of a training"),
+        (("pack", "data=phantom", "train.lr=3"), "unknown word 'train.lr': it is a setting of a training"),
+        (("cv", "data.rot=x"), "did you mean 'data.root'? Nearest: data.root, "),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(say, tmp_path, words, said):
