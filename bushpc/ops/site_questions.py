@@ -20,7 +20,7 @@ from bushpc.cluster.checks import BROKEN, OK, Check, run_check
 from bushpc.cluster.profile import report_profile
 from bushpc.config import ClusterConfig, as_word, compose, config_names, described
 from bushpc.config.cluster import GPUS
-from bushpc.errors import ConfigError
+from bushpc.errors import ConfigError, DispatchError
 from bushpc.ops.survey_profile import profile_path, what_is_there, write_profile, yaml_text
 
 EXECUTOR = "slurm"
@@ -84,9 +84,14 @@ def interview(site: Site, ask: Ask, say: Say) -> Path:
     """
     cluster = cluster_for(EXECUTOR)
     _require(site)
-    here = cluster.here()
+    try:
+        here, there = cluster.here(), list(cluster.describe())
+    except DispatchError as error:
+        raise DispatchError(
+            f"Slurm does not answer here: {error}. Run `bushpc init` on a login node; cluster=local needs no profile"
+        ) from error
     say(f"Slurm cluster '{here}':")
-    for check in cluster.describe():
+    for check in there:
         say(f"  {check.name}: {check.found}")
     _name(site, here, ask, say)
     for key, question in QUESTIONS.items():

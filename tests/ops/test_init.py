@@ -102,4 +102,4 @@ def test_where_nobody_answers_the_flags_are_named(site, monkeypatch, capsys):
 def test_without_slurm_it_says_so(fake_slurm, capsys):
     fake_slurm(true="")
     assert init("--yes") == 2
-    assert "scontrol" in capsys.readouterr().err
+    assert "Slurm does not answer here" in capsys.readouterr().err
