@@ -34,7 +34,8 @@ def cv(given: Arguments) -> int:
 def grid(given: Arguments) -> int:
     from rich.console import Console
 
-    from bushpc.dispatch.plan import grid_plan, plan_table
+    from bushpc.dispatch.plan import grid_plan
+    from bushpc.dispatch.plan_table import plan_table
     from bushpc.dispatch.submit import submit
 
     _refuse_to_wait(given)

@@ -40,6 +40,13 @@ class DataConfig(Settings):
         "and each cell records it.",
         order=True,
     )
+    synthetic_cell: str | None = setting(
+        None,
+        "Hash of the cell of the same run that generates these scans. Set when a grid is planned whose rows train on "
+        "scans that it has yet to generate.",
+        order=True,
+        since=4,
+    )
     synthetic_ratio: float | None = setting(
         None,
         "Synthetic scans per real scan of the training part, taken from the start of the folder; 0 for none. null is 1 "

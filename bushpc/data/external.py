@@ -7,10 +7,11 @@ This module does not import torch: the login node uses it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bushpc.config import CellConfig
-from bushpc.data.lineage import of_generated, same_data
+from bushpc.data.lineage import Training, of_generated, same_data
 from bushpc.errors import DataError
 from bushpc.shards.card import Card
 from bushpc.shards.manifest import Manifest
@@ -51,10 +52,13 @@ def open_external(folder: Path, trained: Manifest, given: str | None = None) -> 
     return manifest
 
 
-def seen_by_generator(cell: CellConfig) -> list[str]:
-    """Datasets of `evaluate.external` that the generator of the cell's synthetic scans was trained on."""
+def seen_by_generator(cell: CellConfig, generator: Sequence[Training] | None = None) -> list[str]:
+    """Datasets of `evaluate.external` that the generator of the cell's synthetic scans was trained on.
+
+    generator: its trainings, where its scans are yet to be made; None reads them from their folder.
+    """
     if not cell.data.mixed:
         return []
-    seen = of_generated(Path(str(cell.data.synthetic)))
+    seen = of_generated(Path(str(cell.data.synthetic))) if generator is None else generator
     datasets = zip(cell.evaluate.external_names, map(Manifest.load, map(Path, cell.evaluate.external)), strict=True)
     return [name for name, manifest in datasets if any(same_data(each, manifest) for each in seen)]

@@ -35,19 +35,23 @@ def training(manifest: Manifest, folder: Path, folds_sha256: str, fold: int) -> 
     }
 
 
-def trained_on(cell: CellConfig, manifest: Manifest, folds_sha256: str) -> list[Training]:
+def trained_on(
+    cell: CellConfig, manifest: Manifest, folds_sha256: str, generator: Iterable[Training] | None = None
+) -> list[Training]:
     """All trainings behind the cell's weights: its own (synthetic scans included), its base model's, and those of the
     generator of the synthetic scans.
 
+    generator: what trained that, where its scans are yet to be made; None reads it from their folder.
     Staged weights, and a base that `bushpc export` did not write, are left out because their training is unknown.
     """
     assert cell.fold is not None, "dispatch gives every cell its fold"
     base = cell.model.starts_from
+    added = _of_synthetic(cell.data) if generator is None and cell.data.mixed else generator or []
     return distinct(
         [
             training(manifest, cell.data.folder, folds_sha256, cell.fold),
             *(of_exported(base) if base else []),
-            *(_of_synthetic(cell.data) if cell.data.mixed else []),
+            *(added if cell.data.mixed else []),
         ]
     )
 

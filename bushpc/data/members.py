@@ -104,7 +104,7 @@ def mix(real: Sequence[AnyScan], synthetic: Sequence[AnyScan], ratio: float, kee
         raise DataError(
             f"data.synthetic_ratio={ratio:g} with {len(real)} real training scans comes to {wanted} synthetic ones, "
             f"and data.synthetic has {len(synthetic)}. Generate at least {max(wanted, 1)} (`bushpc generate RUN "
-            f"n={max(wanted, 1)}`), or set another ratio"
+            f"n={max(wanted, 1)}`; in a grid that generates them, synthesis.n={max(wanted, 1)}), or set another ratio"
         )
     return [*(real if keep_real else ()), *synthetic[:wanted]]
 

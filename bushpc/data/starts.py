@@ -143,7 +143,7 @@ def _checked(said: str, read: t.Callable[[], t.Any]) -> t.Any:
 
 
 def _cells_of_row(said: str, record: RunRecord, row: str | None) -> dict[int, CellRecord]:
-    rows = [each.name for each in record.grid.rows] if record.grid else []
+    rows = record.grid.names if record.grid else []
     if row is None and rows:
         raise ConfigError(f"{said} is a grid, each row another model: choose one of {', '.join(rows)} {BY_ROW}")
     if row is not None and row not in rows:

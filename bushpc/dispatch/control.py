@@ -171,7 +171,7 @@ def _end(notes: Sequence[JobNote]) -> None:
 
 def _of_row(plan: Plan, name: str) -> dict[str, t.Any]:
     """What a cell's row sets of the cluster: a heavy row stays heavy under another profile."""
-    rows = plan.grid.rows if plan.grid else ()
+    rows = (*plan.grid.generators, *plan.grid.rows) if plan.grid else ()
     settings = next((row.settings for row in rows if row.name == plan.row_of.get(name)), {})
     return {key: value for key, value in settings.items() if key.startswith("cluster.")}
 

@@ -19,12 +19,12 @@ from bushpc.config import YAML_FAILS, config_names, places
 from bushpc.config.read import number
 from bushpc.errors import ConfigError, unknown_name
 
-GRID_KEYS = ("title", "base", "rows", "axes", "exclude", "baseline", "paper")
-ROW_KEYS = ("label", "set", "paper", "quoted")
+GRID_KEYS = ("title", "base", "generators", "rows", "axes", "exclude", "baseline", "paper")
+ROW_KEYS = ("label", "set", "paper", "quoted", "scans")
+GENERATOR_KEYS = ("label", "set")
 # More is a slip of the pen in an axis; the job arrays of a whole site end somewhere near it.
 MOST_CELLS = 20_000
 LONGEST_NAME = 120
-LEFT_OUT = "left out of this run by rows="
 # Settings that no row may set: a grid trains all folds of every row, in one folder, on one set of patients.
 RUN_WIDE = (
     *("fold", "folds", "name", "runs_dir", "data", "data.name", "data.root", "resume_changes"),
@@ -36,13 +36,14 @@ RUN_WIDE = (
 class GridRow:
     """One condition. name: safe as a folder's name. label: for tables. settings: what sets it apart, key → value.
 
-    printed_as: what the grid's paper calls it.
+    printed_as: what the grid's paper calls it. scans: the generator of the same grid whose scans it trains on, too.
     """
 
     name: str
     label: str
     settings: dict[str, t.Any]
     printed_as: tuple[str, ...] = ()
+    scans: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Grid:
     """A file of configs/grid. base: overrides of every cell. baseline: the row that the others are compared with.
 
     paper: whose table of rivals it is, as its files in `report/published` begin; quoted: the rows of that which are
-    not run.
+    not run. generators: trained first; rows train on the scans that they generate, and they are no rows of the table.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Grid:
     baseline: str
     paper: str | None = None
     quoted: tuple[QuotedRow, ...] = ()
+    generators: tuple[GridRow, ...] = ()
 
 
 def load_grid(name: str) -> Grid:
@@ -81,7 +83,7 @@ def load_grid(name: str) -> Grid:
     if path is None:
         raise ConfigError(unknown_name("grid", name, config_names("grid"), "Or the path of a .yaml file."))
     try:
-        content = yaml.load(path.read_text(), Loader=_Unambiguous)
+        content = yaml.load(path.read_text(), Loader=Unambiguous)
     except YAML_FAILS as error:
         raise ConfigError(f"grid={name}: {path} cannot be read ({error})") from error
     name = _safe(path.stem, f"grid={name}")
@@ -92,13 +94,19 @@ def load_grid(name: str) -> Grid:
     stated = _stated_rows(content, paper, where)
     of_axes = _product(axes, _exclusions(content.get("exclude"), axes, where), where)
     rows = [*of_axes, *(row for row in stated if isinstance(row, GridRow))]
+    generators = _generators(content.get("generators"), rows, where)
     names = [row.name for row in rows]
     if not rows:
         raise ConfigError(
             f"{where} has no cells: {'every combination of its axes is excluded' if axes else 'no rows, no axes'}. "
             f"Give it `rows` or `axes`, see configs/grid"
         )
-    twice = next((row for row in names if names.count(row) > 1), None) if len(set(names)) < len(names) else None
+    all_names = [*names, *(generator.name for generator in generators)]
+    twice = (
+        next((row for row in all_names if all_names.count(row) > 1), None)
+        if len(set(all_names)) < len(all_names)
+        else None
+    )
     if twice:
         raise ConfigError(f"{where}: two rows are called {twice}; each needs a name of its own")
     baseline = content.get("baseline") or names[0]
@@ -116,39 +124,8 @@ def load_grid(name: str) -> Grid:
         baseline=str(baseline),
         paper=paper,
         quoted=tuple(row for row in stated if isinstance(row, QuotedRow)),
+        generators=generators,
     )
-
-
-def only_rows(grid: Grid, chosen: str) -> Grid:
-    """The grid with these rows alone, as a list in brackets; of a paper's grid the others are only quoted.
-
-    Raises: ConfigError for rows that it doesn't have.
-    """
-    names = [name.strip() for name in chosen.strip("[]").split(",") if name.strip()]
-    known = [row.name for row in grid.rows]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"rows={chosen}: {unknown_name(f'row of grid={grid.name}', name, known)}")
-    if not names:
-        raise ConfigError(f"rows={chosen}: name one row at least. Valid: {', '.join(known)}")
-    kept = [row for row in grid.rows if row.name in names]
-    baseline = grid.baseline if grid.baseline in names else kept[0].name
-    return dataclasses.replace(grid, rows=tuple(kept), baseline=baseline, quoted=_with_left_out(grid, names))
-
-
-def _with_left_out(grid: Grid, names: Sequence[str]) -> tuple[QuotedRow, ...]:
-    """The quoted rows and those that `rows=` leaves out, in the order of the paper; none for a grid without paper."""
-    lines: list[QuotedRow] = []
-    below: str | None = None
-    ends: list[GridRow | None] = [*grid.rows, None]
-    for row in reversed(ends):
-        if row is not None and row.name in names:
-            below = row.name
-        elif row is not None and row.printed_as:
-            lines.append(QuotedRow(label=row.label, printed_as=row.printed_as, reason=LEFT_OUT, before=below))
-        above = [line for line in grid.quoted if line.before == (row.name if row else None)]
-        lines += [dataclasses.replace(line, before=below) for line in reversed(above)]
-    return tuple(reversed(lines))
 
 
 Settings = dict[str, t.Any]
@@ -168,7 +145,7 @@ def _mapping(content: t.Any, where: str, keys: Sequence[str]) -> dict[str, t.Any
     return content
 
 
-def _settings(content: t.Any, where: str) -> Settings:
+def settings_of(content: t.Any, where: str) -> Settings:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{where}: a mapping from settings to values is needed, for example {{train.lr: 1.0e-4}}")
     for key in content:
@@ -203,9 +180,30 @@ def _stated_rows(content: Mapping[str, t.Any], paper: str | None, where: str) ->
             out.append(_quoted_row(row, label, printed_as, below, here))
             continue
         below = _safe(str(name), where)
-        settings = _settings(row.get("set") or {}, here)
-        out.append(GridRow(name=below, label=label, settings=settings, printed_as=printed_as))
+        settings = settings_of(row.get("set") or {}, here)
+        scans = row.get("scans")
+        row_of = GridRow(name=below, label=label, settings=settings, printed_as=printed_as)
+        out.append(dataclasses.replace(row_of, scans=_safe(str(scans), here) if scans else None))
     return out[::-1]
+
+
+def _generators(content: t.Any, rows: Sequence[GridRow], where: str) -> tuple[GridRow, ...]:
+    """The grid's generators. Raises: ConfigError also for a row that names another one, and for one without a row."""
+    if not isinstance(content or {}, dict):
+        raise ConfigError(f"{where}: `generators` is a mapping from each generator's name to its `label` and `set`")
+    found = []
+    for name, row in (content or {}).items():
+        here = f"{where}, generator {name}"
+        row = _mapping(row, here, GENERATOR_KEYS)
+        settings = settings_of(row.get("set") or {}, here)
+        found.append(GridRow(name=_safe(str(name), where), label=str(row.get("label") or name), settings=settings))
+    names = [generator.name for generator in found]
+    for row in rows:
+        if row.scans is not None and row.scans not in names:
+            raise ConfigError(f"{where}, row {row.name}, scans: {unknown_name('generator', row.scans, names)}")
+    if unused := set(names) - {row.scans for row in rows}:
+        raise ConfigError(f"{where}: no row has `scans: {sorted(unused)[0]}`; leave that generator out")
+    return tuple(found)
 
 
 def _quoted_row(
@@ -242,9 +240,9 @@ def _printed_as(row: Mapping[str, t.Any], label: str, paper: str | None, here: s
 def _axes(content: t.Any, where: str) -> dict[str, dict[str, Settings]]:
     """Axis → name of each of its values → settings. `train.lr: [1e-4, 3e-4]` is short for the names and settings."""
     axes: dict[str, dict[str, Settings]] = {}
-    for axis, values in _settings(content or {}, f"{where}, axes").items():
+    for axis, values in settings_of(content or {}, f"{where}, axes").items():
         if isinstance(values, dict):
-            axes[axis] = {str(k): _settings(v, f"{where}, axis {axis}, {k}") for k, v in values.items()}
+            axes[axis] = {str(k): settings_of(v, f"{where}, axis {axis}, {k}") for k, v in values.items()}
         elif isinstance(values, list):
             short = axis.rpartition(".")[2]
             axes[axis] = {f"{short}={_spoken(value)}": {axis: value} for value in values}
@@ -293,7 +291,7 @@ def _product(axes: Mapping[str, Mapping[str, Settings]], exclude: Sequence[Setti
     return rows
 
 
-class _Unambiguous(yaml.SafeLoader):
+class Unambiguous(yaml.SafeLoader):
     """Refuses what yaml would pass over: of two equal keys the first is dropped, and `on` and `no` are no texts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[t.Any, t.Any]:
@@ -323,6 +321,6 @@ def _safe(name: str, where: str) -> str:
     return safe if len(safe) <= LONGEST_NAME else f"{safe[:LONGEST_NAME]}_{short_hash(safe)}"
 
 
-_Unambiguous.add_constructor("tag:yaml.org,2002:timestamp", _Unambiguous.construct_date)
+Unambiguous.add_constructor("tag:yaml.org,2002:timestamp", Unambiguous.construct_date)
 for kind in ("int", "float"):  # 010 and 2026_11 are numbers to yaml, and text where the setting is text
-    _Unambiguous.add_constructor(f"tag:yaml.org,2002:{kind}", lambda _, node: number(node.value))
+    Unambiguous.add_constructor(f"tag:yaml.org,2002:{kind}", lambda _, node: number(node.value))

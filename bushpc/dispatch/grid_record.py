@@ -12,31 +12,36 @@ from bushpc.runs.run_record import GridRecord, QuotedRecord, RowRecord
 
 def grid_record(grid: Grid, models: Mapping[str, str]) -> GridRecord:
     """As run.json has it. models: row → model."""
-    rows = [
-        RowRecord(
-            name=row.name,
-            label=row.label,
-            settings=_plain(row.settings),
-            model=models[row.name],
-            printed_as=list(row.printed_as),
-        )
-        for row in grid.rows
-    ]
+    rows, generators = ([_row_record(row, models[row.name]) for row in some] for some in (grid.rows, grid.generators))
     quoted = [
         QuotedRecord(label=row.label, printed_as=list(row.printed_as), reason=row.reason, before=row.before)
         for row in grid.quoted
     ]
     return GridRecord(
-        name=grid.name, title=grid.title, baseline=grid.baseline, rows=rows, paper=grid.paper, quoted=quoted
+        name=grid.name,
+        title=grid.title,
+        baseline=grid.baseline,
+        rows=rows,
+        paper=grid.paper,
+        quoted=quoted,
+        generators=generators,
+    )
+
+
+def _row_record(row: GridRow, model: str) -> RowRecord:
+    return RowRecord(
+        name=row.name,
+        label=row.label,
+        settings=_plain(row.settings),
+        model=model,
+        printed_as=list(row.printed_as),
+        scans=row.scans,
     )
 
 
 def read_grid(grid: GridRecord) -> Grid:
     """The grid of a run that was planned before; its base is part of the frozen cells."""
-    rows = [
-        GridRow(name=row.name, label=row.label, settings=row.settings, printed_as=tuple(row.printed_as))
-        for row in grid.rows
-    ]
+    rows, generators = ([_row(row) for row in some] for some in (grid.rows, grid.generators))
     quoted = [
         QuotedRow(label=row.label, printed_as=tuple(row.printed_as), reason=row.reason, before=row.before)
         for row in grid.quoted
@@ -49,7 +54,13 @@ def read_grid(grid: GridRecord) -> Grid:
         baseline=grid.baseline or rows[0].name,
         paper=grid.paper,
         quoted=tuple(quoted),
+        generators=tuple(generators),
     )
+
+
+def _row(row: RowRecord) -> GridRow:
+    printed_as = tuple(row.printed_as)
+    return GridRow(name=row.name, label=row.label, settings=row.settings, printed_as=printed_as, scans=row.scans)
 
 
 def _plain(settings: Mapping[str, t.Any]) -> dict[str, t.Any]:

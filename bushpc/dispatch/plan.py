@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from bushpc.data.lineage import of_exported, refuse_seen
 from bushpc.data.members import fold_members
 from bushpc.data.mixture import Synthetic, open_synthetic
 from bushpc.data.overlap import Tested
-from bushpc.dispatch.grid_file import Grid, load_grid, only_rows, short_hash
+from bushpc.dispatch.chains import TO_COME, ScansToCome, ScanToCome, as_generator, following, generating
+from bushpc.dispatch.grid_file import Grid, load_grid, short_hash
+from bushpc.dispatch.grid_words import is_of_rows, of_rows
 from bushpc.dispatch.starting import Starting
 from bushpc.errors import BushpcError, ConfigError, DataError
 from bushpc.files import sha256_of
@@ -33,10 +34,6 @@ from bushpc.shards.manifest import Manifest, Record, verify
 from bushpc.shards.paper_split import ensure_split
 from bushpc.shards.split import Folds, find_folds, load_folds
 from bushpc.train.take_over import Donor
-
-if t.TYPE_CHECKING:
-    from rich.table import Table
-
 
 MOST_PROBLEMS = 10
 
@@ -106,51 +103,25 @@ def cv_plan(config: CellConfig) -> Plan:
 
 
 def grid_plan(overrides: Sequence[str]) -> Plan:
-    """The cells of `grid=<name>`, with the other overrides on top of the grid's own. `rows=[a,b]` leaves rows out.
+    """The cells of `grid=<name>`, with the other overrides on top of the grid's own; see `grid_words` for its rows.
 
     Raises: ConfigError with every row that cannot be composed; DataError, WeightsError as for a cross-validation.
     """
     given = _grid_name(overrides)
-    whole_grid = load_grid(given)
-    chosen = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "rows"]
-    grid = only_rows(whole_grid, chosen[-1]) if chosen else whole_grid
-    words = [word for word in overrides if word.partition("=")[0] not in ("grid", "rows")]
+    whole_grid, about_rows = load_grid(given), [word for word in overrides if is_of_rows(word)]
+    grid = of_rows(whole_grid, about_rows)
+    words = [word for word in overrides if not is_of_rows(word) and word.partition("=")[0] != "grid"]
     _refuse_overridden_axes(grid, words, given)
     composer = Composer([*grid.base, *words])
     base = composer({})
     data = _Data(base)
     whole = dataclasses.replace(base, fold=None)
     part = [row.name for row in grid.rows] if len(grid.rows) < len(whole_grid.rows) else []
+    part += [word for word in about_rows if "." in word.partition("=")[0]]
     digest = short_hash(whole.hash, data.hash, *data.synthetic_hashes(base), *_start(base), *part)
     name = base.name or f"{grid.name}-{base.data.name}-{digest}"
-    rows, problems, staged = {}, [], set()
-    for row in grid.rows:
-        try:
-            cell = dataclasses.replace(composer(row.settings), name=name)
-            of_row = [data.cell(cell, k) for k in range(data.count)]
-            model = cell.model.for_fold(base.fold or 0)
-            needed = (cell.weights_folder, *model.weight_files())
-            if needed not in staged:  # they are hashed, and may be gigabytes
-                weights.require(cell.model_class, model, cell.weights_folder)
-            staged.add(needed)
-            rows[row.name] = of_row
-        except BushpcError as error:
-            problems.append((f"row {row.name}: {error}", error))
-    if problems:
-        shown = [text for text, _ in problems[:MOST_PROBLEMS]]
-        more = [f"… and {len(problems) - MOST_PROBLEMS} more rows"] if len(problems) > MOST_PROBLEMS else []
-        head = f"grid={grid.name}: {len(problems)} of {len(grid.rows)} rows cannot be run; nothing was queued"
-        rest = [f"The other rows can be run: add rows=[{','.join(rows)}]"] if rows else []
-        raise type(problems[0][1])("\n  ".join([head, *shown, *more, *rest]))
-    cells, row_of, wanted = {}, {}, []
-    for row_name, of_row in rows.items():
-        for k, cell in enumerate(of_row):
-            first = f"{row_name}-fold{k}"
-            for cell_name, each in {first: cell, **following(first, cell)}.items():
-                cells[cell_name] = each
-                row_of[cell_name] = row_name
-                if base.fold in (None, k):
-                    wanted.append(cell_name)
+    cells, row_of = _cells_of(grid, composer, name, data)
+    wanted = [cell_name for cell_name, cell in cells.items() if base.fold in (None, cell.fold)]
     return Plan(
         kind="grid",
         cells=cells,
@@ -162,38 +133,46 @@ def grid_plan(overrides: Sequence[str]) -> Plan:
     )
 
 
-def following(name: str, cell: CellConfig) -> dict[str, CellConfig]:
-    """The cells that follow a generator's training, by name: one generates scans, the next measures them.
+def _cells_of(grid: Grid, composer: Composer, name: str, data: _Data) -> tuple[dict[str, CellConfig], dict[str, str]]:
+    """Every cell of a grid, those first that others follow, and cell → row. Raises: ConfigError, see `grid_plan`."""
+    cells: dict[str, CellConfig] = {}
+    row_of: dict[str, str] = {}
+    ran, problems, staged = [], [], set()
+    for row in (*grid.generators, *grid.rows):
+        try:
+            to_come = {"data.synthetic": TO_COME} if row.scans else {}
+            cell = dataclasses.replace(composer({**row.settings, **to_come}), name=name)
+            cell = as_generator(cell) if row in grid.generators else cell
+            for k in range(data.count):
+                scans = _scans(cells, f"{row.scans}-fold{k}") if row.scans else None
+                first = f"{row.name}-fold{k}"
+                of_fold = data.cell(cell, k, scans)
+                for cell_name, each in {first: of_fold, **following(first, of_fold)}.items():
+                    cells[cell_name], row_of[cell_name] = each, row.name
+            model = cell.model.for_fold(cell.fold or 0)
+            needed = (cell.weights_folder, *model.weight_files())
+            if needed not in staged:  # they are hashed, and may be gigabytes
+                weights.require(cell.model_class, model, cell.weights_folder)
+            staged.add(needed)
+            ran += [row.name] if row in grid.rows else []
+        except BushpcError as error:
+            problems.append((f"row {row.name}: {error}", error))
+    if problems:
+        shown = [text for text, _ in problems[:MOST_PROBLEMS]]
+        more = [f"… and {len(problems) - MOST_PROBLEMS} more rows"] if len(problems) > MOST_PROBLEMS else []
+        count = len(grid.rows) + len(grid.generators)
+        head = f"grid={grid.name}: {len(problems)} of {count} rows cannot be run; nothing was queued"
+        rest = [f"The other rows can be run: add rows=[{','.join(ran)}]"] if ran else []
+        raise type(problems[0][1])("\n  ".join([head, *shown, *more, *rest]))
+    return cells, row_of
 
-    They run on one rank, in the order of `WORKS`; none for a model that generates nothing, or with synthesis.n=0.
-    """
-    if not cell.synthesis.n or not hasattr(cell.model_class, "generate") or not cell.model.reads("captions"):
-        return {}
-    alone = dataclasses.replace(cell.cluster, nodes=1, ranks_per_node=1, gpus=min(1, cell.cluster.gpu_count))
-    made = f"{name}-generate"
-    generate = dataclasses.replace(cell, work="generate", source=name, cluster=alone)
-    return {made: generate, f"{name}-quality": dataclasses.replace(generate, work="quality", source=made)}
 
-
-def plan_table(plan: Plan) -> Table:
-    """What `bushpc grid --list` shows: a row per row of the grid."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    assert plan.grid is not None
-    table = Table(title=f"{plan.first.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("row", "label", "sets", "folds", "ranks", "GPUs"):
-        table.add_column(column, justify="right" if column in ("folds", "ranks", "GPUs") else "left")
-    for row in plan.grid.rows:
-        of_row = [plan.cells[name] for name in plan.wanted if plan.row_of[name] == row.name]
-        cells = [cell for cell in of_row if cell.work == "train"]
-        cluster = plan.cells[f"{row.name}-fold0"].cluster
-        sets = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.settings.items())
-        gpus = str(cluster.nodes * cluster.gpu_count)
-        name = f"{row.name} (baseline)" if row.name == plan.grid.baseline else row.name
-        table.add_row(*map(escape, (name, row.label, sets, str(len(cells)), str(cluster.world_size), gpus)))
-    return table
+def _scans(cells: Mapping[str, CellConfig], generator: str) -> ScansToCome:
+    """What a generator will make in a fold. Raises: ConfigError if it was refused, which has been said by then."""
+    made = generating(generator)
+    if made not in cells:
+        raise ConfigError(f"{generator} cannot be run, see above, so there are no scans to train on")
+    return ScansToCome(name=made, cell=cells[made])
 
 
 def _grid_name(overrides: Sequence[str]) -> str:
@@ -246,9 +225,9 @@ class _Data:
             title = f"the external test on {other.name}"
             self._external.append(Tested(title=title, manifest=manifest, folder=other, records=manifest.records))
 
-    def cell(self, config: CellConfig, fold: int) -> CellConfig:
+    def cell(self, config: CellConfig, fold: int, to_come: ScansToCome | None = None) -> CellConfig:
         """`config` for one fold: as many steps long as its epochs come to there, with its own synthetic scans, and with
-        a model that starts from its own weights.
+        a model that starts from its own weights. to_come: the synthetic scans, where a cell of this run makes them.
 
         Raises: ConfigError, for a fold that is to be submitted also where weights to take over are not there; DataError
         for what is no test of the model, or nothing to learn from.
@@ -257,11 +236,15 @@ class _Data:
         config.model.check_data(self.manifest.mask_classes, self.manifest.channels)
         config.check_prompts(in_grid=True)
         config.model.check_run(config)
-        synthetic, of_fold = [], config.data
+        synthetic: Sequence[Record | ScanToCome] = []
+        config = to_come.read_by(config) if to_come else config
+        of_fold = config.data
         model, now = config.model.for_fold(fold), config.fold in (None, fold)  # others are planned, not trained now
         if now:
             self._refuse_base(model, fold)
-        if config.data.mixed:
+        if to_come:
+            synthetic = to_come.records() if config.data.mixed else []
+        elif config.data.mixed:
             added = self._added(config.data, fold)
             if now:
                 added.refuse_seen(self.manifest, self._folds_sha256, fold)
@@ -293,7 +276,8 @@ class _Data:
         )
         if not now:
             return self._starting.planned(cell)
-        return self._taking_over(self._starting.checked(cell, self._tested(members.validation, fold)))
+        validation = t.cast("list[Record]", members.validation)  # always real
+        return self._taking_over(self._starting.checked(cell, self._tested(validation, fold)))
 
     @property
     def warnings(self) -> list[str]:

@@ -21,6 +21,7 @@ from bushpc import weights
 from bushpc.config import CellConfig, differences, load_frozen, way_on
 from bushpc.data.external import seen_by_generator
 from bushpc.data.lineage import distinct, trained_on
+from bushpc.dispatch.chains import trainings_behind
 from bushpc.dispatch.grid_record import grid_record, read_grid
 from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.snapshot import commit, take_snapshot, versions
@@ -147,7 +148,11 @@ def read_plan(run_dir: Path) -> Plan:
         if cell.fold is None:
             raise ConfigError(f"{name} of {run} has no fold; submit it again with the command that made it")
         # A run folder may have been moved.
-        cells[name] = dataclasses.replace(cell, name=run.name, runs_dir=str(run.path.parent))
+        cell = dataclasses.replace(cell, name=run.name, runs_dir=str(run.path.parent))
+        if cell.work == "train" and cell.source is not None:
+            scans = str(run.cell(cell.source).scans)
+            cell = dataclasses.replace(cell, data=dataclasses.replace(cell.data, synthetic=scans))
+        cells[name] = cell
     return Plan(
         kind=record.kind,
         cells=cells,
@@ -326,7 +331,7 @@ def _behind(cell: CellConfig, plan: Plan, folds_sha256: str, before: CellRecord 
         return Behind(before.started_from, tuple(before.trained_on))
     planned = cell.train.start_from and cell.train.start_sha256 is None  # its start is not there yet
     found = Behind() if planned else behind(cell)
-    own = trained_on(cell, plan.data.manifest, folds_sha256)
+    own = trained_on(cell, plan.data.manifest, folds_sha256, _generator_of(plan, cell))
     return Behind(found.note, tuple(distinct([*own, *found.trainings])))
 
 
@@ -340,11 +345,15 @@ def _cell_record(plan: Plan, name: str, behind_it: Behind) -> CellRecord:
         iterations={"train": cell.train.iterations, "generate": cell.synthesis.n, "quality": 1}[cell.work],
         work=cell.work,
         row=plan.row_of.get(name),
-        generator_saw=seen_by_generator(cell),
+        generator_saw=seen_by_generator(cell, _generator_of(plan, cell)),
         trained_on=list(behind_it.trainings),
         started_from=behind_it.note,
         pulled=_pulled(cell),
     )
+
+
+def _generator_of(plan: Plan, cell: CellConfig) -> list[dict[str, t.Any]] | None:
+    return trainings_behind(plan.cells, cell, plan.data.manifest, plan.data.facts["folds"]["sha256"])
 
 
 def _pulled(cell: CellConfig) -> list[dict[str, t.Any]]:

@@ -19,6 +19,7 @@ from bushpc.cluster.profile import packs_by_profile, report_profile, shell_lines
 from bushpc.cluster.records import Job, JobRequest
 from bushpc.config import ClusterConfig
 from bushpc.config.gpu_memory import too_large
+from bushpc.dispatch.chains import depth
 from bushpc.dispatch.job import ReportJob
 from bushpc.dispatch.jobs import adopt, note_of, parts_of, queue_cells
 from bushpc.dispatch.lanes import Way, choose
@@ -26,7 +27,6 @@ from bushpc.dispatch.plan import Plan
 from bushpc.dispatch.requeue import command_at_end
 from bushpc.dispatch.run_folder import alone_in, done_elsewhere, owner_of, write_run
 from bushpc.dispatch.status import RunStatus, job_of, read_job, read_status, report_is_current
-from bushpc.dispatch.work import WORKS
 from bushpc.errors import ConfigError, DispatchError
 from bushpc.runs.goodput import read_note
 from bushpc.runs.layout import META_FILE, CellDir, RunDir
@@ -105,22 +105,22 @@ def _queue_in_order(
     way: Way,
     said: list[str],
 ) -> list[Job]:
-    """Submit trainings, then the cells that follow them: a cell's job waits until those of its source have ended.
+    """Submit cells, then those that follow them: a cell's job waits until those of its source have ended.
 
     Where jobs work on one cell after the other, all are submitted at once, sources first.
     """
-    works = [work for work in WORKS if any(plan.cells[name].work == work for name in profiles)]
-    if way.lanes or works == ["train"]:
-        in_order = sorted(profiles, key=lambda name: WORKS.index(plan.cells[name].work))
+    depths = {name: depth(plan.cells, name) for name in profiles}
+    if way.lanes or not any(depths.values()):
+        in_order = sorted(profiles, key=depths.__getitem__)
         return queue_cells(run_dir, {name: profiles[name] for name in in_order}, code, way, said)
     queued: list[Job] = []
-    for work in works:
-        of_work = {name: profile for name, profile in profiles.items() if plan.cells[name].work == work}
-        jobs = {profile: len(packs) for profile, packs in packs_by_profile(of_work).items()}
-        sources = {str(plan.cells[name].source) for name in of_work}
+    for level in sorted(set(depths.values())):
+        of_level = {name: profile for name, profile in profiles.items() if depths[name] == level}
+        jobs = {profile: len(packs) for profile, packs in packs_by_profile(of_level).items()}
+        sources = {str(plan.cells[name].source) for name in of_level}
         after = [cell.job_id for cell in read_status(run_dir).cells if cell.name in sources and cell.live]
         part = dataclasses.replace(way, jobs={profile: count for profile, count in jobs.items() if profile in way.jobs})
-        queued += queue_cells(run_dir, of_work, code, part, said, after=list(dict.fromkeys(after)))
+        queued += queue_cells(run_dir, of_level, code, part, said, after=list(dict.fromkeys(after)))
     return queued
 
 

@@ -78,7 +78,7 @@ def open_run(path: Path, fold: int | None, row: str | None, say: Callable[[str],
 
 
 def _cells_of_row(path: Path, record: RunRecord, row: str | None) -> list[CellRecord]:
-    rows = [each.name for each in record.grid.rows] if record.grid else []
+    rows = record.grid.names if record.grid else []
     if not rows and row is not None:
         raise ConfigError(f"{path} is no grid and has no rows; leave row={row} out")
     if rows and row is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from bushpc.cluster.base import this_job
 from bushpc.config import CellConfig
 from bushpc.dist import World
-from bushpc.errors import TrainingError, WeightsError
+from bushpc.errors import WeightsError
 from bushpc.generate.config import GenerateConfig
 from bushpc.generate.features import INCEPTION, NONE, require_inception
 from bushpc.generate.generate import GeneratorSource, generate
@@ -25,11 +25,10 @@ from bushpc.generate.quality.page import write_page
 from bushpc.runs.layout import CellDir, RunDir
 from bushpc.runs.lease import Lease, StoppedWaiting
 from bushpc.runs.records import DoneRecord
+from bushpc.runs.source import wait_for_source
 from bushpc.train.loop import Stopped
 from bushpc.train.preempt import StopFlag
 from bushpc.train.track import Tracker
-
-POLL_S = 5.0
 
 
 class _Leave(Exception):
@@ -67,7 +66,7 @@ def run_following(
                 raise _Leave
 
         try:
-            source = _source(cell, run, source_lives, lambda: show(0, total))
+            source = wait_for_source(str(cell.source), run, source_lives, lambda: show(0, total))
             tracker.phase("evaluating", 0)
             if cell.work == "generate":
                 _generate(cell, cell_dir, run, world, show)
@@ -80,23 +79,6 @@ def run_following(
         DoneRecord(finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), step=total, config=cell.hash).write(cell_dir.done)
         tracker.phase("done", total)
     return None
-
-
-def _source(cell: CellConfig, run: RunDir, lives: Callable[[], bool], waiting: Callable[[], None]) -> CellDir:
-    """The folder of the cell that this one follows, once that is done."""
-    assert cell.source is not None, "the plan sets it"
-    source = run.cell(cell.source).resolve()
-    while not source.is_done():
-        if source.failed.exists() or not lives():
-            if source.is_done():  # in between
-                break
-            raise TrainingError(
-                f"{cell.source} is not done, and no job works on it: `bushpc status {run}` says why. Then "
-                f"`bushpc resume {run}` submits both"
-            )
-        waiting()
-        time.sleep(POLL_S)
-    return source
 
 
 def _generate(cell: CellConfig, cell_dir: CellDir, run: RunDir, world: World, show: t.Any) -> None:

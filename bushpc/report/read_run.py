@@ -57,7 +57,7 @@ def _rows(path: Path, run: RunRecord) -> list[tuple[RowRecord, list[CellRecord]]
         raise DataError(f"{path}: a grid's rows and its cells' row are needed. {_OTHER_VERSION}")
     assert run.grid is not None, "it has rows"
     names = [row.name for row in rows]
-    unknown = [cell.row for cell in run.cells if cell.row not in names]
+    unknown = [cell.row for cell in run.cells if cell.row not in run.grid.names]
     empty = [name for name in names if not run.cells_of(name)]
     baseline = run.grid.baseline
     if unknown or empty or (baseline is not None and baseline not in names):

@@ -38,13 +38,16 @@ class SubmissionRecord(Record, kw_only=True, frozen=True):
 
 
 class RowRecord(Record, kw_only=True, frozen=True):
-    """A row of a grid. settings: what sets it apart, key → value. printed_as: what the grid's paper calls it."""
+    """A row of a grid. settings: what sets it apart, key → value. printed_as: what the grid's paper calls it. scans:
+    the generator of the same grid whose scans it trains on.
+    """
 
     name: str
     label: str = ""
     settings: dict[str, t.Any]
     model: str = ""
     printed_as: list[str] = []
+    scans: str | None = None
 
 
 class QuotedRecord(Record, kw_only=True, frozen=True):
@@ -57,7 +60,9 @@ class QuotedRecord(Record, kw_only=True, frozen=True):
 
 
 class GridRecord(Record, kw_only=True, frozen=True):
-    """baseline: the row that the others are compared with. paper: whose table of rivals it is."""
+    """baseline: the row that the others are compared with. paper: whose table of rivals it is. generators: trained for
+    their scans; they are no rows of its table.
+    """
 
     name: str = ""
     title: str = ""
@@ -65,6 +70,12 @@ class GridRecord(Record, kw_only=True, frozen=True):
     rows: list[RowRecord]
     paper: str | None = None
     quoted: list[QuotedRecord] = []
+    generators: list[RowRecord] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Of everything that the grid trains."""
+        return [row.name for row in (*self.rows, *self.generators)]
 
 
 class CellRecord(Record, kw_only=True, frozen=True, omit_defaults=True):

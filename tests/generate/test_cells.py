@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 from bushpc.config import compose
-from bushpc.dispatch.plan import following
+from bushpc.dispatch.chains import following
 from bushpc.errors import TrainingError
-from bushpc.generate.cell import _source
 from bushpc.report.published import generator_rows
 from bushpc.runs.layout import RunDir
+from bushpc.runs.source import wait_for_source
 
 SMALL = ("model=tumor_generator_small", "data=phantom", "cluster=local", "fold=0")
 
@@ -38,9 +38,8 @@ def test_a_cell_whose_source_failed_says_so_and_does_not_wait(tmp_path):
     run = RunDir(tmp_path)
     run.cell("fold0").path.mkdir(parents=True)
     run.cell("fold0").failed.write_text("out of memory")
-    cell = dataclasses.replace(compose([*SMALL, "synthesis.n=8"]), work="generate", source="fold0")
     with pytest.raises(TrainingError, match="fold0 is not done, and no job works on it"):
-        _source(cell, run, lambda: True, lambda: None)
+        wait_for_source("fold0", run, lambda: True, lambda: None)
 
 
 def test_the_papers_rows_are_those_of_its_tables():

@@ -1,7 +1,9 @@
-"""Small versions of the four grids of rivals on an excerpt of BrEaST, on a CPU, to their tables; and full-size counts.
+"""Small versions of the four grids of rivals on an excerpt of BrEaST or BUS-BRA, on a CPU, to their tables; and
+full-size counts.
 
     python tools/bench/rivals.py counts [--out benchmarks/<date>_rivals]
     python tools/bench/rivals.py xbusnet hybrid_attention … --src <raw BrEaST> [--work FOLDER] [--out …]
+    python tools/bench/rivals.py xbusnet … --data bus_bra --src <raw BUS-BRA> [--steps 24] …
 
 A small version is the grid's own yaml with small networks in its rows; all else, quoted rows included, stays. It shows
 that every row trains, is evaluated and stands in the table, and says nothing about the rows' quality.
@@ -23,11 +25,11 @@ from common import ROOT, machine, write_result
 
 PAPERS = ("xbusnet", "hybrid_attention", "vit_diffusion", "sam_multitask")
 BUSHPC = [sys.executable, "-m", "bushpc.cli"]
-CASES = 24  # of BrEaST, and the normal ones among its first 64
+CASES = 24  # of BrEaST, and the normal ones among its first 64; of BUS-BRA the first scans
 NORMAL = (45, 61)
 WORDS = (
-    *("model.image_size=64", "train.epochs=null", "train.iterations=24", "train.batch_size=4", "train.lr=1e-3"),
-    *("train.holdout=0", "train.schedule=cosine", "train.stop_patience=0", "train.ema=0", "train.save_every=24"),
+    *("model.image_size=64", "train.epochs=null", "train.batch_size=4", "train.lr=1e-3"),
+    *("train.holdout=0", "train.schedule=cosine", "train.stop_patience=0", "train.ema=0"),
     *("evaluate.batch_size=4", "loader.workers=0", "cluster=local"),
 )
 # Of models without a small version in configs/model: what makes them small.
@@ -82,7 +84,9 @@ PUBLISHED = {  # model and settings → (published count, where; what differs)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=["counts", *PAPERS])
-    parser.add_argument("--src", type=Path, help="the publisher's folder of BrEaST")
+    parser.add_argument("--data", choices=["breast", "bus_bra"], default="breast")
+    parser.add_argument("--src", type=Path, help="the publisher's folder of that dataset")
+    parser.add_argument("--steps", type=int, default=24, help="of each training")
     parser.add_argument("--work", type=Path, help="folder of packed data and runs; by default a temporary one")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     given = parser.parse_args()
@@ -97,28 +101,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rivals-") as temporary:
         work = given.work or Path(temporary)
         for paper in papers:
-            table = run(paper, excerpt(given.src, work), work)
+            table = run(paper, excerpt(given.data, given.src, work), work, given.steps)
             print(table)
             if given.out:
                 given.out.mkdir(parents=True, exist_ok=True)
                 (given.out / f"{paper}.md").write_text(table)
 
 
-def excerpt(src: Path, work: Path) -> Path:
-    """A packed excerpt of BrEaST in two folds."""
+def excerpt(data: str, src: Path, work: Path) -> Path:
+    """A packed excerpt in two folds."""
     from bushpc.shards.manifest import Manifest
     from bushpc.shards.split import make_folds, write_folds
 
-    packed, raw = work / "breast", work / "raw"
+    packed, raw = work / data, work / "raw"
     if packed.exists():
         return packed
-    cases = [f"case{number:03d}" for number in (*range(1, CASES + 1), *NORMAL)]
+    if data == "breast":
+        wanted = {f"case{number:03d}" for number in (*range(1, CASES + 1), *NORMAL)}
+    else:  # bus_0001-l.png and mask_0001-l.png
+        wanted = {path.name[4:] for path in sorted(src.rglob("bus_*.png"))[:CASES]}
     for path in src.rglob("*"):
-        if path.suffix == ".xlsx" or (path.suffix == ".png" and path.name[:7] in cases):
+        name = path.name[:7] if data == "breast" else path.name.partition("_")[2]
+        if path.name == "bus_data.csv" or path.suffix == ".xlsx" or (path.suffix == ".png" and name in wanted):
             target = raw / path.relative_to(src)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    pack = ["pack", "data=breast", f"src={raw}", f"out={packed}", "excerpt=true", "workers=1"]
+    pack = ["pack", f"data={data}", f"src={raw}", f"out={packed}", "excerpt=true", "workers=1"]
     subprocess.run([*BUSHPC, *pack], check=True)
     records = Manifest.load(packed).records
     write_folds(packed / "folds.csv", records, make_folds(records, k=2))
@@ -148,7 +156,7 @@ def _small_row(full: dict[str, t.Any]) -> dict[str, t.Any]:
     return made | {key: value for key, value in full.items() if key in ("model.decoder", "model.mask_guided")}
 
 
-def run(paper: str, packed: Path, work: Path) -> str:
+def run(paper: str, packed: Path, work: Path, steps: int) -> str:
     """Run the small grid to the end; returns its table in Markdown."""
     from bushpc.cell import run_cell
     from bushpc.dispatch.plan import grid_plan
@@ -159,8 +167,8 @@ def run(paper: str, packed: Path, work: Path) -> str:
     grid = work / f"{paper}_rivals.yaml"
     grid.write_text(yaml.safe_dump(small(paper), sort_keys=False))
     folder = work / "runs" / paper
-    words = [f"grid={grid}", "data=breast", f"data.root={packed}", f"runs_dir={folder.parent}", f"name={paper}"]
-    plan = grid_plan([*words, *WORDS])
+    words = [f"grid={grid}", f"data={packed.name}", f"data.root={packed}", f"runs_dir={folder.parent}", f"name={paper}"]
+    plan = grid_plan([*words, *WORDS, f"train.iterations={steps}", f"train.save_every={steps}"])
     write_run(folder, plan, ["tools/bench/rivals.py", paper])
     for name in plan.wanted:  # in this process: each would import its libraries anew
         cell = RunDir(folder).cell(name)

@@ -14,7 +14,7 @@ The form of these files:
                     By class, by stratum and of other datasets (external) these stand one level below the class,
                     stratum or dataset.
                     Of an ablation also the settings that make the row, as the grid states them (model.lfe: true …),
-                    or `row`, the grid's own name for it.
+                    or `row`, the grid's own name for it, or a list of its names.
   generators        distances of trained generators: `table`, and `rows`: the paper's name → fid and kid
 """
 

@@ -195,9 +195,15 @@ def _by_row(summary: Summary, paper: PublishedTable | None, settings: list[str])
     matches = {}
     for name, row in paper.rows.items() if paper else ():
         for arm in summary.arms:
-            if row.get("row") == arm.arm or _has_settings_of(row, arm, settings):
+            if arm.arm in _named(row) or _has_settings_of(row, arm, settings):
                 matches[arm.arm] = name
     return matches
+
+
+def _named(row: t.Mapping[str, t.Any]) -> list[str]:
+    """The names that a paper's row has in our grids."""
+    names = row.get("row", [])
+    return [names] if isinstance(names, str) else names
 
 
 def _has_settings_of(row: t.Mapping[str, t.Any], arm: ArmSummary, settings: list[str]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bushpc.errors import DataError
 from bushpc.report.published import GeneratorRow, generator_rows
-from bushpc.report.results import Arm, Run
+from bushpc.report.results import Run
 from bushpc.report.scope import ReportScope
 from bushpc.report.table import NOTHING, Column, Number, RowData, Table
 from bushpc.report.tables.common import why_quoted
@@ -41,16 +41,18 @@ def generators_table(scope: ReportScope) -> Table | None:
     """FID and KID of every row and fold with counts and intervals; None if no generator was measured."""
     rows, features = [], set()
     for run in scope.runs:
-        for arm in scope.arms:
-            if arm.run is run.record:
-                for row, name in _rows(run, arm):
-                    rows.append(row)
-                    features |= {name} if name else set()
+        arms = {arm.name: arm.label for arm in scope.arms if arm.run is run.record}
+        for each, label in {**arms, **_generators(run)}.items():
+            for row, name in _rows(run, each, label):
+                rows.append(row)
+                features |= {name} if name else set()
     if not rows:
         return None
     [name] = features if len(features) == 1 else [""]
     is_fid = name.startswith(INCEPTION) or not name
-    paper = generator_rows(scope.runs[0].record.data) if scope.kind == "grid" else []
+    # Where generators only make scans for the rows, their distances are not the table that the grid is for.
+    compared = scope.kind == "grid" and not any(map(_generators, scope.runs))
+    paper = generator_rows(scope.runs[0].record.data) if compared else []
     rows += [_quoted(row) for row in paper]
     frechet, kernel = ("FID", "KID") if is_fid else ("Fréchet distance", "Kernel distance")
     columns = (
@@ -79,17 +81,22 @@ def generators_table(scope: ReportScope) -> Table | None:
     return Table.of("generators", "Generated scans against real ones held out", columns, rows, notes)
 
 
-def _rows(run: Run, arm: Arm) -> t.Iterator[tuple[Measured, str]]:
+def _generators(run: Run) -> dict[str, str]:
+    """The generators of a grid that are no rows of it: name → label."""
+    return {row.name: row.label for row in run.record.grid.generators} if run.record.grid else {}
+
+
+def _rows(run: Run, arm: str, label: str) -> t.Iterator[tuple[Measured, str]]:
     for cell in run.record.cells:
-        if cell.work != "quality" or (run.record.kind == "grid" and cell.row != arm.name):
+        if cell.work != "quality" or (run.record.kind == "grid" and cell.row != arm):
             continue
         file = RunDir(run.path).cell(cell.name).quality
         nothing = (NOTHING, NOTHING, NOTHING)
         if not file.exists():
-            yield Measured(label=arm.label, fold=str(cell.fold), frechet=nothing, kernel=nothing, state="not done"), ""
+            yield Measured(label=label, fold=str(cell.fold), frechet=nothing, kernel=nothing, state="not done"), ""
             continue
         try:
-            yield _measured(json.loads(file.read_text(encoding="utf-8")), arm.label, str(cell.fold))
+            yield _measured(json.loads(file.read_text(encoding="utf-8")), label, str(cell.fold))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{file} is damaged ({type(error).__name__}: {error}): run `bushpc retry` with this cell, or restore it"
