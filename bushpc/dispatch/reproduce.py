@@ -23,7 +23,9 @@ from bushpc.config import YAML_FAILS, CellConfig, Composer, config_names, places
 from bushpc.config.paper_splits import SOURCES, split_of
 from bushpc.config.read import load_yaml
 from bushpc.data.members import steps_of
+from bushpc.dispatch.chains import TO_COME
 from bushpc.dispatch.grid_file import load_grid
+from bushpc.dispatch.grid_words import is_of_rows, of_rows
 from bushpc.dispatch.status import read_status
 from bushpc.dispatch.step_time import StepTime, step_time
 from bushpc.errors import BushpcError, ConfigError, DataError, unknown_name
@@ -225,15 +227,18 @@ def _or_missing(state: str) -> str:
 
 def _cells(command: Sequence[str]) -> list[CellConfig]:
     """The settings of every row, without a fold. Raises: ConfigError."""
-    words = [word for word in command[1:] if not word.startswith(("-", "grid="))]
+    words = [word for word in command[1:] if not (word.startswith(("-", "grid=")) or is_of_rows(word))]
     if command[0] == "cv":
         return [Composer(words)({})]
     name = next(word.partition("=")[2] for word in command if word.startswith("grid="))
     if not name.endswith(".yaml") and places.config_file(f"grid/{name}") is None:
         raise ConfigError(f"grid {name}: there is no configs/grid/{name}.yaml in this version of bushpc")
-    grid = load_grid(name)
+    grid = of_rows(load_grid(name), [word for word in command if is_of_rows(word)])
     composer = Composer([*grid.base, *words])
-    return [composer(row.settings) for row in grid.rows]
+    to_come = {"data.synthetic": TO_COME}
+    rows = [row.settings | (to_come if row.scans else {}) for row in grid.rows]
+    # The first one says which data the step needs.
+    return [composer(settings) for settings in (*rows, *(row.settings for row in grid.generators))]
 
 
 def _data(cell: CellConfig) -> tuple[dict[str, bool], list[str]]:

@@ -101,8 +101,11 @@ def test_a_word_changes_one_row_alone(planned):
         (["rows.our.train.lr=1"], "unknown row 'our'; did you mean 'ours'"),
         (["rows.ours=1"], "rows.ours.train.lr=1e-3"),
         (["rows.ours.folds=grouped"], "the same for all rows"),
+        (
+            ["rows.ours_1.train.balance=true", "rows.ours_1.train.iterations=null", "rows.ours_1.train.epochs=2"],
+            "set train.iterations",
+        ),
         (["rows.ours.model=unet_small", "rows.ours.evaluate.metrics=[dice]"], "generates no scans"),
-        (["train.iterations=null", "train.balance=true", "train.epochs=2"], "set train.iterations"),
     ],
 )
 def test_what_cannot_run_is_refused_with_what_would(planned, words, said):
