@@ -101,10 +101,6 @@ def test_a_word_changes_one_row_alone(planned):
         (["rows.our.train.lr=1"], "unknown row 'our'; did you mean 'ours'"),
         (["rows.ours=1"], "rows.ours.train.lr=1e-3"),
         (["rows.ours.folds=grouped"], "the same for all rows"),
-        (
-            ["rows.ours_1.train.balance=true", "rows.ours_1.train.iterations=null", "rows.ours_1.train.epochs=2"],
-            "set train.iterations",
-        ),
         (["rows.ours.model=unet_small", "rows.ours.evaluate.metrics=[dice]"], "generates no scans"),
     ],
 )
@@ -112,6 +108,11 @@ def test_what_cannot_run_is_refused_with_what_would(planned, words, said):
     with pytest.raises((ConfigError, DataError)) as refused:
         planned(*words)
     assert said in str(refused.value)
+
+
+def test_steps_that_depend_on_labels_of_scans_to_come_are_refused(planned):
+    with pytest.raises(ConfigError, match=r"set train\.iterations"):
+        planned("train.balance=true", grid=GRID.replace("train.iterations=3", "train.epochs=2"))
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ def test_a_missing_grid_is_named_with_those_that_there_are(capsys):
 def test_every_row_of_a_grid_in_the_tree_can_be_composed_and_is_another_cell(name):
     grid = load_grid(name)
     composer = Composer([*grid.base, "data=phantom", "data.synthetic=made"])
-    assert len({composer(row.settings).hash for row in grid.rows}) == len(grid.rows)
+    rows = [*grid.rows, *grid.generators]
+    assert len({(row.scans, composer(row.settings).hash) for row in rows}) == len(rows)
 
 
 def test_table_4_and_the_prompt_grids_share_what_they_have_in_common(where):
