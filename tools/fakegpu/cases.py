@@ -112,6 +112,7 @@ def batch_of(cell: CellConfig, images: int) -> Batch:
         "spatial_prompts": ["a small lesion in the upper inner quadrant of the breast"] * images,
         "attribute_prompts": ["oval shape, circumscribed margin"] * images,
         "captions": ["breast ultrasound image of benign tumor"] * images,
+        "place_prompts": [(0.5, 0.5)] * images,
     }
     return Batch(
         keys=[f"scan{i}" for i in range(images)],
