@@ -21,7 +21,7 @@ from .fuzzing import cohorts, runs, shards
 from .fuzzing.mutations import mutant
 
 READERS = {**shards.READERS, **cohorts.READERS, **runs.READERS}
-INPUTS = int(os.environ.get("BUSHPC_FUZZ", "12"))
+INPUTS = int(os.environ.get("BUSHPC_FUZZ", "8"))
 KEPT: dict[str, tuple[int, ...]] = {}
 LONGEST_S = 30
 
