@@ -16,6 +16,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 import typing as t
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
 
         world = World.from_environment(this_step())
         try:
-            status = _train(world, overrides, run_file, stop)
+            cell_dir, stopped = _train(world, overrides, run_file, stop)
         except BushpcError:
             if world.size > 1:
                 atexit.register(end_without_farewell)
@@ -75,7 +76,10 @@ def train_here(overrides: Sequence[str], run_file: Path | None = None) -> int:
                 raise
             return 2
         leave()  # not when something failed: NCCL's own farewell may hang then
-        return status
+        if cell_dir is None:
+            return 2
+        # The other ranks leave quietly: a launcher would count their 75 as a failure, and could kill rank 0.
+        return STOPPED if stopped and world.is_main else 0
 
 
 def end_without_farewell() -> None:
@@ -85,7 +89,32 @@ def end_without_farewell() -> None:
     os._exit(2)
 
 
-def _train(world: World, overrides: Sequence[str], run_file: Path | None, stop: StopFlag) -> int:
+def train_in_python(overrides: Sequence[str]) -> CellDir:
+    """The same cell in the caller's own process, alone: `bushpc.train_cell`. Its promises and errors are there."""
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError(
+            "a training needs the main thread, as only that hears stop signals. Call bushpc.train_cell there, or run "
+            "`bushpc train` as a process"
+        )
+    with StopFlag() as stop:
+        from bushpc.dist import World, leave
+
+        try:
+            cell_dir, stopped = _train(World(), overrides, None, stop)
+        finally:
+            leave()
+    assert cell_dir is not None, "a single rank is rank 0"
+    if stopped:
+        raise TrainingError(
+            f"stopped by {stopped.signal_name} after step {stopped.step}, saved in {cell_dir}; the same call goes on"
+        )
+    return cell_dir
+
+
+def _train(
+    world: World, overrides: Sequence[str], run_file: Path | None, stop: StopFlag
+) -> tuple[CellDir | None, Stopped | None]:
+    """The cell's folder, None on a rank that was told of rank 0's error; and whether it was stopped."""
     # Every rank composes, as it has to know how the ranks meet; the data is rank 0's business.
     config = compose(overrides)
     if config.fold is None:
@@ -95,10 +124,8 @@ def _train(world: World, overrides: Sequence[str], run_file: Path | None, stop: 
     cell_dir = _cell_from_rank_0(world, config, ["bushpc", "train", *overrides], run_file)
     if cell_dir is None:
         _ended_by_launcher(stop)  # after rank 0: the launcher could end that before it has said why
-        return 2
-    stopped = _run(cell_dir, world, stop)
-    # The other ranks leave quietly: a launcher would count their 75 as a failure, and could kill rank 0.
-    return STOPPED if stopped and world.is_main else 0
+        return None, None
+    return cell_dir, _run(cell_dir, world, stop)
 
 
 def _require_world(world: World, config: CellConfig) -> None:

@@ -9,7 +9,11 @@ import griffe
 
 # What users of the package build on: page → title, and the objects by module.
 PAGES: dict[str, tuple[str, dict[str, str]]] = {
-    "use": ("Use a trained model", {"evaluate.predictor": "load Predictor Result", "evaluate.measure": "Measures"}),
+    "start": ("The entry points", {"api": "Shards pack open_shards train_cell read_results"}),
+    "use": (
+        "Use a trained model",
+        {"evaluate.predictor": "load Predictor Result", "evaluate.export": "export", "evaluate.measure": "Measures"},
+    ),
     "data": ("Read packed data", {"shards.manifest": "Manifest Record read_image read_mask verify"}),
     "results": (
         "Read runs and write reports",

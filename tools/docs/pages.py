@@ -1,4 +1,5 @@
-"""The pages as sphinx reads them: copies of docs/ and of files beside it, with links that fit the site.
+"""The pages as sphinx reads them: copies of docs/ and of files beside it, with links that fit the site. A notebook
+becomes a page with its text and code.
 
 A folder's README.md becomes its index, and the order of its links is the order in the navigation. So a page that no
 README links to is in no table of contents, which sphinx reports.
@@ -6,6 +7,7 @@ README links to is in no table of contents, which sphinx reports.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -24,7 +26,7 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 def write(root: Path, out: Path, generated: Mapping[str, str]) -> None:
     """Write every page into `out`. generated: text of further pages by their path on the site."""
-    sources = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in _sources(root)}
+    sources = {path.relative_to(root).as_posix(): _text(path) for path in _sources(root)}
     places = {name: place_of(name) for name in sources}
     texts = {places[name]: moved(text, name, places) for name, text in sources.items()} | dict(generated)
     texts["reference/index.md"] += _list_of(generated)
@@ -49,8 +51,16 @@ def _list_of(generated: Mapping[str, str]) -> str:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    yield from sorted(root.glob("docs/**/*.md"))
+    yield from sorted([*root.glob("docs/**/*.md"), *root.glob("docs/**/*.ipynb")])
     yield from (root / name for name in ELSEWHERE if (root / name).exists())
+
+
+def _text(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for source, kind in cells) + "\n"
 
 
 def place_of(name: str) -> str:
@@ -59,7 +69,8 @@ def place_of(name: str) -> str:
     >>> place_of("docs/how-to/README.md")
     'how-to/index.md'
     """
-    return ELSEWHERE.get(name) or re.sub(r"(^|/)README\.md$", r"\1index.md", name.removeprefix("docs/"))
+    place = re.sub(r"(^|/)README\.md$", r"\1index.md", name.removeprefix("docs/"))
+    return ELSEWHERE.get(name) or re.sub(r"\.ipynb$", ".md", place)
 
 
 def moved(text: str, name: str, places: Mapping[str, str]) -> str:
