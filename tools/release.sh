@@ -12,6 +12,7 @@ fail() { echo "release: $*" >&2; exit 2; }
 [ -z "$(git status --porcelain)" ] || fail "the tree has changes that no commit holds; commit or remove them"
 grep -q "^## $version" CHANGELOG.md || fail "CHANGELOG.md has no section '## $version'; write it"
 grep -q "^version: $version$" CITATION.cff || fail "CITATION.cff names another version than pyproject.toml ($version)"
+"$python" -m tools.docs.pictures --check || fail "pictures of the documentation are out of date"
 case "${GITHUB_REF_NAME:-v$version}" in "v$version") ;; *) fail "the tag is ${GITHUB_REF_NAME}, the version $version" ;; esac
 
 rm -rf "$out"

@@ -10,6 +10,7 @@ import pytest
 
 from bushpc.cli.app import commands
 from bushpc.config import compose, described
+from tools.docs import prose
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -116,3 +117,12 @@ def test_the_page_on_settings_names_every_section():
     assert {name for name in named if name.count(".") < 2} == sections
     for nested in named - sections:
         assert any(each.key.startswith(nested.removesuffix("*")) for each in described()), nested
+
+
+def test_plain_english_is_checked_outside_of_code_and_tables():
+    text = "# Utilize\n\n| utilize |\n\n```\nutilize\n```\n\nDo not\nutilize `anew` here. Start anew, please.\n"
+    [first, second] = prose.faults({"a.md": text})
+    assert first == "a.md: 'utilize' in 'Do not utilize CODE here. …': write use"
+    assert "'anew'" in second
+    assert not prose.faults({"a.md": f"{'word ' * (prose.LONGEST - 1)}end."})
+    assert "at most" in prose.faults({"a.md": f"{'word ' * prose.LONGEST}end."})[0]

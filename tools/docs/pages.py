@@ -34,7 +34,7 @@ def write(root: Path, out: Path, generated: Mapping[str, str]) -> None:
         path = out / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + contents(place, text, texts) if path.name == "index.md" else text, encoding="utf-8")
-    for picture in root.glob("docs/**/*.svg"):
+    for picture in [*root.glob("docs/**/*.svg"), *root.glob("docs/**/*.png")]:
         path = out / picture.relative_to(root / "docs")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.read_bytes())
