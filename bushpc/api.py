@@ -10,6 +10,7 @@ docs/tutorial/python.ipynb runs all of them.
 
 from __future__ import annotations
 
+import os
 import typing as t
 import warnings
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Shards:
         from bushpc.shards.split import find_folds, load_folds
 
         path = find_folds(self.manifest, self.folder, "frozen")
-        return load_folds(path, self.manifest.records, self.manifest.excerpt)
+        return dict(load_folds(path, self.manifest.records, self.manifest.excerpt).fold_by_key)
 
 
 def pack(
@@ -103,7 +104,7 @@ def train_cell(*settings: str) -> CellDir:
     return train_in_python(settings)
 
 
-def read_results(run: str | Path, *, row: str | None = None) -> pd.DataFrame:
+def read_results(run: str | os.PathLike[str], *, row: str | None = None) -> pd.DataFrame:
     """The metrics of every validation image of a run, a row per image and prompt source.
 
     row: of a grid; None takes all. The column `row` names it, and `run` the run. The other columns are those of

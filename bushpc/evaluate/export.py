@@ -53,8 +53,8 @@ FORMATS = ("safetensors", "torch", "onnx")
 
 
 def export(
-    run_dir: Path,
-    out: Path,
+    run_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     fold: int | None = None,
     row: str | None = None,
@@ -71,6 +71,7 @@ def export(
     The same call again finds it done. Raises: ConfigError where `out` holds something else, and for a format that the
     model cannot have; otherwise as `bushpc.load`.
     """
+    run_dir, out = Path(run_dir), Path(out)
     if (run_dir / EXPORT_FILE).exists():
         raise ConfigError(f"{run_dir} is an exported model already: copy the folder, or export from its run")
     licence = None if licence is None else checked(licence)

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import typing as t
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -316,7 +317,7 @@ def _warn(message: str) -> None:
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     fold: int | None = None,
     row: str | None = None,
@@ -333,13 +334,13 @@ def load(
     for a fold that is not done, or no longer whole.
     """
     choose_device(device)  # before gigabytes are read
-    path = hub.fetch(str(path), fold) if str(path).startswith(hub.PREFIX) else Path(path)
-    if (path / EXPORT_FILE).exists():
+    folder = hub.fetch(str(path), fold) if str(path).startswith(hub.PREFIX) else Path(path)
+    if (folder / EXPORT_FILE).exists():
         if row is not None:
-            raise ConfigError(f"{path} is an exported model and has no rows; leave row={row} out")
-        members, recipe = load_export(path, fold)
+            raise ConfigError(f"{folder} is an exported model and has no rows; leave row={row} out")
+        members, recipe = load_export(folder, fold)
     else:
-        run = open_run(path, fold, row, say)
+        run = open_run(folder, fold, row, say)
         members = [load_cell(cell) for cell in run.cells]
         recipe = Recipe.of(run.cells[0].config, rule_for(run, fold) if postprocess else PLAIN)
     return Predictor(members, recipe, device=device, tta=tta, postprocess=postprocess)
