@@ -64,7 +64,7 @@ def test_the_notebook_runs_and_each_entry_point_gives_what_its_page_says(tmp_pat
 def test_misuse_is_answered_with_what_to_do(tmp_path):
     with pytest.raises(DataError, match="bushpc pack"):
         bushpc.open_shards(tmp_path)
-    with pytest.raises(DataError, match="run directory"):
+    with pytest.raises(DataError, match="is not a run folder"):
         bushpc.read_results(tmp_path)
     with pytest.raises(ConfigError, match="fold=0"):
         bushpc.train_cell("model=unet_small", "data=phantom", "cluster=local", f"runs_dir={tmp_path}")
