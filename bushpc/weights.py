@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shlex
 import tempfile
@@ -17,7 +18,8 @@ import typing as t
 from pathlib import Path
 
 from bushpc import weight_file
-from bushpc.config import ModelConfig, WeightFile, as_word, compose, model_names, target_of
+from bushpc.config import ModelConfig, WeightFile, as_word, compose, config_names, model_names, target_of
+from bushpc.config.places import config_folders
 from bushpc.errors import DataError, WeightsError, first_of
 from bushpc.files import read_json, sha256_of, write_atomically
 
@@ -177,16 +179,27 @@ def _advice_in_a_job(model_class: type[torch.nn.Module], weights_dir: str | Path
 def _yamls_of(model_class: type[torch.nn.Module]) -> list[str]:
     """The names that `model=` takes for this class."""
     target = target_of(model_class)
-    names = model_names(target)
+    names = _names_among(target, tuple(config_names("model")), tuple(config_folders()))
     assert names, f"no yaml of configs/model has _target_: {target}"
     return names
+
+
+# `bushpc reproduce` asks for the commands of many cells: each yaml is read once for all, until somebody adds one.
+@functools.lru_cache
+def _names_among(target: str, names: tuple[str, ...], folders: tuple[Path, ...]) -> list[str]:
+    return model_names(target)
+
+
+@functools.lru_cache
+def _settings_of(name: str, folders: tuple[Path, ...]) -> dict[str, t.Any]:
+    return dataclasses.asdict(compose([f"model={name}"]).model)
 
 
 def _nearest_yaml(model_class: type[torch.nn.Module], config: ModelConfig) -> tuple[str, dict[str, t.Any]]:
     """The yaml with the fewest differences to `config`, and these differences."""
     changes = {}
     for name in _yamls_of(model_class):
-        given, own = dataclasses.asdict(config), dataclasses.asdict(compose([f"model={name}"]).model)
+        given, own = dataclasses.asdict(config), _settings_of(name, tuple(config_folders()))
         changes[name] = {key: value for key, value in given.items() if value != own[key]}
     nearest = min(changes, key=lambda name: len(changes[name]))
     return nearest, changes[nearest]

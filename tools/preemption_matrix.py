@@ -62,6 +62,8 @@ ITERATIONS, SAVE_EVERY, STEPS_PER_PREEMPTION = 16, 2, 4
 SCANS = 40
 # Far above what anything takes on a busy machine: a case that hangs is a finding, too.
 PATIENCE_S = 300.0
+# A run of seconds may be over before a busy machine looks at it: the case begins again.
+TRIES = 3
 LOOK_S, POLL_S, ASK_S = 0.002, 0.1, 1.0
 GRACE_S = 30
 LIMIT_MIN = 30
@@ -78,6 +80,10 @@ CI = (
 
 class CaseError(Exception):
     """What went wrong in a case, where it can go no further."""
+
+
+class MissedError(CaseError):
+    """The phase was over before it was seen, as on a busy machine: nothing was disturbed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +126,14 @@ class Case:
 class Result:
     """promised: what it has to be, `exact`, or `near` for a changed number of ranks. lost: steps done again.
 
-    back_s: from each disturbance to the first sign of the next start.
+    back_s: from each disturbance to the first sign of the next start. missed: the case's phase was, so try again.
     """
 
     name: str
     promised: str
     faults: list[str]
     seconds: float
+    missed: bool = False
     lost: int = 0
     back_s: tuple[float, ...] = ()
     goodput: float | None = None
@@ -288,7 +295,7 @@ class Trial:
     def run(self) -> Result:
         """Never raises: what went wrong is in the result."""
         began = time.monotonic()
-        share = None
+        share, missed = None, False
         try:
             self._submit(self.case.ranks)
             if self.case.action:
@@ -305,6 +312,7 @@ class Trial:
             share = account.share if account else None
         except Exception as error:  # a defect of this tool is one of this case alone
             self.faults.append(str(error) if isinstance(error, CaseError) else repr(error))
+            missed = isinstance(error, MissedError)
         finally:
             self._clear()
         return Result(
@@ -312,6 +320,7 @@ class Trial:
             promised="near" if self.case.ranks_after else "exact",
             faults=self.faults,
             seconds=round(time.monotonic() - began, 1),
+            missed=missed,
             lost=self.lost,
             back_s=tuple(self.back_s),
             goodput=share,
@@ -366,7 +375,7 @@ class Trial:
             if (self.cell_dir / "DONE").exists():
                 break
             time.sleep(LOOK_S)
-        raise CaseError(f"never caught during {self.case.phase}: {self._log()}")
+        raise MissedError(f"never caught during {self.case.phase}: {self._log()}")
 
     def _in_phase(self) -> bool:
         phase = self._progress()
@@ -630,7 +639,12 @@ def work(cases: queue.SimpleQueue[Case], bench: Bench, cluster: Cluster, lane: s
             case = cases.get_nowait()
         except queue.Empty:
             return
-        result = Trial(bench, case, cluster, lane).run()
+        for number in range(TRIES):
+            result = Trial(bench, case, cluster, lane).run()
+            if not result.missed:
+                break
+            run_dir = bench.run_dir(case)
+            run_dir.rename(run_dir.with_name(f"{case.name}.missed-{number}"))
         bench.ended(case)
         results.append(result)
         print(f"{time.strftime('%H:%M:%S')} {line_of(result)}", file=sys.stderr, flush=True)
