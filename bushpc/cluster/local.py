@@ -179,7 +179,9 @@ def slot_lines(profile: ClusterConfig) -> list[str]:
         devices = ",".join(visible[i * gpus : (i + 1) * gpus])
         lock = shlex.quote(str(folder / str(i)))
         places.append(f"{{ exec 9>>{lock}; flock -n 9 && export CUDA_VISIBLE_DEVICES={devices}; }}")
-    return [f"until {' || '.join(places)}; do sleep 0.5; done"]
+    # Only the first of those that wait for the same places looks at them; the others sleep until it is their turn.
+    turn = shlex.quote(str(folder / f"turn-{len(places)}-{gpus}"))
+    return [f"exec 8>>{turn}", "flock 8", f"until {' || '.join(places)}; do sleep 0.5; done", "exec 8>&-"]
 
 
 def job_script(lines: Sequence[str], jobs_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -193,13 +194,30 @@ def test_a_slot_folder_that_is_not_ours_is_refused(cv, tmp_path, monkeypatch, ma
 
 def test_the_slot_folder_is_open_to_its_user_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    [line] = local.slot_lines(compose([*SMALL, "cluster.parallel=1"]).cluster)
+    line = " && ".join(local.slot_lines(compose([*SMALL, "cluster.parallel=1"]).cluster))
     folder = tmp_path / f"bushpc-slots-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     # Taking a slot leaves what is in the file as it is.
     (folder / "0").write_text("kept")
     subprocess.run(["/bin/sh", "-c", line], check=True, timeout=300)
     assert (folder / "0").read_text() == "kept"
+
+
+def test_a_cell_that_is_killed_while_it_waits_for_a_place_holds_up_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    wait_for_place = " && ".join(local.slot_lines(compose([*SMALL, "cluster.parallel=1"]).cluster))
+    through = tmp_path / "through"
+    with open(tmp_path / f"bushpc-slots-{os.getuid()}" / "0", "a") as place:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        waiting = []
+        for name in ("first", "second", "third"):
+            waiting.append(subprocess.Popen(["bash", "-c", f"{wait_for_place} && echo {name} >>{through}"]))
+            time.sleep(0.5)  # so that the first is the one that looks
+        waiting[0].terminate()
+        waiting[0].wait(60)
+        assert not through.exists()
+    assert [job.wait(60) for job in waiting[1:]] == [0, 0]
+    assert sorted(through.read_text().split()) == ["second", "third"]
 
 
 def test_a_submission_lets_go_of_the_callers_pipe(tmp_path, phantom_folder):
