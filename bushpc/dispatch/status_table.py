@@ -36,7 +36,10 @@ def status_table(status: RunStatus, width: int, every: bool = False, height: int
     from rich.text import Text
 
     shown = status.cells
-    most = MOST_ROWS if height is None else min(MOST_ROWS, max(3, height - LINES_AROUND))
+    title = str(status.run_dir)
+    most = MOST_ROWS
+    if height is not None:
+        most = min(most, max(3, height - LINES_AROUND - (len(title) - 1) // width))
     if len(shown) > most and not every:
         shown = [cell for cell in shown if needs_eyes(cell)][:most]
     reasons = [cell for cell in shown if cell.reason]
@@ -44,7 +47,7 @@ def status_table(status: RunStatus, width: int, every: bool = False, height: int
         shown = shown[: max(3, most - min(len(reasons), most // 3))]
         reasons = [cell for cell in shown if cell.reason][: most // 3]
     rows = [row_of(cell, status.run_dir) for cell in shown]
-    table = Table(title=f"{status.run_dir}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = _fitting(rows, width)
     for name in columns:
         table.add_column(name, no_wrap=True, justify="left" if name in ("cell", "state", "where", "log") else "right")
