@@ -43,7 +43,15 @@ RUNS_CODE = {
     **dict.fromkeys(("yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "shutil.unpack_archive"), None),
     **dict.fromkeys(("eval", "exec", "instantiate", "hydra.utils.instantiate", "hydra.utils.call"), None),
 }
-SAFE_LOADERS = {"YAML_LOADER", "_Unambiguous", "yaml.SafeLoader", "YAML_LOADER if deepest < DEEP else yaml.SafeLoader"}
+# What this process's own workers made, in memory without a name: no file is read.
+FROM_OWN_WORKERS = (PACKAGE / "data" / "workers.py", "pickle.loads")
+SAFE_LOADERS = {
+    "YAML_LOADER",
+    "_Unambiguous",
+    "Unambiguous",
+    "yaml.SafeLoader",
+    "YAML_LOADER if deepest < DEEP else yaml.SafeLoader",
+}
 
 
 def test_nothing_in_the_package_reads_a_file_by_a_call_that_can_run_code():
@@ -52,6 +60,8 @@ def test_nothing_in_the_package_reads_a_file_by_a_call_that_can_run_code():
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call) or (name := ast.unparse(call.func)) not in RUNS_CODE:
                 assert not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".extractall")), path
+                continue
+            if (path, name) == FROM_OWN_WORKERS:
                 continue
             where, needed = f"{path}:{call.lineno}: {name}", RUNS_CODE[name]
             assert needed, where
