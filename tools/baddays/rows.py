@@ -165,32 +165,28 @@ def held(day: Day) -> str:
 
 
 def drained(day: Day) -> str:
-    nodes = "n1,n2"
     with day.frozen():
-        day.cluster.ask("scontrol", "update", f"NodeName={nodes}", "State=DRAIN", "Reason=repair")
-        try:
-            day.cluster.ask("scancel", "--signal=USR2", day.job_id)
-            day.thaw()
-            day.until(lambda: day.in_queue("PENDING"), "the job to wait")
-            time.sleep(SHORTER_S)
-            said = day.status("queued")
-        finally:
-            day.cluster.ask("scontrol", "update", f"NodeName={nodes}", "State=RESUME")
-    return f"Status: {day.line(said, 'queued:')}"
+        day.cluster.ask("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=repair")
+        return _waits(day, "update", "NodeName=n1,n2", "State=RESUME")
 
 
 def reserved(day: Day) -> str:
     with day.frozen():
         words = ("StartTime=now", "Duration=10", "Users=root", "Flags=MAINT,IGNORE_JOBS", "Nodes=ALL")
         day.cluster.ask("scontrol", "create", "reservation", "ReservationName=repair", *words)
-        try:
-            day.cluster.ask("scancel", "--signal=USR2", day.job_id)
-            day.thaw()
-            day.until(lambda: day.in_queue("PENDING"), "the job to wait")
-            time.sleep(SHORTER_S)
-            said = day.status("queued")
-        finally:
-            day.cluster.ask("scontrol", "delete", "ReservationName=repair")
+        return _waits(day, "delete", "ReservationName=repair")
+
+
+def _waits(day: Day, *lifted: str) -> str:
+    """The job is stopped and has nowhere to go on, until `scontrol` is told `lifted`."""
+    try:
+        day.cluster.ask("scancel", "--signal=USR2", day.job_id)
+        day.thaw()
+        day.until(lambda: day.in_queue("PENDING"), "the job to wait")
+        time.sleep(SHORTER_S)
+        said = day.status("queued")
+    finally:
+        day.cluster.ask("scontrol", *lifted)
     return f"Status: {day.line(said, 'queued:')}"
 
 
